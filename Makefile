@@ -1,0 +1,63 @@
+# make help lists the targets. Everything runs from .venv, which jobs/setup.sh makes and keeps current.
+.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate bench lint format clean distclean
+.DEFAULT_GOAL := help
+# In order, also under make -j: the parts share two cores.
+.NOTPARALLEL:
+SHELL := /bin/bash
+
+PY     := .venv/bin/python
+PYTEST := $(PY) -m pytest
+MPIRUN ?= mpirun
+BENCH  ?= ising ising-exact halo partial-evolution
+
+# Containers and CI run as root and have fewer cores than ranks; Open MPI refuses both unless told.
+export OMPI_ALLOW_RUN_AS_ROOT = 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
+export OMPI_MCA_rmaps_base_oversubscribe = 1
+# Ranks are the parallelism: without this each one starts a thread per core.
+ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s'|'
+
+setup: ## make or update .venv (Debian packages, pinned Python packages, parallel h5py)
+	@jobs/setup.sh
+
+demo: setup ## the main job on 2 ranks; results in demo-out/
+	$(ONE_THREAD) $(MPIRUN) -n 2 $(PY) drivers/demo.py --out demo-out
+
+test: setup lint test-serial test-cudasim test-mpi-2 test-mpi-4 ## lint, then the suite on 1 rank, in the CUDA simulator, on 2 and 4 ranks
+
+test-serial: setup ## the whole suite on one rank
+	timeout -k 10 1800 $(PYTEST) -q
+
+test-cudasim: setup ## kernels in the CUDA simulator
+	NUMBA_ENABLE_CUDASIM=1 timeout -k 10 900 $(PYTEST) -q -m kernel
+
+# Ranks above 0 report to test-logs/. timeout is the last guard should the ones in the suite fail.
+test-mpi-2 test-mpi-4: test-mpi-%: setup ## the tests marked mpi on 2 (4) ranks
+	@rm -rf test-logs
+	$(ONE_THREAD) timeout -k 10 900 $(MPIRUN) -n $* $(PYTEST) -q -m mpi --color=no -p no:cacheprovider \
+	|| { tail -v -n 30 test-logs/*.log; exit 1; }
+
+test-validate: setup ## long physics tests, one rank
+	$(PYTEST) --validate -m validate --timeout 7200
+
+bench: setup ## measure speed; BENCH="ising halo" chooses
+	@for name in $(BENCH); do .venv/bin/mpiflow bench $$name || exit 1; done
+
+lint: setup ## ruff, formatting, types
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+format: setup ## let ruff rewrite the code
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean: ## remove results and caches, keep .venv
+	rm -rf demo-out test-logs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find mpiflow drivers tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf .venv .setup.lock

@@ -1,0 +1,175 @@
+"""Test error of the learned macroscopic dynamics against patch side: Fig. 3 and 4.
+
+Chen et al., arXiv:2511.12842, section III.2, first part: the large system is 64^2
+at T = 2.5, h = 0.1; the microscopic simulator may be as small as 8^2. Prints ours
+and the naive baseline beside the published numbers and writes into --out:
+results.json, table.md, closure_<patch>.png, models/, truth.h5.
+
+    mpirun -n 2 .venv/bin/python drivers/ising_closure.py --out results/ising_closure
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpiflow import metrics, parallel
+from mpiflow.learn import experiment
+from mpiflow.learn.dataset import DataPlan
+from mpiflow.learn.training import Schedule
+from mpiflow.plots import latent_figure
+from mpiflow.systems.ising import Ising
+
+#: Published test errors (relative squared errors, one seed, 20 trajectories): ours, naive.
+PUBLISHED = {
+    8: (0.028369, 0.130593),
+    16: (0.000798, 0.032041),
+    32: (0.000450, 0.001286),
+    64: (0.001953, 0.002089),
+}
+MAGNETIZATIONS = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75)
+SYSTEM = Ising(temperature=2.5, field=0.1)
+
+
+def main() -> None:
+    options = parse()
+    comm = parallel.start()
+    out = Path(options.out)
+    with parallel.agreed(comm):
+        plan = DataPlan(
+            states=options.states,
+            repeats=options.repeats,
+            duration=options.duration,
+            halo=options.halo,
+            buffer=options.buffer,
+        )
+        plans = {
+            (patch, seed): replace(plan, patch=patch)
+            for patch in options.patches
+            for seed in range(options.seeds)
+        }
+        schedule = Schedule(epochs=options.epochs)
+    if comm.rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+    data = experiment.generate(SYSTEM, plans, comm)
+    tasks: list[experiment.Task] = [
+        (patch, method, seed) for patch, seed in plans for method in ("partial", "naive")
+    ]
+    models = experiment.learn(SYSTEM, data, tasks, comm=comm, schedule=schedule)
+    # One step of the published grid is 4096 flips, 6.2 units of time on average.
+    times = 6.0 * np.arange(options.steps + 1)
+    encoders = {(p, s): models[p, "partial", s] for p, s in plans}
+    truth = experiment.simulate_truth(
+        SYSTEM,
+        plan.large,
+        MAGNETIZATIONS,
+        options.replicas,
+        times,
+        encoders,
+        seed=options.seed,
+        comm=comm,
+    )
+    results, _ = experiment.evaluate(models, truth, seed=options.seed, comm=comm)
+    if comm.rank == 0:
+        assert truth is not None
+        experiment.write_truth(out / "truth.h5", truth, SYSTEM, plan.large, options.seed)
+        for (patch, method, seed), model in models.items():
+            model.save(out / "models" / f"{method}_{patch}_{seed}")
+        report(out, results, options, times)
+
+
+def report(
+    out: Path,
+    results: experiment.Results[experiment.Comparison],
+    options: argparse.Namespace,
+    times: np.ndarray,
+) -> None:
+    """Print and write the table, results.json and one figure for each patch side."""
+    lines = [
+        "| patch | method | published | test error | observables alone | spread error "
+        "| noise floor | clipped |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    entries: list[dict[str, Any]] = []
+    for patch in options.patches:
+        for column, method in enumerate(("partial", "naive")):
+            runs = [results[patch, method, seed] for seed in range(options.seeds)]
+            published = PUBLISHED.get(patch, (None, None))[column]
+            error = [r.error for r in runs]
+            lines.append(
+                f"| {patch} | {'ours' if method == 'partial' else 'naive'} "
+                f"| {'' if published is None else f'{published:.5f}'} "
+                f"| {with_error(error)} "
+                f"| {with_error([r.observable_error for r in runs])} "
+                f"| {with_error([r.spread_error for r in runs])} "
+                f"| {np.mean([r.floor for r in runs]):.1e} "
+                f"| {sum(r.clipped for r in runs)} |"
+            )
+            for name in ("error", "observable_error", "spread_error"):
+                values = [getattr(r, name) for r in runs]
+                stderr = metrics.standard_error(np.array(values))
+                entries.append(
+                    {
+                        "quantity": f"{name} patch {patch} {method}",
+                        "ours": float(np.mean(values)),
+                        "stderr": None if np.isnan(stderr) else stderr,
+                        "published": published if name == "error" else None,
+                        "exact": None,
+                    }
+                )
+        early = times <= 240.0
+        first = results[patch, "partial", 0]
+        latent_figure(
+            out / f"closure_{patch}.png",
+            times[early],
+            tuple(m[early] for m in first.truth),  # type: ignore[arg-type]
+            {
+                label: tuple(m[early] for m in results[patch, method, 0].prediction)  # type: ignore[misc]
+                for label, method in (("ours", "partial"), ("naive", "naive"))
+            },
+            groups=MAGNETIZATIONS,
+            title=f"Ising 64^2, T=2.5, h=0.1, learned from {patch}^2",
+        )
+    table = "\n".join(lines)
+    print(table)
+    (out / "table.md").write_text(table + "\n")
+    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+
+
+def with_error(values: list[float]) -> str:
+    """Mean and standard error over seeds."""
+    stderr = metrics.standard_error(np.array(values))
+    mean = f"{np.mean(values):.5f}"
+    return mean if np.isnan(stderr) else f"{mean} ± {stderr:.5f}"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--out", default="results/ising_closure", help="directory for the results")
+    add("--patches", type=int, nargs="+", default=[8, 16, 32, 64], help="patch sides")
+    add("--seeds", type=int, default=3, help="independent data sets and trainings")
+    add("--states", type=int, default=20_000, help="large states in each training set")
+    add("--repeats", type=int, default=16, help="partial evolutions of each state")
+    add("--duration", type=float, default=0.5, help="length of a partial evolution")
+    add("--halo", choices=["frozen", "wrap"], default="frozen", help="surroundings of a patch")
+    add("--buffer", type=int, default=0, help="sites around a patch that evolve with it")
+    add("--epochs", type=int, default=60, help="most epochs of the SDE training")
+    add("--replicas", type=int, default=500, help="true trajectories for each magnetization")
+    add("--steps", type=int, default=500, help="frames, 6 units of time apart")
+    add("--seed", type=int, default=20251112, help="seed of the truth and of the rollouts")
+    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args()
+    if options.smoke:
+        options.patches, options.seeds, options.states, options.repeats = [16], 2, 200, 2
+        options.epochs, options.replicas, options.steps = 3, 4, 5
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""Speed of the parts of mpiflow, measured on the ranks that are there.
+
+Every number is the median over a few repeats, with the smallest and largest
+beside it. With several ranks the work of all of them is divided by the time of
+the slowest.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow import initial
+from mpiflow.block import Block
+from mpiflow.device import Device, kernel, rule
+from mpiflow.errors import InputError
+from mpiflow.lattice import Lattice, Layout
+from mpiflow.noise import stream_key, threefry
+from mpiflow.scaleup import partial_evolution
+from mpiflow.solvers.nfold import NFold
+from mpiflow.solvers.sublattice import Sublattice
+from mpiflow.systems.ising import Ising
+
+Row = dict[str, Any]
+
+REPEATS = 5
+#: Seconds that one repeat should take at least.
+LONG_ENOUGH = 0.2
+CRITICAL = Ising(temperature=2.269, field=0.05)
+
+
+def run(name: str, comm: MPI.Intracomm, *, device: str = "cpu", small: bool = False) -> list[Row]:
+    """All cases of one benchmark. Collective; every rank gets the rows.
+
+    Parameters
+    ----------
+    name : a key of :data:`BENCHES`
+    small : tiny sizes and a single short repeat, to test the benchmark itself
+
+    Returns
+    -------
+    rows of ``bench, case, value, unit, min, max``
+    """
+    if name not in BENCHES:
+        raise InputError("bench", name, f"one of {', '.join(BENCHES)}", "Try ising.")
+    if device != "cpu" and name != "ising":
+        raise InputError("device", device, f"'cpu' for the {name} benchmark", "Try ising.")
+    meter = Meter(name, comm, repeats=1 if small else REPEATS, seconds=0 if small else LONG_ENOUGH)
+    BENCHES[name](meter, device, small)
+    return meter.rows
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as aligned text."""
+    cells = [["bench", "case", "value", "unit", "min", "max"]]
+    cells += [[_cell(row[column]) for column in cells[0]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class Meter:
+    """Times work on all ranks and collects the rows of one benchmark."""
+
+    def __init__(self, bench: str, comm: MPI.Intracomm, *, repeats: int, seconds: float) -> None:
+        self.bench, self.comm = bench, comm
+        self.repeats, self.seconds = repeats, seconds
+        self.rows: list[Row] = []
+
+    def rate(self, case: str, unit: str, scale: float, work: Callable[[int], int]) -> None:
+        """Record work per time; ``work(n)`` does n rounds and returns what this rank did."""
+        self._record(case, unit, [scale * done / spent for done, _, spent in self._times(work)])
+
+    def cost(self, case: str, unit: str, scale: float, work: Callable[[int], int]) -> None:
+        """Record time per round."""
+        self._record(case, unit, [scale * spent / rounds for _, rounds, spent in self._times(work)])
+
+    def _times(self, work: Callable[[int], int]) -> Iterator[tuple[int, int, float]]:
+        """(work of all ranks, rounds, seconds of the slowest rank) of each repeat."""
+        self._time(work, 1)  # compiles
+        rounds = 1
+        while (spent := self._time(work, rounds)[1]) < self.seconds:
+            # Every rank sees the same time and so chooses the same number.
+            rounds = math.ceil(rounds * min(10.0, 1.2 * self.seconds / max(spent, 1e-9)))
+        for _ in range(self.repeats):
+            done, spent = self._time(work, rounds)
+            yield done, rounds, spent
+
+    def _time(self, work: Callable[[int], int], rounds: int) -> tuple[int, float]:
+        self.comm.Barrier()
+        start = time.perf_counter()
+        done = work(rounds)
+        spent = time.perf_counter() - start
+        return self.comm.allreduce(done), self.comm.allreduce(spent, op=MPI.MAX)
+
+    def _record(self, case: str, unit: str, values: list[float]) -> None:
+        ranks = f", {self.comm.size} ranks" if self.comm.size > 1 else ""
+        self.rows.append(
+            {
+                "bench": self.bench,
+                "case": case + ranks,
+                "value": float(np.median(values)),
+                "unit": unit,
+                "min": min(values),
+                "max": max(values),
+            }
+        )
+
+
+# -- the benchmarks ------------------------------------------------------------------------
+
+
+def _ising(meter: Meter, device: str, small: bool) -> None:
+    """Attempts per nanosecond: one large lattice, and batches of small ones."""
+    on = Device(device)
+    for side in (16,) if small else (1024, 4096):
+        layout = Layout.balanced(Lattice((side, side)), meter.comm.size)
+        tile = Block.tile(layout, meter.comm, device=on)
+        initial.independent(tile, seed=1)
+        _sublattice(meter, f"{side}^2", tile)
+    for side, batch in ((4, 16),) if small else ((16, 8192), (64, 1024)):
+        states = np.ones((batch, side, side), np.int8)
+        boxes = Block.periodic(states, meter.comm.rank * batch + np.arange(batch), device=on)
+        initial.independent(boxes, seed=1)
+        _sublattice(meter, f"{batch} of {side}^2", boxes)
+
+
+def _sublattice(meter: Meter, case: str, block: Block) -> None:
+    for dt in (math.inf, 0.25):
+        solver = Sublattice(CRITICAL, dt)
+
+        def work(steps: int, solver: Sublattice = solver) -> int:
+            solver.advance(block, steps, seed=1)
+            return steps * block.batch * math.prod(block.shape)
+
+        meter.rate(f"{case}, dt={dt:g}", "updates/ns", 1e-9, work)
+
+
+def _ising_exact(meter: Meter, device: str, small: bool) -> None:
+    """Events of the n-fold way per microsecond, one critical lattice on each rank."""
+    for side in (8,) if small else (64, 256):
+        block = Block.periodic(np.ones((1, side, side), np.int8), np.array([meter.comm.rank]))
+        initial.independent(block, seed=1)
+        solver = NFold(Ising(temperature=2.269))
+        solver.advance(block, seed=1, flips=(2 if small else 20) * side**2)  # forget the start
+
+        def work(rounds: int, block: Block = block, solver: NFold = solver) -> int:
+            events = rounds * 20 * math.prod(block.shape)
+            solver.advance(block, seed=1, flips=events)
+            return events
+
+        meter.rate(f"{side}^2, T=2.269", "events/us", 1e-6, work)
+
+
+def _halo(meter: Meter, device: str, small: bool) -> None:
+    """Microseconds to fill the halo of a tile from its neighbours."""
+    grid = Layout.balanced(Lattice((2**15, 2**15)), meter.comm.size).ranks_grid
+    for side in (8,) if small else (64, 256, 1024, 4096):
+        lattice = Lattice(tuple(side * n for n in grid))
+        tile = Block.tile(Layout(lattice, grid), meter.comm)
+
+        def work(rounds: int, tile: Block = tile) -> int:
+            for _ in range(rounds):
+                tile.fill_halo()
+            return rounds
+
+        meter.cost(f"{side}^2 a rank", "us/exchange", 1e6, work)
+
+
+def _partial_evolution(meter: Meter, device: str, small: bool) -> None:
+    """Microseconds to evolve one patch of a 64^2 lattice for half a time unit."""
+    count, side = (4, 16) if small else (4096, 64)
+    members = meter.comm.rank * count + np.arange(count)
+    block = Block.periodic(np.ones((count, side, side), np.int8), members)
+    initial.independent(block, seed=1)
+    states = np.ascontiguousarray(block.inner())
+    cases = ((8, "frozen"),) if small else ((16, "frozen"), (16, "wrap"), (32, "frozen"))
+    for patch, halo in cases:
+
+        def work(rounds: int, patch: int = patch, halo: Any = halo) -> int:
+            for _ in range(rounds):
+                partial_evolution(
+                    states, members, CRITICAL, patch, seed=1, halo=halo, duration=0.5, dt=0.25
+                )
+            return rounds * count
+
+        meter.rate(f"{patch}^2 of {side}^2, {halo}, t=0.5, dt=0.25", "pairs/us", 1e-6, work)
+    for row in meter.rows:
+        row |= {
+            "value": 1 / row["value"],
+            "unit": "us/pair",
+            "min": 1 / row["max"],
+            "max": 1 / row["min"],
+        }
+
+
+def _noise(meter: Meter, device: str, small: bool) -> None:
+    """64-bit words per nanosecond of our generator and of the one we did not choose."""
+    sites = np.arange(64 if small else 4096, dtype=np.uint64)
+    out = np.empty((2, sites.size), np.uint64)
+    key = stream_key(1, "sublattice")
+
+    for name, fill in (("threefry2x64-13", fill_threefry), ("philox4x32-10", fill_philox)):
+
+        def work(rounds: int, fill: Any = fill) -> int:
+            fill(key, np.uint64(0), rounds, sites, out)
+            return rounds * out.size
+
+        meter.rate(name, "words/ns", 1e-9, work)
+
+
+BENCHES: dict[str, Callable[[Meter, str, bool], None]] = {
+    "ising": _ising,
+    "ising-exact": _ising_exact,
+    "halo": _halo,
+    "partial-evolution": _partial_evolution,
+    "noise": _noise,
+}
+
+
+# -- generators ----------------------------------------------------------------------------
+
+
+@kernel
+def fill_threefry(
+    key: np.ndarray, first: np.uint64, steps: int, sites: np.ndarray, out: np.ndarray
+) -> None:
+    """Both words of every site, over and over for ``steps`` steps."""
+    k0, k1 = key[0], key[1]
+    even, odd = out[0], out[1]
+    for step in range(steps):
+        for i in range(sites.size):
+            even[i], odd[i] = threefry(k0, k1, first + np.uint64(step), sites[i])
+
+
+@rule
+def _philox_round(
+    x0: np.uint64, x1: np.uint64, x2: np.uint64, x3: np.uint64, key: tuple[np.uint64, np.uint64]
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    p = np.uint64(0xD2511F53) * x0
+    q = np.uint64(0xCD9E8D57) * x2
+    return (q >> half) ^ x1 ^ key[0], q & low, (p >> half) ^ x3 ^ key[1], p & low
+
+
+@rule
+def _philox_key(k0: np.uint64, k1: np.uint64, number: np.uint64) -> tuple[np.uint64, np.uint64]:
+    low = np.uint64(0xFFFFFFFF)
+    return (
+        (k0 + number * np.uint64(0x9E3779B9)) & low,
+        (k1 + number * np.uint64(0xBB67AE85)) & low,
+    )
+
+
+@kernel
+def fill_philox(
+    key: np.ndarray, first: np.uint64, steps: int, sites: np.ndarray, out: np.ndarray
+) -> None:
+    """The same amount of noise from Philox4x32-10 [Salmon et al., SC11], to compare speeds.
+
+    Written without a loop over the rounds, as our Threefry, so that it vectorises too.
+    """
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    k0, k1 = key[0] & low, key[1] & low
+    r0 = _philox_key(k0, k1, np.uint64(0))
+    r1 = _philox_key(k0, k1, np.uint64(1))
+    r2 = _philox_key(k0, k1, np.uint64(2))
+    r3 = _philox_key(k0, k1, np.uint64(3))
+    r4 = _philox_key(k0, k1, np.uint64(4))
+    r5 = _philox_key(k0, k1, np.uint64(5))
+    r6 = _philox_key(k0, k1, np.uint64(6))
+    r7 = _philox_key(k0, k1, np.uint64(7))
+    r8 = _philox_key(k0, k1, np.uint64(8))
+    r9 = _philox_key(k0, k1, np.uint64(9))
+    even, odd = out[0], out[1]
+    for step in range(steps):
+        counter = first + np.uint64(step)
+        for i in range(sites.size):
+            x0, x1 = counter & low, counter >> half
+            x2, x3 = sites[i] & low, sites[i] >> half
+            x0, x1, x2, x3 = _philox_round(x0, x1, x2, x3, r0)
+            x0, x1, x2, x3 = _philox_round(x0, x1, x2, x3, r1)
+            x0, x1, x2, x3 = _philox_round(x0, x1, x2, x3, r2)
+            x0, x1, x2, x3 = _philox_round(x0, x1, x2, x3, r3)
+            x0, x1, x2, x3 = _philox_round(x0, x1, x2, x3, r4)
+            x0, x1, x2, x3 = _philox_round(x0, x1, x2, x3, r5)
+            x0, x1, x2, x3 = _philox_round(x0, x1, x2, x3, r6)
+            x0, x1, x2, x3 = _philox_round(x0, x1, x2, x3, r7)
+            x0, x1, x2, x3 = _philox_round(x0, x1, x2, x3, r8)
+            x0, x1, x2, x3 = _philox_round(x0, x1, x2, x3, r9)
+            even[i] = x0 << half | x1
+            odd[i] = x2 << half | x3

@@ -1,0 +1,359 @@
+"""A Block: boxes of global lattice sites plus a halo, and how the halo is filled.
+
+One object does every job of the method; only the halo policy differs.
+
+============  =========================================================
+``exchange``  the boxes are the tiles of MPI ranks; halos come from the
+              neighbouring ranks (this is the only place that does so)
+``wrap``      each box is closed on itself, periodic
+``frozen``    the halo holds the true surroundings at the time of the cut
+              and never changes
+============  =========================================================
+
+A block is a batch of ``B`` equal boxes: ``B = 1`` for a rank's tile, many for
+an ensemble of small lattices or for the patches of partial evolution. Kernels
+see arrays and origins; they cannot see ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow.device import Device, kernel
+from mpiflow.errors import InputError
+from mpiflow.lattice import Lattice, Layout, Shape
+
+HaloPolicy = Literal["exchange", "wrap", "frozen"]
+
+
+class HaloExchange:
+    """Fill a field's halo from the neighbouring ranks of a Cartesian communicator.
+
+    One axis after the other, the later ones including the halo of the earlier,
+    so that corners arrive without diagonal messages. Requests are persistent and
+    MPI reads and writes the field's own memory through subarray types. An axis
+    with a single rank is wrapped by a copy.
+
+    Parameters
+    ----------
+    cart : periodic Cartesian communicator
+    array : (1, *padded) host array, fixed for the life of this object
+    halo : width in sites
+    """
+
+    def __init__(self, cart: MPI.Cartcomm, array: np.ndarray, halo: int) -> None:
+        self.array, self.halo = array, halo
+        self.requests: list[list[MPI.Prequest]] = []
+        padded = array.shape[1:]
+        mpi_type = MPI._typedict[array.dtype.char]
+        for axis, ranks in enumerate(cart.dims):
+            requests: list[MPI.Prequest] = []
+            if ranks > 1:
+                low_rank, high_rank = cart.Shift(axis, 1)
+                sizes = list(padded)
+                sizes[axis] = halo
+                low_halo, low_edge, high_edge, high_halo = (
+                    mpi_type.Create_subarray(
+                        padded, sizes, [start if a == axis else 0 for a in range(len(padded))]
+                    ).Commit()
+                    for start in _strip_starts(padded[axis], halo)
+                )
+                up, down = 2 * axis, 2 * axis + 1  # tags: two ranks may be both neighbours
+                requests = [
+                    cart.Recv_init([array, 1, low_halo], low_rank, up),
+                    cart.Recv_init([array, 1, high_halo], high_rank, down),
+                    cart.Send_init([array, 1, high_edge], high_rank, up),
+                    cart.Send_init([array, 1, low_edge], low_rank, down),
+                ]
+            self.requests.append(requests)
+
+    def __call__(self) -> None:
+        for axis, requests in enumerate(self.requests):
+            if requests:
+                MPI.Prequest.Startall(requests)
+                MPI.Prequest.Waitall(requests)
+            else:
+                _wrap_axis(Device("cpu"), self.array, axis + 1, self.halo)
+
+
+def _strip_starts(padded: int, halo: int) -> tuple[int, int, int, int]:
+    """First index of: low halo, low edge, high edge, high halo."""
+    return 0, halo, padded - 2 * halo, padded - halo
+
+
+def _strip(array: Any, axis: int, start: int, width: int) -> Any:
+    index = [slice(None)] * len(array.shape)
+    index[axis] = slice(start, start + width)
+    return array[tuple(index)]
+
+
+def _wrap_axis(device: Device, array: Any, axis: int, halo: int) -> None:
+    """Copy the opposite edges into the halo along one array axis."""
+    low_halo, low_edge, high_edge, high_halo = (
+        _strip(array, axis, start, halo) for start in _strip_starts(array.shape[axis], halo)
+    )
+    device.copy_box(low_halo, high_edge)
+    device.copy_box(high_halo, low_edge)
+
+
+@dataclass
+class Block:
+    """A batch of equal boxes with halos.
+
+    Attributes
+    ----------
+    lattice : the global lattice that the boxes belong to
+    array : (B, *padded) field on ``device``, ``padded = shape + 2 * halo``
+    origins : (B, ndim) int64, global coordinates of each box's first inner site;
+        a box may run over the periodic edge of the lattice
+    members : (B,) uint64, the noise key of each box (see :mod:`mpiflow.noise`)
+    halo : halo width in sites
+    policy : how the halo is filled
+    """
+
+    lattice: Lattice
+    array: Any
+    origins: np.ndarray
+    members: np.ndarray
+    halo: int
+    policy: HaloPolicy
+    device: Device = field(default_factory=Device)
+    layout: Layout | None = None
+    cart: MPI.Cartcomm | None = None
+
+    def __post_init__(self) -> None:
+        self._require_room_for_halo()
+        self._exchange: HaloExchange | None = None
+        if self.cart is not None and self.cart.size > 1:
+            # MPI needs host memory. Of a CUDA field, only the strips of this copy are used.
+            host = (
+                np.zeros(self.array.shape, self.array.dtype) if self.device.is_cuda else self.array
+            )
+            self._exchange = HaloExchange(self.cart, host, self.halo)
+
+    # -- making blocks ---------------------------------------------------------
+
+    @classmethod
+    def tile(
+        cls,
+        layout: Layout,
+        comm: MPI.Intracomm,
+        *,
+        halo: int = 1,
+        dtype: Any = np.int8,
+        device: Device | None = None,
+        member: int = 0,
+    ) -> Block:
+        """This rank's tile of one distributed lattice (``exchange``), filled with zeros.
+
+        Collective over ``comm``, whose size must be ``layout.ranks``.
+        """
+        device = device or Device()
+        cart = comm.Create_cart(layout.ranks_grid, [True] * layout.lattice.ndim, reorder=False)
+        shape = layout.shape(cart.rank)
+        padded = tuple(n + 2 * halo for n in shape)
+        return cls(
+            lattice=layout.lattice,
+            array=device.put(np.zeros((1, *padded), dtype)),
+            origins=np.array([layout.offset(cart.rank)], dtype=np.int64),
+            members=np.array([member], dtype=np.uint64),
+            halo=halo,
+            policy="exchange",
+            device=device,
+            layout=layout,
+            cart=cart,
+        )
+
+    @classmethod
+    def cut(
+        cls,
+        states: np.ndarray,
+        origins: np.ndarray | Shape,
+        shape: Shape,
+        members: np.ndarray,
+        *,
+        policy: HaloPolicy = "frozen",
+        halo: int = 1,
+        device: Device | None = None,
+    ) -> Block:
+        """Boxes of ``shape`` cut from whole periodic lattices, each in its true surroundings.
+
+        Parameters
+        ----------
+        states : (B, *lattice) whole lattices
+        origins : (B, ndim) or (ndim,) first inner site of each box
+        members : (B,) noise keys
+        policy : ``frozen`` keeps the surroundings, ``wrap`` closes each box on itself
+        """
+        device = device or Device()
+        batch, sides = len(states), states.shape[1:]
+        origins = np.broadcast_to(np.asarray(origins, dtype=np.int64), (batch, len(sides))).copy()
+        array = np.empty((batch, *(n + 2 * halo for n in shape)), states.dtype)
+        _cut_boxes(states, origins, halo, array)
+        block = cls(
+            lattice=Lattice(sides),
+            array=device.put(array),
+            origins=origins,
+            members=np.asarray(members, dtype=np.uint64),
+            halo=halo,
+            policy=policy,
+            device=device,
+        )
+        block.fill_halo()
+        return block
+
+    @classmethod
+    def periodic(
+        cls,
+        states: np.ndarray,
+        members: np.ndarray,
+        *,
+        halo: int = 1,
+        device: Device | None = None,
+    ) -> Block:
+        """Whole small lattices, shape (B, *lattice), each periodic (``wrap``)."""
+        sides = states.shape[1:]
+        return cls.cut(
+            states, (0,) * len(sides), sides, members, policy="wrap", halo=halo, device=device
+        )
+
+    # -- shape and content ---------------------------------------------------------
+
+    @property
+    def batch(self) -> int:
+        return int(self.array.shape[0])
+
+    @property
+    def shape(self) -> Shape:
+        """Inner sites along each axis."""
+        return tuple(int(n) - 2 * self.halo for n in self.array.shape[1:])
+
+    @property
+    def closed(self) -> bool:
+        """Whether each box is a whole periodic lattice or closed on itself, on one rank."""
+        return self.policy == "wrap" or (self.cart is not None and self.cart.size == 1)
+
+    def inner(self, array: np.ndarray | None = None) -> Any:
+        """View of the field (or of a host copy of it) without its halo."""
+        array = self.array if array is None else array
+        inside = slice(self.halo, -self.halo)
+        return array[(slice(None), *(inside,) * (len(array.shape) - 1))]
+
+    def host(self) -> np.ndarray:
+        """The field with its halo on the host: the array itself on the CPU, else a copy."""
+        return self.device.get(self.array)
+
+    def load(self, inner: np.ndarray) -> None:
+        """Set the inner sites from a host array (B, *shape) and fill the halo."""
+        host = self.host()
+        self.inner(host)[...] = inner
+        if self.device.is_cuda:
+            self.array.copy_to_device(host)
+        self.fill_halo()
+
+    def paste(self, states: np.ndarray) -> None:
+        """Write the inner sites back into the whole lattices they were cut from."""
+        _paste_boxes(states, self.origins, self.halo, self.host())
+
+    def _require_room_for_halo(self) -> None:
+        """Raise, on all ranks alike, if edges are thinner than the halos they fill."""
+        shapes = [self.shape]
+        if self.layout is not None:
+            shapes = [self.layout.shape(rank) for rank in range(self.layout.ranks)]
+        thinnest = min(min(shape) for shape in shapes)
+        if self.policy != "frozen" and not 0 < self.halo <= thinnest:
+            raise InputError(
+                "halo",
+                self.halo,
+                f"at least 1 and at most {thinnest} sites, the shortest side of a box",
+                "Use a larger lattice or fewer ranks.",
+            )
+
+    # -- communication -------------------------------------------------------------
+
+    def fill_halo(self) -> None:
+        """Bring the halo up to date, as the policy says. Collective for ``exchange``."""
+        if self.policy == "frozen":
+            return
+        if self._exchange is None:
+            for axis in range(1, len(self.array.shape)):
+                _wrap_axis(self.device, self.array, axis, self.halo)
+        elif self.device.is_cuda:
+            self._exchange_through_host(self._exchange)
+        else:
+            self._exchange()
+
+    def _exchange_through_host(self, exchange: HaloExchange) -> None:
+        """Move the edge strips of a CUDA field through host memory."""
+        staging = exchange.array
+        strips = [
+            (axis, start)
+            for axis in range(1, len(staging.shape))
+            for start in _strip_starts(staging.shape[axis], self.halo)
+        ]
+        edges, halos = strips[1::4] + strips[2::4], strips[0::4] + strips[3::4]
+        for axis, start in edges:
+            view = _strip(staging, axis, start, self.halo)
+            packed = self.device.put(np.empty(view.shape, view.dtype))
+            self.device.copy_box(packed, _strip(self.array, axis, start, self.halo))
+            view[...] = self.device.get(packed)
+        exchange()
+        for axis, start in halos:
+            packed = self.device.put(_strip(staging, axis, start, self.halo))
+            self.device.copy_box(_strip(self.array, axis, start, self.halo), packed)
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Sum integer values of shape (B, ...) over the tiles of a distributed lattice.
+
+        For other blocks each box is a system of its own and values are returned
+        as they are. Integers make the sum independent of the order of ranks.
+        """
+        if self.cart is None:
+            return values
+        out = np.empty_like(values)
+        self.cart.Allreduce(np.ascontiguousarray(values), out, op=MPI.SUM)
+        return out
+
+
+def gather_records(rows: np.ndarray, comm: MPI.Intracomm) -> np.ndarray | None:
+    """Rows of all ranks, in rank order, on rank 0 (None elsewhere): one collective.
+
+    ``rows`` is (n, ...) of any dtype without objects; n may differ between ranks,
+    the rest may not.
+    """
+    rows = np.ascontiguousarray(rows)
+    size = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
+    kind = MPI.BYTE.Create_contiguous(size).Commit()
+    counts = comm.gather(len(rows))
+    out = None if counts is None else np.empty((sum(counts), *rows.shape[1:]), rows.dtype)
+    comm.Gatherv(
+        [rows, len(rows), kind], None if out is None else [out, counts, None, kind], root=0
+    )
+    kind.Free()
+    return out
+
+
+@kernel
+def _cut_boxes(states: np.ndarray, origins: np.ndarray, halo: int, out: np.ndarray) -> None:
+    """Copy a padded box out of each of B periodic lattices."""
+    ly, lx = states.shape[1], states.shape[2]
+    for b in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            row = states[b, (origins[b, 0] + i - halo) % ly]
+            for j in range(out.shape[2]):
+                out[b, i, j] = row[(origins[b, 1] + j - halo) % lx]
+
+
+@kernel
+def _paste_boxes(states: np.ndarray, origins: np.ndarray, halo: int, boxes: np.ndarray) -> None:
+    """Copy the inner sites of padded boxes back into the lattices."""
+    ly, lx = states.shape[1], states.shape[2]
+    for b in range(boxes.shape[0]):
+        for i in range(halo, boxes.shape[1] - halo):
+            row = states[b, (origins[b, 0] + i - halo) % ly]
+            for j in range(halo, boxes.shape[2] - halo):
+                row[(origins[b, 1] + j - halo) % lx] = boxes[b, i, j]

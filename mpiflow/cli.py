@@ -1,0 +1,198 @@
+"""The command line. Options come from the models of :mod:`mpiflow.config`.
+
+Modules that compile or start MPI are imported inside the commands, so that
+``mpiflow --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from mpiflow import __version__, parallel
+from mpiflow.config import Config, IsingConfig, did_you_mean
+from mpiflow.errors import InputError
+
+_STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
+app = typer.Typer(
+    help="Simulate stochastic lattice systems on MPI ranks, and learn their macroscopic dynamics.",
+    pretty_exceptions_enable=False,
+    **_STYLE,
+)
+simulate_app = typer.Typer(help="Simulate a system and write a Trajectory file.", **_STYLE)
+app.add_typer(simulate_app, name="simulate")
+
+
+def main() -> None:
+    """Entry point of ``mpiflow``: exit code 0, 2 for a bad input, else another."""
+    parallel.install_abort_hook()
+    parallel.mute_other_ranks()
+    invoke(sys.argv[1:])
+
+
+def invoke(arguments: Sequence[str]) -> None:
+    """Run a command line in this process; a bad one raises :class:`InputError`."""
+    # The same under any version of typer, whether or not it brings its own click.
+    usage_error: Any = typer.BadParameter.__bases__[0]
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(list(arguments), prog_name="mpiflow", standalone_mode=False)
+    except usage_error as error:
+        raise _usage(error, arguments) from None
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    if code:
+        sys.exit(code)
+
+
+def _usage(error: Any, arguments: Sequence[str]) -> InputError:
+    """A command line that does not parse, in the form of every other bad input."""
+    context = error.ctx
+    command = getattr(context, "command", None)
+    help_hint = f"See {getattr(context, 'command_path', 'mpiflow')} --help."
+    wrong = getattr(error, "option_name", None)
+    if wrong is not None and type(error).__name__ == "NoSuchOption" and command is not None:
+        known = [name for p in command.params for name in (*p.opts, *p.secondary_opts)]
+        return InputError(
+            "option", wrong, f"one of {', '.join(known)}", did_you_mean(wrong, known) or help_hint
+        )
+    commands = getattr(command, "commands", None)
+    if commands:
+        word = next((a for a in arguments if a not in ("simulate", "-h", "--help")), "")
+        remedy = did_you_mean(word, commands) or help_hint
+        return InputError("command", word, f"one of {', '.join(commands)}", remedy)
+    problem = error.format_message().rstrip(".")
+    return InputError(
+        "arguments", " ".join(arguments), "what --help says", f"{problem}. {help_hint}"
+    )
+
+
+# -- options from a model ------------------------------------------------------------------
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The types that a field accepts, without None."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [a for a in get_args(annotation) if a is not type(None)]
+    return [annotation]
+
+
+def _metavar(annotation: Any) -> str:
+    kind = _alternatives(annotation)[0]
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {int: "INTEGER", Path: "PATH", str: "TEXT"}.get(kind, "NUMBER")
+
+
+def _typer_option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """The option of one field. Values stay text: the model parses and checks them."""
+    flag = f"--{name.replace('_', '-')}"
+    texts: Any = field.json_schema_extra
+    default = texts["shown"] or field.default
+    note = "[required]" if default is PydanticUndefined else f"[default: {default}]"
+    settings: dict[str, Any] = {"help": field.description, "show_default": False}
+    kind: Any = str | None
+    if field.annotation is bool:
+        kind, flag = bool | None, f"{flag}/--no-{name.replace('_', '-')}"
+    else:
+        settings["help"] = f"{field.description}  {note}"
+        settings["metavar"] = texts["metavar"] or _metavar(field.annotation)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=typer.Option(None, flag, **settings),
+        annotation=kind,
+    )
+
+
+def _command(model: type[Config], run: Callable[[Any], None]) -> Callable[..., None]:
+    """A function with one option for each field of the model, and ``--config``."""
+
+    def command(config: Path | None, **given: Any) -> None:
+        chosen = {name: value for name, value in given.items() if value is not None}
+        run(model.from_toml(config, **chosen))
+
+    file_option = inspect.Parameter(
+        "config",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=typer.Option(
+            None,
+            "--config",
+            metavar="FILE",
+            help="TOML file with any of these options (names with _); the command line wins.",
+        ),
+        annotation=Path | None,
+    )
+    parameters = [file_option, *(_typer_option(n, f) for n, f in model.options().items())]
+    # typer reads the signature and the annotations; both are those of the model.
+    vars(command)["__signature__"] = inspect.Signature(parameters)
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = model.__doc__
+    return command
+
+
+# -- commands ------------------------------------------------------------------------------
+
+
+def _simulate(config: IsingConfig) -> None:
+    from mpiflow.run import simulate
+
+    simulate(config, parallel.start())
+
+
+simulate_app.command("ising", help="Nearest-neighbour Ising model with Glauber dynamics.")(
+    _command(IsingConfig, _simulate)
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Show the version and exit."),
+) -> None:
+    if version:
+        print(f"mpiflow {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+@app.command()
+def info(path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory file.")) -> None:
+    """Say what a Trajectory file holds."""
+    from mpiflow.trajectory import Trajectory
+
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        if comm.rank == 0:
+            with Trajectory(path) as trajectory:
+                print(trajectory.summary())
+
+
+@app.command()
+def bench(
+    name: str = typer.Argument(
+        ..., metavar="NAME", help="ising, ising-exact, halo, partial-evolution or noise."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object a line, not a table."),
+    device: str = typer.Option("cpu", "--device", metavar="cpu|cuda", help="Where to compute."),
+) -> None:
+    """Measure the speed of a part of mpiflow on the ranks that run this."""
+    from mpiflow import bench as benchmarks
+
+    rows = benchmarks.run(name, parallel.start(), device=device)
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        print(benchmarks.table(rows))

@@ -1,0 +1,339 @@
+"""Options of a run: one schema behind Python, TOML files and the command line.
+
+A field's type, limits, default and description are written once, here. The
+command line is generated from them (:mod:`mpiflow.cli`), a TOML file holds the
+same names as keys, and the Trajectory file stores the whole configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from mpiflow.errors import InputError
+from mpiflow.lattice import Lattice, Layout
+
+#: Frames saved by default.
+FRAMES = 100
+
+
+def option(
+    default: Any,
+    description: str,
+    *,
+    allowed: str,
+    remedy: str,
+    shown: str = "",
+    metavar: str = "",
+    **limits: Any,
+) -> Any:
+    """A field with what its error message and its help text say.
+
+    Parameters
+    ----------
+    allowed, remedy : as in :class:`~mpiflow.errors.InputError`
+    shown : the default in words, where it depends on other options
+    metavar : what stands for the value in the help, where its type does not say it
+    """
+    texts: dict[str, Any] = {
+        "allowed": allowed,
+        "remedy": remedy,
+        "shown": shown,
+        "metavar": metavar,
+    }
+    return Field(default, description=description, json_schema_extra=texts, **limits)
+
+
+def _pair(value: Any) -> Any:
+    """'64x32' or '64,32' to (64, 32); 64 is left to the caller."""
+    if isinstance(value, str) and ("x" in value or "," in value):
+        return tuple(value.replace("x", ",").split(","))
+    return value
+
+
+def _sides(value: Any) -> Any:
+    value = _pair(value)
+    return value if isinstance(value, list | tuple) else (value, value)
+
+
+def _number_to_json(value: float | None) -> float | str | None:
+    return "inf" if value is not None and math.isinf(value) else value  # JSON has no infinity
+
+
+Sides = Annotated[tuple[int, int], BeforeValidator(_sides)]
+Grid = Annotated[tuple[int, int], BeforeValidator(_pair)]
+Step = Annotated[float, PlainSerializer(_number_to_json, when_used="json")]
+
+
+class Config(BaseModel):
+    """Base of all configurations: any bad value raises :class:`InputError`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _input_error(type(self), error, values) from None
+
+    @classmethod
+    def from_toml(cls, path: str | Path | None, **overrides: Any) -> Self:
+        """Options from a TOML file, some of them overridden; without a path, from those only."""
+        return cls(**(read_toml(path) if path is not None else {}) | overrides)
+
+    @classmethod
+    def options(cls) -> dict[str, FieldInfo]:
+        """The fields that are options of the command line."""
+        return {name: f for name, f in cls.model_fields.items() if f.json_schema_extra}
+
+    def _fill(self, name: str, value: Any) -> None:
+        """Put a default that depends on other options in place of None."""
+        if getattr(self, name) is None:
+            self.__dict__[name] = value  # the model is frozen for everyone else
+
+
+class IsingConfig(Config):
+    """``mpiflow simulate ising``: what to simulate, and what to save of it."""
+
+    system: Literal["ising"] = "ising"
+
+    size: Sides = option(
+        ...,
+        "Sites a side, or LYxLX.",
+        metavar="SIZE",
+        allowed="a number of sites a side, or LYxLX",
+        remedy="Try 64, or 64x128.",
+    )
+    temperature: float = option(
+        ...,
+        "Temperature in units of J / k_B.",
+        gt=0,
+        allowed="a finite number above 0",
+        remedy="Try 2.269 (critical).",
+    )
+    field: float = option(0.0, "External field h.", allowed="a finite number", remedy="Try 0.1.")
+    coupling: float = option(
+        1.0,
+        "Coupling J: 1 is the ferromagnet, -1 the antiferromagnet.",
+        allowed="a finite number",
+        remedy="Try 1.",
+    )
+    solver: Literal["sublattice", "nfold"] = option(
+        "sublattice",
+        "sublattice: fixed step, any number of ranks. nfold: exact, one rank for each lattice.",
+        allowed="'sublattice' or 'nfold'",
+        remedy="Use sublattice.",
+    )
+    dt: Step | None = option(
+        None,
+        "Time step of the sublattice solver in attempts per spin; inf for checkerboard sweeps.",
+        shown="0.25",
+        gt=0,
+        allow_inf_nan=True,
+        allowed="a number above 0, or inf",
+        remedy="Try 0.25.",
+    )
+    time: float = option(
+        ...,
+        "Time to simulate, in attempts per spin.",
+        gt=0,
+        allowed="a finite number above 0",
+        remedy="Try 10.",
+    )
+    save_every: float | None = option(
+        None,
+        "Time between saved frames.",
+        shown=f"a {FRAMES}th of the time, in whole steps",
+        gt=0,
+        allowed="a finite number above 0",
+        remedy="Try 1.",
+    )
+    coarse: int | None = option(
+        None,
+        "Save means of blocks of this many sites a side too.",
+        shown="none",
+        ge=1,
+        allowed="a divisor of every side of the lattice",
+        remedy="Try 8.",
+    )
+    spins: bool = option(
+        False, "Save all spins too, one byte each.", allowed="true or false", remedy="Try true."
+    )
+    initial: str = option(
+        "shuffled",
+        "shuffled (exact magnetization), random, up, gaussian (smooth random field), or the "
+        "path of a .npy file or of a run saved with --spins.",
+        metavar="KIND|PATH",
+        allowed="shuffled, random, up, gaussian, or the path of a file",
+        remedy="Try shuffled.",
+    )
+    initial_magnetization: float = option(
+        0.0,
+        "Mean spin of the initial state: shuffled, random or gaussian.",
+        ge=-1,
+        le=1,
+        allowed="-1 to 1",
+        remedy="Try 0.5.",
+    )
+    correlation_length: float | None = option(
+        None,
+        "Correlation length of the gaussian initial state, in sites.",
+        shown="8 for gaussian",
+        gt=0,
+        allowed="a number above 0",
+        remedy="Try 8.",
+    )
+    members: int = option(
+        1,
+        "Independent lattices: 1 is cut over the ranks, more are dealt to the ranks.",
+        ge=1,
+        allowed="1 or more",
+        remedy="Leave it out for one lattice.",
+    )
+    seed: int = option(
+        0,
+        "The run is its seed, on any number of ranks and any device.",
+        ge=0,
+        lt=2**63,
+        allowed="0 to 2**63 - 1",
+        remedy="Choose another seed.",
+    )
+    device: Literal["cpu", "cuda"] = option(
+        "cpu", "Where to compute.", allowed="'cpu' or 'cuda'", remedy="Use cpu."
+    )
+    ranks_grid: Grid | None = option(
+        None,
+        "Ranks along y and x.",
+        metavar="NY,NX",
+        shown="the shortest boundaries",
+        allowed="two positive numbers NY,NX whose product is the number of ranks",
+        remedy="Leave it out to let mpiflow choose.",
+    )
+    out: Path = option(
+        ...,
+        "Trajectory file to write (HDF5, opens as netCDF4).",
+        allowed="a path in an existing folder",
+        remedy="Try run.h5.",
+    )
+    overwrite: bool = option(
+        False, "Replace an existing file.", allowed="true or false", remedy="Try true."
+    )
+    writer: Literal["auto", "parallel", "gather"] = option(
+        "auto",
+        "Write with parallel HDF5, through rank 0, or with the first that works here.",
+        allowed="'auto', 'parallel' or 'gather'",
+        remedy="Use auto.",
+    )
+    quiet: bool = option(False, "Show nothing.", allowed="true or false", remedy="Try true.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        lattice = Lattice(self.size)
+        Layout(lattice, (1, 1), self.coarse or 1)  # coarse divides the sides
+        if self.solver == "sublattice":
+            lattice.require_bipartite()
+            self._fill("dt", 0.25)
+        elif self.dt is not None:
+            raise _idle("dt", self.dt, "with the nfold solver, which has no step")
+        step = self.dt if self.dt is not None and math.isfinite(self.dt) else 1.0
+        if self.solver == "nfold":
+            self._fill("save_every", self.time / FRAMES)
+        self._fill("save_every", max(1, round(self.time / step / FRAMES)) * step)
+        self._check_initial()
+        if self.ranks_grid is not None and self.members > 1:
+            raise _idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
+        return self
+
+    def _check_initial(self) -> None:
+        names = ("shuffled", "random", "up", "gaussian")
+        if self.initial in ("shuffled", "random", "gaussian"):
+            if self.initial == "gaussian":
+                self._fill("correlation_length", 8.0)
+        elif self.initial_magnetization:
+            raise _idle(
+                "initial_magnetization",
+                self.initial_magnetization,
+                f"with initial {self.initial}, which fixes every spin",
+            )
+        if self.initial != "gaussian" and self.correlation_length is not None:
+            raise _idle(
+                "correlation_length",
+                self.correlation_length,
+                f"with initial {self.initial}; gaussian has one",
+            )
+        if self.initial not in names and not Path(self.initial).is_file():
+            raise InputError(
+                "initial",
+                self.initial,
+                f"{', '.join(names)}, or the path of an existing file",
+                did_you_mean(self.initial, names) or "Check the path.",
+            )
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The keys of a TOML file."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(
+            "config", str(path), "a readable TOML file", f"Reading said: {error}."
+        ) from None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'Did you mean ...?', or nothing when no known word is close."""
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean {match[0]}?" if match else ""
+
+
+def _idle(name: str, value: object, why: str) -> InputError:
+    """An option that would do nothing is refused: the user expects something of it."""
+    return InputError(name, value, f"no value {why}", "Leave it out.")
+
+
+def _input_error(model: type[Config], error: ValidationError, values: dict[str, Any]) -> InputError:
+    """The first thing that is wrong, as one message."""
+
+    def rank(entry: Any) -> int:
+        # A mistyped key is often also a missing one: the typing error tells more.
+        return {"extra_forbidden": 0, "missing": 2}.get(entry["type"], 1)
+
+    first = min(error.errors(), key=rank)
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if name not in model.model_fields:
+        original = first.get("ctx", {}).get("error")
+        if isinstance(original, InputError):  # from a check across fields
+            return original
+        known = list(model.options())
+        return InputError(
+            name,
+            values.get(name),
+            f"one of {', '.join(known)}",
+            did_you_mean(name, known) or "Leave it out.",
+        )
+    texts: Any = model.model_fields[name].json_schema_extra or {
+        "allowed": f"{model.model_fields[name].default!r}",
+        "remedy": "Leave it out, or use the command of that system.",
+    }
+    if first["type"] == "missing":
+        missing = [str(entry["loc"][0]) for entry in error.errors()]
+        also = f" So must {', '.join(missing[1:])}." if missing[1:] else ""
+        return InputError(
+            name, None, texts["allowed"], f"It must be given. {texts['remedy']}{also}"
+        )
+    return InputError(name, values.get(name), texts["allowed"], texts["remedy"])

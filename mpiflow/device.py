@@ -1,0 +1,166 @@
+"""The only module that compiles: one rule, two targets (CPU and CUDA).
+
+A *rule* is a plain function of numbers, the physics of one site. Numba
+compiles it for the CPU, and compiles the same source again when a CUDA kernel
+calls it. A *kernel* holds the loops, written once per target.
+
+The CUDA simulator (``NUMBA_ENABLE_CUDASIM=1``) runs the CUDA kernels as plain
+Python, which is how machines without a GPU test them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numba
+import numpy as np
+
+from mpiflow.errors import InputError
+
+# IEEE arithmetic everywhere: results must not depend on the target.
+_OPTIONS: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": False,
+}
+
+
+def _cache_directory() -> str:
+    """A compilation cache for exactly this source.
+
+    Numba notices changes in a kernel's own file only, not in the rules it calls
+    from other files; a stale kernel would run yesterday's physics.
+    """
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.glob("**/*.py")):
+        digest.update(path.read_bytes())
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return str(root / "mpiflow" / "numba" / digest.hexdigest()[:16])
+
+
+if not os.environ.get("NUMBA_CACHE_DIR"):
+    numba.config.CACHE_DIR = _cache_directory()  # type: ignore[attr-defined]
+
+
+def rule(function: Callable[..., Any]) -> Any:
+    """Compile the physics of one site. Callable from CPU and from CUDA kernels."""
+    return numba.njit(function, **_OPTIONS)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a CPU kernel: the loops over sites."""
+    return numba.njit(function, **_OPTIONS)
+
+
+def cuda() -> ModuleType:
+    """``numba.cuda``, imported only when a CUDA device is asked for."""
+    try:
+        from numba import cuda as module
+    except ImportError as error:
+        raise InputError(
+            "device",
+            "cuda",
+            "a machine with numba-cuda installed",
+            "Install mpiflow[cuda], or use --device cpu.",
+        ) from error
+    return module
+
+
+class CudaKernel:
+    """A CUDA kernel, made and compiled at its first launch.
+
+    ``factory`` takes the module ``numba.cuda`` and returns the kernel. Making it
+    late keeps ``import mpiflow`` free of CUDA on machines without it.
+    """
+
+    def __init__(self, factory: Callable[[ModuleType], Callable[..., None]]) -> None:
+        self.factory = factory
+        self._compiled: Any = None
+
+    def launch(self, threads: int, *arguments: Any) -> None:
+        """Run on at least ``threads`` threads; the kernel checks its own bound."""
+        if threads < 1:
+            return
+        if self._compiled is None:
+            function = self._in_simulator() if simulated() else self.factory(cuda())
+            self._compiled = cuda().jit(function)
+        per_block = 8 if simulated() else 128
+        self._compiled[-(-threads // per_block), per_block](*arguments)
+
+    def _in_simulator(self) -> Callable[..., None]:
+        """The kernel made anew in each thread: the simulator's ``cuda.grid`` exists only there."""
+        global _numba_cuda
+        _numba_cuda = cuda()
+        return lambda *arguments: self.factory(_numba_cuda)(*arguments)
+
+
+# The simulator finds the module by value among the globals of a running kernel and
+# puts its own in its place; a factory's closure would escape it.
+_numba_cuda: Any = None
+
+
+def simulated() -> bool:
+    """Whether CUDA kernels run in Numba's simulator."""
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+class Device:
+    """Where a block's field lives: ``Device("cpu")`` or ``Device("cuda")``.
+
+    With several GPUs, ``local_rank`` picks one.
+    """
+
+    def __init__(self, name: str = "cpu", local_rank: int = 0) -> None:
+        if name not in ("cpu", "cuda"):
+            raise InputError("device", name, "'cpu' or 'cuda'", "Use --device cpu.")
+        self.name = name
+        if name == "cuda":
+            module = cuda()
+            if not module.is_available():
+                raise InputError(
+                    "device",
+                    name,
+                    "a CUDA device that Numba can see",
+                    "Use --device cpu, or NUMBA_ENABLE_CUDASIM=1 to test without a GPU.",
+                )
+            if not simulated():
+                module.select_device(local_rank % len(module.gpus))
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.name == "cuda"
+
+    def put(self, array: np.ndarray) -> Any:
+        """A copy of a host array on this device (the array itself on the CPU)."""
+        return cuda().to_device(np.ascontiguousarray(array)) if self.is_cuda else array
+
+    def get(self, array: Any) -> np.ndarray:
+        """A host copy of a contiguous device array (the array itself on the CPU)."""
+        return array.copy_to_host() if self.is_cuda else array
+
+    def copy_box(self, target: Any, source: Any) -> None:
+        """``target[...] = source`` for equal 3-dimensional boxes, strided or not."""
+        if self.is_cuda:
+            _copy_box.launch(math.prod(target.shape), target, source)
+        else:
+            target[...] = source
+
+
+@CudaKernel
+def _copy_box(cuda: Any) -> Callable[..., None]:
+    def copy(target: Any, source: Any) -> None:
+        i = cuda.grid(1)
+        n1, n2 = target.shape[1], target.shape[2]
+        if i < target.shape[0] * n1 * n2:
+            b, y, x = i // (n1 * n2), i // n2 % n1, i % n2
+            target[b, y, x] = source[b, y, x]
+
+    return copy

@@ -1,0 +1,1 @@
+"""Learning macroscopic dynamics from microscopic simulation (needs torch)."""

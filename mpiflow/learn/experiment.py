@@ -1,0 +1,301 @@
+"""The whole method as functions of (plan, seeds): learn, simulate the truth, compare.
+
+Work is dealt to ranks by index, so results do not depend on their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow import initial, metrics, observables
+from mpiflow.block import gather_records
+from mpiflow.learn.dataset import DataPlan, PairData, generate_pairs
+from mpiflow.learn.model import (
+    MacroscopicModel,
+    Method,
+    train_autoencoder,
+    train_sde,
+)
+from mpiflow.learn.training import Schedule
+from mpiflow.progress import Progress
+from mpiflow.simulation import Simulation
+from mpiflow.systems.ising import Ising
+
+#: A model to train: patch side, method, seed.
+Task = tuple[int, Method, int]
+T = TypeVar("T")
+Results = dict[Any, T]
+
+
+def farm(tasks: Sequence[Any], work: Callable[[Any], T], comm: MPI.Intracomm) -> Results[T]:
+    """``{task: work(task)}`` on every rank; task i runs on rank i modulo ranks. Collective."""
+    mine = {task: work(task) for task in tasks[comm.rank :: comm.size]}
+    everywhere = comm.allgather(mine)
+    return {task: everywhere[i % comm.size][task] for i, task in enumerate(tasks)}
+
+
+def generate(
+    system: Ising,
+    plans: Mapping[tuple[int, int], DataPlan],
+    comm: MPI.Intracomm,
+) -> dict[tuple[int, int], PairData]:
+    """The training set of each (patch side, seed), on every rank. Collective."""
+    data = {}
+    total = sum(plan.states for plan in plans.values())
+    with Progress(total, "training data", comm) as progress:
+        before = 0
+        for (patch, seed), plan in plans.items():
+            report = _reporter(progress, before, plan.states, patch=patch, seed=seed)
+            pairs = generate_pairs(system, plan, seed=seed, comm=comm, progress=report)
+            data[patch, seed] = comm.bcast(pairs)
+            before += plan.states
+    return data
+
+
+def _reporter(
+    progress: Progress, before: float, amount: float, **facts: Any
+) -> Callable[[float], None]:
+    """Report a share of one piece of work as part of the whole."""
+
+    def report(share: float) -> None:
+        progress.update(before + share * amount, **facts)
+
+    return report
+
+
+def learn(
+    system: Ising,
+    data: Mapping[tuple[int, int], PairData],
+    tasks: Sequence[Task],
+    *,
+    comm: MPI.Intracomm,
+    closures: int = 2,
+    schedule: Schedule | None = None,
+    autoencoder_schedule: Schedule | None = None,
+) -> Results[MacroscopicModel]:
+    """Train a model for each task (patch side, method, seed); tasks run on different ranks.
+
+    Both methods of one (patch, seed) share the autoencoder: it is trained once if the
+    same rank runs both, and twice with the same result if not.
+
+    Parameters
+    ----------
+    data : training set of each (patch side, seed), the same on every rank
+    """
+    autoencoders: dict[tuple[int, int], Any] = {}
+    label = f"train {len(tasks)} models"
+    mine = max(1, len(tasks[comm.rank :: comm.size]))
+    epochs = (schedule or Schedule()).epochs
+    done = 0
+    with Progress(mine * epochs, label, comm) as progress:
+
+        def work(task: Task) -> MacroscopicModel:
+            nonlocal done
+            patch, method, seed = task
+            pairs = data[patch, seed]
+            if (patch, seed) not in autoencoders:
+                autoencoders[patch, seed] = train_autoencoder(
+                    pairs, closures=closures, seed=seed, schedule=autoencoder_schedule
+                )
+            autoencoder, reconstruction = autoencoders[patch, seed]
+            report = _reporter(progress, done, epochs, patch=patch, method=method, seed=seed)
+            sde, log = train_sde(
+                pairs,
+                autoencoder,
+                method=method,
+                seed=seed,
+                schedule=schedule,
+                progress=lambda epoch, train, validation: report((epoch + 1) / epochs),
+            )
+            done += epochs
+            card = {
+                "system": {"temperature": system.temperature, "field": system.field},
+                "method": method,
+                "seed": seed,
+                "reconstruction_loss": reconstruction.best_validation,
+                "validation_loss": log.best_validation,
+                "training_loss": log.train,
+                "validation_losses": log.validation,
+                "best_epoch": log.best_epoch,
+                "stopped_early": log.stopped_early,
+            }
+            return MacroscopicModel(autoencoder, sde, pairs.plan, card)
+
+        return farm(tasks, work, comm)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Microscopic reference on rank 0; R trajectories for each initial magnetisation.
+
+    Attributes
+    ----------
+    times : (T,) time
+    magnetizations : (G,) initial magnetisations
+    observed : (T, G * R, 2) magnetisation and domain-wall density
+    energy, flips : (T, G * R)
+    closures : for each encoder, (T, G * R, c)
+    """
+
+    times: np.ndarray
+    magnetizations: np.ndarray
+    observed: np.ndarray
+    energy: np.ndarray
+    flips: np.ndarray
+    closures: dict[Any, np.ndarray]
+
+    def latents(self, name: Any) -> np.ndarray:
+        """(T, G * R, 2 + c) latents as the named encoder sees them."""
+        return np.concatenate([self.observed, self.closures[name]], axis=2)
+
+
+def simulate_truth(
+    system: Ising,
+    size: int,
+    magnetizations: Sequence[float],
+    replicas: int,
+    times: np.ndarray,
+    encoders: Mapping[Any, MacroscopicModel],
+    *,
+    seed: int,
+    dt: float = 0.25,
+    comm: MPI.Intracomm,
+) -> Truth | None:
+    """Simulate the truth and encode every frame; on rank 0, None on the others. Collective."""
+    groups = np.asarray(magnetizations, float)
+    sim = Simulation(system, size, dt=dt, seed=seed, members=len(groups) * replicas, comm=comm)
+    start = np.repeat(groups, replicas)[sim.local_members]
+    sim.set_spins(initial.shuffled, magnetization=start)
+    width = sum(m.autoencoder.closures for m in encoders.values())
+    values = np.empty((sim.block.batch, len(times), 4 + width))
+    with Progress(float(times[-1]), "simulate truth", comm) as progress:
+        for i, time in enumerate(times):
+            if time > sim.time:
+                sim.advance(time - sim.time)
+            frame = sim.measure()
+            columns = list(frame.scalars().values())
+            columns += _closures(sim.spins(), encoders)
+            values[:, i] = np.column_stack(columns)
+            progress.update(float(time), magnetization=float(frame.magnetization.mean()))
+    gathered = gather_records(values.reshape(len(values), -1), comm)
+    if gathered is None:
+        return None
+    table = np.moveaxis(gathered.reshape(-1, len(times), 4 + width), 0, 1)
+    order = list(frame.scalars())
+    column = {name: table[:, :, i] for i, name in enumerate(order)}
+    closures, position = {}, len(order)
+    for name, model in encoders.items():
+        closures[name] = table[:, :, position : position + model.autoencoder.closures]
+        position += model.autoencoder.closures
+    return Truth(
+        np.asarray(times),
+        groups,
+        np.stack([column["magnetization"], column["domain_wall_density"]], axis=2),
+        column["energy"],
+        column["flips"],
+        closures,
+    )
+
+
+def _closures(states: np.ndarray, encoders: Mapping[Any, MacroscopicModel]) -> list[np.ndarray]:
+    """Closures of every encoder; the class counts of a patch side are made once."""
+    counts: dict[int, np.ndarray] = {}
+    out = []
+    for model in encoders.values():
+        patch = model.plan.patch
+        if patch not in counts:
+            counts[patch] = observables.class_counts(states, patch)
+        out.append(model.closures(counts[patch]))
+    return out
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model against the truth, all latents scaled as in :func:`compare`.
+
+    Attributes
+    ----------
+    error : published test error over all latents, mean over the groups
+    observable_error : the same over magnetisation and domain-wall density alone
+    spread_error : relative error of the standard deviations of the observables
+    floor : what ``error`` would be for a perfect model, from sampling
+    clipped : states held inside the training range during the rollout
+    truth, prediction : (mean, std) of the unscaled latents, (T, G, d) each
+    """
+
+    error: float
+    observable_error: float
+    spread_error: float
+    floor: float
+    clipped: int
+    truth: tuple[np.ndarray, np.ndarray]
+    prediction: tuple[np.ndarray, np.ndarray]
+
+
+def compare(latents: np.ndarray, predicted: np.ndarray, groups: int, clipped: int) -> Comparison:
+    """Compare trajectories (T, G * R, d) of truth and model.
+
+    As in the published evaluation every latent but the magnetisation is scaled to
+    [0, 1] by the truth's smallest and largest value; the magnetisation is not.
+    """
+    low, high = latents.min(axis=(0, 1)), latents.max(axis=(0, 1))
+    low[0], high[0] = 0.0, 1.0
+    span = np.maximum(high - low, 1e-12)
+
+    def moments(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        members = z.reshape(len(z), groups, -1, z.shape[-1])
+        return members.mean(axis=2), members.std(axis=2, ddof=1)
+
+    true, guess = moments((latents - low) / span), moments((predicted - low) / span)
+    per_group = [
+        (
+            metrics.mean_error(guess[0][:, g], true[0][:, g]),
+            metrics.mean_error(guess[0][:, g, :2], true[0][:, g, :2]),
+            metrics.spread_error(guess[1][:, g, :2], true[1][:, g, :2]),
+            metrics.noise_floor(true[1][:, g] ** 2, latents.shape[1] // groups, true[0][:, g]),
+        )
+        for g in range(groups)
+    ]
+    error, observable_error, spread, floor = np.mean(per_group, axis=0)
+    return Comparison(
+        float(error),
+        float(observable_error),
+        float(spread),
+        float(floor),
+        clipped,
+        moments(latents),
+        moments(predicted),
+    )
+
+
+def evaluate(
+    models: Mapping[Any, MacroscopicModel],
+    truth: Truth | None,
+    *,
+    seed: int,
+    comm: MPI.Intracomm,
+    keep: Sequence[Any] = (),
+) -> tuple[Results[Comparison], dict[Any, np.ndarray]]:
+    """Roll every model out from the truth's initial latents and compare. Collective.
+
+    Models run on different ranks. Returns the comparisons and, for the models
+    named in ``keep``, their trajectories (T, G * R, d), on every rank.
+    """
+    truth = comm.bcast(truth)
+    assert truth is not None  # noqa: S101 - rank 0 has it
+    names = list(models)
+
+    def work(name: Any) -> tuple[Comparison, np.ndarray | None]:
+        latents = truth.latents(name)
+        predicted, clipped = models[name].rollout(latents[0], truth.times, seed=seed)
+        result = compare(latents, predicted, len(truth.magnetizations), clipped)
+        return result, predicted if name in keep else None
+
+    results = farm(names, work, comm)
+    kept = {name: z for name, (_, z) in results.items() if z is not None}
+    return {name: comparison for name, (comparison, _) in results.items()}, kept

@@ -1,0 +1,106 @@
+"""Observables: local integer sums; division comes last, so no result depends on ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpiflow.block import Block
+from mpiflow.device import kernel
+from mpiflow.systems.ising import CLASSES, rate_class
+
+
+@kernel
+def _spin_sums(field: np.ndarray, halo: int, out: np.ndarray) -> None:
+    ny, nx = field.shape[1], field.shape[2]
+    for b in range(field.shape[0]):
+        spins = np.int64(0)
+        bonds = np.int64(0)
+        for y in range(halo, ny - halo):
+            for x in range(halo, nx - halo):
+                s = np.int64(field[b, y, x])
+                spins += s
+                bonds += s * (np.int64(field[b, y + 1, x]) + np.int64(field[b, y, x + 1]))
+        out[b, 0] = spins
+        out[b, 1] = bonds
+
+
+def spin_sums(block: Block) -> np.ndarray:
+    """Sum of spins and of s_i s_j over bonds, (B, 2) int64, over the whole lattice.
+
+    A box counts the bonds to the right and down of its sites, so that the boxes
+    of a tiling count every bond once. The halo must be current. Collective for
+    ``exchange`` blocks.
+    """
+    out = np.empty((block.batch, 2), np.int64)
+    _spin_sums(block.host(), block.halo, out)
+    return block.total(out)
+
+
+@kernel
+def _edge_bonds(windows: np.ndarray, out: np.ndarray) -> None:
+    """Add the bonds from the patch's first row up and first column left."""
+    for b in range(windows.shape[0]):
+        for i in range(1, windows.shape[1] - 1):
+            out[b, 1] += np.int64(windows[b, i, 1]) * np.int64(windows[b, i, 0])
+        for i in range(1, windows.shape[2] - 1):
+            out[b, 1] += np.int64(windows[b, 1, i]) * np.int64(windows[b, 0, i])
+
+
+def patch_sums(windows: np.ndarray, touching: bool = False) -> np.ndarray:
+    """Sum of spins and of s_i s_j over bonds of patches: (B, 2) int64.
+
+    ``windows`` is (B, n + 2, n + 2): patches with one site of surroundings. By
+    default a patch owns the bonds to the right and down of its sites, so the
+    patches of a tiling own every bond once. With ``touching``, every bond that
+    touches the patch counts: the difference of two such sums with the same
+    surroundings is the exact change of the whole lattice's sum.
+    """
+    windows = np.ascontiguousarray(windows)
+    out = np.empty((len(windows), 2), np.int64)
+    _spin_sums(windows, 1, out)
+    if touching:
+        _edge_bonds(windows, out)
+    return out
+
+
+@kernel
+def _class_counts(states: np.ndarray, patch: int, out: np.ndarray) -> None:
+    across = states.shape[2] // patch
+    for b in range(states.shape[0]):
+        for p in range(out.shape[1]):
+            y0, x0 = p // across * patch, p % across * patch
+            for y in range(y0 + 1, y0 + patch - 1):
+                for x in range(x0 + 1, x0 + patch - 1):
+                    k = states[b, y - 1, x] + states[b, y + 1, x]
+                    k += states[b, y, x - 1] + states[b, y, x + 1]
+                    out[b, p, rate_class(states[b, y, x], k)] += 1
+
+
+def class_counts(states: np.ndarray, patch: int) -> np.ndarray:
+    """Sites of each rate class inside each aligned patch, (B, K, 10) int32.
+
+    Only sites whose four neighbours lie in the patch are counted, so that the
+    counts are a function of the patch alone: ``(patch - 2)^2`` sites.
+    ``states`` is (B, Ly, Lx) int8 with sides that are multiples of ``patch``.
+    """
+    patches = (states.shape[1] // patch) * (states.shape[2] // patch)
+    out = np.zeros((len(states), patches, CLASSES), np.int32)
+    _class_counts(np.ascontiguousarray(states), patch, out)
+    return out
+
+
+def block_sums(block: Block, size: int) -> np.ndarray:
+    """Sums of spins over coarse blocks of ``size`` sites a side, (B, ny, nx) int32.
+
+    The box's sides must be multiples of ``size``.
+    """
+    spins = block.inner(block.host())
+    batch, ny, nx = spins.shape
+    # Rows first: the intermediate fits int16 for any block up to 2^15 sites.
+    rows = np.add.reduceat(spins, np.arange(0, nx, size), axis=2, dtype=np.int32)
+    return rows.reshape(batch, ny // size, size, nx // size).sum(axis=2, dtype=np.int32)
+
+
+def domain_wall_density(bonds: np.ndarray, sites: int) -> np.ndarray:
+    r"""Fraction of unsatisfied bonds, :math:`\rho = (1 - \sum s_i s_j / 2N) / 2`."""
+    return 0.5 * (1.0 - bonds / (2.0 * sites))

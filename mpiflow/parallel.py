@@ -1,0 +1,163 @@
+"""Behaviour of the whole process under MPI: who talks, and how all ranks end together.
+
+Programs call :func:`start` first (``mpiflow`` and every driver do); the library
+itself never changes a user's process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from mpiflow.errors import InputError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+#: Exit codes: an input that cannot be used, Ctrl-C, and everything else.
+BAD_INPUT, INTERRUPTED, FAILED = 2, 130, 1
+#: Seconds that ranks with a bad input wait for the others to report the same one.
+PATIENCE = 10.0
+
+# Of each launcher: how many processes it started. SLURM_NTASKS is no use, a batch
+# script has it too; only processes that srun started have the second.
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+def launched_size() -> int:
+    """Number of processes the launcher says it started; 1 without a launcher."""
+    for name in _SIZES:
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    return 1
+
+
+def world() -> MPI.Intracomm | None:
+    """``COMM_WORLD``, or None while this is one process that has not needed MPI yet.
+
+    Starting MPI takes a second, which ``mpiflow --help`` should not cost.
+    """
+    if launched_size() == 1 and "mpi4py.MPI" not in sys.modules:
+        return None
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD if MPI.Is_initialized() and not MPI.Is_finalized() else None
+
+
+def start() -> MPI.Intracomm:
+    """Prepare a parallel program: abort hook, launcher check, one voice. Returns COMM_WORLD."""
+    from mpi4py import MPI
+
+    install_abort_hook()
+    check_launcher()
+    mute_other_ranks()
+    return MPI.COMM_WORLD
+
+
+def mute_other_ranks() -> None:
+    """Let only rank 0 write to standard output and show warnings. Errors stay audible."""
+    comm = world()
+    if comm is not None and comm.rank > 0:
+        sys.stdout = open(os.devnull, "w")
+        warnings.simplefilter("ignore")
+
+
+def check_launcher() -> None:
+    """Refuse to run when the launcher and mpi4py belong to two different MPIs.
+
+    Every process would then be rank 0 of 1, and all would write the same file.
+    """
+    from mpi4py import MPI
+
+    if launched_size() > 1 and MPI.COMM_WORLD.size == 1:
+        library = MPI.Get_library_version().split(",")[0].strip("\0 \n")
+        raise InputError(
+            "ranks",
+            launched_size(),
+            f"a launcher of the MPI that mpi4py uses ({library}); each process now sees 1 rank",
+            "Use that MPI's mpirun (or srun --mpi=pmix), or reinstall mpi4py for this one.",
+        )
+
+
+# -- errors ----------------------------------------------------------------------------
+
+
+def raise_together(comm: MPI.Intracomm, error: InputError | None) -> None:
+    """If any rank has an error, raise the lowest rank's on all ranks. Collective."""
+    from mpi4py import MPI
+
+    first = comm.allreduce(comm.size if error is None else comm.rank, op=MPI.MIN)
+    if first < comm.size:
+        error = comm.bcast(error, root=first)
+        assert error is not None  # noqa: S101 - for the type checker
+        raise error
+
+
+@contextmanager
+def agreed(comm: MPI.Intracomm) -> Iterator[None]:
+    """An :class:`InputError` raised inside on any rank is raised on all. Collective.
+
+    The body must not communicate: a rank that fails in it leaves it early.
+    """
+    error = None
+    try:
+        yield
+    except InputError as caught:
+        error = caught
+    raise_together(comm, error)
+
+
+def install_abort_hook() -> None:
+    """Make an uncaught exception on any rank end all ranks.
+
+    * :class:`InputError`: one message, from rank 0, and exit code 2 on every rank.
+    * Anything else: a traceback that names the rank, then ``MPI_Abort``; plain
+      Python would leave the other ranks waiting for ever.
+    """
+    sys.excepthook = _excepthook
+
+
+def _excepthook(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    # SystemExit raised in here becomes the exit code of the process.
+    if isinstance(error, KeyboardInterrupt):
+        _say("mpiflow: interrupted")
+        raise SystemExit(INTERRUPTED)
+    comm = world()
+    if isinstance(error, InputError):
+        _end_with_message(comm, f"mpiflow: {error}")
+        raise SystemExit(BAD_INPUT)
+    if comm is not None and comm.size > 1:
+        _say(f"mpiflow: rank {comm.rank} of {comm.size} failed; ending all ranks")
+    _say("".join(traceback.format_exception(kind, error, trace)).rstrip())
+    if comm is not None and comm.size > 1:
+        comm.Abort(FAILED)
+
+
+def _end_with_message(comm: MPI.Intracomm | None, message: str) -> None:
+    """Print on rank 0 and return once all ranks are here; abort if some never come."""
+    if comm is None or comm.size == 1:
+        _say(message)
+        return
+    if comm.rank == 0:
+        _say(message)
+    # A launcher kills the rest when one rank exits: rank 0 must have spoken by then.
+    arrived = comm.Ibarrier()
+    deadline = time.monotonic() + PATIENCE
+    while not arrived.Test():
+        if time.monotonic() > deadline:
+            _say(f"{message}\nmpiflow: only rank {comm.rank} of {comm.size} met this error")
+            comm.Abort(BAD_INPUT)
+        time.sleep(0.001)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Solvers: how time advances. They see arrays and rates, never ranks."""

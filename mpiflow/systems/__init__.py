@@ -1,0 +1,1 @@
+"""Systems: the physics of one site, and nothing else."""

@@ -1,0 +1,112 @@
+r"""The nearest-neighbour Ising model with continuous-time Glauber dynamics.
+
+.. math:: H = -J \sum_{\langle ij \rangle} s_i s_j - h \sum_i s_i, \qquad s_i = \pm 1,
+
+each pair counted once. Spin :math:`i` flips at the rate [Glauber, J. Math.
+Phys. 4, 294 (1963), heat-bath form]
+
+.. math:: r_i = \frac{1}{1 + e^{\beta \Delta H_i}}, \qquad
+          \Delta H_i = 2 s_i (J k_i + h), \qquad k_i = \sum_{j \sim i} s_j,
+
+so the unit of time is one attempt per spin. Energies are in units of
+:math:`k_B = 1`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpiflow.device import rule
+from mpiflow.errors import InputError
+
+#: The values that the sum of the four neighbours can take.
+NEIGHBOUR_SUMS = np.array([-4, -2, 0, 2, 4])
+#: Number of rate classes: a neighbour sum and a spin.
+CLASSES = 10
+
+
+@rule
+def threshold(k: int, thresholds: tuple[np.uint64, ...]) -> np.uint64:
+    """The entry of ``thresholds`` for neighbour sum k; selects, so that loops vectorise."""
+    t = thresholds[0]
+    t = thresholds[1] if k == -2 else t
+    t = thresholds[2] if k == 0 else t
+    t = thresholds[3] if k == 2 else t
+    return thresholds[4] if k == 4 else t
+
+
+@rule
+def resample(
+    spin: np.int8, k: int, word: np.uint64, up: tuple[np.uint64, ...], attempt: np.uint64
+) -> np.int8:
+    """The spin after a heat-bath resampling that happens with probability q.
+
+    Up if ``u < q p(k)``, down if ``q p(k) <= u < q``, else unchanged, where u is
+    the 63-bit uniform ``word >> 1`` and the integer thresholds are
+    ``up = (q p(-4), ..., q p(4)) 2^63`` and ``attempt = q 2^63``.
+    """
+    u = word >> np.uint64(1)
+    new = np.int8(-1) if u < attempt else spin
+    return np.int8(1) if u < threshold(k, up) else new
+
+
+@rule
+def rate_class(spin: int, k: int) -> int:
+    """The class 0..9 of a site: five neighbour sums of a down spin, then of an up spin."""
+    return ((k + 4) >> 1) + 5 * ((spin + 1) >> 1)
+
+
+@dataclass(frozen=True)
+class Ising:
+    """Parameters of the model.
+
+    Parameters
+    ----------
+    temperature : T > 0, in units of J / k_B
+    field : external field h
+    coupling : J, 1 for the ferromagnet, -1 for the antiferromagnet
+    """
+
+    temperature: float
+    field: float = 0.0
+    coupling: float = 1.0
+
+    #: Reach of the interaction: the halo a block needs.
+    halo = 1
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and np.isfinite(self.temperature)):
+            raise InputError(
+                "temperature", self.temperature, "a finite number above 0", "Try 2.269 (critical)."
+            )
+        for name in ("field", "coupling"):
+            if not np.isfinite(getattr(self, name)):
+                raise InputError(name, getattr(self, name), "a finite number", "Try 0.1.")
+
+    def up_probabilities(self) -> np.ndarray:
+        """Heat-bath probability of spin up, ``p(k) = 1 / (1 + exp(-2 (J k + h) / T))``.
+
+        Returns (5,) float64, for k = -4, -2, 0, 2, 4.
+        """
+        local = self.coupling * NEIGHBOUR_SUMS + self.field
+        return _logistic(2.0 * local / self.temperature)
+
+    def flip_rates(self) -> np.ndarray:
+        """Flip rate of each of the ten classes of :func:`rate_class`, (10,) float64."""
+        up = self.up_probabilities()
+        # A down spin flips with p(k), an up spin with 1 - p(k); the latter is
+        # computed directly because 1 - p loses its digits at low temperature.
+        local = self.coupling * NEIGHBOUR_SUMS + self.field
+        return np.concatenate([up, _logistic(-2.0 * local / self.temperature)])
+
+    def energy(self, bonds: np.ndarray, spins: np.ndarray) -> np.ndarray:
+        """Energy from the sum of s_i s_j over bonds and the sum of spins."""
+        return -self.coupling * bonds - self.field * spins
+
+
+def _logistic(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)) without overflow."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, e) / (1.0 + e)

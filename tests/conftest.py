@@ -1,0 +1,137 @@
+"""One suite for any number of ranks: ``pytest`` or ``mpirun -n R python -m pytest -m mpi``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mpi4py import MPI
+
+ROOT = Path(__file__).resolve().parent.parent
+WORLD = MPI.COMM_WORLD
+
+# For tests that start mpirun themselves: as root, and with more ranks than cores.
+for name in ("ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe"):
+    os.environ.setdefault(f"OMPI_{name}", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--validate", action="store_true", help="also run the long physics tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
+    launched = next(
+        (os.environ[n] for n in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE") if n in os.environ), WORLD.size
+    )
+    if int(launched) != WORLD.size:
+        # Otherwise every rank would run alone and the parallel tests would pass untested.
+        pytest.exit(f"started on {launched} ranks, but mpi4py sees {WORLD.size}: two MPIs here?", 4)
+    if WORLD.rank > 0:
+        # The reporter takes sys.stdout right after this; output of tests is captured as ever.
+        log = ROOT / "test-logs" / f"rank{WORLD.rank}.log"
+        log.parent.mkdir(exist_ok=True)
+        sys.stdout = log.open("w", buffering=1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    validate = config.getoption("--validate")
+    for item in items:
+        if not validate and item.get_closest_marker("validate"):
+            item.add_marker(pytest.mark.skip(reason="long physics: run with --validate"))
+        mpi = item.get_closest_marker("mpi")
+        needed = mpi.kwargs.get("min_size", 1) if mpi else 1
+        if needed > WORLD.size:
+            item.add_marker(pytest.mark.skip(reason=f"needs {needed} ranks, has {WORLD.size}"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """End all ranks when a test fails on one: the others may wait for it for ever."""
+    if report.failed and WORLD.size > 1:
+        title = f"rank {WORLD.rank} of {WORLD.size}: {report.nodeid} failed"
+        sections = "".join(f"\n--- {name}\n{text}" for name, text in report.sections)
+        print(f"\n=== {title}\n{report.longreprtext}{sections}", file=sys.stderr, flush=True)
+        time.sleep(1)  # ranks that failed in the same place print their report too
+        WORLD.Abort(1)
+
+
+pytest_collectreport = pytest_runtest_logreport
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """A rank that stops for any other reason must not leave the others waiting either."""
+    fine = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if WORLD.size > 1 and exitstatus not in fine:
+        WORLD.Abort(exitstatus)
+
+
+@pytest.fixture
+def comm() -> MPI.Intracomm:
+    """All ranks that run the suite."""
+    return WORLD
+
+
+@pytest.fixture
+def shared_tmp() -> Iterator[Path]:
+    """One new folder that every rank sees; removed once all ranks are done with it."""
+    made = tempfile.mkdtemp(prefix="mpiflow-") if WORLD.rank == 0 else None
+    path = Path(WORLD.bcast(made))
+    yield path
+    WORLD.Barrier()
+    if WORLD.rank == 0:
+        shutil.rmtree(path, ignore_errors=True)
+    WORLD.Barrier()
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of checks and reference data beside the checkout."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"no {path.name}/ beside the checkout")
+    return path
+
+
+@pytest.fixture
+def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Start ``mpirun -n ranks command...`` as a user would; output is captured, hangs are ended.
+
+    For one-rank tests of whole programs. ``.venv`` programs are given by name: ``python``,
+    ``mpiflow``.
+    """
+
+    def run(
+        ranks: int, *command: str | Path, timeout: float = 240, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        program = Path(sys.executable).parent / command[0]
+        return subprocess.run(
+            # timeout ends mpirun politely, and mpirun its ranks; killing mpirun would orphan them.
+            [
+                "timeout",
+                "-k",
+                "10",
+                str(timeout),
+                "mpirun",
+                "-n",
+                str(ranks),
+                program,
+                *command[1:],
+            ],
+            # os.environ is what it was at the start: MPI_Init added variables of this process's
+            # own job to the real environment, which would confuse the new launcher.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=check,
+        )
+
+    return run
