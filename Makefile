@@ -14,11 +14,14 @@ BENCH  ?= ising ising-exact halo partial-evolution
 export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export OMPI_MCA_rmaps_base_oversubscribe = 1
+export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
+# After the system: set-up puts an MPI there only where the machine has none.
+export PATH := $(PATH):$(CURDIR)/.venv/bin
 # Ranks are the parallelism: without this each one starts a thread per core.
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s'|'
+	@awk -F ':.*## ' '/^[a-z][a-z0-9 %-]*:.*##/ {printf "%-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make or update .venv (Debian packages, pinned Python packages, parallel h5py)
 	@jobs/setup.sh

@@ -41,7 +41,7 @@ def main() -> None:
     data = experiment.generate(SYSTEM, {(PATCH, SEED): plan}, comm)
     tasks: list[experiment.Task] = [(PATCH, method, SEED) for method in METHODS]
     models = experiment.learn(SYSTEM, data, tasks, comm=comm, schedule=schedule)
-    ours = (PATCH, "partial", SEED)
+    ours: experiment.Task = (PATCH, "partial", SEED)
     times = np.arange(0.0, options.time + 1.0, 2.0)
     truth = experiment.simulate_truth(
         SYSTEM,

@@ -71,13 +71,13 @@ def _sides(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value, value)
 
 
-def _number_to_json(value: float | None) -> float | str | None:
+def number_to_json(value: float | None) -> float | str | None:
     return "inf" if value is not None and math.isinf(value) else value  # JSON has no infinity
 
 
 Sides = Annotated[tuple[int, int], BeforeValidator(_sides)]
 Grid = Annotated[tuple[int, int], BeforeValidator(_pair)]
-Step = Annotated[float, PlainSerializer(_number_to_json, when_used="json")]
+Step = Annotated[float, PlainSerializer(number_to_json, when_used="json")]
 
 
 class Config(BaseModel):
@@ -155,7 +155,7 @@ class IsingConfig(Config):
         allowed="a finite number above 0",
         remedy="Try 10.",
     )
-    save_every: float | None = option(
+    save_every: float = option(
         None,
         "Time between saved frames.",
         shown=f"a {FRAMES}th of the time, in whole steps",

@@ -136,15 +136,18 @@ def gaussian(
     amplitude : a, 0 or more
     """
     _require_magnetization(magnetization)
+    if not (amplitude >= 0 and np.isfinite(amplitude)):
+        raise InputError("amplitude", amplitude, "a finite number, 0 or more", "Try 0.5.")
     width = correlation_length / np.sqrt(2.0)
-    margin = int(np.ceil(4.0 * width))
-    if not correlation_length > 0 or 2 * margin + 1 > min(block.lattice.shape):
+    widest = (min(block.lattice.shape) - 1) // 2
+    if not 0.0 < 4.0 * width <= widest:
         raise InputError(
             "correlation_length",
             correlation_length,
-            f"above 0 and at most {min(block.lattice.shape) / 6:.4g} sites on this lattice",
+            f"above 0 and at most {np.floor(353 * widest) / 1000:g} sites on this lattice",
             "Choose a shorter one or a larger lattice.",
         )
+    margin = int(np.ceil(4.0 * width))
     weights = np.exp(-0.5 * (np.arange(-margin, margin + 1) / width) ** 2)
     weights /= np.sqrt(np.sum(weights**2))  # unit variance
     field = _normal_field(block, seed, margin)
@@ -182,17 +185,30 @@ def from_file(block: Block, path: str | Path) -> None:
 
     The array must be (Ly, Lx) of +1 and -1. Each rank reads only its own rows.
     """
-    path = Path(path)
-    spins = _read_box(path, block)
-    if not np.isin(spins, (-1, 1)).all():
-        raise InputError("initial", str(path), "values +1 and -1 only", "Check the file.")
+    path, error = Path(path), None
+    try:
+        spins = _read_box(path, block)
+        if not np.isin(spins, (-1, 1)).all():
+            raise InputError("initial", str(path), "values +1 and -1 only", "Check the file.")
+    except InputError as caught:
+        error = caught
+    # Each rank sees its own part of the file; all stop if one cannot use it.
+    failed = block.total(np.array([error is not None], np.int64))
+    if error is None and failed.any():
+        error = InputError(
+            "initial",
+            str(path),
+            f"values +1 and -1 only, readable on every rank ({failed[0]} could not use it)",
+            "Check the file.",
+        )
+    if error is not None:
+        raise error
     block.load(spins.astype(np.int8)[None])
 
 
 def _read_box(path: Path, block: Block) -> np.ndarray:
-    box = tuple(
-        slice(int(o), int(o) + n) for o, n in zip(block.origins[0], block.shape, strict=True)
-    )
+    origin = block.origins[0] if block.batch else (0,) * block.lattice.ndim
+    box = tuple(slice(int(o), int(o) + n) for o, n in zip(origin, block.shape, strict=True))
     if not path.is_file():
         raise InputError("initial", str(path), "an existing file", "Check the path.")
     try:
@@ -201,14 +217,16 @@ def _read_box(path: Path, block: Block) -> np.ndarray:
             _require_shape(path, array.shape, block)
             return np.array(array[box])
         with h5py.File(path, "r") as file:
-            if "spin" not in file:
+            if not isinstance(file.get("spin"), h5py.Dataset):
                 raise InputError(
                     "initial", str(path), "a Trajectory that holds 'spin'", "Save with --spins."
                 )
             data = file["spin"]
             _require_shape(path, data.shape[1:], block)
+            if len(data) == 0:
+                raise InputError("initial", str(path), "a file with a frame", "Save one.")
             return np.asarray(data[(-1, *box)])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

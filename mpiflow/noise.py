@@ -20,6 +20,8 @@ from mpiflow.errors import InputError
 
 Word = np.uint64
 
+#: Name of the generator, for files.
+RNG = "threefry2x64-13"
 #: Every use of random numbers in mpiflow. Numbers are part of the file format:
 #: changing one changes every trajectory. Never reuse one.
 STREAMS = {

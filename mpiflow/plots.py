@@ -42,7 +42,7 @@ def latent_figure(
         for column, variable in enumerate(variables):
             ax = axes[row][column]
             for g, value in enumerate(groups):
-                shade = colour.to_rgba(value)
+                shade = colour.to_rgba(np.array(value))
                 mean, std = (m[:, g, column] for m in truth)
                 ax.fill_between(times, mean - std, mean + std, color=shade, alpha=0.25, lw=0)
                 ax.plot(times, mean, color=shade, lw=1.2)

@@ -14,15 +14,14 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiflow import initial
-from mpiflow.block import Block
-from mpiflow.config import IsingConfig
+from mpiflow.config import IsingConfig, number_to_json
 from mpiflow.device import Device
-from mpiflow.lattice import Layout
 from mpiflow.parallel import agreed
 from mpiflow.progress import Progress
 from mpiflow.simulation import Frame, Simulation
+from mpiflow.solvers.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
-from mpiflow.trajectory import STANDARD, TrajectoryWriter
+from mpiflow.trajectory import STANDARD, Backend, TrajectoryWriter, Value, Variable, block_centres
 
 #: Name of the generator of :mod:`mpiflow.noise`, for the file's attributes.
 RNG = "threefry2x64-13"
@@ -43,7 +42,7 @@ def simulate(config: IsingConfig, comm: MPI.Intracomm | None = None) -> Path:
         sim,
         config.out,
         time=config.time,
-        save_every=_given(config.save_every),
+        save_every=config.save_every,
         coarse=config.coarse,
         spins=config.spins,
         overwrite=config.overwrite,
@@ -72,6 +71,159 @@ def build(config: IsingConfig, comm: MPI.Intracomm) -> Simulation:
         granularity=config.coarse or 1,
         device=config.device,
     )
-    _check_times(sim, config.time, _given(config.save_every))
+    _check_times(sim, config.time, config.save_every)
     set_initial(sim, config)
     return sim
+
+
+def set_initial(sim: Simulation, config: IsingConfig) -> None:
+    """Set the spins that a configuration starts from. Collective."""
+    m = config.initial_magnetization
+    if config.initial == "shuffled":
+        sim.set_spins(initial.shuffled, magnetization=m)
+    elif config.initial == "random":
+        sim.set_spins(initial.independent, magnetization=m)
+    elif config.initial == "up":
+        sim.set_spins(initial.uniform_up)
+    elif config.initial == "gaussian":
+        sim.set_spins(
+            initial.gaussian, magnetization=m, correlation_length=config.correlation_length
+        )
+    else:
+        sim.block.load(_read_spins(sim, config.initial))
+
+
+def _read_spins(sim: Simulation, path: str) -> np.ndarray:
+    """This rank's spins from a file. A rank that meets a bad value must not leave the
+    others waiting in a halo exchange, so all ranks read first and then agree."""
+    scratch = replace(
+        sim.block,
+        array=np.zeros(sim.block.array.shape, np.int8),
+        device=Device(),
+        policy="frozen",  # a halo that is never filled
+        cart=None,
+    )
+    with agreed(sim.comm):
+        initial.from_file(scratch, path)
+    return scratch.inner()
+
+
+def record(
+    sim: Simulation,
+    out: str | Path,
+    *,
+    time: float,
+    save_every: float,
+    coarse: int | None = None,
+    spins: bool = False,
+    overwrite: bool = False,
+    writer: Backend = "auto",
+    attributes: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> None:
+    """Advance a simulation by ``time`` and write a frame now, every ``save_every``, and at the end.
+
+    The values do not depend on the number of ranks or on the writer. Collective.
+
+    Parameters
+    ----------
+    coarse : also save means over blocks of this many sites a side; the simulation's
+        ``granularity`` must be a multiple of it
+    spins : also save every spin
+    overwrite : replace an existing file
+    writer : ``auto``, ``parallel`` (MPI-IO) or ``gather`` (through rank 0)
+    attributes : root attributes to add to the standard ones, or to replace them with
+    progress : show progress on rank 0
+    """
+    _check_times(sim, time, save_every)
+    dims, coordinates, variables = _schema(sim, coarse, spins)
+    start = sim.time
+    with (
+        TrajectoryWriter(
+            out,
+            comm=sim.comm,
+            dims=dims,
+            variables=variables,
+            coordinates=coordinates,
+            attributes=_attributes(sim) | dict(attributes or {}),
+            overwrite=overwrite,
+            backend=writer,
+        ) as trajectory,
+        Progress(time, Path(out).name, sim.comm, show=progress) as bar,
+    ):
+        for frame in sim.frames(time, save_every):
+            trajectory.append(frame.time, _values(sim, frame, coarse, spins))
+            # With more ranks than members rank 0 may have none.
+            facts = {"m": float(frame.magnetization[0])} if frame.magnetization.size else {}
+            bar.update(frame.time - start, t=frame.time, **facts)
+
+
+def _check_times(sim: Simulation, time: float, save_every: float) -> None:
+    sim.steps_in(time, "time")
+    sim.steps_in(save_every, "save_every")
+
+
+def _schema(
+    sim: Simulation, coarse: int | None, spins: bool
+) -> tuple[dict[str, int], dict[str, np.ndarray], list[Variable]]:
+    """Dimensions, coordinates and variables; a ``member`` dimension for an ensemble.
+
+    Coarse fields and spins are both over y and x. With both in one file, where a
+    name has one length, the spins are over site_y and site_x.
+    """
+    dims: dict[str, int] = {"member": sim.members} if sim.members > 1 else {}
+    ensemble = tuple(dims)
+    coordinates: dict[str, np.ndarray] = {}
+    variables = [
+        STANDARD[name].over(*ensemble)
+        for name in ("magnetization", "energy", "domain_wall_density", "flips")
+    ]
+    fields = [("coarse_magnetization", coarse)] if coarse is not None else []
+    fields += [("spin", 1)] if spins else []
+    for name, unit in fields:
+        axes = ("y", "x") if "y" not in dims else ("site_y", "site_x")
+        variables.append(STANDARD[name].over(*ensemble, *axes))
+        for axis, side in zip(axes, sim.lattice.shape, strict=True):
+            coordinates[axis] = block_centres(side, unit)
+            dims[axis] = side // unit
+    return dims, coordinates, variables
+
+
+def _values(sim: Simulation, frame: Frame, coarse: int | None, spins: bool) -> dict[str, Value]:
+    """This rank's part of everything that a frame holds."""
+    one = sim.members == 1
+    members = () if one else (sim.local_members,)
+    values: dict[str, Value] = {
+        name: value[0] if one else (value, members) for name, value in frame.scalars().items()
+    }
+    if coarse is not None:
+        # Exact sums, divided once: the same bits however the lattice is cut.
+        means = sim.coarse_sums(coarse) / coarse**2
+        values["coarse_magnetization"] = (
+            means[0] if one else means,
+            members + sim.local_box(coarse),
+        )
+    if spins:
+        field = sim.spins()
+        values["spin"] = (field[0] if one else field, members + sim.local_box())
+    return values
+
+
+def _attributes(sim: Simulation) -> dict[str, Any]:
+    """Standard attributes, with the configuration as far as the simulation knows it."""
+    config = {
+        "system": "ising",
+        "size": sim.lattice.shape,
+        **asdict(sim.system),
+        "solver": sim.solver.name,
+        "dt": number_to_json(sim.solver.dt) if isinstance(sim.solver, Sublattice) else None,
+        "members": sim.members,
+        "seed": sim.seed,
+    }
+    return {
+        "system": "ising",
+        "config_json": json.dumps(config),
+        "seed": sim.seed,
+        "rng": RNG,
+        "decomposition_invariant": 1,
+    }

@@ -17,9 +17,14 @@ from mpi4py import MPI
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = MPI.COMM_WORLD
 
-# For tests that start mpirun themselves: as root, and with more ranks than cores.
-for name in ("ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe"):
-    os.environ.setdefault(f"OMPI_{name}", "1")
+# For tests that start mpirun: as root, and with more ranks than cores (the last is Open MPI 5).
+for name, value in {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}.items():
+    os.environ.setdefault(name, value)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -111,23 +116,16 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         ranks: int, *command: str | Path, timeout: float = 240, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        program = Path(sys.executable).parent / command[0]
+        scripts = Path(sys.executable).parent
+        # os.environ is what it was at the start: MPI_Init added variables of this process's own
+        # job to the real environment, which would confuse the new launcher.
+        path = f"{os.environ['PATH']}{os.pathsep}{scripts}"
+        one_thread = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        # timeout ends mpirun politely, and mpirun its ranks; killing mpirun would orphan them.
+        guard = ["timeout", "-k", "10", str(timeout)]
         return subprocess.run(
-            # timeout ends mpirun politely, and mpirun its ranks; killing mpirun would orphan them.
-            [
-                "timeout",
-                "-k",
-                "10",
-                str(timeout),
-                "mpirun",
-                "-n",
-                str(ranks),
-                program,
-                *command[1:],
-            ],
-            # os.environ is what it was at the start: MPI_Init added variables of this process's
-            # own job to the real environment, which would confuse the new launcher.
-            env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+            [*guard, "mpirun", "-n", str(ranks), scripts / command[0], *command[1:]],
+            env={**os.environ, **one_thread, "PATH": path},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

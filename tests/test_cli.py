@@ -72,11 +72,9 @@ def test_command_line_overrides_the_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("mpiflow.run.simulate", lambda config, comm: seen.append(config))
     file = tmp_path / "run.toml"
     file.write_text('size = 8\ntemperature = 2.5\ntime = 2\nout = "a.h5"\nspins = true\n')
-    invoke(["simulate", "ising", "--config", str(file)])
-    invoke(
-        ["simulate", "ising", "--config", str(file)]
-        + "--size 16x8 --field -0.1 --dt inf --no-spins --overwrite".split()
-    )
+    line = ["simulate", "ising", "--config", str(file)]
+    invoke(line)
+    invoke([*line, *"--size 16x8 --field -0.1 --dt inf --no-spins --overwrite".split()])
     assert seen[0].spins
     assert (seen[0].size, seen[0].overwrite) == ((8, 8), False)
     assert (seen[1].size, seen[1].field, seen[1].time) == ((16, 8), -0.1, 2.0)
@@ -181,9 +179,14 @@ def test_a_bad_input_of_one_rank_alone_ends_all(mpirun: MpiRun):
 @pytest.mark.mpi
 def test_an_error_of_one_rank_is_raised_on_all(comm: MPI.Intracomm):
     guilty = comm.size - 1
-    with pytest.raises(InputError, match=f"rank={guilty}"), parallel.agreed(comm):
-        if comm.rank == guilty:
-            raise InputError("rank", comm.rank, "any", "Try again.")
+
+    def read() -> None:
+        with parallel.agreed(comm):
+            if comm.rank == guilty:
+                raise InputError("rank", comm.rank, "any", "Try again.")
+
+    with pytest.raises(InputError, match=f"rank={guilty}"):
+        read()
     with pytest.raises(InputError, match="rank=0"):
         parallel.raise_together(comm, InputError("rank", comm.rank, "any", "Try again."))
     parallel.raise_together(comm, None)
@@ -194,7 +197,7 @@ def test_two_different_mpis_are_refused(monkeypatch: pytest.MonkeyPatch):
     parallel.check_launcher()
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.setenv(name, "4")
-        with pytest.raises(InputError, match="ranks=4.*mpirun"):
+        with pytest.raises(InputError, match=r"ranks=4.*mpirun"):
             parallel.check_launcher()
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_NTASKS", "4")  # a batch script has it, without srun

@@ -5,8 +5,10 @@ Work is dealt to ranks by index, so results do not depend on their number.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,9 +24,11 @@ from mpiflow.learn.model import (
     train_sde,
 )
 from mpiflow.learn.training import Schedule
+from mpiflow.noise import RNG
 from mpiflow.progress import Progress
 from mpiflow.simulation import Simulation
 from mpiflow.systems.ising import Ising
+from mpiflow.trajectory import STANDARD, TrajectoryWriter, Variable
 
 #: A model to train: patch side, method, seed.
 Task = tuple[int, Method, int]
@@ -150,7 +154,7 @@ class Truth:
     closures: dict[Any, np.ndarray]
 
     def latents(self, name: Any) -> np.ndarray:
-        """(T, G * R, 2 + c) latents as the named encoder sees them."""
+        """Latents (T, G * R, 2 + c) as the named encoder sees them."""
         return np.concatenate([self.observed, self.closures[name]], axis=2)
 
 
@@ -274,28 +278,94 @@ def compare(latents: np.ndarray, predicted: np.ndarray, groups: int, clipped: in
 
 
 def evaluate(
-    models: Mapping[Any, MacroscopicModel],
+    models: Mapping[Task, MacroscopicModel],
     truth: Truth | None,
     *,
     seed: int,
     comm: MPI.Intracomm,
-    keep: Sequence[Any] = (),
-) -> tuple[Results[Comparison], dict[Any, np.ndarray]]:
+    keep: Sequence[Task] = (),
+) -> tuple[Results[Comparison], dict[Task, np.ndarray]]:
     """Roll every model out from the truth's initial latents and compare. Collective.
 
-    Models run on different ranks. Returns the comparisons and, for the models
-    named in ``keep``, their trajectories (T, G * R, d), on every rank.
+    The truth must have been encoded under (patch side, seed). Models run on different
+    ranks. Returns the comparisons and, for the models named in ``keep``, their
+    trajectories (T, G * R, d), on every rank.
     """
     truth = comm.bcast(truth)
     assert truth is not None  # noqa: S101 - rank 0 has it
-    names = list(models)
 
-    def work(name: Any) -> tuple[Comparison, np.ndarray | None]:
-        latents = truth.latents(name)
-        predicted, clipped = models[name].rollout(latents[0], truth.times, seed=seed)
+    def work(task: Task) -> tuple[Comparison, np.ndarray | None]:
+        patch, _, model_seed = task
+        latents = truth.latents((patch, model_seed))
+        predicted, clipped = models[task].rollout(latents[0], truth.times, seed=seed)
         result = compare(latents, predicted, len(truth.magnetizations), clipped)
-        return result, predicted if name in keep else None
+        return result, predicted if task in keep else None
 
-    results = farm(names, work, comm)
-    kept = {name: z for name, (_, z) in results.items() if z is not None}
-    return {name: comparison for name, (comparison, _) in results.items()}, kept
+    with Progress(1, f"predict with {len(models)} models", comm):
+        results = farm(list(models), work, comm)
+    kept = {task: z for task, (_, z) in results.items() if z is not None}
+    return {task: comparison for task, (comparison, _) in results.items()}, kept
+
+
+def write_truth(path: Path, truth: Truth, system: Ising, size: int, seed: int) -> None:
+    """Write the microscopic reference as a Trajectory file with a ``member`` dimension."""
+    columns = {
+        "magnetization": truth.observed[..., 0],
+        "energy": truth.energy,
+        "domain_wall_density": truth.observed[..., 1],
+        "flips": truth.flips.astype(np.int64),
+    }
+    config = {"size": size, "temperature": system.temperature, "field": system.field}
+    _write(path, truth, columns, {"system": "ising", "config_json": config, "seed": seed})
+
+
+def write_rollout(
+    path: Path,
+    truth: Truth,
+    latents: np.ndarray,
+    model: MacroscopicModel,
+    system: Ising,
+    seed: int,
+) -> None:
+    """Write a model's trajectories (T, G * R, d) in the same format as the truth."""
+    columns = {
+        "magnetization": latents[..., 0],
+        "domain_wall_density": latents[..., 1],
+        "closure": latents[..., 2:],
+    }
+    config = {
+        "size": model.plan.large,
+        "temperature": system.temperature,
+        "field": system.field,
+        "model": model.card,
+    }
+    attributes = {"system": "macroscopic ising", "config_json": config, "seed": seed}
+    _write(path, truth, columns, attributes)
+
+
+def _write(
+    path: Path, truth: Truth, columns: Mapping[str, np.ndarray], attributes: dict[str, Any]
+) -> None:
+    members = truth.observed.shape[1]
+    dims = {"member": members}
+    variables = [STANDARD["initial_magnetization"]]
+    for name, values in columns.items():
+        if name == "closure":
+            dims["closure_index"] = values.shape[2]
+            variables.append(
+                Variable(name, ("member", "closure_index"), long_name="closure variable")
+            )
+        else:
+            variables.append(STANDARD[name].over("member"))
+    attributes["config_json"] = json.dumps(attributes["config_json"])
+    with TrajectoryWriter(
+        path,
+        dims=dims,
+        variables=variables,
+        attributes={**attributes, "rng": RNG, "decomposition_invariant": 1},
+        overwrite=True,
+    ) as writer:
+        start = np.repeat(truth.magnetizations, members // len(truth.magnetizations))
+        writer.write_static("initial_magnetization", start)
+        for i, time in enumerate(truth.times):
+            writer.append(float(time), {name: values[i] for name, values in columns.items()})

@@ -89,10 +89,7 @@ class Sublattice:
         -------
         (B,) int64, the number of spins flipped in each box on this rank
         """
-        if block.policy != "frozen":
-            block.lattice.require_bipartite()
-        if block.policy == "wrap":
-            Lattice(block.shape).require_bipartite()
+        _require_two_colours(block)
         flips = np.zeros(block.batch, np.int64)
         passes = list(self._passes(first_step, steps))
         key = stream_key(seed, stream)
@@ -185,11 +182,23 @@ class Sublattice:
                 yield number + 2, BLACK, self._half if last else self._full
 
 
+def _require_two_colours(block: Block) -> None:
+    """Raise if two neighbours that both evolve would have the same colour."""
+    sides = np.array(block.lattice.shape)
+    over_the_edge = np.any(block.origins % sides + block.shape > sides)
+    if block.policy != "frozen" or over_the_edge:
+        block.lattice.require_bipartite()
+    if block.policy == "wrap":
+        Lattice(block.shape).require_bipartite()
+
+
 def _fits_lanes(block: Block) -> bool:
     """Whether the boxes are many, small and aligned: then one box a lane is faster."""
     return (
         block.policy != "exchange"
         and block.batch >= 16
+        # Lanes go round the periodic lattice once at most.
+        and all(n <= side for n, side in zip(block.shape, block.lattice.shape, strict=True))
         and block.array.shape[1] * block.array.shape[2] <= heatbath.LANE_SITES
         and not np.any((block.origins - block.origins[0]) % 2)
     )

@@ -1,0 +1,740 @@
+"""The Trajectory file: HDF5 that is also netCDF4, written by all ranks, read by any tool.
+
+Rank 0 builds the empty file, in memory, with serial HDF5; both writers then only
+append to it, so their schema cannot differ:
+
+============  ==========================================================
+``parallel``  every rank writes its own part through MPI-IO (``mpio``)
+``gather``    rank 0 alone holds the file and receives the other parts;
+              for an h5py without MPI
+============  ==========================================================
+
+docs/file-format.md describes the format for users.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import math
+import os
+import time as clock
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import h5py
+import numpy as np
+from mpi4py import MPI
+from mpi4py.util.dtlib import from_numpy_dtype
+
+import mpiflow
+from mpiflow.errors import InputError
+from mpiflow.lattice import Shape
+from mpiflow.parallel import agreed
+
+SCHEMA_VERSION = 1
+Box = tuple[slice, ...]
+Backend = Literal["auto", "parallel", "gather"]
+Value = np.ndarray | float | tuple[np.ndarray, Box]
+
+_REQUIRED = ("system", "config_json", "seed", "rng", "decomposition_invariant")
+# Smaller frames go unfiltered, many to a chunk; larger ones are compressed, one to a chunk.
+_FIELD_BYTES = 4096
+_CHUNK_BYTES = 2**20
+# Twice as fast as the default level 4, for a tenth to a third more bytes.
+_GZIP_LEVEL = 1
+# Frames held back between flushes never take more memory than this, over all ranks.
+_HELD_BYTES = 2**23
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of the file.
+
+    Parameters
+    ----------
+    dims : names of the dimensions, without the leading ``time`` of per-frame variables
+    dtype : NumPy name
+    units : as UDUNITS writes them, "1" if dimensionless
+    per_frame : whether there is one value (or field) for every frame
+    attributes : more CF attributes, ``cell_methods`` for example
+    """
+
+    name: str
+    dims: tuple[str, ...] = ()
+    dtype: str = "float64"
+    units: str = "1"
+    long_name: str = ""
+    per_frame: bool = True
+    attributes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def over(self, *dims: str) -> Variable:
+        """The same quantity over other dimensions, ``over("member")`` for an ensemble."""
+        return replace(self, dims=dims)
+
+
+_MEAN = {"cell_methods": "time: point area: mean"}
+_POINT = {"cell_methods": "time: point"}
+
+TIME = Variable("time", long_name="time in attempts per spin", attributes={"axis": "T"})
+
+# Coarse fields are float32: a block sum over fewer than 2^24 sites (blocks up to 4095 sites
+# a side) comes back exactly as rint(mean * sites), and files and training data are half as
+# large. Whole-lattice means are float64, exact in this sense for every lattice we can hold.
+STANDARD: dict[str, Variable] = {
+    v.name: v
+    for v in (
+        Variable("magnetization", long_name="magnetization per site", attributes=_MEAN),
+        Variable("energy", long_name="energy per site in units of J", attributes=_MEAN),
+        Variable("domain_wall_density", long_name="fraction of broken bonds", attributes=_MEAN),
+        Variable("flips", (), "int64", long_name="spin flips since time 0"),
+        Variable(
+            "coarse_magnetization",
+            ("y", "x"),
+            "float32",
+            long_name="mean spin of a block of sites",
+            attributes={"cell_methods": "time: point y: mean x: mean"},
+        ),
+        Variable("spin", ("y", "x"), "int8", long_name="spin, -1 or 1", attributes=_POINT),
+        Variable(
+            "initial_magnetization",
+            ("member",),
+            long_name="magnetization per site that the member was started from",
+            per_frame=False,
+        ),
+        Variable("sro", ("pair",), long_name="Warren-Cowley order parameter", attributes=_POINT),
+        Variable("hops", (), "int64", long_name="vacancy hops since time 0"),
+        Variable("species", ("site",), "int8", long_name="species of a site", attributes=_POINT),
+    )
+}
+
+_COORDINATES: dict[str, dict[str, str]] = {
+    **{
+        prefix + name: {"axis": name.upper(), "units": "1", "long_name": f"{name} in sites"}
+        for name in "xyz"
+        for prefix in ("", "site_")
+    },
+    "member": {"standard_name": "realization", "units": "1", "long_name": "ensemble member"},
+    "pair": {"long_name": "pair of species"},
+}
+
+
+def block_centres(side: int, block: int) -> np.ndarray:
+    """Centres of the coarse blocks along a side, in sites (site i is at i), float64."""
+    return (np.arange(side // block) + 0.5) * block - 0.5
+
+
+# -- the schema, in one place for both writers -----------------------------------------------------
+
+
+@dataclass
+class _Schema:
+    dims: dict[str, int]
+    variables: Sequence[Variable]
+    time: Variable
+    coordinates: Mapping[str, np.ndarray]
+    attributes: Mapping[str, Any]
+
+    def check(self) -> None:
+        if missing := [name for name in _REQUIRED if name not in self.attributes]:
+            raise InputError("attributes", missing, f"all of {_REQUIRED}", "Add them.")
+        if "time" in self.dims or min(self.dims.values(), default=1) < 1:
+            raise InputError("dims", self.dims, "positive sizes, time left out", "Correct it.")
+        taken = {"time", *self.dims}
+        for v in self.variables:
+            if v.name in taken or not set(v.dims) <= set(self.dims):
+                allowed = f"dimensions among {list(self.dims)}, each name once"
+                raise InputError(
+                    "variables", f"{v.name}{v.dims}", allowed, "Rename, or add to dims."
+                )
+            taken.add(v.name)
+        for name, values in self.coordinates.items():
+            if np.shape(values) != (self.dims.get(name),):
+                allowed = f"a value for each index of a dimension of {self.dims}"
+                raise InputError(f"coordinate {name}", np.shape(values), allowed, "Correct it.")
+
+    def image(self) -> bytes:
+        """The bytes of the file without frames."""
+        with h5py.File("image", "w", driver="core", backing_store=False) as file:
+            for name, value in self.attributes.items():
+                file.attrs[name] = _storable(name, value)
+            self._create(file, self.time).make_scale("time")
+            for name, size in self.dims.items():
+                values = np.asarray(self.coordinates.get(name, np.arange(size)))
+                if values.dtype.kind in "OSU":
+                    values = values.astype(h5py.string_dtype())
+                file.create_dataset(name, data=values).make_scale(name)
+                file[name].attrs.update(_COORDINATES.get(name, {"long_name": name}))
+            for v in self.variables:
+                dataset = self._create(file, v)
+                for axis, name in enumerate((*["time"] * v.per_frame, *v.dims)):
+                    dataset.dims[axis].attach_scale(file[name])
+            file.flush()
+            return file.id.get_file_image()
+
+    def _create(self, file: h5py.File, v: Variable) -> h5py.Dataset:
+        shape, dtype = tuple(self.dims[name] for name in v.dims), np.dtype(v.dtype)
+        options: dict[str, Any] = {}
+        if v.per_frame:
+            frame = math.prod(shape) * dtype.itemsize
+            if frame < _FIELD_BYTES:
+                options["chunks"] = (min(1024, 2**16 // frame), *shape)
+            else:
+                options["chunks"] = (1, *_chunk(shape, dtype.itemsize))
+                options |= {"compression": "gzip", "compression_opts": _GZIP_LEVEL, "shuffle": True}
+            options["maxshape"], shape = (None, *shape), (0, *shape)
+            # Parallel HDF5 writes only into chunks that exist.
+            options["dcpl"] = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            options["dcpl"].set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        # What a dying run left out must read as a hole, not as a number.
+        fill = np.nan if dtype.kind == "f" else None
+        dataset = file.create_dataset(v.name, shape, dtype, fillvalue=fill, **options)
+        for name, value in {"units": v.units, "long_name": v.long_name, **v.attributes}.items():
+            dataset.attrs[name] = _storable(name, value)
+        return dataset
+
+
+def _chunk(shape: Shape, itemsize: int) -> Shape:
+    """Halve the longest side until a chunk is small enough. Must not depend on ranks."""
+    sides = list(shape)
+    while math.prod(sides) * itemsize > _CHUNK_BYTES:
+        longest = sides.index(max(sides))
+        sides[longest] = -(-sides[longest] // 2)
+    return tuple(sides)
+
+
+def _storable(name: str, value: Any) -> Any:
+    """An attribute that HDF5 and netCDF both know: no HDF5 booleans, no pickles."""
+    if isinstance(value, bool | np.bool_):
+        return np.int8(value)
+    if np.asarray(value).dtype.kind not in "iufU":
+        raise InputError(
+            f"attribute {name}", value, "text, numbers or lists of them", "Convert it."
+        )
+    return value
+
+
+def git_hash() -> str:
+    """Commit of the source tree that runs, or "unknown" for an installed package.
+
+    Read from the files of git: starting a process under MPI can be refused or slow.
+    """
+    try:
+        folder = Path(__file__).resolve().parents[1] / ".git"
+        if folder.is_file():  # a work tree
+            folder = folder.parent / folder.read_text().removeprefix("gitdir:").strip()
+        head = (folder / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (folder / "commondir").exists():
+            folder = folder / (folder / "commondir").read_text().strip()
+        if (folder / name).exists():
+            return (folder / name).read_text().strip()
+        packed = (folder / "packed-refs").read_text().splitlines()
+        return next(line.split()[0] for line in packed if line.endswith(f" {name}"))
+    except (OSError, StopIteration):
+        return "unknown"
+
+
+def _own_attributes(ranks: int) -> dict[str, Any]:
+    """Root attributes that the writer sets."""
+    return {
+        "Conventions": "CF-1.11",
+        "mpiflow_version": mpiflow.__version__,
+        "git_hash": git_hash(),
+        "schema_version": SCHEMA_VERSION,
+        "ranks": ranks,
+        "complete": False,
+    }
+
+
+def _install(image: bytes, path: Path, overwrite: bool) -> None:
+    """Put a new file at ``path``; an old one stays whole until the new one is on the disk."""
+    if path.exists() and not path.is_file():
+        raise InputError("out", str(path), "the name of a file", "Name a file, not a directory.")
+    if path.exists() and not overwrite:
+        remedy = "Choose another name, or use --overwrite."
+        raise InputError("out", str(path), "a file that does not exist yet", remedy)
+    target = path.with_name(f".{path.name}.{os.getpid()}.new") if overwrite else path
+    try:
+        # Exclusive, so that of two jobs with the same output only one starts.
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with open(handle, "wb") as file:
+                file.write(image)
+                file.flush()
+                os.fsync(handle)
+            if overwrite:
+                target.replace(path)
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        allowed = "a file in an existing directory that can be written"
+        remedy = f"{error.strerror}: create {path.parent} first, or choose another place."
+        raise InputError("out", str(path), allowed, remedy) from error
+
+
+def _parallel(backend: Backend, ranks: int) -> bool:
+    """Whether to write through MPI-IO. MPIFLOW_WRITER decides where ``auto`` is asked for."""
+    choice = os.environ.get("MPIFLOW_WRITER", "auto") if backend == "auto" else backend
+    if choice not in ("auto", "parallel", "gather"):
+        raise InputError("backend", choice, "auto, parallel or gather", "Use auto.")
+    available = bool(h5py.get_config().mpi)
+    if choice == "parallel" and not available:
+        remedy = "Use the gather writer, or build h5py with MPI (jobs/setup.sh)."
+        raise InputError("backend", choice, "auto or gather: this h5py has no MPI", remedy)
+    return available and (choice == "parallel" or (choice == "auto" and ranks > 1))
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+class TrajectoryWriter:
+    """Appends frames to a new Trajectory file.
+
+    All methods are collective and all ranks pass the same arguments, except for their
+    parts of distributed variables. Use it in a ``with`` block: a run that ends with an
+    exception leaves a readable file with ``complete`` = 0.
+
+    Parameters
+    ----------
+    path : file to make; its directory must exist
+    comm : the ranks that write; none means this process alone
+    dims : size of each dimension but ``time``
+    variables : what each frame holds, and the static variables
+    coordinates : values along dimensions, numbers or text; default is the index
+    attributes : of the file; at least system, config_json, seed, rng, decomposition_invariant
+    overwrite : replace an existing file, once the new one has been created
+    backend : how ranks write; MPIFLOW_WRITER in the environment replaces ``auto``
+    time : name, units and meaning of the time axis
+    flush_interval : seconds for which frames may be held back in memory. A flush costs
+        milliseconds, so a fast run writes frames in batches; the first frame, and every
+        frame of a slower run, is readable at once. 0 flushes every frame.
+
+    Raises
+    ------
+    InputError : on all ranks, before anything on disk has changed
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        comm: MPI.Intracomm | None = None,
+        dims: Mapping[str, int],
+        variables: Sequence[Variable],
+        coordinates: Mapping[str, np.ndarray] | None = None,
+        attributes: Mapping[str, Any],
+        overwrite: bool = False,
+        backend: Backend = "auto",
+        time: Variable = TIME,
+        flush_interval: float = 1.0,
+    ) -> None:
+        comm = MPI.COMM_SELF if comm is None else comm
+        made: tuple[Path, bool] | None = None
+        with agreed(comm):
+            if comm.rank == 0:
+                title = {"title": f"mpiflow trajectory: {attributes.get('system')}"}
+                everything = title | dict(attributes) | _own_attributes(comm.size)
+                schema = _Schema(dict(dims), variables, time, coordinates or {}, everything)
+                schema.check()
+                # Links are followed: the file is replaced where it lies.
+                made = Path(path).resolve(), _parallel(backend, comm.size)
+                _install(schema.image(), made[0], overwrite)
+        self.path, self.parallel = comm.bcast(made)
+        self.comm = comm.Dup()
+        self._file: h5py.File | None = None
+        if self.parallel:
+            self._file = h5py.File(self.path, "r+", driver="mpio", comm=self.comm)
+        elif comm.rank == 0:
+            # A lock would keep readers out of the live file.
+            self._file = h5py.File(self.path, "r+", locking=False)
+
+        self._static = {v.name: v for v in variables if not v.per_frame}
+        self._per_frame = {v.name: v for v in variables if v.per_frame}
+        self._shapes = {v.name: tuple(dims[d] for d in v.dims) for v in variables}
+        self._frame_bytes = sum(
+            math.prod(self._shapes[v.name]) * np.dtype(v.dtype).itemsize
+            for v in self._per_frame.values()
+        )
+        # Every rank's part of each variable, none for values that all ranks know.
+        self._boxes: dict[str, list[Box] | None] = {"time": None}
+        self._missing = set(self._static)
+        self._held: list[tuple[float, dict[str, np.ndarray]]] = []
+        self._last_time, self._frames, self._open = -math.inf, 0, True
+        self._flush_interval, self._last_flush = flush_interval, -math.inf
+
+    def append(self, time: float, values: Mapping[str, Value]) -> None:
+        """Add a frame.
+
+        Parameters
+        ----------
+        time : later than that of the frame before
+        values : for every per-frame variable either its value, known on all ranks, or
+            ``(local, slices)``: this rank's part and where it lies in the whole. The
+            parts of all ranks cover the variable once and stay the same in every
+            frame; a part may be empty. Arrays are copied.
+        """
+        if not self._last_time < time < math.inf:
+            allowed = f"a finite time after {self._last_time}"
+            raise InputError("time", time, allowed, "Append frames in order.")
+        if set(values) != set(self._per_frame):
+            allowed = f"exactly {sorted(self._per_frame)}"
+            raise InputError("values", sorted(values), allowed, "Give all, in every frame.")
+        frame = self._parts([(v, values[name]) for name, v in self._per_frame.items()])
+        self._held.append((float(time), frame))
+        self._last_time = time
+        full = len(self._held) * self._frame_bytes >= _HELD_BYTES
+        late = clock.monotonic() - self._last_flush >= self._flush_interval
+        # Clocks differ between ranks: that of rank 0 decides.
+        if full or self._flush_interval <= 0 or self.comm.bcast(late):
+            self.flush()
+
+    def write_static(self, name: str, value: Value) -> None:
+        """Write a variable without time, whole or in parts as in :meth:`append`."""
+        if name not in self._static:
+            raise InputError("name", name, f"one of {sorted(self._static)}", "Declare it first.")
+        self._store(name, self._parts([(self._static[name], value)])[name])
+        self._missing.discard(name)
+
+    def flush(self) -> None:
+        """Bring all frames to the file, so that readers and a crash find them.
+
+        To be called before a checkpoint, which must not be newer than the trajectory.
+        """
+        held, self._held = self._held, []
+        if held:
+            for name in self._per_frame:
+                self._store(name, np.stack([frame[name] for _, frame in held]), self._frames)
+            # Last: a frame exists once it has a time.
+            self._store("time", np.array([time for time, _ in held]), self._frames)
+            self._frames += len(held)
+        if self._file is not None:
+            self._file.flush()
+        self._last_flush = clock.monotonic()
+
+    def close(self, complete: bool = True) -> None:
+        """Flush and close; ``complete`` says that the run came to its planned end."""
+        if not self._open:
+            return
+        self._open = False
+        self.flush()
+        if self._file is not None:
+            if complete and not self._missing:
+                # Last of all, behind a flush: never true for a file that lacks data.
+                self._file.attrs.modify("complete", np.int8(1))
+            self._file.close()
+        self.comm.Free()
+        if complete and self._missing:
+            allowed = f"all of {sorted(self._static)} written before close"
+            raise InputError("missing", sorted(self._missing), allowed, "Call write_static.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif self.comm.size == 1:
+            # The first error is the one to see.
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                self.close(complete=False)
+        elif self._open:
+            # Other ranks may be anywhere: nothing collective. The file is that of the last flush.
+            self._open = False
+            if self._file is not None and self.parallel:
+                # Closing waits for the other ranks, and so does garbage collection: not before
+                # this rank ends, but then before MPI does.
+                atexit.register(self._file.close)
+            elif self._file is not None:
+                self._file.close()
+
+    def _parts(self, values: list[tuple[Variable, Value]]) -> dict[str, np.ndarray]:
+        """Check values and copy them, as (this rank's part of) the array in the file."""
+        arrays: dict[str, np.ndarray] = {}
+        boxes: dict[str, Box | None] = {}
+        first = any(v.name not in self._boxes for v, _ in values)
+        # All ranks hear of a mistake in the first frame; later ones are not worth a message.
+        with agreed(self.comm) if first else contextlib.nullcontext():
+            for v, value in values:
+                local, slices = value if isinstance(value, tuple) else (value, None)
+                array, whole = np.asarray(local), self._shapes[v.name]
+                box = None if slices is None else _normal(v.name, slices, whole)
+                shape = whole if box is None else tuple(s.stop - s.start for s in box)
+                if array.shape != shape or not np.can_cast(array.dtype, v.dtype, "same_kind"):
+                    given, allowed = f"{array.dtype}{array.shape}", f"{v.dtype}{shape}"
+                    raise InputError(v.name, given, allowed, "For a part, pass (part, slices).")
+                known = self._boxes.get(v.name)
+                if not first and box != (known and known[self.comm.rank]):
+                    raise InputError(
+                        v.name, box, f"the part of the first frame, {known}", "Keep it."
+                    )
+                arrays[v.name], boxes[v.name] = array.astype(v.dtype, order="C"), box
+        if first:
+            self._agree_on_parts(boxes)
+        return arrays
+
+    def _agree_on_parts(self, boxes: dict[str, Box | None]) -> None:
+        """Learn where every rank's part lies, and that the parts cover each variable once."""
+        everyone = self.comm.allgather(boxes)
+        for name in boxes:
+            parts = [theirs[name] for theirs in everyone]
+            present = [box for box in parts if box is not None]
+            if present and (len(present) < len(parts) or not _tile(self._shapes[name], present)):
+                allowed = f"parts that cover {self._shapes[name]} once, on all ranks or on none"
+                raise InputError(name, parts, allowed, "Check the slices that each rank passes.")
+            self._boxes[name] = present or None
+
+    def _store(self, name: str, values: np.ndarray, first: int | None = None) -> None:
+        """Write this rank's part, of frames from ``first`` on or of a static variable."""
+        boxes, lead = self._boxes[name], [] if first is None else [first]
+        if not self.parallel and boxes is not None:
+            values = self._gather(values, boxes, values.shape[: len(lead)] + self._shapes[name])
+            boxes = None
+        if self._file is None:
+            return
+        dataset = self._file[name]
+        if first is not None:
+            dataset.resize(first + len(values), axis=0)
+        # Filtered writes need every rank, also those without data. For small common values
+        # rank 0 alone is several times faster.
+        transfer = h5py.h5p.create(h5py.h5p.DATASET_XFER)
+        if self.parallel and (boxes is not None or dataset.compression):
+            transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
+        elif self.comm.rank > 0:
+            return
+        source, target = h5py.h5s.create_simple(values.shape), dataset.id.get_space()
+        if values.size == 0 or (boxes is None and self.comm.rank > 0):
+            source.select_none()
+            target.select_none()
+        elif values.ndim:
+            inner = [0] * (values.ndim - len(lead))
+            corner = [s.start for s in boxes[self.comm.rank]] if boxes else inner
+            target.select_hyperslab((*lead, *corner), values.shape)
+        dataset.id.write(source, target, values, dxpl=transfer)
+
+    def _gather(self, values: np.ndarray, boxes: list[Box], shape: Shape) -> np.ndarray:
+        """The whole array on rank 0; other ranks only send their part.
+
+        Rank 0 receives each part in its place: it needs no memory beyond the whole, and
+        no message has more elements than one part.
+        """
+        comm, mpi_type = self.comm, from_numpy_dtype(values.dtype)
+        if comm.size == 1:
+            return values
+        if comm.rank > 0:
+            if values.size:
+                comm.Send([values, mpi_type], 0)
+            return values
+        whole = np.empty(shape, values.dtype)
+        frames = (slice(0, shape[0]),) * (len(shape) - len(boxes[0]))
+        requests = []
+        for rank, box in enumerate(boxes):
+            place = (*frames, *box)
+            sides = [s.stop - s.start for s in place]
+            if rank == 0:
+                whole[place] = values
+            elif all(sides):
+                tile = mpi_type.Create_subarray(shape, sides, [s.start for s in place]).Commit()
+                requests.append(comm.Irecv([whole, 1, tile], rank))
+                tile.Free()
+        MPI.Request.Waitall(requests)
+        return whole
+
+
+def _normal(name: str, slices: Box, shape: Shape) -> Box:
+    """Slices with plain start and stop."""
+    ranges = [range(n)[s] for s, n in zip(slices, shape, strict=False)]
+    if len(slices) != len(shape) or any(r.step != 1 for r in ranges):
+        raise InputError(name, slices, f"{len(shape)} slices of step 1", "Give one a dimension.")
+    return tuple(slice(r.start, r.start + len(r)) for r in ranges)
+
+
+def _tile(shape: Shape, boxes: list[Box]) -> bool:
+    """Whether the boxes cover the shape exactly once. Works on their edges, not on sites."""
+    boxes = [box for box in boxes if all(s.stop > s.start for s in box)]
+    edges = []
+    for axis, n in enumerate(shape):
+        ends = {0, n}.union(*({box[axis].start, box[axis].stop} for box in boxes))
+        edges.append({end: i for i, end in enumerate(sorted(ends))})
+    count = np.zeros([len(e) - 1 for e in edges], np.int64)
+    for box in boxes:
+        cells = zip(edges, box, strict=True)
+        count[tuple(slice(index[s.start], index[s.stop]) for index, s in cells)] += 1
+    return bool((count == 1).all())
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+class Trajectory:
+    """A Trajectory file opened for reading, finished or still growing.
+
+    ``traj["magnetization"]`` is a NumPy array, time first. A file that is being
+    written shows the frames that it had when it was opened; open it again for more.
+
+    Attributes
+    ----------
+    variables : the data variables by name
+    attributes : of the file, as plain Python values
+    sizes : of the dimensions
+    complete : whether the run came to its planned end
+
+    Raises
+    ------
+    InputError : the file is missing, corrupt, or not a Trajectory
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise self._refusal("an existing trajectory", "There is none: check the path.")
+        with self._corrupt_if_unreadable():
+            self._file = h5py.File(self.path, "r", locking=False)
+        try:
+            with self._corrupt_if_unreadable():
+                self._load()
+        except InputError:
+            self._file.close()
+            raise
+
+    def _load(self) -> None:
+        self.attributes = {name: _plain(value) for name, value in self._file.attrs.items()}
+        version = self.attributes.get("schema_version")
+        if version is None:
+            remedy = "It has no schema_version, so another program wrote it."
+            raise self._refusal("a trajectory written by mpiflow", remedy)
+        if version > SCHEMA_VERSION:
+            allowed = f"schema_version up to {SCHEMA_VERSION}"
+            raise self._refusal(allowed, f"It has {version}: update mpiflow.")
+        datasets = {k: v for k, v in self._file.items() if isinstance(v, h5py.Dataset)}
+        self.variables = {k: _describe(v) for k, v in datasets.items() if not v.is_scale}
+        self._per_frame = {"time", *(v.name for v in self.variables.values() if v.per_frame)}
+        # A writer that died inside a flush leaves variables of different lengths.
+        frames = min(len(datasets[name]) for name in self._per_frame)
+        self.time: np.ndarray = self._file["time"][:frames]
+        self.time = self.time[np.isfinite(self.time)]
+        self.sizes = {k: v.size for k, v in datasets.items() if v.is_scale} | {"time": len(self)}
+        self.config: dict[str, Any] = json.loads(self.attributes["config_json"])
+        self.complete = bool(self.attributes["complete"])
+
+    def _refusal(self, allowed: str, remedy: str) -> InputError:
+        return InputError("file", str(self.path), allowed, remedy)
+
+    @contextlib.contextmanager
+    def _corrupt_if_unreadable(self) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError as error:
+            raise self._refusal("a readable file", "Ask its owner for access.") from error
+        except InputError:
+            raise
+        except (OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            remedy = "It is corrupt, or not HDF5 at all: use another copy."
+            raise self._refusal("an intact HDF5 file", remedy) from error
+
+    def read(self, name: str, frames: int | slice = slice(None)) -> np.ndarray:
+        """Values of a variable or coordinate; of some frames only, where it has frames."""
+        if name not in self:
+            known = sorted({*self.variables, *self.sizes})
+            raise InputError("variable", name, f"one of {known}", "See mpiflow info.")
+        with self._corrupt_if_unreadable():
+            dataset = self._file[name]
+            if h5py.check_string_dtype(dataset.dtype):
+                return dataset.asstr()[...].astype(str)
+            if name not in self._per_frame:
+                return dataset[()]
+            if isinstance(frames, int):
+                return dataset[range(len(self))[frames]]
+            # Counted in whole frames: behind them there may be a broken one.
+            start, stop, step = frames.indices(len(self))
+            return dataset[start : max(start, stop) : step]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.variables or name in self.sizes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.variables)
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def to_xarray(self) -> Any:
+        """The file as a lazy ``xarray.Dataset``, to be closed by the caller."""
+        try:
+            import xarray
+        except ImportError as error:
+            remedy = "Install mpiflow[plot]."
+            raise InputError("to_xarray", "no xarray", "with xarray", remedy) from error
+        return xarray.open_dataset(self.path, decode_times=False).isel(time=slice(len(self)))
+
+    @property
+    def _state(self) -> str:
+        return "complete" if self.complete else "NOT complete"
+
+    def summary(self) -> str:
+        """A page about the file, for people."""
+        about, sizes = self.attributes, (f"{name} {n}" for name, n in self.sizes.items())
+        span = f", time {self.time[0]:g} to {self.time[-1]:g}" if len(self) else ""
+        same = "same bits on any ranks" if about["decomposition_invariant"] else "depends on ranks"
+        rows = {
+            f"{v.name}({', '.join([*['time'] * v.per_frame, *v.dims])})": v
+            for v in self.variables.values()
+        }
+        width = max(map(len, rows), default=0)
+        return "\n".join(
+            (
+                f"{self.path}: {about['system']}, {self._state}",
+                f"frames      {len(self)}{span}",
+                f"dimensions  {', '.join(sizes)}",
+                f"written by  mpiflow {about['mpiflow_version']} ({about['git_hash'][:12]}), "
+                f"ranks: {about['ranks']}",
+                f"random      seed {about['seed']}, {about['rng']}, {same}",
+                f"size        {self.path.stat().st_size / 1e6:.3g} MB",
+                "variables",
+                *(f"  {row:{width}}  {v.dtype:8} {v.long_name}" for row, v in rows.items()),
+            )
+        )
+
+    def __repr__(self) -> str:
+        names = ", ".join(self)
+        return f"<Trajectory {str(self.path)!r}: {len(self)} frames, {self._state}; {names}>"
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _describe(dataset: h5py.Dataset) -> Variable:
+    """The Variable that a dataset was made from."""
+    internal = {"DIMENSION_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
+    about = {k: _plain(v) for k, v in dataset.attrs.items() if k not in internal}
+    dims = [dimension[0].name.removeprefix("/") for dimension in dataset.dims]
+    per_frame = dims[:1] == ["time"]
+    return Variable(
+        dataset.name.removeprefix("/"),
+        tuple(dims[per_frame:]),
+        str(dataset.dtype),
+        about.pop("units", "1"),
+        about.pop("long_name", ""),
+        per_frame,
+        about,
+    )

@@ -1,0 +1,137 @@
+"""The macroscopic SDE: its loss, what it learns on exactly known processes, its rollouts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from mpiflow.learn.sde import CHUNK, MacroscopicSDE
+from mpiflow.learn.training import Schedule, fit
+
+
+def random_sde(dim: int = 3, factor: float = 4.0) -> MacroscopicSDE:
+    torch.manual_seed(0)
+    sde = MacroscopicSDE(dim, width=8, factor=factor)
+    for p in sde.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(50, dim)) * np.arange(1, dim + 1) + 5.0
+    sde.set_scales(z, rng.normal(size=(50, 2, dim)), np.full((50, 2), 0.5))
+    return sde
+
+
+def test_loss_is_the_gaussian_log_likelihood_with_covariance_factor() -> None:
+    """Equation (7), up to the constants that do not depend on the networks."""
+    sde = random_sde()
+    rng = np.random.default_rng(1)
+    z = torch.as_tensor(rng.normal(size=(7, 3)) + 5.0, dtype=torch.float32)
+    increments = torch.as_tensor(rng.normal(size=(7, 4, 3)), dtype=torch.float32)
+    dt = torch.as_tensor(rng.uniform(0.1, 1.0, size=(7, 4)), dtype=torch.float32)
+    with torch.no_grad():
+        loss = sde(z, increments, dt)
+        drift, root = sde.drift(z), sde.cholesky(z)
+        exact = torch.zeros(7)
+        for b in range(7):
+            for p in range(4):
+                covariance = 4.0 * dt[b, p] * root[b] @ root[b].T
+                normal = MultivariateNormal(drift[b] * dt[b, p], covariance)
+                exact[b] -= 2.0 * normal.log_prob(increments[b, p]) / 4
+        scale = torch.log(sde.std * sde.noise).sum()
+        constant = 3 * np.log(2 * np.pi) + 2 * scale + 3 * torch.log(4.0 * dt).mean(dim=1)
+    torch.testing.assert_close(loss + constant, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_of_one_state_count_as_pairs() -> None:
+    sde = random_sde()
+    rng = np.random.default_rng(2)
+    z = torch.as_tensor(rng.normal(size=(5, 3)) + 5.0, dtype=torch.float32)
+    increments = torch.as_tensor(rng.normal(size=(5, 3, 3)), dtype=torch.float32)
+    dt = torch.full((5, 3), 0.25)
+    apart = torch.stack([sde(z, increments[:, [p]], dt[:, [p]]) for p in range(3)]).mean(dim=0)
+    torch.testing.assert_close(sde(z, increments, dt), apart)
+
+
+def test_covariance_is_bounded_below_in_training_and_prediction() -> None:
+    sde = random_sde()
+    with torch.no_grad():
+        for p in sde.sigma_net.parameters():
+            p.fill_(-10.0)
+        diagonal = torch.diagonal(sde.cholesky(torch.zeros(4, 3)), dim1=1, dim2=2)
+    assert torch.all(diagonal >= 0.99e-3 * sde.std * sde.noise)
+    assert torch.isfinite(sde(torch.zeros(4, 3), torch.zeros(4, 1, 3), torch.ones(4, 1))).all()
+
+
+@pytest.mark.parametrize("patches", [1, 16])
+def test_it_learns_an_ornstein_uhlenbeck_process_from_one_patch_of_k(patches: int) -> None:
+    """N independent parts, the mean of which obeys dz = -A (z - c) dt + B dW / sqrt(K).
+
+    A pair is the increment of one part: lambda = K must undo the extra noise.
+    """
+    rng = np.random.default_rng(3)
+    rate = np.array([[0.5, 0.2], [-0.1, 0.3]])
+    noise = np.array([[0.4, 0.0], [0.1, 0.2]])
+    centre, dt, n, p = np.array([1.0, -0.5]), 0.1, 6000, 16
+    z = centre + rng.normal(size=(n, 2)) * 0.8
+    kicks = rng.normal(size=(n, p, 2)) @ noise.T * np.sqrt(dt)
+    increments = (-(z - centre) @ rate.T * dt)[:, None] + kicks
+    torch.manual_seed(0)
+    sde = MacroscopicSDE(2, width=32, factor=float(patches))
+    elapsed = np.full((n, p), dt)
+    sde.set_scales(z, increments, elapsed)
+    fit(sde, (z, increments, elapsed), seed=0, schedule=Schedule(epochs=25, batch=200))
+    points = centre + np.array([[0.0, 0.0], [0.8, 0.0], [0.0, -0.8], [-0.5, 0.5]])
+    with torch.no_grad():
+        at = torch.as_tensor(points, dtype=torch.float32)
+        drift, root = sde.drift(at).numpy(), sde.cholesky(at).numpy()
+    # Sampling error of the drift: noise / sqrt(pairs nearby * dt), about 0.01 here.
+    np.testing.assert_allclose(drift, -(points - centre) @ rate.T, atol=0.05)
+    covariance = root @ root.transpose(0, 2, 1) * patches
+    np.testing.assert_allclose(covariance, np.broadcast_to(noise @ noise.T, (4, 2, 2)), atol=0.012)
+
+
+def test_rollout_is_euler_maruyama_with_the_right_moments() -> None:
+    """An SDE of constant coefficients: mean and covariance at time t are known."""
+    torch.manual_seed(0)
+    sde = MacroscopicSDE(2, width=4, factor=1.0)
+    z = np.array([[-100.0, -100.0], [100.0, 100.0]])
+    sde.set_scales(z, np.array([[[0.3, 0.1]], [[-0.3, -0.1]]]), np.ones((2, 1)))
+    with torch.no_grad():
+        sde.drift_net[-1].bias.copy_(torch.tensor([0.5, -0.25]) / sde.std)  # type: ignore[operator]
+    members = 20_000
+    start = np.zeros((members, 2))
+    path, clipped = sde.rollout(
+        start, np.arange(members), dt=0.5, steps=8, save=np.array([0, 4, 8]), seed=1
+    )
+    assert clipped == 0
+    assert path.shape == (3, members, 2)
+    assert np.array_equal(path[0], start)
+    with torch.no_grad():
+        root = sde.cholesky(torch.zeros(1, 2))[0].numpy()
+    for i, t in ((1, 2.0), (2, 4.0)):
+        spread = np.sqrt(np.diag(root @ root.T) * t)
+        error = spread / np.sqrt(members)
+        assert np.all(np.abs(path[i].mean(axis=0) - np.array([0.5, -0.25]) * t) < 4 * error)
+        np.testing.assert_allclose(path[i].std(axis=0), spread, rtol=0.02)
+
+
+def test_a_trajectory_does_not_depend_on_its_company() -> None:
+    sde = random_sde()
+    z0 = np.random.default_rng(5).normal(size=(2 * CHUNK + 7, 3)) + 5.0
+    keys = np.arange(len(z0))
+    options = {"dt": 0.1, "steps": 6, "save": np.array([6]), "seed": 3}
+    whole, _ = sde.rollout(z0, keys, **options)
+    part, _ = sde.rollout(z0[CHUNK : CHUNK + 50], keys[CHUNK : CHUNK + 50], **options)
+    assert np.array_equal(whole[:, CHUNK : CHUNK + 50], part)
+
+
+def test_states_are_held_inside_the_training_range_and_counted() -> None:
+    sde = random_sde()
+    with torch.no_grad():
+        sde.drift_net[-1].bias.fill_(1e3)  # type: ignore[union-attr]
+    path, clipped = sde.rollout(
+        np.full((5, 3), 5.0), np.arange(5), dt=1.0, steps=3, save=np.array([3]), seed=0
+    )
+    assert clipped == 15
+    assert np.all(path <= sde.high.numpy() + 1e-6)
