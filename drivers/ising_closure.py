@@ -60,7 +60,9 @@ def main() -> None:
     tasks: list[experiment.Task] = [
         (patch, method, seed) for patch, seed in plans for method in ("partial", "naive")
     ]
-    models = experiment.learn(SYSTEM, data, tasks, comm=comm, schedule=schedule)
+    models = experiment.learn(
+        SYSTEM, data, tasks, comm=comm, factor=options.factor, schedule=schedule
+    )
     # One step of the published grid is 4096 flips, 6.2 units of time on average.
     times = 6.0 * np.arange(options.steps + 1)
     encoders = {(p, s): models[p, "partial", s] for p, s in plans}
@@ -158,6 +160,7 @@ def parse() -> argparse.Namespace:
     add("--repeats", type=int, default=16, help="partial evolutions of each state")
     add("--duration", type=float, default=0.5, help="length of a partial evolution")
     add("--halo", choices=["frozen", "wrap"], default="frozen", help="surroundings of a patch")
+    add("--factor", type=float, help="lambda of our loss (default: K, the number of patches)")
     add("--buffer", type=int, default=0, help="sites around a patch that evolve with it")
     add("--epochs", type=int, default=60, help="most epochs of the SDE training")
     add("--replicas", type=int, default=500, help="true trajectories for each magnetization")

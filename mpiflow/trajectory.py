@@ -293,6 +293,7 @@ def _parallel(backend: Backend, ranks: int) -> bool:
 
 # -- writing ---------------------------------------------------------------------------------------
 
+
 class TrajectoryWriter:
     """Appends frames to a new Trajectory file.
 
@@ -642,17 +643,20 @@ class Trajectory:
         if name not in self:
             known = sorted({*self.variables, *self.sizes})
             raise InputError("variable", name, f"one of {known}", "See mpiflow info.")
+        index: Any = ()
+        if name in self._per_frame:
+            # Counted in whole frames: behind them there may be a broken one.
+            steps = range(len(self))[frames]
+            index = steps
+            if not isinstance(steps, int):
+                if steps.step < 0:
+                    raise InputError("frames", frames, "a step forward", "Reverse the result.")
+                index = slice(steps.start, max(steps.start, steps.stop), steps.step)
         with self._corrupt_if_unreadable():
             dataset = self._file[name]
             if h5py.check_string_dtype(dataset.dtype):
-                return dataset.asstr()[...].astype(str)
-            if name not in self._per_frame:
-                return dataset[()]
-            if isinstance(frames, int):
-                return dataset[range(len(self))[frames]]
-            # Counted in whole frames: behind them there may be a broken one.
-            start, stop, step = frames.indices(len(self))
-            return dataset[start : max(start, stop) : step]
+                return dataset.asstr()[()].astype(str)
+            return dataset[index]
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name)

@@ -109,12 +109,13 @@ def pass_matrix(
     keep = 1.0 - float(attempt) / 2.0**63
     out = np.eye(every.size)
     for site in np.flatnonzero(colour_of_sites(shape) == colour):
-        one = np.zeros_like(out)
-        k = (sums[:, site] + 4) // 2
-        one[every, every | (1 << site)] += to_up[k]
-        one[every, every & ~(1 << site)] += to_down[k]
-        one[every, every] += keep
-        out = out @ one  # sites of one colour are not neighbours: the factors commute
+        # Sites of one colour are not neighbours: their matrices commute.
+        dark = every[every >> site & 1 == 0]
+        lit = dark | (1 << site)
+        k = (sums[dark, site] + 4) // 2
+        either = out[:, dark] + out[:, lit]
+        out[:, dark] = keep * out[:, dark] + either * to_down[k]
+        out[:, lit] = keep * out[:, lit] + either * to_up[k]
     return out
 
 

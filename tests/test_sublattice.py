@@ -307,24 +307,28 @@ def test_thresholds_are_the_probabilities(model: Ising, dt: float) -> None:
     up, attempt = Sublattice(model, dt).thresholds(dt)
     with localcontext(prec=60):
         q = Fraction(1 - (-Decimal(dt)).exp())
-        assert abs(Fraction(int(attempt), 2**63) / q - 1) < Fraction(1, 2**51)
+        assert abs(int(attempt) - q * 2**63) <= Fraction(1, 2) + q * 2**12
         for t, k in zip(up, NEIGHBOUR_SUMS.tolist(), strict=True):
             local = Decimal(model.coupling) * k + Decimal(model.field)
             p = Fraction(1 / (1 + (-2 * local / Decimal(model.temperature)).exp()))
-            assert abs(Fraction(int(t), 2**63) / (q * p) - 1) < Fraction(1, 2**47)
+            assert abs(int(t) - q * p * 2**63) <= Fraction(1, 2) + q * p * 2**15
             assert 0 <= int(t) <= int(attempt) <= 2**63
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 @pytest.mark.parametrize("dt", [0.05, 0.25, 1.0, math.inf])
 def test_detailed_balance_of_the_thresholds(model: Ising, dt: float) -> None:
-    """Of the integers themselves: #up / #down is the ratio of Gibbs weights, for every k."""
+    """Of the integers themselves: #up / #down is the ratio of Gibbs weights, for every k.
+
+    Up to the rounding of p(k), which is relative for the smaller of p and 1 - p.
+    """
     up, attempt = Sublattice(model, dt).thresholds(dt)
     with localcontext(prec=60):
         for t, k in zip(up, NEIGHBOUR_SUMS.tolist(), strict=True):
             local = Decimal(model.coupling) * k + Decimal(model.field)
             ratio = Fraction((2 * local / Decimal(model.temperature)).exp())
-            assert abs(Fraction(int(t), int(attempt) - int(t)) / ratio - 1) < Fraction(1, 2**44)
+            tolerance = Fraction(1, 2**51) * (16 + ratio + 1 / ratio)
+            assert abs(Fraction(int(t), int(attempt) - int(t)) / ratio - 1) < tolerance
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
@@ -382,7 +386,9 @@ def test_gibbs_is_invariant_for_every_step(model: Ising, dt: float, shape: tuple
     law = gibbs(shape, model.temperature, model.field, model.coupling)
     assert np.abs(step.sum(1) - 1).max() < 1e-12
     assert np.abs(law @ step - law).sum() < 1e-12
-    assert np.abs(np.linalg.matrix_power(step, 2000)[0] - law).sum() < 1e-9, "the only law"
+    for _ in range(24):  # the only law: 16 million steps from any state lead to it
+        step = step @ step
+    assert np.abs(step - law).sum(1).max() < 1e-6
 
 
 def test_the_split_parts_are_the_generator() -> None:
@@ -539,7 +545,7 @@ def test_energy_and_magnetisation_of_the_infinite_lattice(temperature: float, dt
 
     Errors from the spread of the members' own averages: members are independent.
     """
-    sums = np.stack(list(equilibrium(temperature, dt, sweeps=500, skip=5))[30:]) / 64**2
+    sums = np.stack(list(equilibrium(temperature, dt, sweeps=800, skip=5))[30:]) / 64**2
     energy = -sums[..., 1].mean(0)
     assert energy.std(ddof=1) / math.sqrt(96) < 8e-4
     assert abs(deviate(energy, onsager_energy(temperature))) < Z_CEILING

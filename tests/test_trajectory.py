@@ -429,6 +429,21 @@ def test_forgotten_static_variable(tmp_path):
         assert not trajectory.complete
 
 
+def test_complete_is_written_last(tmp_path, monkeypatch):
+    path, seen, modify = tmp_path / "run.h5", [], h5py.AttributeManager.modify
+
+    def spy(self: Any, name: str, value: Any) -> None:
+        with Trajectory(path) as trajectory:
+            seen.append((name, len(trajectory), trajectory.complete))
+        modify(self, name, value)
+
+    monkeypatch.setattr(h5py.AttributeManager, "modify", spy)
+    with small(path, flush_interval=1e9) as out:
+        for t in range(3):
+            out.append(t, {"magnetization": 0.5})
+    assert seen == [("complete", 3, False)]
+
+
 # -- failures --------------------------------------------------------------------------
 
 
@@ -521,6 +536,8 @@ def test_reader(finished):
             trajectory["nothing"]
         with pytest.raises(IndexError):
             trajectory.read("flips", 4)
+        with pytest.raises(InputError, match="forward"):
+            trajectory.read("flips", slice(None, None, -1))
         assert repr(trajectory).endswith(
             "4 frames, complete; coarse_magnetization, energy, flips, "
             "initial_magnetization, magnetization, note, spin, sro>"

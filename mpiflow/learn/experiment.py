@@ -79,6 +79,7 @@ def learn(
     *,
     comm: MPI.Intracomm,
     closures: int = 2,
+    factor: float | None = None,
     schedule: Schedule | None = None,
     autoencoder_schedule: Schedule | None = None,
 ) -> Results[MacroscopicModel]:
@@ -90,6 +91,7 @@ def learn(
     Parameters
     ----------
     data : training set of each (patch side, seed), the same on every rank
+    factor : lambda of the ``partial`` method, K unless given
     """
     autoencoders: dict[tuple[int, int], Any] = {}
     label = f"train {len(tasks)} models"
@@ -112,6 +114,7 @@ def learn(
                 pairs,
                 autoencoder,
                 method=method,
+                factor=factor if method == "partial" else None,
                 seed=seed,
                 schedule=schedule,
                 progress=lambda epoch, train, validation: report((epoch + 1) / epochs),
@@ -120,6 +123,7 @@ def learn(
             card = {
                 "system": {"temperature": system.temperature, "field": system.field},
                 "method": method,
+                "factor": sde.factor,
                 "seed": seed,
                 "reconstruction_loss": reconstruction.best_validation,
                 "validation_loss": log.best_validation,

@@ -185,8 +185,8 @@ class Sublattice:
 def _require_two_colours(block: Block) -> None:
     """Raise if two neighbours that both evolve would have the same colour."""
     sides = np.array(block.lattice.shape)
-    over_the_edge = np.any(block.origins % sides + block.shape > sides)
-    if block.policy != "frozen" or over_the_edge:
+    over_the_edge = np.any(block.origins % sides + block.shape > sides, axis=0)
+    if block.policy != "frozen" or np.any(over_the_edge & (sides % 2 == 1)):
         block.lattice.require_bipartite()
     if block.policy == "wrap":
         Lattice(block.shape).require_bipartite()
