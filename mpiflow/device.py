@@ -33,15 +33,16 @@ _OPTIONS: dict[str, Any] = {
 
 
 def _cache_directory() -> str:
-    """A compilation cache for exactly this source.
+    """A compilation cache for exactly this source of rules and kernels.
 
     Numba notices changes in a kernel's own file only, not in the rules it calls
     from other files; a stale kernel would run yesterday's physics.
     """
-    package = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(package.glob("**/*.py")):
-        digest.update(path.read_bytes())
+    for path in sorted(Path(__file__).parent.glob("**/*.py")):
+        source = path.read_bytes()
+        if path.name == "device.py" or b"from mpiflow.device import" in source:
+            digest.update(source)
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return str(root / "mpiflow" / "numba" / digest.hexdigest()[:16])
 

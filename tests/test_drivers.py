@@ -1,0 +1,74 @@
+"""Every driver runs with --smoke on two ranks and leaves what it promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpiflow import Trajectory, load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+Run = Callable[..., object]
+
+LEAVES = {
+    "demo": ["truth.h5", "rollout.h5", "demo.png", "table.md", "model/model.safetensors"],
+    "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
+}
+
+
+def test_every_driver_is_tested() -> None:
+    assert {p.stem for p in (ROOT / "drivers").glob("*.py")} == set(LEAVES)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("drivers")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", LEAVES)
+def test_smoke(name: str, mpirun: Run, results: Path) -> None:
+    out = results / name
+    mpirun(2, "python", ROOT / "drivers" / f"{name}.py", "--smoke", "--out", out, timeout=500)
+    for file in LEAVES[name]:
+        assert (out / file).stat().st_size > 0, file
+    assert "| ours |" in (out / "table.md").read_text()
+
+
+@pytest.mark.timeout(600)
+def test_files_of_the_demo_hold_truth_and_rollout(mpirun: Run, tmp_path: Path) -> None:
+    mpirun(1, "python", ROOT / "drivers" / "demo.py", "--smoke", "--out", tmp_path, timeout=500)
+    with Trajectory(tmp_path / "truth.h5") as truth, Trajectory(tmp_path / "rollout.h5") as guess:
+        assert truth.complete
+        assert guess.complete
+        for name in ("time", "magnetization", "domain_wall_density"):
+            assert truth[name].shape == guess[name].shape
+        # Both start from the same states, whose magnetisation is exact.
+        start = np.round(truth["initial_magnetization"] * 2048) / 2048
+        np.testing.assert_allclose(truth["magnetization"][0], start, atol=1e-12)
+        np.testing.assert_allclose(guess["magnetization"][0], start, atol=1e-6)
+    assert load_model(tmp_path / "model").plan.patch == 16
+
+
+def test_options_that_make_no_sense_are_refused(mpirun: Run, tmp_path: Path) -> None:
+    done = mpirun(
+        2, "python", ROOT / "drivers" / "ising_closure.py", "--patches", "12",
+        "--out", tmp_path / "none", check=False,
+    )  # fmt: skip
+    assert done.returncode == 2  # type: ignore[attr-defined]
+    assert done.stderr.count("patch=12") == 1  # type: ignore[attr-defined]
+    assert not (tmp_path / "none").exists()
+
+
+def test_results_have_the_agreed_form(results: Path) -> None:
+    path = results / "ising_closure" / "results.json"
+    if not path.exists():
+        pytest.skip("the smoke test did not run")
+    entries = json.loads(path.read_text())
+    assert entries
+    for entry in entries:
+        assert set(entry) == {"quantity", "ours", "stderr", "published", "exact"}

@@ -1,0 +1,73 @@
+"""The README's commands and its Python example, executed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PROGRAMS = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("make ")]
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    targets = re.findall(r"^make (\S+)", "\n".join(blocks("sh")), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets == ["demo", "test"]
+    assert all(re.search(rf"^{t}:", makefile, re.MULTILINE) for t in targets)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder in which the README's relative paths work."""
+    path = tmp_path_factory.mktemp("readme")
+    (path / "drivers").symlink_to(ROOT / "drivers")
+    (path / ".venv").symlink_to(PROGRAMS.parent)
+    return path
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("command", commands())
+def test_command(command: str, place: Path) -> None:
+    done = subprocess.run(
+        shlex.split(command), cwd=place, env=one_thread(), capture_output=True, text=True,
+        timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_python_example(place: Path) -> None:
+    (example,) = blocks("python")
+    assert len(example.strip().splitlines()) <= 15
+    (place / "example.py").write_text(example)
+    done = subprocess.run(
+        [sys.executable, "example.py"], cwd=place, env=one_thread(), capture_output=True,
+        text=True, timeout=250, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "t =   20" in done.stdout
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
