@@ -45,11 +45,11 @@ def main() -> None:
             states=options.states,
             repeats=options.repeats,
             duration=options.duration,
-            halo=options.halo,
+            halo="wrap" if options.published else options.halo,
             buffer=options.buffer,
         )
         plans = {
-            (patch, seed): replace(plan, patch=patch)
+            (patch, seed): replace(plan, patch=patch, flips=patch**2 if options.published else None)
             for patch in options.patches
             for seed in range(options.seeds)
         }
@@ -161,6 +161,11 @@ def parse() -> argparse.Namespace:
     add("--duration", type=float, default=0.5, help="length of a partial evolution")
     add("--halo", choices=["frozen", "wrap"], default="frozen", help="surroundings of a patch")
     add("--factor", type=float, help="lambda of our loss (default: K, the number of patches)")
+    add(
+        "--published",
+        action="store_true",
+        help="published partial evolution: a patch closed on itself, for patch^2 flips",
+    )
     add("--buffer", type=int, default=0, help="sites around a patch that evolve with it")
     add("--epochs", type=int, default=60, help="most epochs of the SDE training")
     add("--replicas", type=int, default=500, help="true trajectories for each magnetization")

@@ -101,25 +101,28 @@ def assert_one_message(done: subprocess.CompletedProcess[str], says: str) -> Non
 
 @one_rank
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("ranks", "options", "says"),
     [
-        ("--size 16 --coarse 16", "at most 1 tiles"),
-        ("--size 16 --ranks-grid 3,1", "a grid of 4 ranks"),
-        ("--sise 16", "Did you mean --size?"),
-        ("--size 16 --solver nfold", "1 rank per lattice"),
-        ("--size 16 --initial foreign.npy", "a readable .npy"),
-        ("--size 16 --time 0.8", "time=0.8: allowed is a multiple of the time step 0.25"),
-        ("--size 16 --out no/such/dir/x.h5", "no/such/dir"),
+        (4, "--size 16x8 --coarse 8", "at most 2 tiles"),
+        (2, "--sise 16", "Did you mean --size?"),
+        (2, "--size 16 --initial foreign.npy", "a readable .npy"),
+        (2, "--size 16 --time 0.8", "time=0.8: allowed is a multiple of the time step 0.25"),
+        (2, "--size 16 --out no/such/dir/x.h5", "no/such/dir"),
     ],
 )
-def test_bad_input_on_four_ranks(
-    mpirun: MpiRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, says: str
+def test_bad_input_on_many_ranks(
+    mpirun: MpiRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+    options: str,
+    says: str,
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "foreign.npy").write_text("not numpy")
     # Of an option given twice, the last wins.
     line = f"--out x.h5 --temperature 2.5 --time 1 {options}".split()
-    assert_one_message(mpirun(4, "mpiflow", "simulate", "ising", *line, check=False), says)
+    assert_one_message(mpirun(ranks, "mpiflow", "simulate", "ising", *line, check=False), says)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign.npy"]
 
 

@@ -176,9 +176,10 @@ def test_time_weighted_averages(shape: tuple[int, int]) -> None:
         float((law * magnetizations(everything)).sum()),
         float((law * magnetizations(everything) ** 2).sum()),
     ]
-    whole = sample(law, shape, count, np.random.default_rng(1))
+    # The states between events have a stationary law of their own: Gibbs times total rate.
+    visits = law * site_rates(everything, model).sum((1, 2))
+    whole = sample(visits / visits.sum(), shape, count, np.random.default_rng(1))
     block, solver = Block.periodic(whole, np.arange(count)), NFold(model, count)
-    solver.advance(block, seed=2, flips=60)  # events have a stationary law of their own
     weighted, total, plain = np.zeros((3, count)), np.zeros(count), np.zeros((3, count))
     for _ in range(80):
         now, clock = spins(block), solver.clock.copy()
@@ -359,7 +360,7 @@ def test_a_solver_follows_as_many_boxes_as_it_was_made_for() -> None:
         NFold(HOT, 3).advance(block, seed=0, until=1.0)
 
 
-@pytest.mark.parametrize("until", [math.inf, math.nan, -1.0])
+@pytest.mark.parametrize("until", [math.inf, math.nan])
 def test_impossible_times(until: float) -> None:
     block = Block.periodic(np.ones((1, 4, 4), np.int8), np.arange(1))
     with pytest.raises(InputError, match=r"^until="):

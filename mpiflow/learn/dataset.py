@@ -38,6 +38,8 @@ class DataPlan:
     states : number of large states
     repeats : independent partial evolutions of each state
     duration, dt : length of a partial evolution and its time step
+    flips : length of a partial evolution in flips instead (exact dynamics); the
+        published code uses patch^2
     halo, buffer : surroundings of the evolving patch
     small_time : small systems are observed at times up to this one
     random_fraction : share of states that start as random large ones (FACTS: the
@@ -52,6 +54,7 @@ class DataPlan:
     repeats: int = 16
     duration: float = 0.5
     dt: float = 0.25
+    flips: int | None = None
     halo: HaloPolicy = "frozen"
     buffer: int = 0
     small_time: float = 100.0
@@ -208,6 +211,11 @@ class PairData:
         return _observables(self.sums, self.plan.large**2)
 
     @property
+    def step(self) -> float:
+        """Mean time of a partial evolution: the natural step of a model trained on it."""
+        return self.plan.duration if self.plan.flips is None else float(self.elapsed.mean())
+
+    @property
     def densities(self) -> np.ndarray:
         """(N, K, 10) float32 class densities."""
         return class_densities(self.counts, self.plan.patch)
@@ -284,7 +292,8 @@ def _measure(
             seed=seed,
             halo=plan.halo,
             buffer=plan.buffer,
-            duration=plan.duration,
+            duration=plan.duration if plan.flips is None else None,
+            flips=plan.flips,
             dt=plan.dt,
         )
         out["index"][:, repeat] = patches.index

@@ -132,7 +132,7 @@ def learn(
                 "best_epoch": log.best_epoch,
                 "stopped_early": log.stopped_early,
             }
-            return MacroscopicModel(autoencoder, sde, pairs.plan, card)
+            return MacroscopicModel(autoencoder, sde, pairs.plan, pairs.step, card)
 
         return farm(tasks, work, comm)
 

@@ -36,18 +36,15 @@ class MacroscopicModel:
     ----------
     autoencoder, sde : the trained networks
     plan : how the training data were made
+    dt : time step of predictions, the mean time of the partial evolutions
     card : where the model comes from: system, seed, method, lambda, losses
     """
 
     autoencoder: ClosureAutoencoder
     sde: MacroscopicSDE
     plan: DataPlan
+    dt: float
     card: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def dt(self) -> float:
-        """Time step: the duration of the partial evolutions it was trained on."""
-        return self.plan.duration
 
     @torch.no_grad()
     def closures(self, counts: np.ndarray) -> np.ndarray:
@@ -82,13 +79,23 @@ class MacroscopicModel:
     def rollout(
         self, z0: np.ndarray, times: np.ndarray, *, seed: int, members: np.ndarray | None = None
     ) -> tuple[np.ndarray, int]:
-        """Trajectories from z0 (B, d) at ``times``, each rounded to a step of ``dt``.
+        """Trajectories from z0 (B, d) at ``times``, interpolated between steps of ``dt``.
 
         Returns (len(times), B, d) and the number of states that had to be clipped.
         """
-        save = np.rint(np.asarray(times) / self.dt).astype(int)
         members = np.arange(len(z0)) if members is None else members
-        return self.sde.rollout(z0, members, dt=self.dt, steps=int(save[-1]), save=save, seed=seed)
+        place = np.asarray(times) / self.dt
+        # A time that is a step up to rounding is that step.
+        place = np.where(np.abs(place - np.rint(place)) < 1e-6, np.rint(place), place)
+        before, weight = np.floor(place).astype(int), (place % 1.0)[:, None, None]
+        save = np.unique(np.concatenate([before, before + (weight.ravel() > 0)]))
+        path, clipped = self.sde.rollout(
+            z0, members, dt=self.dt, steps=int(save[-1]), save=save, seed=seed
+        )
+        index = np.searchsorted(save, before)
+        after = np.minimum(index + 1, len(save) - 1)
+        out = np.where(weight > 0, (1.0 - weight) * path[index] + weight * path[after], path[index])
+        return out, clipped
 
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into a directory."""
@@ -108,6 +115,7 @@ class MacroscopicModel:
             "sde_width": self.sde.width,
             "factor": self.sde.factor,
             "plan": asdict(self.plan),
+            "dt": self.dt,
             "card": self.card,
         }
         (directory / "model.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -146,7 +154,9 @@ def load_model(directory: str | Path) -> MacroscopicModel:
         ) from error
     autoencoder.eval()
     sde.eval()
-    return MacroscopicModel(autoencoder, sde, DataPlan(**description["plan"]), description["card"])
+    return MacroscopicModel(
+        autoencoder, sde, DataPlan(**description["plan"]), description["dt"], description["card"]
+    )
 
 
 def train_autoencoder(
@@ -185,7 +195,7 @@ def latent_pairs(
     ``naive``: :math:`z_1 = \varphi(x_{I,t+\delta t})`.
     """
     plan, (n, p) = data.plan, data.index.shape
-    model = MacroscopicModel(autoencoder, MacroscopicSDE(1), plan)
+    model = MacroscopicModel(autoencoder, MacroscopicSDE(1), plan, data.step)
     z0 = model.latents(data.sums, data.counts)
     sites = plan.patch**2
 

@@ -28,7 +28,7 @@ from mpiflow.noise import normals
 FLOOR = 1e-3
 #: Trajectories that a network evaluates together. Fixed, so that a trajectory's
 #: bits do not depend on how an ensemble is spread over ranks.
-CHUNK = 256
+CHUNK = 1024
 
 
 class MacroscopicSDE(nn.Module):

@@ -8,11 +8,14 @@ exponential with the total rate [Bortz, Kalos, Lebowitz, J. Comput. Phys. 17, 10
 
 the class is chosen with probability :math:`n_c r_c / R` and the site uniformly
 in it. Event ``e`` of box ``b`` uses the noise at (member of b, step e), and an
-event that falls beyond the end of a call is drawn again, the same, in the next:
-a trajectory does not depend on how it was cut into calls.
+event that falls beyond the end of a call is drawn again, the same, in the next.
+The lists keep their order from call to call: a trajectory does not depend on how
+it was cut into calls.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -46,14 +49,16 @@ def _fill_lists(
     field: np.ndarray,
     b: int,
     halo: int,
+    order: np.ndarray,
     cls: np.ndarray,
     place: np.ndarray,
     lists: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    ny, nx = field.shape[1] - 2 * halo, field.shape[2] - 2 * halo
+    """Sort the sites into their classes, within a class in the given order."""
+    nx = field.shape[2] - 2 * halo
     counts[:] = 0
-    for site in range(ny * nx):
+    for site in order:
         y, x = site // nx + halo, site % nx + halo
         k = field[b, y - 1, x] + field[b, y + 1, x] + field[b, y, x - 1] + field[b, y, x + 1]
         c = rate_class(field[b, y, x], k)
@@ -61,6 +66,15 @@ def _fill_lists(
         place[site] = counts[c]
         lists[c, counts[c]] = site
         counts[c] += 1
+
+
+@kernel
+def _store_order(lists: np.ndarray, counts: np.ndarray, order: np.ndarray) -> None:
+    """The lists one after the other; filling them again in this order restores them."""
+    n = 0
+    for c in range(CLASSES):
+        order[n : n + counts[c]] = lists[c, : counts[c]]
+        n += counts[c]
 
 
 @kernel
@@ -121,6 +135,7 @@ def _run(
     most: np.ndarray,
     clock: np.ndarray,
     events: np.ndarray,
+    order: np.ndarray,
 ) -> None:
     """Advance every box to time `until`, or to a total of `most` events if that is first."""
     sites = (field.shape[1] - 2 * halo) * (field.shape[2] - 2 * halo)
@@ -129,31 +144,39 @@ def _run(
     lists = np.empty((CLASSES, sites), np.int32)
     counts = np.empty(CLASSES, np.int64)
     for b in range(field.shape[0]):
-        _fill_lists(field, b, halo, cls, place, lists, counts)
+        _fill_lists(field, b, halo, order[b], cls, place, lists, counts)
         while events[b] < most[b]:
             total = 0.0
             for c in range(CLASSES):
                 total += counts[c] * rates[c]
             w0, w1 = threefry(key[0], key[1] + members[b], np.uint64(events[b]), np.uint64(0))
             wait = -np.log(to_unit(w0)) / total if total > 0.0 else np.inf
-            if clock[b] + wait > until:
+            # A state that can never change waits for ever, also for a number of flips.
+            if wait == np.inf or clock[b] + wait > until:
                 break
             site = _choose(to_unit(w1) * total, rates, counts, lists)
             _flip(field, b, halo, closed, site, cls, place, lists, counts)
             clock[b] += wait
             events[b] += 1
+        _store_order(lists, counts, order[b])
 
 
 class NFold:
     """Exact event-driven solver for small lattices and patches, on the CPU.
 
-    One object follows one batch of boxes: it remembers the time of each box's
-    last event and how many there were.
+    One object follows one batch of boxes. To go on with a trajectory bit for bit,
+    keep the spins and the three attributes.
 
     Parameters
     ----------
     system : the model
     batch : number of boxes
+
+    Attributes
+    ----------
+    clock : (B,) float64, the time of each box's last event
+    events : (B,) int64, how many there were
+    order : (B, sites) int32, the lists of sites of each box, one after the other
     """
 
     name = "nfold"
@@ -162,6 +185,7 @@ class NFold:
         self.system = system
         self.clock = np.zeros(batch)
         self.events = np.zeros(batch, np.int64)
+        self.order = np.zeros((batch, 0), np.int32)
 
     def advance(
         self,
@@ -175,15 +199,25 @@ class NFold:
         """Advance every box to the absolute time ``until`` or by ``flips`` events, in place.
 
         With ``flips``, :attr:`clock` is afterwards the time of each box's last
-        event. The halo must be current and is current again afterwards.
+        event; a box whose total rate is zero stays as it is. The halo must be
+        current and is current again afterwards.
 
         Returns
         -------
         (B,) int64, the number of flips of each box
         """
         self.check(block)
-        if flips is None and not np.isfinite(until):
+        if len(self.clock) != block.batch:
+            raise InputError(
+                "batch", len(self.clock), f"{block.batch}, as many as boxes", "Make a new solver."
+            )
+        if np.isnan(until) or (flips is None and np.isinf(until)):
             raise InputError("until", until, "a finite time, or flips", "Give one of them.")
+        if flips is not None and flips < 0:
+            raise InputError("flips", flips, "0 or more", "Try the number of sites.")
+        sites = math.prod(block.shape)
+        if self.order.shape[1] != sites:
+            self.order = np.tile(np.arange(sites, dtype=np.int32), (block.batch, 1))
         before = self.events.copy()
         _run(
             block.array,
@@ -196,6 +230,7 @@ class NFold:
             before + flips if flips is not None else np.full_like(before, _NO_LIMIT),
             self.clock,
             self.events,
+            self.order,
         )
         block.fill_halo()
         return self.events - before

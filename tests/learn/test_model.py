@@ -134,7 +134,7 @@ def test_autoencoder_learns_and_is_its_seed(data: PairData) -> None:
 
 
 def test_closures_of_a_state_are_the_mean_over_its_patches(data: PairData) -> None:
-    model = MacroscopicModel(random_autoencoder(), MacroscopicSDE(4), PLAN)
+    model = MacroscopicModel(random_autoencoder(), MacroscopicSDE(4), PLAN, PLAN.duration)
     with torch.no_grad():
         each = model.autoencoder.encode(torch.as_tensor(data.densities)).numpy()
     np.testing.assert_allclose(model.closures(data.counts), each.mean(axis=1), atol=1e-6)
@@ -143,7 +143,7 @@ def test_closures_of_a_state_are_the_mean_over_its_patches(data: PairData) -> No
 def test_partial_increments_are_k_times_the_change_of_the_whole_state(data: PairData) -> None:
     """Equation (3): z1 is the latent of the lattice with one patch replaced, K times over."""
     autoencoder = random_autoencoder()
-    model = MacroscopicModel(autoencoder, MacroscopicSDE(4), PLAN)
+    model = MacroscopicModel(autoencoder, MacroscopicSDE(4), PLAN, PLAN.duration)
     z0, increments, dt = latent_pairs(data, autoencoder, "partial")
     assert z0.shape == (60, 4)
     assert increments.shape == (60, 3, 4)
@@ -178,7 +178,7 @@ def model(data: PairData) -> MacroscopicModel:
     sde, log = train_sde(data, autoencoder, schedule=ONE_EPOCH)
     assert sde.factor == PLAN.patches == 16
     assert train_sde(data, autoencoder, method="naive", schedule=ONE_EPOCH)[0].factor == 1
-    return MacroscopicModel(autoencoder, sde, PLAN, {"loss": log.best_validation})
+    return MacroscopicModel(autoencoder, sde, PLAN, PLAN.duration, {"loss": log.best_validation})
 
 
 def test_saved_model_predicts_the_same_bits(model: MacroscopicModel, tmp_path: Path) -> None:
@@ -194,6 +194,23 @@ def test_saved_model_predicts_the_same_bits(model: MacroscopicModel, tmp_path: P
         model.rollout(z0, times, seed=1), loaded.rollout(z0, times, seed=1), strict=True
     ):
         assert np.array_equal(a, b)
+
+
+def test_times_between_steps_are_interpolated(model: MacroscopicModel) -> None:
+    z0 = model.encode(training_states(SYSTEM, PLAN, np.arange(5), seed=9))
+    steps, _ = model.rollout(z0, np.array([0.0, 0.5, 1.0, 1.5]), seed=1)
+    between, _ = model.rollout(z0, np.array([0.0, 0.6, 1.25]), seed=1)
+    np.testing.assert_array_equal(between[0], steps[0])
+    np.testing.assert_allclose(between[1], 0.8 * steps[1] + 0.2 * steps[2], rtol=1e-9)
+    np.testing.assert_allclose(between[2], 0.5 * (steps[2] + steps[3]), rtol=1e-9)
+
+
+def test_pairs_of_a_number_of_flips_have_random_times() -> None:
+    plan = replace(PLAN, duration=0.5, flips=30, states=40)
+    data = generate_pairs(SYSTEM, plan, seed=1)
+    assert data is not None
+    assert data.elapsed.std() > 0
+    assert data.step == pytest.approx(data.elapsed.mean())
 
 
 def test_damaged_and_foreign_models_are_refused(model: MacroscopicModel, tmp_path: Path) -> None:
