@@ -127,6 +127,10 @@ class Block:
 
     def __post_init__(self) -> None:
         self._require_room_for_halo()
+        if len(self.members) != self.batch:  # kernels do not check bounds
+            raise InputError(
+                "members", len(self.members), f"{self.batch}, one for each box", "Pass as many."
+            )
         self._exchange: HaloExchange | None = None
         if self.cart is not None and self.cart.size > 1:
             # MPI needs host memory. Of a CUDA field, only the strips of this copy are used.

@@ -48,8 +48,10 @@ def invoke(arguments: Sequence[str]) -> None:
         code = command.main(list(arguments), prog_name="mpiflow", standalone_mode=False)
     except usage_error as error:
         raise _usage(error, arguments) from None
-    except typer.Abort:
+    except typer.Abort:  # Ctrl-C, or for newer versions the code below
         raise KeyboardInterrupt from None
+    if code == parallel.INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
         sys.exit(code)
 

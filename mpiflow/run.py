@@ -7,6 +7,7 @@ import math
 import time as clock
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from mpi4py import MPI
 from mpiflow import initial
 from mpiflow.config import IsingConfig, number_to_json
 from mpiflow.device import Device
+from mpiflow.errors import InputError
+from mpiflow.lattice import Layout
 from mpiflow.parallel import agreed
 from mpiflow.progress import Progress
+from mpiflow.schema import STANDARD, Variable, block_centres
 from mpiflow.simulation import Frame, Simulation
 from mpiflow.solvers.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
-from mpiflow.trajectory import STANDARD, Backend, TrajectoryWriter, Value, Variable, block_centres
+from mpiflow.trajectory import Backend, TrajectoryWriter, Value
 
 #: Name of the generator of :mod:`mpiflow.noise`, for the file's attributes.
 RNG = "threefry2x64-13"
@@ -71,7 +75,6 @@ def build(config: IsingConfig, comm: MPI.Intracomm) -> Simulation:
         granularity=config.coarse or 1,
         device=config.device,
     )
-    _check_times(sim, config.time, config.save_every)
     set_initial(sim, config)
     return sim
 
@@ -135,7 +138,10 @@ def record(
     attributes : root attributes to add to the standard ones, or to replace them with
     progress : show progress on rank 0
     """
-    _check_times(sim, time, save_every)
+    if coarse is not None:
+        _check_coarse(sim, coarse)
+    frames = sim.frames(time, save_every)
+    first = next(frames)  # checks the times, before a file is made
     dims, coordinates, variables = _schema(sim, coarse, spins)
     start = sim.time
     with (
@@ -151,16 +157,24 @@ def record(
         ) as trajectory,
         Progress(time, Path(out).name, sim.comm, show=progress) as bar,
     ):
-        for frame in sim.frames(time, save_every):
+        for frame in chain([first], frames):
             trajectory.append(frame.time, _values(sim, frame, coarse, spins))
             # With more ranks than members rank 0 may have none.
             facts = {"m": float(frame.magnetization[0])} if frame.magnetization.size else {}
             bar.update(frame.time - start, t=frame.time, **facts)
 
 
-def _check_times(sim: Simulation, time: float, save_every: float) -> None:
-    sim.steps_in(time, "time")
-    sim.steps_in(save_every, "save_every")
+def _check_coarse(sim: Simulation, coarse: int) -> None:
+    Layout(sim.lattice, (1,) * sim.lattice.ndim, coarse)  # divides the lattice
+    layout = sim.block.layout
+    boxes = [] if layout is None else [layout.bounds(rank) for rank in range(layout.ranks)]
+    if any(edge % coarse for box in boxes for edges in box for edge in edges):
+        raise InputError(
+            "coarse",
+            coarse,
+            "a block size that divides the tiles of all ranks",
+            f"Make the Simulation with granularity={coarse}.",
+        )
 
 
 def _schema(

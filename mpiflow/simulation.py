@@ -178,7 +178,8 @@ class Simulation:
         if duration == 0:
             return 0
         steps = round(duration / step)
-        if steps < 1 or not math.isclose(steps * step, duration, rel_tol=1e-9):
+        rounding = 1e-12 * self.time  # of a difference of two late times
+        if steps < 1 or not math.isclose(steps * step, duration, rel_tol=1e-9, abs_tol=rounding):
             raise InputError(
                 name,
                 duration,
@@ -197,7 +198,7 @@ class Simulation:
         else:
             self.time += duration
             flips = self.solver.advance(self.block, seed=self.seed, until=self.time)
-        self.flips += flips
+        self.flips = self.flips + flips  # a new array: frames keep theirs
 
     def measure(self) -> Frame:
         """Observables of the present state. Collective."""
@@ -218,8 +219,9 @@ class Simulation:
 
     def frames(self, time: float, every: float) -> Iterator[Frame]:
         """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
-        self.steps_in(every, "save_every")
         self.steps_in(time, "time")
+        if self.steps_in(every, "save_every") == 0:
+            raise InputError("save_every", every, "a number above 0", "Try 1.")
         count = math.floor(time / every * (1 + 1e-12))
         start = self.time
         yield self.measure()

@@ -21,7 +21,6 @@ import math
 import os
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -30,237 +29,28 @@ import numpy as np
 from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 
-import mpiflow
 from mpiflow.errors import InputError
 from mpiflow.lattice import Shape
 from mpiflow.parallel import agreed
+from mpiflow.schema import SCHEMA_VERSION, TIME, Schema, Variable, own_attributes
 
-SCHEMA_VERSION = 1
 Box = tuple[slice, ...]
 Backend = Literal["auto", "parallel", "gather"]
 Value = np.ndarray | float | tuple[np.ndarray, Box]
 
-_REQUIRED = ("system", "config_json", "seed", "rng", "decomposition_invariant")
-# Smaller frames go unfiltered, many to a chunk; larger ones are compressed, one to a chunk.
-_FIELD_BYTES = 4096
-_CHUNK_BYTES = 2**20
-# Twice as fast as the default level 4, for a tenth to a third more bytes.
-_GZIP_LEVEL = 1
 # Frames held back between flushes never take more memory than this, over all ranks.
 _HELD_BYTES = 2**23
 
 
-@dataclass(frozen=True)
-class Variable:
-    """A variable of the file.
-
-    Parameters
-    ----------
-    dims : names of the dimensions, without the leading ``time`` of per-frame variables
-    dtype : NumPy name
-    units : as UDUNITS writes them, "1" if dimensionless
-    per_frame : whether there is one value (or field) for every frame
-    attributes : more CF attributes, ``cell_methods`` for example
-    """
-
-    name: str
-    dims: tuple[str, ...] = ()
-    dtype: str = "float64"
-    units: str = "1"
-    long_name: str = ""
-    per_frame: bool = True
-    attributes: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    def over(self, *dims: str) -> Variable:
-        """The same quantity over other dimensions, ``over("member")`` for an ensemble."""
-        return replace(self, dims=dims)
-
-
-_MEAN = {"cell_methods": "time: point area: mean"}
-_POINT = {"cell_methods": "time: point"}
-
-TIME = Variable("time", long_name="time in attempts per spin", attributes={"axis": "T"})
-
-# Coarse fields are float32: a block sum over fewer than 2^24 sites (blocks up to 4095 sites
-# a side) comes back exactly as rint(mean * sites), and files and training data are half as
-# large. Whole-lattice means are float64, exact in this sense for every lattice we can hold.
-STANDARD: dict[str, Variable] = {
-    v.name: v
-    for v in (
-        Variable("magnetization", long_name="magnetization per site", attributes=_MEAN),
-        Variable("energy", long_name="energy per site in units of J", attributes=_MEAN),
-        Variable("domain_wall_density", long_name="fraction of broken bonds", attributes=_MEAN),
-        Variable("flips", (), "int64", long_name="spin flips since time 0"),
-        Variable(
-            "coarse_magnetization",
-            ("y", "x"),
-            "float32",
-            long_name="mean spin of a block of sites",
-            attributes={"cell_methods": "time: point y: mean x: mean"},
-        ),
-        Variable("spin", ("y", "x"), "int8", long_name="spin, -1 or 1", attributes=_POINT),
-        Variable(
-            "initial_magnetization",
-            ("member",),
-            long_name="magnetization per site that the member was started from",
-            per_frame=False,
-        ),
-        Variable("sro", ("pair",), long_name="Warren-Cowley order parameter", attributes=_POINT),
-        Variable("hops", (), "int64", long_name="vacancy hops since time 0"),
-        Variable("species", ("site",), "int8", long_name="species of a site", attributes=_POINT),
-    )
-}
-
-_COORDINATES: dict[str, dict[str, str]] = {
-    **{
-        prefix + name: {"axis": name.upper(), "units": "1", "long_name": f"{name} in sites"}
-        for name in "xyz"
-        for prefix in ("", "site_")
-    },
-    "member": {"standard_name": "realization", "units": "1", "long_name": "ensemble member"},
-    "pair": {"long_name": "pair of species"},
-}
-
-
-def block_centres(side: int, block: int) -> np.ndarray:
-    """Centres of the coarse blocks along a side, in sites (site i is at i), float64."""
-    return (np.arange(side // block) + 0.5) * block - 0.5
-
-
-# -- the schema, in one place for both writers -----------------------------------------------------
-
-
-@dataclass
-class _Schema:
-    dims: dict[str, int]
-    variables: Sequence[Variable]
-    time: Variable
-    coordinates: Mapping[str, np.ndarray]
-    attributes: Mapping[str, Any]
-
-    def check(self) -> None:
-        if missing := [name for name in _REQUIRED if name not in self.attributes]:
-            raise InputError("attributes", missing, f"all of {_REQUIRED}", "Add them.")
-        if "time" in self.dims or min(self.dims.values(), default=1) < 1:
-            raise InputError("dims", self.dims, "positive sizes, time left out", "Correct it.")
-        taken = {"time", *self.dims}
-        for v in self.variables:
-            if v.name in taken or not set(v.dims) <= set(self.dims):
-                allowed = f"dimensions among {list(self.dims)}, each name once"
-                raise InputError(
-                    "variables", f"{v.name}{v.dims}", allowed, "Rename, or add to dims."
-                )
-            taken.add(v.name)
-        for name, values in self.coordinates.items():
-            if np.shape(values) != (self.dims.get(name),):
-                allowed = f"a value for each index of a dimension of {self.dims}"
-                raise InputError(f"coordinate {name}", np.shape(values), allowed, "Correct it.")
-
-    def image(self) -> bytes:
-        """The bytes of the file without frames."""
-        with h5py.File("image", "w", driver="core", backing_store=False) as file:
-            for name, value in self.attributes.items():
-                file.attrs[name] = _storable(name, value)
-            self._create(file, self.time).make_scale("time")
-            for name, size in self.dims.items():
-                values = np.asarray(self.coordinates.get(name, np.arange(size)))
-                if values.dtype.kind in "OSU":
-                    values = values.astype(h5py.string_dtype())
-                file.create_dataset(name, data=values).make_scale(name)
-                file[name].attrs.update(_COORDINATES.get(name, {"long_name": name}))
-            for v in self.variables:
-                dataset = self._create(file, v)
-                for axis, name in enumerate((*["time"] * v.per_frame, *v.dims)):
-                    dataset.dims[axis].attach_scale(file[name])
-            file.flush()
-            return file.id.get_file_image()
-
-    def _create(self, file: h5py.File, v: Variable) -> h5py.Dataset:
-        shape, dtype = tuple(self.dims[name] for name in v.dims), np.dtype(v.dtype)
-        options: dict[str, Any] = {}
-        if v.per_frame:
-            frame = math.prod(shape) * dtype.itemsize
-            if frame < _FIELD_BYTES:
-                options["chunks"] = (min(1024, 2**16 // frame), *shape)
-            else:
-                options["chunks"] = (1, *_chunk(shape, dtype.itemsize))
-                options |= {"compression": "gzip", "compression_opts": _GZIP_LEVEL, "shuffle": True}
-            options["maxshape"], shape = (None, *shape), (0, *shape)
-            # Parallel HDF5 writes only into chunks that exist.
-            options["dcpl"] = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            options["dcpl"].set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        # What a dying run left out must read as a hole, not as a number.
-        fill = np.nan if dtype.kind == "f" else None
-        dataset = file.create_dataset(v.name, shape, dtype, fillvalue=fill, **options)
-        for name, value in {"units": v.units, "long_name": v.long_name, **v.attributes}.items():
-            dataset.attrs[name] = _storable(name, value)
-        return dataset
-
-
-def _chunk(shape: Shape, itemsize: int) -> Shape:
-    """Halve the longest side until a chunk is small enough. Must not depend on ranks."""
-    sides = list(shape)
-    while math.prod(sides) * itemsize > _CHUNK_BYTES:
-        longest = sides.index(max(sides))
-        sides[longest] = -(-sides[longest] // 2)
-    return tuple(sides)
-
-
-def _storable(name: str, value: Any) -> Any:
-    """An attribute that HDF5 and netCDF both know: no HDF5 booleans, no pickles."""
-    if isinstance(value, bool | np.bool_):
-        return np.int8(value)
-    if np.asarray(value).dtype.kind not in "iufU":
-        raise InputError(
-            f"attribute {name}", value, "text, numbers or lists of them", "Convert it."
-        )
-    return value
-
-
-def git_hash() -> str:
-    """Commit of the source tree that runs, or "unknown" for an installed package.
-
-    Read from the files of git: starting a process under MPI can be refused or slow.
-    """
-    try:
-        folder = Path(__file__).resolve().parents[1] / ".git"
-        if folder.is_file():  # a work tree
-            folder = folder.parent / folder.read_text().removeprefix("gitdir:").strip()
-        head = (folder / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        name = head.removeprefix("ref: ")
-        if (folder / "commondir").exists():
-            folder = folder / (folder / "commondir").read_text().strip()
-        if (folder / name).exists():
-            return (folder / name).read_text().strip()
-        packed = (folder / "packed-refs").read_text().splitlines()
-        return next(line.split()[0] for line in packed if line.endswith(f" {name}"))
-    except (OSError, StopIteration):
-        return "unknown"
-
-
-def _own_attributes(ranks: int) -> dict[str, Any]:
-    """Root attributes that the writer sets."""
-    return {
-        "Conventions": "CF-1.11",
-        "mpiflow_version": mpiflow.__version__,
-        "git_hash": git_hash(),
-        "schema_version": SCHEMA_VERSION,
-        "ranks": ranks,
-        "complete": False,
-    }
-
-
 def _install(image: bytes, path: Path, overwrite: bool) -> None:
     """Put a new file at ``path``; an old one stays whole until the new one is on the disk."""
-    if path.exists() and not path.is_file():
-        raise InputError("out", str(path), "the name of a file", "Name a file, not a directory.")
-    if path.exists() and not overwrite:
-        remedy = "Choose another name, or use --overwrite."
-        raise InputError("out", str(path), "a file that does not exist yet", remedy)
-    target = path.with_name(f".{path.name}.{os.getpid()}.new") if overwrite else path
     try:
+        if path.exists() and not path.is_file():
+            raise InputError("out", str(path), "the name of a file", "It is not a regular file.")
+        if path.exists() and not overwrite:
+            remedy = "Choose another name, or use --overwrite."
+            raise InputError("out", str(path), "a file that does not exist yet", remedy)
+        target = path.with_name(f".{path.name}.{os.getpid()}.new") if overwrite else path
         # Exclusive, so that of two jobs with the same output only one starts.
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -275,8 +65,9 @@ def _install(image: bytes, path: Path, overwrite: bool) -> None:
             raise
     except OSError as error:
         allowed = "a file in an existing directory that can be written"
-        remedy = f"{error.strerror}: create {path.parent} first, or choose another place."
-        raise InputError("out", str(path), allowed, remedy) from error
+        there = os.path.isdir(path.parent)
+        remedy = "Choose another place." if there else f"Create {path.parent} first."
+        raise InputError("out", str(path), allowed, f"{error.strerror}. {remedy}") from error
 
 
 def _parallel(backend: Backend, ranks: int) -> bool:
@@ -340,8 +131,8 @@ class TrajectoryWriter:
         with agreed(comm):
             if comm.rank == 0:
                 title = {"title": f"mpiflow trajectory: {attributes.get('system')}"}
-                everything = title | dict(attributes) | _own_attributes(comm.size)
-                schema = _Schema(dict(dims), variables, time, coordinates or {}, everything)
+                everything = title | dict(attributes) | own_attributes(comm.size)
+                schema = Schema(dict(dims), variables, time, coordinates or {}, everything)
                 schema.check()
                 # Links are followed: the file is replaced where it lies.
                 made = Path(path).resolve(), _parallel(backend, comm.size)
@@ -410,7 +201,10 @@ class TrajectoryWriter:
         held, self._held = self._held, []
         if held:
             for name in self._per_frame:
-                self._store(name, np.stack([frame[name] for _, frame in held]), self._frames)
+                # A large field is held alone: no second copy.
+                parts = [frame[name] for _, frame in held]
+                values = np.stack(parts) if len(parts) > 1 else parts[0][None]
+                self._store(name, values, self._frames)
             # Last: a frame exists once it has a time.
             self._store("time", np.array([time for time, _ in held]), self._frames)
             self._frames += len(held)
@@ -429,6 +223,7 @@ class TrajectoryWriter:
                 # Last of all, behind a flush: never true for a file that lacks data.
                 self._file.attrs.modify("complete", np.int8(1))
             self._file.close()
+        self.comm.Barrier()  # now every rank may read it
         self.comm.Free()
         if complete and self._missing:
             allowed = f"all of {sorted(self._static)} written before close"
@@ -469,8 +264,9 @@ class TrajectoryWriter:
                 if array.shape != shape or not np.can_cast(array.dtype, v.dtype, "same_kind"):
                     given, allowed = f"{array.dtype}{array.shape}", f"{v.dtype}{shape}"
                     raise InputError(v.name, given, allowed, "For a part, pass (part, slices).")
-                known = self._boxes.get(v.name)
-                if not first and box != (known and known[self.comm.rank]):
+                parts = self._boxes.get(v.name)
+                known = parts and parts[self.comm.rank]
+                if not first and box != known:
                     raise InputError(
                         v.name, box, f"the part of the first frame, {known}", "Keep it."
                     )
@@ -487,7 +283,9 @@ class TrajectoryWriter:
             present = [box for box in parts if box is not None]
             if present and (len(present) < len(parts) or not _tile(self._shapes[name], present)):
                 allowed = f"parts that cover {self._shapes[name]} once, on all ranks or on none"
-                raise InputError(name, parts, allowed, "Check the slices that each rank passes.")
+                raise InputError(
+                    name, parts[:8], allowed, "Check the slices that each rank passes."
+                )
             self._boxes[name] = present or None
 
     def _store(self, name: str, values: np.ndarray, first: int | None = None) -> None:

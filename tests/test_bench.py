@@ -10,6 +10,7 @@ from mpi4py import MPI
 
 from mpiflow import bench
 from mpiflow.cli import invoke
+from mpiflow.device import simulated
 from mpiflow.errors import InputError
 from mpiflow.noise import stream_key, words
 
@@ -26,6 +27,12 @@ def test_every_benchmark_reports(comm: MPI.Intracomm, name: str):
         assert json.loads(json.dumps(row)) == row
     assert len({row["case"] for row in rows}) == len(rows)
     assert comm.bcast(rows, root=0) == rows, "ranks must agree"
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(not simulated(), reason="needs NUMBA_ENABLE_CUDASIM=1")
+def test_the_benchmark_runs_on_cuda():
+    assert bench.run("ising", MPI.COMM_SELF, device="cuda", small=True)
 
 
 def test_table_is_aligned():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpiflow.block import Block
+from mpiflow.block import Block, gather_records
 from mpiflow.device import Device, cuda, simulated
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, factorisations
@@ -114,6 +115,24 @@ def test_total_adds_integers_over_the_ranks(comm: MPI.Intracomm) -> None:
     total = block.total(values)
     ranks, sum_of_ranks = comm.size, comm.size * (comm.size - 1) // 2
     assert total.tolist() == [[ranks * 2**40, sum_of_ranks], [-sum_of_ranks, ranks]]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("dtype", [np.int8, np.float64, [("spin", np.int8, (3,)), ("time", float)]])
+def test_records_are_gathered_in_the_order_of_ranks(comm: MPI.Intracomm, dtype: Any) -> None:
+    """Different numbers on each rank, none on rank 1."""
+    counts = [0 if rank == 1 else rank + 2 for rank in range(comm.size)]
+    first = sum(counts[: comm.rank])
+    numbers = np.arange(first, first + counts[comm.rank])
+    rows = np.zeros((len(numbers), 2), dtype)
+    rows[...] = np.stack([numbers, -numbers], 1)
+    gathered = gather_records(rows, comm)
+    assert (gathered is None) == (comm.rank > 0)
+    if gathered is not None:
+        expected = np.zeros((sum(counts), 2), dtype)
+        expected[...] = np.stack([np.arange(sum(counts)), -np.arange(sum(counts))], 1)
+        assert gathered.dtype == rows.dtype
+        assert np.array_equal(gathered, expected)
 
 
 @pytest.mark.mpi
@@ -242,6 +261,11 @@ def test_values_of_separate_boxes_are_not_added() -> None:
     block = Block.periodic(numbered(3, (4, 4)), np.arange(3))
     values = np.arange(6).reshape(3, 2)
     assert np.array_equal(block.total(values), values)
+
+
+def test_every_box_needs_its_own_noise_key() -> None:
+    with pytest.raises(InputError, match=r"^members=2: allowed is 3"):
+        Block.periodic(numbered(3, (4, 4)), np.arange(2))
 
 
 def test_an_empty_batch_is_allowed() -> None:

@@ -32,6 +32,7 @@ LAYERS = {
     "initial": 5,
     "solvers": 6,
     "simulation": 7,
+    "schema": 7,
     "trajectory": 8,
     "checkpoint": 9,
     "run": 10,

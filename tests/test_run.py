@@ -196,6 +196,18 @@ def test_programs_on_1_2_4_ranks_write_the_same(mpirun: MpiRun, tmp_path: Path):
         assert_same(tmp_path / "1.h5", tmp_path / f"{ranks}.h5")
 
 
+@one_rank
+def test_the_cuda_simulator_writes_the_same(
+    mpirun: MpiRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("numba_cuda")
+    line = "simulate ising --size 8 --temperature 2.5 --time 1 --spins --coarse 2 --quiet".split()
+    mpirun(1, "mpiflow", *line, "--out", tmp_path / "cpu.h5")
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+    mpirun(2, "mpiflow", *line, "--device", "cuda", "--out", tmp_path / "cuda.h5")
+    assert_same(tmp_path / "cpu.h5", tmp_path / "cuda.h5")
+
+
 # -- initial states from files, and bad ones --------------------------------------------------
 
 
@@ -268,6 +280,28 @@ def test_bad_runs_write_nothing(
     with pytest.raises(InputError) as caught:
         simulate(config(shared_tmp / "x.h5", **options), comm)
     assert says in str(caught.value)
+    assert not list(shared_tmp.iterdir())
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("every", [0, -1, 0.3, float("nan")])
+def test_a_bad_pause_from_python_writes_nothing(
+    comm: MPI.Intracomm, shared_tmp: Path, every: float
+):
+    sim = Simulation(Ising(2.5), 16, comm=comm)
+    with pytest.raises(InputError, match="save_every"):
+        record(sim, shared_tmp / "x.h5", time=1, save_every=every, progress=False)
+    assert not list(shared_tmp.iterdir())
+
+
+@pytest.mark.mpi
+def test_blocks_must_fit_into_tiles(comm: MPI.Intracomm, shared_tmp: Path):
+    sim = Simulation(Ising(2.5), (12, 2), comm=comm, ranks_grid=(comm.size, 1))
+    for coarse, says in ((5, "divisor"), (2, "granularity=2")):
+        if coarse == 2 and 12 // comm.size % 2 == 0:
+            continue
+        with pytest.raises(InputError, match=says):
+            record(sim, shared_tmp / "x.h5", time=1, save_every=1, coarse=coarse, progress=False)
     assert not list(shared_tmp.iterdir())
 
 

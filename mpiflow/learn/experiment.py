@@ -26,9 +26,10 @@ from mpiflow.learn.model import (
 from mpiflow.learn.training import Schedule
 from mpiflow.noise import RNG
 from mpiflow.progress import Progress
+from mpiflow.schema import STANDARD, Variable
 from mpiflow.simulation import Simulation
 from mpiflow.systems.ising import Ising
-from mpiflow.trajectory import STANDARD, TrajectoryWriter, Variable
+from mpiflow.trajectory import TrajectoryWriter
 
 #: A model to train: patch side, method, seed.
 Task = tuple[int, Method, int]

@@ -246,7 +246,8 @@ def update_cuda(cuda: Any) -> Callable[..., None]:
                     + field[b, y, x + 1]
                 )
                 spin = field[b, y, x]
-                new = resample(spin, k, odd if gy & 1 else even, up, attempt)
+                word = np.uint64(odd if gy & 1 else even)  # the simulator returns Python ints
+                new = resample(spin, k, word, up, attempt)
                 if new != spin:
                     field[b, y, x] = new
                     cuda.atomic.add(flips, b, 1)
