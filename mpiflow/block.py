@@ -17,6 +17,7 @@ see arrays and origins; they cannot see ranks.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from mpi4py import MPI
 from mpiflow.device import Device, kernel
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape
+from mpiflow.parallel import agreed
 
 HaloPolicy = Literal["exchange", "wrap", "frozen"]
 
@@ -309,6 +311,10 @@ class Block:
         for axis, start in halos:
             packed = self.device.put(_strip(staging, axis, start, self.halo))
             self.device.copy_box(_strip(self.array, axis, start, self.halo), packed)
+
+    def agreed(self) -> AbstractContextManager[None]:
+        """An InputError raised inside on any tile's rank is raised on all. Collective."""
+        return agreed(MPI.COMM_SELF if self.cart is None else self.cart)
 
     def total(self, values: np.ndarray) -> np.ndarray:
         """Sum integer values of shape (B, ...) over the tiles of a distributed lattice.

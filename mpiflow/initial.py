@@ -190,26 +190,14 @@ def _normal_field(block: Block, seed: int, margin: int) -> np.ndarray:
 def from_file(block: Block, path: str | Path) -> None:
     """Spins from a ``.npy`` file or from the last frame of a Trajectory's ``spin``.
 
-    The array must be (Ly, Lx) of +1 and -1. Each rank reads only its own rows.
+    The array must be (Ly, Lx) of +1 and -1. Each rank reads only its own box, and all
+    stop together if one cannot use what it finds.
     """
-    path, error = Path(path), None
-    try:
+    path = Path(path)
+    with block.agreed():
         spins = _read_box(path, block)
         if not np.isin(spins, (-1, 1)).all():
             raise InputError("initial", str(path), "values +1 and -1 only", "Check the file.")
-    except InputError as caught:
-        error = caught
-    # Each rank sees its own part of the file; all stop if one cannot use it.
-    failed = block.total(np.array([error is not None], np.int64))
-    if error is None and failed.any():
-        error = InputError(
-            "initial",
-            str(path),
-            f"values +1 and -1 only, readable on every rank ({failed[0]} could not use it)",
-            "Check the file.",
-        )
-    if error is not None:
-        raise error
     block.load(spins.astype(np.int8)[None])
 
 

@@ -121,7 +121,8 @@ class Layout:
             )
             return math.prod(tile), surface
 
-        return cls(lattice, min(fitting, key=largest_tile), granularity)
+        # Of equals the one with the longest rows: they are contiguous in memory.
+        return cls(lattice, min(reversed(fitting), key=largest_tile), granularity)
 
     @property
     def ranks(self) -> int:

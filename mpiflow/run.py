@@ -6,7 +6,7 @@ import json
 import math
 import time as clock
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mpiflow.config import IsingConfig, number_to_json
 from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Layout
+from mpiflow.noise import RNG
 from mpiflow.parallel import agreed
 from mpiflow.progress import Progress
 from mpiflow.schema import STANDARD, Variable, block_centres
@@ -26,9 +27,6 @@ from mpiflow.simulation import Frame, Simulation
 from mpiflow.solvers.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
 from mpiflow.trajectory import Backend, TrajectoryWriter, Value
-
-#: Name of the generator of :mod:`mpiflow.noise`, for the file's attributes.
-RNG = "threefry2x64-13"
 
 
 def simulate(config: IsingConfig, comm: MPI.Intracomm | None = None) -> Path:
@@ -93,22 +91,7 @@ def set_initial(sim: Simulation, config: IsingConfig) -> None:
             initial.gaussian, magnetization=m, correlation_length=config.correlation_length
         )
     else:
-        sim.block.load(_read_spins(sim, config.initial))
-
-
-def _read_spins(sim: Simulation, path: str) -> np.ndarray:
-    """This rank's spins from a file. A rank that meets a bad value must not leave the
-    others waiting in a halo exchange, so all ranks read first and then agree."""
-    scratch = replace(
-        sim.block,
-        array=np.zeros(sim.block.array.shape, np.int8),
-        device=Device(),
-        policy="frozen",  # a halo that is never filled
-        cart=None,
-    )
-    with agreed(sim.comm):
-        initial.from_file(scratch, path)
-    return scratch.inner()
+        sim.set_spins(initial.from_file, path=config.initial)
 
 
 def record(

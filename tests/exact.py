@@ -22,6 +22,15 @@ Z_CEILING = 3.9
 Shape = tuple[int, int]
 
 
+def has_cuda() -> bool:
+    """Whether CUDA kernels can run here: on a GPU or in Numba's simulator."""
+    try:
+        from numba import cuda
+    except ImportError:
+        return False
+    return bool(cuda.is_available())
+
+
 # -- states -----------------------------------------------------------------------------
 
 
@@ -41,7 +50,8 @@ def index(spins: np.ndarray) -> np.ndarray:
 def neighbour_sums(spins: np.ndarray) -> np.ndarray:
     """Sum of the four neighbours of every site of periodic lattices (..., Ly, Lx), int64."""
     wide = spins.astype(np.int64)
-    return sum(np.roll(wide, shift, axis) for shift in (1, -1) for axis in (-2, -1))
+    rolled = [np.roll(wide, shift, axis) for shift in (1, -1) for axis in (-2, -1)]
+    return np.sum(rolled, axis=0)
 
 
 def bonds(spins: np.ndarray) -> np.ndarray:

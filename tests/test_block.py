@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact import has_cuda
 from mpi4py import MPI
 
-from mpiflow.block import Block, gather_records
-from mpiflow.device import Device, cuda, simulated
+from mpiflow.block import Block, HaloPolicy, gather_records
+from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, factorisations
 
@@ -19,9 +20,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 SUITE = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__)
 
-needs_cuda = pytest.mark.skipif(
-    not (simulated() or cuda().is_available()), reason="no CUDA device and no simulator"
-)
+needs_cuda = pytest.mark.skipif(not has_cuda(), reason="no CUDA device and no simulator")
 
 
 def owners(layout: Layout) -> np.ndarray:
@@ -76,7 +75,7 @@ def test_halo_holds_the_very_sites_beyond_the_edge(comm: MPI.Intracomm, dtype: t
         block = Block.tile(layout, comm, halo=2, dtype=dtype)
         assert not block.host().any()
         for change in (0, 1, 57):
-            whole = ((sites * 31 + change) % 127).astype(dtype)
+            whole: np.ndarray = ((sites * 31 + change) % 127).astype(dtype)
             if change:  # write in place, as kernels do, then exchange
                 block.inner()[...] = whole[layout.slices(comm.rank)]
                 block.fill_halo()
@@ -234,9 +233,9 @@ def test_periodic_lattices(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("policy", ["frozen", "wrap"])
-def test_paste_brings_back_exactly_the_box(policy: str) -> None:
+def test_paste_brings_back_exactly_the_box(policy: HaloPolicy) -> None:
     states = numbered(len(ORIGINS), (8, 10))
-    block = Block.cut(states, ORIGINS, (3, 4), np.arange(5), policy=policy)  # type: ignore[arg-type]
+    block = Block.cut(states, ORIGINS, (3, 4), np.arange(5), policy=policy)
     back = states.copy()
     block.paste(back)
     assert np.array_equal(back, states)
@@ -285,11 +284,11 @@ def test_closed_boxes_thinner_than_the_halo_are_refused() -> None:
 @pytest.mark.kernel
 @needs_cuda
 @pytest.mark.parametrize("policy", ["frozen", "wrap"])
-def test_a_cuda_field_is_filled_like_a_host_field(policy: str) -> None:
+def test_a_cuda_field_is_filled_like_a_host_field(policy: HaloPolicy) -> None:
     states = (numbered(2, (4, 6)) % 100).astype(np.int8)
     new = (-numbered(2, (2, 3)) % 100).astype(np.int8)
     blocks = [
-        Block.cut(states, (3, 5), (2, 3), np.arange(2), policy=policy, device=Device(name))  # type: ignore[arg-type]
+        Block.cut(states, (3, 5), (2, 3), np.arange(2), policy=policy, device=Device(name))
         for name in ("cpu", "cuda")
     ]
     assert np.array_equal(blocks[0].host(), blocks[1].host())
@@ -299,4 +298,4 @@ def test_a_cuda_field_is_filled_like_a_host_field(policy: str) -> None:
     pasted = [states.copy(), states.copy()]
     for block, back in zip(blocks, pasted, strict=True):
         block.paste(back)
-    assert np.array_equal(*pasted)
+    assert np.array_equal(pasted[0], pasted[1])

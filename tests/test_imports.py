@@ -61,7 +61,7 @@ COMMUNICATES = {
     "simulation": frozenset({"gather", "Split_type", "Free"}),
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
-TAKES_A_COMMUNICATOR = {"learn.dataset", "learn.model", "cli"}
+TAKES_A_COMMUNICATOR = {"cli", "initial", "learn.dataset", "learn.model"}
 COMMUNICATORS = {"comm", "cart", "world", "comm_world", "comm_self", "node", "prequest", "request"}
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}

@@ -77,9 +77,15 @@ def test_split_deals_evenly(units: int, parts: int) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "ranks", "grid"),
-    [((64, 64), 1, (1, 1)), ((64, 64), 16, (4, 4)), ((64, 16), 2, (2, 1)), ((16, 64), 2, (1, 2))],
+    [
+        ((64, 64), 1, (1, 1)),
+        ((64, 64), 2, (2, 1)),
+        ((64, 64), 16, (4, 4)),
+        ((64, 16), 2, (2, 1)),
+        ((16, 64), 2, (1, 2)),
+    ],
 )
-def test_balanced_has_the_shortest_boundary(
+def test_balanced_has_the_shortest_boundary_and_long_rows(
     shape: tuple[int, int], ranks: int, grid: tuple[int, int]
 ) -> None:
     assert Layout.balanced(Lattice(shape), ranks).ranks_grid == grid

@@ -28,7 +28,7 @@ from scipy.linalg import expm
 from scipy.stats import kstest
 
 from mpiflow import initial
-from mpiflow.block import Block
+from mpiflow.block import Block, HaloPolicy
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout
 from mpiflow.solvers.nfold import NFold
@@ -220,12 +220,12 @@ def test_magnetisation_relaxes_as_with_the_sublattice_solver() -> None:
 
 
 @pytest.mark.parametrize("policy", ["wrap", "frozen"])
-def test_a_trajectory_does_not_depend_on_the_calls(policy: str) -> None:
+def test_a_trajectory_does_not_depend_on_the_calls(policy: HaloPolicy) -> None:
     """One call, many by time, and many by flips: the same spins and clock, bit for bit."""
     whole, members = random_states(4, 3, 12, 12), np.array([4, 9, 2])
 
     def start() -> tuple[Block, NFold]:
-        block = Block.cut(whole, (8, 3), (8, 7), members, policy=policy)  # type: ignore[arg-type]
+        block = Block.cut(whole, (8, 3), (8, 7), members, policy=policy)
         return block, NFold(HOT, 3)
 
     (one, solver), (many, halting), (by_flips, counting) = start(), start(), start()

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact import bonds, magnetizations
+from exact import bonds, has_cuda, magnetizations
 from mpi4py import MPI
 
 from mpiflow import initial
 from mpiflow.block import Block
-from mpiflow.device import cuda, simulated
 from mpiflow.errors import InputError
 from mpiflow.lattice import factorisations
 from mpiflow.simulation import Frame, Simulation
@@ -21,9 +20,7 @@ from mpiflow.solvers.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
 
 HOT = Ising(2.5, 0.1)
-needs_cuda = pytest.mark.skipif(
-    not (simulated() or cuda().is_available()), reason="no CUDA device and no simulator"
-)
+needs_cuda = pytest.mark.skipif(not has_cuda(), reason="no CUDA device and no simulator")
 
 
 def alone(system: Ising = HOT, size: Any = 16, **options: Any) -> Simulation:
@@ -60,7 +57,7 @@ def test_same_bits_on_any_number_of_ranks(
     """All spins and all observables equal those of a run on one rank."""
     reference = Simulation(system, size, dt=dt, seed=11, comm=MPI.COMM_SELF)
     reference.set_spins(start)
-    every = 2 * reference.solver.time_per_step  # type: ignore[union-attr]
+    every = 2 * reference.solver.time_per_step
     expected = list(reference.frames(4 * every, every))
     whole = reference.gather()
     assert whole is not None
