@@ -299,15 +299,19 @@ def evaluate(
     truth = comm.bcast(truth)
     assert truth is not None  # noqa: S101 - rank 0 has it
 
-    def work(task: Task) -> tuple[Comparison, np.ndarray | None]:
-        patch, _, model_seed = task
-        latents = truth.latents((patch, model_seed))
-        predicted, clipped = models[task].rollout(latents[0], truth.times, seed=seed)
-        result = compare(latents, predicted, len(truth.magnetizations), clipped)
-        return result, predicted if task in keep else None
+    tasks = list(models)
+    mine = tasks[comm.rank :: comm.size]
+    with Progress(len(mine), f"predict with {len(tasks)} models", comm) as progress:
 
-    with Progress(1, f"predict with {len(models)} models", comm):
-        results = farm(list(models), work, comm)
+        def work(task: Task) -> tuple[Comparison, np.ndarray | None]:
+            patch, method, model_seed = task
+            latents = truth.latents((patch, model_seed))
+            predicted, clipped = models[task].rollout(latents[0], truth.times, seed=seed)
+            result = compare(latents, predicted, len(truth.magnetizations), clipped)
+            progress.update(mine.index(task) + 1, patch=patch, method=method, error=result.error)
+            return result, predicted if task in keep else None
+
+        results = farm(tasks, work, comm)
     kept = {task: z for task, (_, z) in results.items() if z is not None}
     return {task: comparison for task, (comparison, _) in results.items()}, kept
 

@@ -146,17 +146,16 @@ def load_model(directory: str | Path) -> MacroscopicModel:
             module.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        autoencoder.eval()
+        sde.eval()
+        plan = DataPlan(**description["plan"])
+        return MacroscopicModel(autoencoder, sde, plan, description["dt"], description["card"])
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            "model", str(directory), "an undamaged mpiflow model", f"Loading said: {error}."
+            "model", str(directory), "an undamaged mpiflow model", f"Loading said: {error!r}."
         ) from error
-    autoencoder.eval()
-    sde.eval()
-    return MacroscopicModel(
-        autoencoder, sde, DataPlan(**description["plan"]), description["dt"], description["card"]
-    )
 
 
 def train_autoencoder(
