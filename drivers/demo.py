@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 
 from mpiflow import parallel
+from mpiflow.errors import InputError
 from mpiflow.learn import experiment
 from mpiflow.learn.dataset import DataPlan
 from mpiflow.learn.model import Method
@@ -33,10 +33,12 @@ PATCH, SEED = 16, 0
 def main() -> None:
     options = parse()
     comm = parallel.start()
-    out = Path(options.out)
     with parallel.agreed(comm):
         plan = DataPlan(patch=PATCH, states=options.states)
         schedule = Schedule(epochs=options.epochs)
+        if options.replicas < 2:
+            raise InputError("replicas", options.replicas, "2 or more", "Leave it out.")
+    out = experiment.results_directory(options.out, comm)
     start = time.monotonic()
     data = experiment.generate(SYSTEM, {(PATCH, SEED): plan}, comm)
     tasks: list[experiment.Task] = [(PATCH, method, SEED) for method in METHODS]
@@ -56,7 +58,6 @@ def main() -> None:
     results, kept = experiment.evaluate(models, truth, seed=options.seed, comm=comm, keep=[ours])
     if comm.rank == 0:
         assert truth is not None
-        out.mkdir(parents=True, exist_ok=True)
         experiment.write_truth(out / "truth.h5", truth, SYSTEM, plan.large, options.seed)
         experiment.write_rollout(
             out / "rollout.h5", truth, kept[ours], models[ours], SYSTEM, options.seed

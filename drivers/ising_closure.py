@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mpiflow import metrics, parallel
+from mpiflow.errors import InputError
 from mpiflow.learn import experiment
 from mpiflow.learn.dataset import DataPlan
 from mpiflow.learn.training import Schedule
@@ -39,7 +40,6 @@ SYSTEM = Ising(temperature=2.5, field=0.1)
 def main() -> None:
     options = parse()
     comm = parallel.start()
-    out = Path(options.out)
     with parallel.agreed(comm):
         plan = DataPlan(
             states=options.states,
@@ -54,8 +54,10 @@ def main() -> None:
             for seed in range(options.seeds)
         }
         schedule = Schedule(epochs=options.epochs)
-    if comm.rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
+        for name, least in (("seeds", 1), ("replicas", 2), ("steps", 1)):
+            if getattr(options, name) < least:
+                raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
+    out = experiment.results_directory(options.out, comm)
     data = experiment.generate(SYSTEM, plans, comm)
     tasks: list[experiment.Task] = [
         (patch, method, seed) for patch, seed in plans for method in ("partial", "naive")

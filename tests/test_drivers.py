@@ -72,3 +72,29 @@ def test_results_have_the_agreed_form(results: Path) -> None:
     assert entries
     for entry in entries:
         assert set(entry) == {"quantity", "ours", "stderr", "published", "exact"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--replicas", "1"], "replicas=1"), (["--states", "3"], "states=3")],
+)
+def test_numbers_that_are_too_small_are_refused(
+    options: list[str], message: str, mpirun: Run, tmp_path: Path
+) -> None:
+    done = mpirun(
+        1, "python", ROOT / "drivers" / "demo.py", *options, "--out", tmp_path / "no", check=False
+    )
+    assert done.returncode == 2  # type: ignore[attr-defined]
+    assert message in done.stderr  # type: ignore[attr-defined]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    mpirun: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = mpirun(
+        2, "python", ROOT / "drivers" / "demo.py", "--out", tmp_path / "file" / "x", check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2  # type: ignore[attr-defined]
+    assert done.stderr.count("out=") == 1  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from mpi4py import MPI
 
 from mpiflow import initial, metrics, observables
 from mpiflow.block import gather_records
+from mpiflow.errors import InputError
 from mpiflow.learn.dataset import DataPlan, PairData, generate_pairs
 from mpiflow.learn.model import (
     MacroscopicModel,
@@ -25,6 +26,7 @@ from mpiflow.learn.model import (
 )
 from mpiflow.learn.training import Schedule
 from mpiflow.noise import RNG
+from mpiflow.parallel import agreed
 from mpiflow.progress import Progress
 from mpiflow.schema import STANDARD, Variable
 from mpiflow.simulation import Simulation
@@ -35,6 +37,21 @@ from mpiflow.trajectory import TrajectoryWriter
 Task = tuple[int, Method, int]
 T = TypeVar("T")
 Results = dict[Any, T]
+
+
+def results_directory(path: str | Path, comm: MPI.Intracomm) -> Path:
+    """Make a driver's directory for results before the work begins. Collective."""
+    path = Path(path)
+    with agreed(comm):
+        if comm.rank == 0:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                (path / ".writable").touch()
+                (path / ".writable").unlink()
+            except OSError as error:
+                allowed = "a directory that can be made and written"
+                raise InputError("out", str(path), allowed, f"{error.strerror}.") from error
+    return path
 
 
 def farm(tasks: Sequence[Any], work: Callable[[Any], T], comm: MPI.Intracomm) -> Results[T]:
@@ -176,6 +193,10 @@ def simulate_truth(
     comm: MPI.Intracomm,
 ) -> Truth | None:
     """Simulate the truth and encode every frame; on rank 0, None on the others. Collective."""
+    if replicas < 2:
+        raise InputError("replicas", replicas, "2 or more, for a spread", "Try 500.")
+    if len(times) < 1 or np.any(np.diff(times) <= 0):
+        raise InputError("times", list(times[:3]), "increasing times", "Ask for more steps.")
     groups = np.asarray(magnetizations, float)
     sim = Simulation(system, size, dt=dt, seed=seed, members=len(groups) * replicas, comm=comm)
     start = np.repeat(groups, replicas)[sim.local_members]
