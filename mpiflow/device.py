@@ -65,12 +65,12 @@ def cuda() -> ModuleType:
     """``numba.cuda``, imported only when a CUDA device is asked for."""
     try:
         from numba import cuda as module
-    except ImportError as error:
+    except Exception as error:  # numba-cuda without CUDA libraries raises one of its own
         raise InputError(
             "device",
             "cuda",
-            "a machine with numba-cuda installed",
-            "Install mpiflow[cuda], or use --device cpu.",
+            "a machine with numba-cuda and the CUDA libraries",
+            f"Install mpiflow[cuda], or use --device cpu. Importing said: {error}.",
         ) from error
     return module
 

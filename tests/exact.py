@@ -26,7 +26,7 @@ def has_cuda() -> bool:
     """Whether CUDA kernels can run here: on a GPU or in Numba's simulator."""
     try:
         from numba import cuda
-    except ImportError:
+    except Exception:  # numba-cuda without CUDA libraries raises one of its own
         return False
     return bool(cuda.is_available())
 

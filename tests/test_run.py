@@ -200,7 +200,6 @@ def test_programs_on_1_2_4_ranks_write_the_same(mpirun: MpiRun, tmp_path: Path):
 def test_the_cuda_simulator_writes_the_same(
     mpirun: MpiRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    pytest.importorskip("numba_cuda")
     line = "simulate ising --size 8 --temperature 2.5 --time 1 --spins --coarse 2 --quiet".split()
     mpirun(1, "mpiflow", *line, "--out", tmp_path / "cpu.h5")
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
