@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 from mpi4py import MPI
+from mpi4py.util.dtlib import from_numpy_dtype
 
 from mpiflow.device import Device, kernel
 from mpiflow.errors import InputError
@@ -51,7 +52,7 @@ class HaloExchange:
         self.array, self.halo = array, halo
         self.requests: list[list[MPI.Prequest]] = []
         padded = array.shape[1:]
-        mpi_type = MPI._typedict[array.dtype.char]
+        mpi_type = from_numpy_dtype(array.dtype)
         for axis, ranks in enumerate(cart.dims):
             requests: list[MPI.Prequest] = []
             if ranks > 1:

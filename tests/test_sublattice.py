@@ -300,10 +300,14 @@ def test_no_steps_change_nothing() -> None:
 # -- thresholds ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", MODELS, ids=str)
+@pytest.mark.parametrize("model", [*MODELS, Ising(temperature=0.3)], ids=str)
 @pytest.mark.parametrize("dt", [1e-6, 0.05, 0.25, 1.0, 30.0, math.inf])
 def test_thresholds_are_the_probabilities(model: Ising, dt: float) -> None:
-    """q p(k) and q against 60 digits, to the last bits of a float64."""
+    """Chances to go up and down against 60 digits, the rarer one to the last bits of a float64.
+
+    At T = 0.3 a spin flips against its neighbours with a probability of 1e-12: taken as
+    the difference of two numbers near 1, it would have four digits.
+    """
     up, attempt = Sublattice(model, dt).thresholds(dt)
     with localcontext(prec=60):
         q = Fraction(1 - (-Decimal(dt)).exp())
@@ -311,7 +315,8 @@ def test_thresholds_are_the_probabilities(model: Ising, dt: float) -> None:
         for t, k in zip(up, NEIGHBOUR_SUMS.tolist(), strict=True):
             local = Decimal(model.coupling) * k + Decimal(model.field)
             p = Fraction(1 / (1 + (-2 * local / Decimal(model.temperature)).exp()))
-            assert abs(int(t) - q * p * 2**63) <= Fraction(1, 2) + q * p * 2**15
+            chance, share = (int(t), p) if p < Fraction(1, 2) else (int(attempt) - int(t), 1 - p)
+            assert abs(chance - q * share * 2**63) <= Fraction(1, 2) + q * share * 2**15
             assert 0 <= int(t) <= int(attempt) <= 2**63
 
 

@@ -68,8 +68,14 @@ class Sublattice:
         Computed once on the host and shared by all devices.
         """
         q = -math.expm1(-dt)
-        up = (np.uint64(round(math.ldexp(q * p, 63))) for p in self.system.up_probabilities())
-        return tuple(up), np.uint64(round(math.ldexp(q, 63)))
+        attempt = _fixed_point(q)
+        rates = self.system.flip_rates()
+        # From the smaller of p and 1 - p, so that rare flips keep all their digits.
+        up = (
+            _fixed_point(q * p) if p < down else attempt - _fixed_point(q * down)
+            for p, down in zip(rates[:5], rates[5:], strict=True)
+        )
+        return tuple(up), attempt
 
     def advance(
         self,
@@ -180,6 +186,11 @@ class Sublattice:
             if not sweep:
                 last = step == first + steps - 1
                 yield number + 2, BLACK, self._half if last else self._full
+
+
+def _fixed_point(probability: float) -> np.uint64:
+    """A probability in units of 2^-63."""
+    return np.uint64(round(math.ldexp(probability, 63)))
 
 
 def _require_two_colours(block: Block) -> None:
