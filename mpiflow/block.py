@@ -28,6 +28,7 @@ from mpi4py.util.dtlib import from_numpy_dtype
 from mpiflow.device import Device, kernel
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape
+from mpiflow.noise import MAX_MEMBER
 from mpiflow.parallel import agreed
 
 HaloPolicy = Literal["exchange", "wrap", "frozen"]
@@ -133,6 +134,10 @@ class Block:
         if len(self.members) != self.batch:  # kernels do not check bounds
             raise InputError(
                 "members", len(self.members), f"{self.batch}, one for each box", "Pass as many."
+            )
+        if np.any(self.members >= MAX_MEMBER):  # it would draw another stream's noise
+            raise InputError(
+                "members", int(self.members.max()), f"below {MAX_MEMBER}", "Number them from 0."
             )
         self._exchange: HaloExchange | None = None
         if self.cart is not None and self.cart.size > 1:

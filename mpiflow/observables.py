@@ -101,6 +101,12 @@ def block_sums(block: Block, size: int) -> np.ndarray:
     return rows.reshape(batch, ny // size, size, nx // size).sum(axis=2, dtype=np.int32)
 
 
+def intensive(sums: np.ndarray, sites: int) -> np.ndarray:
+    """Magnetisation and domain-wall density, (..., 2), from sums of spins and of bonds (..., 2)."""
+    walls = domain_wall_density(sums[..., 1], sites)
+    return np.stack([sums[..., 0] / sites, walls], axis=-1)
+
+
 def domain_wall_density(bonds: np.ndarray, sites: int) -> np.ndarray:
     r"""Fraction of unsatisfied bonds, :math:`\rho = (1 - \sum s_i s_j / 2N) / 2`."""
     return 0.5 * (1.0 - bonds / (2.0 * sites))

@@ -267,6 +267,11 @@ def test_every_box_needs_its_own_noise_key() -> None:
         Block.periodic(numbered(3, (4, 4)), np.arange(2))
 
 
+def test_a_noise_key_beyond_its_stream_is_refused() -> None:
+    with pytest.raises(InputError, match="members="):
+        Block.periodic(np.ones((1, 4, 4), np.int8), np.array([2**48]))
+
+
 def test_an_empty_batch_is_allowed() -> None:
     """A rank may hold no member of a small ensemble."""
     block = Block.periodic(np.zeros((0, 4, 4), np.int8), np.arange(0))

@@ -208,7 +208,7 @@ class PairData:
     @property
     def observables(self) -> np.ndarray:
         """(N, 2) magnetisation and domain-wall density of the large states."""
-        return _observables(self.sums, self.plan.large**2)
+        return observables.intensive(self.sums, self.plan.large**2)
 
     @property
     def step(self) -> float:
@@ -226,22 +226,16 @@ def class_densities(counts: np.ndarray, patch: int) -> np.ndarray:
     return counts.astype(np.float32) / np.float32((patch - 2) ** 2)
 
 
-def _observables(sums: np.ndarray, sites: int) -> np.ndarray:
-    return np.stack(
-        [sums[..., 0] / sites, observables.domain_wall_density(sums[..., 1], sites)], axis=-1
-    )
-
-
 def _record(plan: DataPlan) -> np.dtype:
     k, p = plan.patches, plan.repeats
     return np.dtype(
         [
             ("sums", np.int32, (2,)),
-            ("counts", np.uint16, (k, CLASSES)),
+            ("counts", np.int32, (k, CLASSES)),
             ("index", np.int32, (p,)),
             ("changes", np.int32, (p, 2)),
             ("patch_sums", np.int32, (p, 2)),
-            ("after", np.uint16, (p, CLASSES)),
+            ("after", np.int32, (p, CLASSES)),
             ("elapsed", np.float64, (p,)),
         ]
     )
@@ -273,7 +267,8 @@ def generate_pairs(
     gathered = gather_records(records, comm)
     if gathered is None:
         return None
-    return PairData(plan, **{name: gathered[name] for name in gathered.dtype.names or ()})
+    fields = {name: np.ascontiguousarray(gathered[name]) for name in gathered.dtype.names or ()}
+    return PairData(plan, **fields)
 
 
 def _measure(

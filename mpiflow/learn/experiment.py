@@ -99,7 +99,6 @@ def learn(
     closures: int = 2,
     factor: float | None = None,
     schedule: Schedule | None = None,
-    autoencoder_schedule: Schedule | None = None,
 ) -> Results[MacroscopicModel]:
     """Train a model for each task (patch side, method, seed); tasks run on different ranks.
 
@@ -123,9 +122,7 @@ def learn(
             patch, method, seed = task
             pairs = data[patch, seed]
             if (patch, seed) not in autoencoders:
-                autoencoders[patch, seed] = train_autoencoder(
-                    pairs, closures=closures, seed=seed, schedule=autoencoder_schedule
-                )
+                autoencoders[patch, seed] = train_autoencoder(pairs, closures=closures, seed=seed)
             autoencoder, reconstruction = autoencoders[patch, seed]
             report = _reporter(progress, done, epochs, patch=patch, method=method, seed=seed)
             sde, log = train_sde(

@@ -60,14 +60,8 @@ class MacroscopicModel:
 
     def latents(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Latents (B, 2 + c) from sums (B, 2) and patch class counts (B, K, 10)."""
-        sites = self.plan.large**2
-        return np.column_stack(
-            [
-                sums[:, 0] / sites,
-                observables.domain_wall_density(sums[:, 1], sites),
-                self.closures(counts),
-            ]
-        )
+        observed = observables.intensive(sums, self.plan.large**2)
+        return np.concatenate([observed, self.closures(counts)], axis=1)
 
     def encode(self, states: np.ndarray) -> np.ndarray:
         """Latents of whole periodic lattices, (B, large, large) int8 to (B, 2 + c)."""
@@ -203,9 +197,7 @@ def latent_pairs(
 
     after = closures(data.after)
     if method == "naive":
-        magnetization = data.patch_sums[..., 0] / sites
-        walls = observables.domain_wall_density(data.patch_sums[..., 1], sites)
-        z1 = np.concatenate([np.stack([magnetization, walls], axis=-1), after], axis=-1)
+        z1 = np.concatenate([observables.intensive(data.patch_sums, sites), after], axis=-1)
         increments = z1 - z0[:, None]
     else:
         before = closures(np.take_along_axis(data.counts, data.index[:, :, None], axis=1))
