@@ -17,8 +17,10 @@ see arrays and origins; they cannot see ranks.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +34,9 @@ from mpiflow.noise import MAX_MEMBER
 from mpiflow.parallel import agreed
 
 HaloPolicy = Literal["exchange", "wrap", "frozen"]
+
+#: Sites that are handled together where a whole tile would need too much memory.
+BAND_SITES = 2**21
 
 
 class HaloExchange:
@@ -51,37 +56,60 @@ class HaloExchange:
 
     def __init__(self, cart: MPI.Cartcomm, array: np.ndarray, halo: int) -> None:
         self.array, self.halo = array, halo
-        self.requests: list[list[MPI.Prequest]] = []
+        self.messages: list[Messages | None] = []
         padded = array.shape[1:]
         mpi_type = from_numpy_dtype(array.dtype)
         for axis, ranks in enumerate(cart.dims):
-            requests: list[MPI.Prequest] = []
-            if ranks > 1:
-                low_rank, high_rank = cart.Shift(axis, 1)
-                sizes = list(padded)
-                sizes[axis] = halo
-                low_halo, low_edge, high_edge, high_halo = (
-                    mpi_type.Create_subarray(
-                        padded, sizes, [start if a == axis else 0 for a in range(len(padded))]
-                    ).Commit()
+            sizes = list(padded)
+            sizes[axis] = halo
+            strips = [
+                [array, 1, mpi_type.Create_subarray(padded, sizes, starts).Commit()]
+                for starts in (
+                    [start if a == axis else 0 for a in range(len(padded))]
                     for start in _strip_starts(padded[axis], halo)
                 )
-                up, down = 2 * axis, 2 * axis + 1  # tags: two ranks may be both neighbours
-                requests = [
-                    cart.Recv_init([array, 1, low_halo], low_rank, up),
-                    cart.Recv_init([array, 1, high_halo], high_rank, down),
-                    cart.Send_init([array, 1, high_edge], high_rank, up),
-                    cart.Send_init([array, 1, low_edge], low_rank, down),
-                ]
-            self.requests.append(requests)
+                if ranks > 1
+            ]
+            self.messages.append(Messages(cart, {axis: strips}) if strips else None)
 
     def __call__(self) -> None:
-        for axis, requests in enumerate(self.requests):
-            if requests:
-                MPI.Prequest.Startall(requests)
-                MPI.Prequest.Waitall(requests)
+        for axis, messages in enumerate(self.messages):
+            if messages:
+                messages.start()
+                messages.finish()
             else:
                 _wrap_axis(Device("cpu"), self.array, axis + 1, self.halo)
+
+
+class Messages:
+    """Persistent messages to and from the neighbours along axes of a Cartesian communicator.
+
+    All axes travel at once, so nothing arrives from diagonal neighbours.
+
+    Parameters
+    ----------
+    cart : periodic Cartesian communicator
+    buffers : for each axis (low halo, low edge, high edge, high halo), anything that mpi4py
+        takes as a buffer; fixed for the life of this object
+    """
+
+    def __init__(self, cart: MPI.Cartcomm, buffers: Mapping[int, Sequence[Any]]) -> None:
+        self.requests: list[MPI.Prequest] = []
+        for axis, (low_halo, low_edge, high_edge, high_halo) in buffers.items():
+            low_rank, high_rank = cart.Shift(axis, 1)
+            up, down = 2 * axis, 2 * axis + 1  # tags: two ranks may be both neighbours
+            self.requests += [
+                cart.Recv_init(low_halo, low_rank, up),
+                cart.Recv_init(high_halo, high_rank, down),
+                cart.Send_init(high_edge, high_rank, up),
+                cart.Send_init(low_edge, low_rank, down),
+            ]
+
+    def start(self) -> None:
+        MPI.Prequest.Startall(self.requests)
+
+    def finish(self) -> None:
+        MPI.Prequest.Waitall(self.requests)
 
 
 def _strip_starts(padded: int, halo: int) -> tuple[int, int, int, int]:
@@ -104,8 +132,53 @@ def _wrap_axis(device: Device, array: Any, axis: int, halo: int) -> None:
     device.copy_box(high_halo, low_edge)
 
 
+class Boxes:
+    """What a batch of equal boxes of a lattice can do, whatever holds its sites."""
+
+    lattice: Lattice
+    policy: HaloPolicy
+    cart: MPI.Cartcomm | None
+
+    @property
+    def batch(self) -> int:
+        """Number of boxes."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> Shape:
+        """Inner sites along each axis."""
+        raise NotImplementedError
+
+    @property
+    def closed(self) -> bool:
+        """Whether each box is a whole periodic lattice or closed on itself, on one rank."""
+        return self.policy == "wrap" or (self.cart is not None and self.cart.size == 1)
+
+    def bands(self) -> Iterator[slice]:
+        """The inner rows in bands of at most :data:`BAND_SITES` sites, to bound memory."""
+        rows, *rest = self.shape
+        height = max(8, BAND_SITES // max(1, self.batch * math.prod(rest)))
+        return (slice(start, min(start + height, rows)) for start in range(0, rows, height))
+
+    def agreed(self) -> AbstractContextManager[None]:
+        """An InputError raised inside on any tile's rank is raised on all. Collective."""
+        return agreed(MPI.COMM_SELF if self.cart is None else self.cart)
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Sum integer values of shape (B, ...) over the tiles of a distributed lattice.
+
+        For other blocks each box is a system of its own and values are returned
+        as they are. Integers make the sum independent of the order of ranks.
+        """
+        if self.cart is None:
+            return values
+        out = np.empty_like(values)
+        self.cart.Allreduce(np.ascontiguousarray(values), out, op=MPI.SUM)
+        return out
+
+
 @dataclass
-class Block:
+class Block(Boxes):
     """A batch of equal boxes with halos.
 
     Attributes
@@ -244,10 +317,9 @@ class Block:
         """Inner sites along each axis."""
         return tuple(int(n) - 2 * self.halo for n in self.array.shape[1:])
 
-    @property
-    def closed(self) -> bool:
-        """Whether each box is a whole periodic lattice or closed on itself, on one rank."""
-        return self.policy == "wrap" or (self.cart is not None and self.cart.size == 1)
+    def spins(self) -> np.ndarray:
+        """The inner sites on the host, (B, *shape), a view or a copy."""
+        return np.asarray(self.inner(self.host()))
 
     def inner(self, array: np.ndarray | None = None) -> Any:
         """View of the field (or of a host copy of it) without its halo."""
@@ -255,16 +327,26 @@ class Block:
         inside = slice(self.halo, -self.halo)
         return array[(slice(None), *(inside,) * (len(array.shape) - 1))]
 
+    def copy(self) -> Block:
+        """The same boxes with a field of their own."""
+        return replace(self, array=self.device.duplicate(self.array))
+
+    def copy_from(self, other: Block) -> None:
+        """Take the field, halo included, of a block of the same boxes."""
+        self.device.copy_box(self.array, other.array)
+
     def host(self) -> np.ndarray:
         """The field with its halo on the host: the array itself on the CPU, else a copy."""
         return self.device.get(self.array)
 
+    def store(self, rows: slice, spins: np.ndarray) -> None:
+        """Set some inner rows from a host array (B, rows, ...); the halo is not touched."""
+        inside = self.inner()[:, rows]
+        self.device.copy_box(inside, self.device.put(np.asarray(spins, self.array.dtype)))
+
     def load(self, inner: np.ndarray) -> None:
         """Set the inner sites from a host array (B, *shape) and fill the halo."""
-        host = self.host()
-        self.inner(host)[...] = inner
-        if self.device.is_cuda:
-            self.array.copy_to_device(host)
+        self.store(slice(0, self.shape[0]), inner)
         self.fill_halo()
 
     def paste(self, states: np.ndarray) -> None:
@@ -317,22 +399,6 @@ class Block:
         for axis, start in halos:
             packed = self.device.put(_strip(staging, axis, start, self.halo))
             self.device.copy_box(_strip(self.array, axis, start, self.halo), packed)
-
-    def agreed(self) -> AbstractContextManager[None]:
-        """An InputError raised inside on any tile's rank is raised on all. Collective."""
-        return agreed(MPI.COMM_SELF if self.cart is None else self.cart)
-
-    def total(self, values: np.ndarray) -> np.ndarray:
-        """Sum integer values of shape (B, ...) over the tiles of a distributed lattice.
-
-        For other blocks each box is a system of its own and values are returned
-        as they are. Integers make the sum independent of the order of ranks.
-        """
-        if self.cart is None:
-            return values
-        out = np.empty_like(values)
-        self.cart.Allreduce(np.ascontiguousarray(values), out, op=MPI.SUM)
-        return out
 
 
 def gather_records(rows: np.ndarray, comm: MPI.Intracomm) -> np.ndarray | None:

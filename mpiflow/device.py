@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,6 +63,11 @@ def kernel(function: Callable[..., Any]) -> Any:
     return numba.njit(function, **_OPTIONS)
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """A rule too long for the compiler to inline by itself: its caller's loop must vectorise."""
+    return numba.njit(function, inline="always", **_OPTIONS)
+
+
 def cuda() -> ModuleType:
     """``numba.cuda``, imported only when a CUDA device is asked for."""
     try:
@@ -73,6 +80,36 @@ def cuda() -> ModuleType:
             f"Install mpiflow[cuda], or use --device cpu. Importing said: {error}.",
         ) from error
     return module
+
+
+def threads() -> int:
+    """Threads for the work of one rank: NUMBA_NUM_THREADS, OMP_NUM_THREADS, or its cores."""
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads(), thread_name_prefix="mpiflow")
+
+
+def in_threads(work: Callable[[Any], object], items: Sequence[Any]) -> None:
+    """Do independent work on every item, in threads if there are several.
+
+    Kernels release the interpreter, so that threads run side by side. They are Python's
+    own: unlike OpenMP's, they do not stand in the way of a later fork.
+    """
+    if len(items) < 2:
+        for item in items:
+            work(item)
+    else:
+        others = [_pool().submit(work, item) for item in items[1:]]
+        work(items[0])
+        for other in others:
+            other.result()
 
 
 class CudaKernel:
@@ -146,6 +183,14 @@ class Device:
     def get(self, array: Any) -> np.ndarray:
         """A host copy of a contiguous device array (the array itself on the CPU)."""
         return array.copy_to_host() if self.is_cuda else array
+
+    def duplicate(self, array: Any) -> Any:
+        """A copy of an array of this device, on this device."""
+        if not self.is_cuda:
+            return array.copy()
+        out = cuda().device_array_like(array)
+        out.copy_to_device(array)
+        return out
 
     def copy_box(self, target: Any, source: Any) -> None:
         """``target[...] = source`` for equal 3-dimensional boxes, strided or not."""

@@ -1,87 +1,158 @@
 r"""Initial spins, keyed by global site: the same on any number of ranks.
 
-Every function fills a :class:`~mpiflow.block.Block`'s inner sites and halo. The
-block may be a tile of one distributed lattice or a batch of whole ones.
+Every function fills the inner sites and the halo of a block, which may be a tile
+of one distributed lattice or a batch of whole ones. It works in bands of rows, so
+that a tile may fill the memory and still be set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
 
-from mpiflow.block import Block
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
-from mpiflow.noise import site_counter, stream_key, threefry, to_unit
+from mpiflow.lattice import Lattice, Shape
+from mpiflow.noise import Word, site_counter, stream_key, threefry, to_unit
 
-_DIGITS = 8  # bits settled by each round of the selection
+_BINS = 2**19  # of all histograms of the selection together: 4 MB
+_DIGITS = 16  # bits that a round of the selection settles at most
+_STRIP = 256  # columns that are smoothed together: they stay in cache
+_TALL = 64  # rows for which white noise costs little more than smoothing it
+_CACHE = 2**24  # bytes: a row of compressed chunks of a large frame, which several bands share
+
+
+class Spins(Protocol):
+    """What a block offers to be filled: see :class:`~mpiflow.block.Block`.
+
+    A block that stores its spins in another way, as bits for example, has the same.
+    """
+
+    @property
+    def lattice(self) -> Lattice: ...
+    @property
+    def origins(self) -> np.ndarray: ...
+    @property
+    def members(self) -> np.ndarray: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def shape(self) -> Shape: ...
+    def bands(self) -> Iterator[slice]: ...
+    def store(self, rows: slice, spins: np.ndarray) -> None: ...
+    def fill_halo(self) -> None: ...
+    def total(self, values: np.ndarray) -> np.ndarray: ...
+    def agreed(self) -> AbstractContextManager[None]: ...
+
+
+def _fill(block: Spins, bands: Iterator[slice], spins_of: Callable[[slice], np.ndarray]) -> None:
+    """Set the spins band by band. ``spins_of(rows)`` is (B, rows, nx) int8."""
+    for rows in bands:
+        block.store(rows, spins_of(rows))
+    block.fill_halo()
+
+
+def _empty(block: Spins, rows: slice) -> np.ndarray:
+    return np.empty((block.batch, rows.stop - rows.start, block.shape[1]), np.int8)
+
+
+def uniform_up(block: Spins) -> None:
+    """All spins up."""
+    _fill(block, block.bands(), lambda rows: np.ones_like(_empty(block, rows)))
+
+
+# -- a word for each site ---------------------------------------------------------------------
 
 
 @kernel
-def _row_words(k0: np.uint64, k1: np.uint64, first: np.uint64, out: np.ndarray) -> None:
+def _run_words(k0: Word, k1: Word, first: Word, out: np.ndarray) -> None:
     """First words of neighbouring sites (a loop of its own: it compiles 40 times faster)."""
     for i in range(out.size):
         out[i] = threefry(k0, k1, np.uint64(0), first + np.uint64(i))[0]
 
 
 @kernel
-def _site_words(
-    halo: int,
+def _row_words(key: np.ndarray, member: Word, gy: int, gx: int, lx: int, out: np.ndarray) -> None:
+    """First words of a row of sites from global (gy, gx) on, round the periodic edge."""
+    done = 0
+    while done < out.size:
+        x = (gx + done) % lx
+        width = min(out.size - done, lx - x)
+        _run_words(key[0], key[1] + member, site_counter(gy, x), out[done : done + width])
+        done += width
+
+
+@kernel
+def _mark_row(words: np.ndarray, shift: Word, bound: Word, up: np.ndarray) -> None:
+    for i in range(words.size):
+        up[i] = 1 if words[i] >> shift < bound else -1
+
+
+@kernel
+def _mark(
     origins: np.ndarray,
     members: np.ndarray,
-    ly: int,
-    lx: int,
+    lattice: Shape,
     key: np.ndarray,
-    out: np.ndarray,
+    top: int,
+    shift: Word,
+    bounds: np.ndarray,
+    spins: np.ndarray,
 ) -> None:
-    """First word of every site of a box with margin `halo` (two words would be too many)."""
-    for b in range(out.shape[0]):
-        for i in range(out.shape[1]):
-            gy = (origins[b, 0] + i - halo) % ly
-            j = 0
-            while j < out.shape[2]:
-                gx = (origins[b, 1] + j - halo) % lx
-                width = min(out.shape[2] - j, lx - gx)
-                first = site_counter(gy, gx)
-                _row_words(key[0], key[1] + members[b], first, out[b, i, j : j + width])
-                j += width
+    """Spins up where word >> shift is below the box's bound; ``top`` is the first row."""
+    ly, lx = lattice
+    words = np.empty(spins.shape[2], np.uint64)
+    for b in range(spins.shape[0]):
+        for i in range(spins.shape[1]):
+            gy = (origins[b, 0] + top + i) % ly
+            _row_words(key, members[b], gy, origins[b, 1], lx, words)
+            _mark_row(words, shift, bounds[b], spins[b, i])
 
 
-def _words(block: Block, seed: int, stream: str, margin: int = 0) -> np.ndarray:
-    ny, nx = block.shape
-    out = np.empty((block.batch, ny + 2 * margin, nx + 2 * margin), np.uint64)
-    _site_words(
-        margin,
-        block.origins,
-        block.members,
-        *block.lattice.shape,
-        stream_key(seed, stream),
-        out,
-    )
-    return out
+def _fill_below(block: Spins, key: np.ndarray, shift: int, bounds: np.ndarray) -> None:
+    """Up are the spins whose word, without its ``shift`` lowest bits, is below a bound.
+
+    ``bounds`` is (B,) uint64, one for each box.
+    """
+
+    def spins_of(rows: slice) -> np.ndarray:
+        spins = _empty(block, rows)
+        boxes = block.origins, block.members, block.lattice.shape
+        _mark(*boxes, key, rows.start, np.uint64(shift), bounds, spins)
+        return spins
+
+    _fill(block, block.bands(), spins_of)
 
 
-def uniform_up(block: Block) -> None:
-    """All spins up."""
-    block.load(np.ones((block.batch, *block.shape), np.int8))
+def independent(block: Spins, seed: int, magnetization: float = 0.0) -> None:
+    r"""Independent spins with mean ``magnetization`` m, -1 to 1.
 
+    A site is up if the top 53 bits k of its word are below a bound:
 
-def independent(block: Block, seed: int, magnetization: float = 0.0) -> None:
-    """Independent spins with mean ``magnetization``, -1 to 1."""
+    .. math:: 2^{-53} k < \tfrac12 (1 + m) \iff k < \lceil 2^{52} (1 + m) \rceil.
+    """
     _require_magnetization(magnetization)
-    u = (_words(block, seed, "initial") >> np.uint64(11)) * 2.0**-53
-    block.load(np.where(u < 0.5 * (1.0 + magnetization), 1, -1).astype(np.int8))
+    # Exact: halving and the power of two change only the exponent.
+    bound = int(np.ceil(0.5 * (1.0 + magnetization) * 2.0**53))
+    bounds = np.full(block.batch, bound, np.uint64)
+    _fill_below(block, stream_key(seed, "initial"), 11, bounds)
 
 
-def shuffled(block: Block, seed: int, magnetization: float | np.ndarray = 0.0) -> None:
+# -- exactly so many up -----------------------------------------------------------------------
+
+
+def shuffled(block: Spins, seed: int, magnetization: float | np.ndarray = 0.0) -> None:
     """Exactly ``round(N (1 + m) / 2)`` spins up, all arrangements equally likely.
 
     Every site draws a 64-bit word and the sites with the smallest words are up.
-    The largest word that is still up is found digit by digit from histograms
-    summed over the ranks, so no rank needs the whole lattice.
+    The bound between up and down is found digit by digit from histograms summed
+    over the ranks, so no rank needs the whole lattice. Words are drawn anew in
+    each round, which is faster than to store them.
 
     Parameters
     ----------
@@ -90,40 +161,79 @@ def shuffled(block: Block, seed: int, magnetization: float | np.ndarray = 0.0) -
     target = np.broadcast_to(np.asarray(magnetization, float), (block.batch,))
     for m in target:
         _require_magnetization(float(m))
-    sites = block.lattice.sites
-    wanted = np.rint(0.5 * (1.0 + target) * sites).astype(np.int64)
-    words = _words(block, seed, "initial")
-    spins = np.full(words.shape, -1, np.int8)
-    for row, up, count in zip(words, spins, wanted, strict=True):
-        up[_smallest(row, count, block.total)] = 1
-    block.load(spins)
+    wanted = np.rint(0.5 * (1.0 + target) * block.lattice.sites).astype(np.int64)
+    key = stream_key(seed, "initial")
+    _fill_below(block, key, 0, _bounds_of_smallest(block, key, wanted))
 
 
-def _smallest(
-    words: np.ndarray, wanted: int, total: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """Mark the ``wanted`` smallest words of a lattice whose sites may be spread over ranks.
+def _bounds_of_smallest(block: Spins, key: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Bounds (B,) uint64 below which lie exactly ``wanted`` (B,) words of each box.
 
-    Radix selection from the top digit down; ``total`` sums counts over ranks. Two
-    equal words at the boundary (probability below 1e-9 for 1e5 sites) would be
-    marked or left together.
+    Radix selection from the top digit down. It ends when all boxes are settled,
+    after two or three rounds on all ranks alike. Two equal words at a bound
+    (probability below 1e-9 for 1e5 sites) would be marked or left together.
     """
-    prefix, remaining = 0, int(wanted)
-    candidates = words.reshape(-1)
-    for shift in range(64 - _DIGITS, -1, -_DIGITS):
-        digits = (candidates >> np.uint64(shift)) & np.uint64(2**_DIGITS - 1)
-        counts = total(np.bincount(digits.astype(np.int64), minlength=2**_DIGITS))
-        below = np.cumsum(counts)
-        # The digit in which the count of smaller words first exceeds what is wanted.
-        digit = min(int(np.searchsorted(below, remaining, side="right")), 2**_DIGITS - 1)
-        remaining -= int(below[digit] - counts[digit])
-        prefix = (prefix << _DIGITS) | digit
-        candidates = candidates[digits == digit]
-    return words < np.uint64(prefix)
+    bits = max(2, min(_DIGITS, (_BINS // max(1, block.batch)).bit_length() - 1))
+    bounds, left, shift = np.zeros(block.batch, np.uint64), wanted.copy(), 64
+    while shift > 0 and left.any():
+        digits = min(bits, shift)
+        shift -= digits
+        counts = np.zeros((block.batch, 2**digits), np.int64)
+        boxes = block.origins, block.members, block.lattice.shape
+        _count(*boxes, key, block.shape, left, bounds, np.uint64(shift), counts)
+        _descend(block.total(counts), np.uint64(shift), left, bounds)
+    return bounds
+
+
+@kernel
+def _count_row(words: np.ndarray, bound: Word, shift: Word, counts: np.ndarray) -> None:
+    bins = np.uint64(counts.size)
+    for i in range(words.size):
+        digit = (words[i] - bound) >> shift  # huge for words below the bound: they wrap round
+        if digit < bins:
+            counts[digit] += 1
+
+
+@kernel
+def _count(
+    origins: np.ndarray,
+    members: np.ndarray,
+    lattice: Shape,
+    key: np.ndarray,
+    shape: Shape,
+    left: np.ndarray,
+    bounds: np.ndarray,
+    shift: Word,
+    counts: np.ndarray,
+) -> None:
+    """Histograms (B, 2^digits) of the next digit, over the words that share the digits above."""
+    ly, lx = lattice
+    words = np.empty(shape[1], np.uint64)
+    for b in range(counts.shape[0]):
+        if left[b] == 0:
+            continue
+        for i in range(shape[0]):
+            gy = (origins[b, 0] + i) % ly
+            _row_words(key, members[b], gy, origins[b, 1], lx, words)
+            _count_row(words, bounds[b], shift, counts[b])
+
+
+@kernel
+def _descend(counts: np.ndarray, shift: Word, left: np.ndarray, bounds: np.ndarray) -> None:
+    """Raise each bound to the digit that holds the next word; ``left`` remain to be marked."""
+    for b in range(counts.shape[0]):
+        digit = 0
+        while left[b] > 0 and counts[b, digit] <= left[b] and digit < counts.shape[1] - 1:
+            left[b] -= counts[b, digit]
+            digit += 1
+        bounds[b] += np.uint64(digit) << shift
+
+
+# -- a smooth local mean ----------------------------------------------------------------------
 
 
 def gaussian(
-    block: Block,
+    block: Spins,
     seed: int,
     magnetization: float = 0.0,
     correlation_length: float = 8.0,
@@ -157,19 +267,30 @@ def gaussian(
     margin = int(np.ceil(4.0 * width))
     weights = np.exp(-0.5 * (np.arange(-margin, margin + 1) / width) ** 2)
     weights /= np.sqrt(np.sum(weights**2))  # unit variance
-    field = _normal_field(block, seed, margin)
-    # A fixed order of additions for each site: the same bits on any tiling.
-    for axis in (1, 2):
-        n = field.shape[axis] - 2 * margin
-        index = [slice(None)] * 3
-        smooth: np.ndarray | float = 0.0
-        for offset, weight in enumerate(weights):
-            index[axis] = slice(offset, offset + n)
-            smooth = smooth + weight * field[tuple(index)]
-        field = np.asarray(smooth)
-    local = np.clip(magnetization + amplitude * field, -1.0, 1.0)
-    u = (_words(block, seed, "initial") >> np.uint64(11)) * 2.0**-53
-    block.load(np.where(u < 0.5 * (1.0 + local), 1, -1).astype(np.int8))
+    streams = "initial-radius", "initial-angle", "initial"
+    keys = np.array([stream_key(seed, stream) for stream in streams])
+
+    def spins_of(rows: slice) -> np.ndarray:
+        spins = _empty(block, rows)
+        field = np.empty((spins.shape[1], spins.shape[2] + 2 * margin))
+        boxes = block.origins, block.members, block.lattice.shape
+        mean = float(magnetization), float(amplitude)
+        _toss(*boxes, keys, rows.start, weights, *mean, field, spins)
+        return spins
+
+    _fill(block, _merged(block.bands(), _TALL), spins_of)
+
+
+def _merged(bands: Iterator[slice], height: int) -> Iterator[slice]:
+    """Bands of at least ``height`` rows (but the last), each of one or more of ``bands``."""
+    start = stop = 0
+    for band in bands:
+        stop = band.stop
+        if stop - start >= height:
+            yield slice(start, stop)
+            start = stop
+    if start < stop:
+        yield slice(start, stop)
 
 
 @kernel
@@ -178,40 +299,136 @@ def _to_normal(words: np.ndarray, other: np.ndarray, out: np.ndarray) -> None:
         out[i] = np.sqrt(-2.0 * np.log(to_unit(words[i]))) * np.cos(2.0 * np.pi * to_unit(other[i]))
 
 
-def _normal_field(block: Block, seed: int, margin: int) -> np.ndarray:
-    """Standard normals at every site of a box with a margin (Box-Muller)."""
-    radius = _words(block, seed, "initial-radius", margin)
-    angle = _words(block, seed, "initial-angle", margin)
-    out = np.empty(radius.shape)
-    _to_normal(radius.reshape(-1), angle.reshape(-1), out.reshape(-1))
-    return out
+@kernel
+def _add_scaled(weight: float, row: np.ndarray, out: np.ndarray) -> None:
+    for i in range(out.size):
+        out[i] += weight * row[i]
 
 
-def from_file(block: Block, path: str | Path) -> None:
+@kernel
+def _smooth_columns(
+    keys: np.ndarray,
+    member: Word,
+    gy: int,
+    gx: int,
+    lattice: Shape,
+    weights: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """White noise smoothed along y, from global (gy, gx) on, to ``out`` (rows, columns).
+
+    Each row of noise (standard normals by Box-Muller) is drawn once for a strip of
+    columns and added to all rows that it reaches.
+    """
+    ly, lx = lattice
+    margin = weights.size // 2
+    rows, columns = out.shape
+    out[:] = 0.0
+    strip = min(_STRIP, columns)
+    radius, angle = np.empty(strip, np.uint64), np.empty(strip, np.uint64)
+    noise = np.empty(strip)
+    for left in range(0, columns, strip):
+        right = min(left + strip, columns)
+        row = noise[: right - left]
+        for y in range(-margin, rows + margin):
+            at = (gy + y) % ly
+            _row_words(keys[0], member, at, gx + left, lx, radius)
+            _row_words(keys[1], member, at, gx + left, lx, angle)
+            _to_normal(radius, angle, noise)
+            for i in range(max(0, y - margin), min(rows, y + margin + 1)):
+                _add_scaled(weights[y - i + margin], row, out[i, left:right])
+
+
+@kernel
+def _smooth_box(
+    keys: np.ndarray,
+    member: Word,
+    gy: int,
+    gx: int,
+    lattice: Shape,
+    weights: np.ndarray,
+    field: np.ndarray,
+) -> None:
+    """White noise smoothed along y, then x, from global (gy, gx) on.
+
+    ``field`` (rows, columns + 2 margins) has the result in its first columns. Every
+    site has a fixed order of additions: the same bits on any tiling, in any bands.
+    """
+    margin = weights.size // 2
+    _smooth_columns(keys, member, gy, gx - margin, lattice, weights, field)
+    smooth = np.empty(field.shape[1] - 2 * margin)
+    for i in range(field.shape[0]):
+        smooth[:] = 0.0
+        for offset in range(weights.size):
+            _add_scaled(weights[offset], field[i, offset:], smooth)
+        field[i, : smooth.size] = smooth
+
+
+@kernel
+def _toss_row(words: np.ndarray, field: np.ndarray, m: float, a: float, up: np.ndarray) -> None:
+    for i in range(words.size):
+        local = min(max(m + a * field[i], -1.0), 1.0)
+        u = np.float64(words[i] >> np.uint64(11)) * 2.0**-53
+        up[i] = 1 if u < 0.5 * (1.0 + local) else -1
+
+
+@kernel
+def _toss(
+    origins: np.ndarray,
+    members: np.ndarray,
+    lattice: Shape,
+    keys: np.ndarray,
+    top: int,
+    weights: np.ndarray,
+    m: float,
+    a: float,
+    field: np.ndarray,
+    spins: np.ndarray,
+) -> None:
+    """Spins with the local mean m + a g; ``field`` is room for g, ``top`` the first row."""
+    ly, lx = lattice
+    words = np.empty(spins.shape[2], np.uint64)
+    for b in range(spins.shape[0]):
+        gy, gx = origins[b, 0] + top, origins[b, 1]
+        _smooth_box(keys, members[b], gy, gx, lattice, weights, field)
+        for i in range(spins.shape[1]):
+            _row_words(keys[2], members[b], (gy + i) % ly, gx, lx, words)
+            _toss_row(words, field[i], m, a, spins[b, i])
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+def from_file(block: Spins, path: str | Path) -> None:
     """Spins from a ``.npy`` file or from the last frame of a Trajectory's ``spin``.
 
     The array must be (Ly, Lx) of +1 and -1. Each rank reads only its own box, and all
     stop together if one cannot use what it finds.
     """
     path = Path(path)
-    with block.agreed():
-        spins = _read_box(path, block)
-        if not np.isin(spins, (-1, 1)).all():
-            raise InputError("initial", str(path), "values +1 and -1 only", "Check the file.")
-    block.load(spins.astype(np.int8)[None])
+    top, left = (int(o) for o in block.origins[0]) if block.batch else (0, 0)
+    with block.agreed(), _opened(path, block) as read:
+        for rows in block.bands():
+            box = slice(top + rows.start, top + rows.stop), slice(left, left + block.shape[1])
+            spins = read(box)
+            if not ((spins == 1) | (spins == -1)).all():
+                raise InputError("initial", str(path), "values +1 and -1 only", "Check the file.")
+            block.store(rows, np.repeat(spins.astype(np.int8)[None], block.batch, axis=0))
+    block.fill_halo()
 
 
-def _read_box(path: Path, block: Block) -> np.ndarray:
-    origin = block.origins[0] if block.batch else (0,) * block.lattice.ndim
-    box = tuple(slice(int(o), int(o) + n) for o, n in zip(origin, block.shape, strict=True))
+@contextmanager
+def _opened(path: Path, block: Spins) -> Iterator[Callable[[tuple[slice, ...]], np.ndarray]]:
+    """A function that reads a box of the lattice from the file."""
     if not path.is_file():
         raise InputError("initial", str(path), "an existing file", "Check the path.")
     try:
         if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            _require_shape(path, array.shape, block)
-            return np.array(array[box])
-        with h5py.File(path, "r") as file:
+            # Mapped anew for each box: the pages that were read leave the memory.
+            _require_shape(path, _mapped(path).shape, block)
+            yield lambda box: np.array(_mapped(path)[box])
+            return
+        with h5py.File(path, "r", rdcc_nbytes=_CACHE) as file:
             if not isinstance(file.get("spin"), h5py.Dataset):
                 raise InputError(
                     "initial", str(path), "a Trajectory that holds 'spin'", "Save with --spins."
@@ -220,7 +437,7 @@ def _read_box(path: Path, block: Block) -> np.ndarray:
             _require_shape(path, data.shape[1:], block)
             if len(data) == 0:
                 raise InputError("initial", str(path), "a file with a frame", "Save one.")
-            return np.asarray(data[(-1, *box)])
+            yield lambda box: np.asarray(data[(-1, *box)])
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, InputError):
             raise
@@ -229,7 +446,11 @@ def _read_box(path: Path, block: Block) -> np.ndarray:
         ) from error
 
 
-def _require_shape(path: Path, shape: tuple[int, ...], block: Block) -> None:
+def _mapped(path: Path) -> Any:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _require_shape(path: Path, shape: tuple[int, ...], block: Spins) -> None:
     if tuple(shape) != block.lattice.shape:
         raise InputError(
             "initial",

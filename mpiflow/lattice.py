@@ -61,17 +61,17 @@ def split(units: int, parts: int, index: int) -> tuple[int, int]:
 class Layout:
     """Which rank owns which box of the lattice.
 
-    Tiles are cut in units of ``granularity`` sites, so that a coarse block of
-    that size never straddles two ranks. Ranks are numbered row-major in
-    ``ranks_grid``, as MPI's Cartesian communicators number them.
+    Tiles are cut in units of ``granularity`` sites (a number, or one for each axis), so
+    that a coarse block of that size never straddles two ranks. Ranks are numbered row-major
+    in ``ranks_grid``, as MPI's Cartesian communicators number them.
     """
 
     lattice: Lattice
     ranks_grid: Shape
-    granularity: int = 1
+    granularity: int | Shape = 1
 
     def __post_init__(self) -> None:
-        lattice, grid, unit = self.lattice, self.ranks_grid, self.granularity
+        lattice, grid, units = self.lattice, self.ranks_grid, self.units
         if len(grid) != lattice.ndim or any(n < 1 for n in grid):
             raise InputError(
                 "ranks_grid",
@@ -79,27 +79,30 @@ class Layout:
                 f"{lattice.ndim} positive numbers, one for each axis",
                 "Leave it out to let mpiflow choose.",
             )
-        if unit < 1 or any(side % unit for side in lattice.shape):
+        if any(unit < 1 or side % unit for side, unit in zip(lattice.shape, units, strict=True)):
             raise InputError(
                 "coarse",
-                unit,
+                self.granularity,
                 f"a divisor of every side of the lattice {lattice.shape}",
                 f"Use one of {divisors(math.gcd(*lattice.shape))}.",
             )
-        if any(n > side // unit for n, side in zip(grid, lattice.shape, strict=True)):
-            units = tuple(side // unit for side in lattice.shape)
+        most = tuple(side // unit for side, unit in zip(lattice.shape, units, strict=True))
+        if any(n > limit for n, limit in zip(grid, most, strict=True)):
             raise InputError(
                 "ranks_grid",
                 grid,
-                f"at most {units} ranks along the axes "
-                f"(lattice {lattice.shape} in units of {unit} sites)",
-                "Use fewer ranks, a larger lattice or smaller coarse blocks.",
+                f"at most {most} ranks along the axes "
+                f"(lattice {lattice.shape} in units of {self.granularity} sites)",
+                "Use fewer ranks, a larger lattice, smaller coarse blocks or kernel='plain'.",
             )
 
     @classmethod
-    def balanced(cls, lattice: Lattice, ranks: int, granularity: int = 1) -> Layout:
+    def balanced(cls, lattice: Lattice, ranks: int, granularity: int | Shape = 1) -> Layout:
         """The layout with the shortest tile boundary among all grids of ``ranks`` ranks."""
-        units = [max(1, side // max(1, granularity)) for side in lattice.shape]
+        sizes = _for_each_axis(granularity, lattice.ndim)
+        units = [
+            max(1, side // max(1, size)) for side, size in zip(lattice.shape, sizes, strict=True)
+        ]
         fitting = [
             grid
             for grid in factorisations(ranks, lattice.ndim)
@@ -111,7 +114,8 @@ class Layout:
                 ranks,
                 f"at most {math.prod(units)} tiles, cut from a {lattice.shape} lattice "
                 f"in units of {granularity} sites",
-                "Start fewer ranks, or use a larger lattice or smaller coarse blocks.",
+                "Start fewer ranks, or use a larger lattice, smaller coarse blocks or "
+                "kernel='plain'.",
             )
 
         def largest_tile(grid: Shape) -> tuple[float, float]:
@@ -123,6 +127,11 @@ class Layout:
 
         # Of equals the one with the longest rows: they are contiguous in memory.
         return cls(lattice, min(reversed(fitting), key=largest_tile), granularity)
+
+    @property
+    def units(self) -> Shape:
+        """The granularity along each axis."""
+        return _for_each_axis(self.granularity, self.lattice.ndim)
 
     @property
     def ranks(self) -> int:
@@ -138,11 +147,14 @@ class Layout:
 
     def bounds(self, rank: int) -> tuple[tuple[int, int], ...]:
         """Global (start, stop) of the rank's tile along each axis."""
-        g = self.granularity
         return tuple(
-            tuple(g * edge for edge in split(side // g, n, c))  # type: ignore[misc]
-            for side, n, c in zip(
-                self.lattice.shape, self.ranks_grid, self.coordinates(rank), strict=True
+            tuple(unit * edge for edge in split(side // unit, n, c))  # type: ignore[misc]
+            for side, unit, n, c in zip(
+                self.lattice.shape,
+                self.units,
+                self.ranks_grid,
+                self.coordinates(rank),
+                strict=True,
             )
         )
 
@@ -155,6 +167,10 @@ class Layout:
     def slices(self, rank: int, unit: int = 1) -> tuple[slice, ...]:
         """The rank's box as slices of a global array with one entry per ``unit`` sites."""
         return tuple(slice(start // unit, stop // unit) for start, stop in self.bounds(rank))
+
+
+def _for_each_axis(value: int | Shape, axes: int) -> Shape:
+    return (value,) * axes if isinstance(value, int) else value
 
 
 def factorisations(number: int, factors: int) -> list[Shape]:

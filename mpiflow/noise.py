@@ -38,6 +38,7 @@ STREAMS = {
     "nfold-relax": 11,  # events inside local_relax windows
     "initial-angle": 13,
     "nfold-partial": 12,  # events inside partial_evolution patches
+    "tiled-nfold": 14,  # step = pass, site = (global tile << 32) | event in that tile and pass
 }
 
 MAX_MEMBER = 2**48

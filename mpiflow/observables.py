@@ -6,6 +6,7 @@ import numpy as np
 
 from mpiflow.block import Block
 from mpiflow.device import kernel
+from mpiflow.packed import PackedBlock
 from mpiflow.systems.ising import CLASSES, rate_class
 
 
@@ -24,13 +25,15 @@ def _spin_sums(field: np.ndarray, halo: int, out: np.ndarray) -> None:
         out[b, 1] = bonds
 
 
-def spin_sums(block: Block) -> np.ndarray:
+def spin_sums(block: Block | PackedBlock) -> np.ndarray:
     """Sum of spins and of s_i s_j over bonds, (B, 2) int64, over the whole lattice.
 
     A box counts the bonds to the right and down of its sites, so that the boxes
     of a tiling count every bond once. The halo must be current. Collective for
     ``exchange`` blocks.
     """
+    if isinstance(block, PackedBlock):
+        return block.total(block.sums())
     out = np.empty((block.batch, 2), np.int64)
     _spin_sums(block.host(), block.halo, out)
     return block.total(out)
@@ -89,11 +92,13 @@ def class_counts(states: np.ndarray, patch: int) -> np.ndarray:
     return out
 
 
-def block_sums(block: Block, size: int) -> np.ndarray:
+def block_sums(block: Block | PackedBlock, size: int) -> np.ndarray:
     """Sums of spins over coarse blocks of ``size`` sites a side, (B, ny, nx) int32.
 
     The box's sides must be multiples of ``size``.
     """
+    if isinstance(block, PackedBlock):
+        return block.block_sums(size)
     spins = block.inner(block.host())
     batch, ny, nx = spins.shape
     # Rows first: the intermediate fits int16 for any block up to 2^15 sites.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from mpi4py import MPI
@@ -15,11 +15,14 @@ from mpiflow.block import Block
 from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape, split
+from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
 from mpiflow.solvers.nfold import NFold
 from mpiflow.solvers.sublattice import Sublattice
+from mpiflow.solvers.tiled import TiledNFold
 from mpiflow.systems.ising import Ising
 
-SolverName = Literal["sublattice", "nfold"]
+SolverName = Literal["sublattice", "nfold", "tiled-nfold"]
+KernelName = Literal["auto", "packed", "sliced", "plain"]
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,27 @@ class Simulation:
 
     With ``members=1`` the lattice is cut into one tile per rank with halo
     exchange. With more members every rank holds whole periodic lattices, its
-    share of the ensemble. Member ``i`` is the same trajectory either way.
+    share of the ensemble; member ``i`` is the same trajectory whatever the others are.
 
     Parameters
     ----------
     system : the model
     size : sites a side, or (Ly, Lx)
-    dt : step of the sublattice solver; ``math.inf`` for full sweeps (time counts sweeps)
-    solver : ``sublattice`` (fixed step, any number of ranks) or ``nfold`` (exact)
+    dt : step of the sublattice solver, ``math.inf`` for full sweeps (time counts sweeps);
+        window of tiled-nfold
+    solver : ``sublattice`` (fixed step, any number of ranks), ``nfold`` (exact) or
+        ``tiled-nfold`` (fixed window, any number of ranks, for low temperature)
     seed : a trajectory is its seed
     members : number of independent replicas
     comm : communicator, ``COMM_WORLD`` unless given; every method is collective on it
     ranks_grid : ranks along each axis, chosen if left out
     granularity : tiles are cut in multiples of this many sites (coarse blocks)
     device : ``cpu`` or ``cuda``
+    kernel : of the sublattice solver. ``auto`` takes ``packed`` for lattices of a multiple of
+        8 rows and of 128 columns, ``sliced`` for many small ones, else ``plain``; all have
+        the same law, each its own bits. It depends on the size and on whether there are
+        several members, not on the ranks.
+    tile : side of the tiles of tiled-nfold
 
     Examples
     --------
@@ -84,6 +94,8 @@ class Simulation:
         ranks_grid: Shape | None = None,
         granularity: int = 1,
         device: str = "cpu",
+        kernel: KernelName = "auto",
+        tile: int = 64,
     ) -> None:
         self.system, self.seed, self.members = system, seed, members
         self.comm = MPI.COMM_WORLD if comm is None else comm
@@ -91,39 +103,82 @@ class Simulation:
         self.device = Device(device, _local_rank(self.comm) if device == "cuda" else 0)
         if members < 1:
             raise InputError("members", members, "1 or more", "Leave it out for one lattice.")
-        if members == 1:
-            layout = (
-                Layout.balanced(self.lattice, self.comm.size, granularity)
-                if ranks_grid is None
-                else Layout(self.lattice, tuple(ranks_grid), granularity)
-            )
-            if layout.ranks != self.comm.size:
-                raise InputError(
-                    "ranks_grid",
-                    layout.ranks_grid,
-                    f"a grid of {self.comm.size} ranks",
-                    "Start as many ranks as the grid has.",
-                )
-            self.block = Block.tile(layout, self.comm, halo=system.halo, device=self.device)
-        else:
-            Layout(self.lattice, (1,) * self.lattice.ndim, granularity)  # checks divisibility
-            start, stop = split(members, self.comm.size, self.comm.rank)
-            zeros = np.zeros((stop - start, *self.lattice.shape), np.int8)
-            self.block = Block.periodic(
-                zeros, np.arange(start, stop), halo=system.halo, device=self.device
-            )
-        self.solver: Sublattice | NFold
+        self.solver: Sublattice | NFold | TiledNFold
         if solver == "sublattice":
             self.lattice.require_bipartite()
-            self.solver = Sublattice(system, dt)
-        elif solver == "nfold":
-            self.solver = NFold(system, self.block.batch)
-            NFold.check(self.block)
+            self.solver = Sublattice(system, dt, plain=kernel == "plain")
+        elif solver == "tiled-nfold":
+            self.solver = TiledNFold(system, dt, tile)
+        elif solver != "nfold":
+            raise InputError(
+                "solver", solver, "'sublattice', 'nfold' or 'tiled-nfold'", "Use sublattice."
+            )
+        packed = solver == "sublattice" and _pack(kernel, self.lattice)
+        unit = (1, 1)
+        if packed:
+            unit = (BAND, WORD_SITES)
+        elif solver == "tiled-nfold":
+            unit = (tile, tile)
+        self.block: Block | PackedBlock
+        if members == 1:
+            layout = self._layout(ranks_grid, granularity, unit)
+            self.block = (
+                PackedBlock.tile(layout, self.comm, device=self.device)
+                if packed
+                else Block.tile(layout, self.comm, halo=system.halo, device=self.device)
+            )
         else:
-            raise InputError("solver", solver, "'sublattice' or 'nfold'", "Use sublattice.")
+            Layout(self.lattice, (1,) * self.lattice.ndim, granularity)  # checks divisibility
+            numbers = np.arange(*split(members, self.comm.size, self.comm.rank))
+            if packed:
+                self.block = PackedBlock.periodic(self.lattice, numbers, device=self.device)
+            else:
+                zeros = np.zeros((len(numbers), *self.lattice.shape), np.int8)
+                self.block = Block.periodic(zeros, numbers, halo=system.halo, device=self.device)
+        if solver == "nfold":
+            self.solver = NFold(system, self.block.batch)
+        if not isinstance(self.solver, Sublattice):
+            self.solver.check(cast(Block, self.block))
+        elif kernel not in ("auto", self.kernel):
+            raise InputError(
+                "kernel", kernel, f"'auto' or '{self.kernel}' for this lattice", "Leave it out."
+            )
         self.time = 0.0
         self.step = 0
-        self.flips = np.zeros(self.block.batch, np.int64)
+        self._opening = 0
+        self._flips = np.zeros(self.block.batch, np.int64)
+        self._view: Block | PackedBlock | None = None
+        self._looked = -1
+        self._view_flips = self._flips
+
+    def _layout(self, ranks_grid: Shape | None, granularity: int, unit: Shape) -> Layout:
+        """Which rank has which tile; tiles are cut in multiples of both units."""
+        both = tuple(math.lcm(max(1, granularity), n) for n in unit)
+        together: int | Shape = granularity if both == (granularity,) * 2 else both
+        if granularity < 1 or any(side % granularity for side in self.lattice.shape):
+            together = granularity  # say so in the words of the option
+        if ranks_grid is not None:
+            layout = Layout(self.lattice, tuple(ranks_grid), together)
+        elif unit[1] == WORD_SITES and self.comm.size <= self.lattice.shape[0] // both[0]:
+            # Whole rows of words: only two neighbours, and no vector is cut.
+            layout = Layout(self.lattice, (self.comm.size, 1), together)
+        else:
+            layout = Layout.balanced(self.lattice, self.comm.size, together)
+        if layout.ranks != self.comm.size:
+            raise InputError(
+                "ranks_grid",
+                layout.ranks_grid,
+                f"a grid of {self.comm.size} ranks",
+                "Start as many ranks as the grid has.",
+            )
+        return layout
+
+    @property
+    def kernel(self) -> str:
+        """What advances the spins: ``packed``, ``sliced`` or ``plain``, else the solver's name."""
+        if isinstance(self.solver, Sublattice):
+            return self.solver.kernel_for(self.block)
+        return self.solver.name
 
     # -- state ---------------------------------------------------------------------
 
@@ -135,6 +190,33 @@ class Simulation:
         if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
             options.setdefault("seed", self.seed)
         fill(self.block, **options)
+        self._opening, self._looked = self.step, -1
+
+    @property
+    def state(self) -> Block | PackedBlock:
+        """The spins at the present time. Collective.
+
+        Of the sublattice solver it is a copy: the block itself waits before its next pass,
+        in the middle of which the present lies. Of a packed copy the black halo is not current.
+        """
+        if not isinstance(self.solver, Sublattice) or self.step == self._opening:
+            return self.block
+        if math.isinf(self.solver.dt):
+            return self.block
+        view = self._view = self._view or self.block.copy()
+        if self._looked != self.step:
+            view.copy_from(self.block)  # type: ignore[arg-type]
+            self._view_flips = self.solver.look(view, self.step, seed=self.seed)
+            self._looked = self.step
+        return view
+
+    @property
+    def flips(self) -> np.ndarray:
+        """Flips so far of each box on this rank, (B,) int64. Collective.
+
+        The sublattice solver compares the spins before and after a pass.
+        """
+        return self._flips + self._view_flips if self.state is not self.block else self._flips
 
     @property
     def local_members(self) -> slice:
@@ -151,7 +233,7 @@ class Simulation:
 
     def spins(self) -> np.ndarray:
         """A host view or copy of this rank's spins, (members here, ny, nx) int8."""
-        return np.asarray(self.block.inner(self.block.host()))
+        return self.state.spins()
 
     def gather(self, root: int = 0) -> np.ndarray | None:
         """All spins (members, Ly, Lx) int8 on rank ``root``, None elsewhere.
@@ -172,7 +254,7 @@ class Simulation:
 
     def steps_in(self, duration: float, name: str = "time") -> int:
         """Whole steps in ``duration``; raises if it is not a multiple of the step."""
-        step = self.solver.time_per_step if isinstance(self.solver, Sublattice) else duration
+        step = duration if isinstance(self.solver, NFold) else self.solver.time_per_step
         if not (duration >= 0 and math.isfinite(duration)):
             raise InputError(name, duration, "a finite number, 0 or more", "Try 10.")
         if duration == 0:
@@ -189,20 +271,33 @@ class Simulation:
         return steps
 
     def advance(self, duration: float) -> None:
-        """Advance the state by ``duration``, a multiple of dt for the sublattice solver."""
-        if isinstance(self.solver, Sublattice):
-            steps = self.steps_in(duration)
-            flips = self.solver.advance(self.block, steps, seed=self.seed, first_step=self.step)
-            self.step += steps
-            self.time = self.step * self.solver.time_per_step
-        else:
+        """Advance the state by ``duration``, a multiple of dt unless the solver is n-fold."""
+        if isinstance(self.solver, NFold):
             self.time += duration
-            flips = self.solver.advance(self.block, seed=self.seed, until=self.time)
-        self.flips = self.flips + flips  # a new array: frames keep theirs
+            self._flips = self._flips + self.solver.advance(
+                cast(Block, self.block), seed=self.seed, until=self.time
+            )
+            return
+        steps = self.steps_in(duration)
+        if isinstance(self.solver, Sublattice):
+            flips = self.solver.chain(
+                self.block,
+                steps,
+                seed=self.seed,
+                first_step=self.step,
+                opening=self.step == self._opening,
+            )
+        else:
+            flips = self.solver.advance(
+                cast(Block, self.block), steps, seed=self.seed, first_step=self.step
+            )
+        self._flips = self._flips + flips  # a new array: frames keep theirs
+        self.step += steps
+        self.time = self.step * self.solver.time_per_step
 
     def measure(self) -> Frame:
         """Observables of the present state. Collective."""
-        sums = observables.spin_sums(self.block)
+        sums = observables.spin_sums(self.state)
         spins, bonds = sums[:, 0], sums[:, 1]
         sites = self.lattice.sites
         return Frame(
@@ -215,7 +310,7 @@ class Simulation:
 
     def coarse_sums(self, size: int) -> np.ndarray:
         """Sums of spins over coarse blocks, this rank's part, (members, ny, nx) int32."""
-        return observables.block_sums(self.block, size)
+        return observables.block_sums(self.state, size)
 
     def frames(self, time: float, every: float) -> Iterator[Frame]:
         """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
@@ -231,6 +326,19 @@ class Simulation:
         if not math.isclose(self.time, start + time, rel_tol=1e-12):
             self.advance(start + time - self.time)
             yield self.measure()
+
+
+def _pack(kernel: KernelName, lattice: Lattice) -> bool:
+    if kernel not in get_args(KernelName):
+        raise InputError("kernel", kernel, f"one of {get_args(KernelName)}", "Leave it out.")
+    if kernel == "packed" and not fits(lattice):
+        raise InputError(
+            "size",
+            lattice.shape,
+            f"a multiple of {BAND} rows and of {WORD_SITES} columns for the packed kernel",
+            "Leave the kernel out.",
+        )
+    return kernel in ("auto", "packed") and fits(lattice)
 
 
 def _local_rank(comm: MPI.Intracomm) -> int:

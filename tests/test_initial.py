@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import h5py
@@ -15,7 +18,7 @@ from mpiflow import initial
 from mpiflow.block import Block
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, factorisations
-from mpiflow.noise import site_counter, words
+from mpiflow.noise import site_counter, stream_key, words
 
 
 def ensemble(count: int, *shape: int) -> Block:
@@ -35,10 +38,11 @@ FILLS: list[Callable[[Block], None]] = [
     lambda block: initial.shuffled(block, seed=3, magnetization=-0.3),
     lambda block: initial.gaussian(block, seed=3, magnetization=0.1, correlation_length=3.0),
 ]
+NAMES = ["up", "independent", "shuffled", "gaussian"]
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("fill", FILLS, ids=["up", "independent", "shuffled", "gaussian"])
+@pytest.mark.parametrize("fill", FILLS, ids=NAMES)
 @pytest.mark.parametrize("shape", [(26, 30), (25, 27)])
 def test_same_spins_on_any_grid_of_ranks(
     comm: MPI.Intracomm, fill: Callable[[Block], None], shape: tuple[int, int]
@@ -75,6 +79,96 @@ def test_shuffled_has_the_exact_magnetisation_on_all_ranks(
         assert np.isin(spins(block), (-1, 1)).all()
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("fill", FILLS, ids=NAMES)
+def test_same_spins_in_any_bands(
+    comm: MPI.Intracomm, fill: Callable[[Block], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initial, "_TALL", 1)
+    tile = Block.tile(Layout.balanced(Lattice((50, 30)), comm.size), comm)
+    for block in (tile, ensemble(3, 33, 27)):
+        fill(block)
+        expected = block.host().copy()
+        for sites in (1, 9 * block.batch * block.shape[1]):  # bands of 8 and 9 rows
+            with monkeypatch.context() as patch:
+                patch.setattr("mpiflow.block.BAND_SITES", sites)
+                assert sum(1 for _ in block.bands()) > 1
+                block.array[:] = 0
+                fill(block)
+            assert np.array_equal(block.host(), expected)
+
+
+def test_bands_are_merged_to_a_height() -> None:
+    bands = [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
+    for height, ends in [(1, [3, 6, 9, 10]), (4, [6, 10]), (5, [6, 10]), (7, [9, 10]), (99, [10])]:
+        merged = list(initial._merged(iter(bands), height))
+        assert merged == [slice(*ab) for ab in itertools.pairwise([0, *ends])]
+    assert list(initial._merged(iter([]), 4)) == []
+
+
+@pytest.mark.parametrize("fill", [*FILLS, "npy", "h5"], ids=[*NAMES, "npy", "h5"])
+def test_memory_is_bounded(
+    fill: Callable[[Block], None] | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In narrow bands, everything that is needed beside the tile is less than half of it."""
+    side = 2048
+    block = Block.tile(Layout(Lattice((side, side)), (1, 1)), MPI.COMM_SELF)
+    if isinstance(fill, str):
+        path = write(tmp_path / f"start.{fill}", a_state((side, side)))
+        fill = lambda block: initial.from_file(block, path)  # noqa: E731
+    monkeypatch.setattr("mpiflow.block.BAND_SITES", 2**16)
+    fill(block)  # compile
+    tracemalloc.start()
+    fill(block)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 2**16 < peak < block.array.nbytes / 2
+
+
+class Bits:
+    """Spins of whole lattices, a bit each: no int8 array to look into, and bands of 3 rows."""
+
+    def __init__(self, block: Block) -> None:
+        self.lattice, self.origins, self.members = block.lattice, block.origins, block.members
+        self.batch, self.shape = block.batch, block.shape
+        self.bits = np.zeros((block.batch, block.shape[0], -(-block.shape[1] // 8)), np.uint8)
+        self.filled = 0
+
+    def bands(self) -> Iterator[slice]:
+        return (slice(i, min(i + 3, self.shape[0])) for i in range(0, self.shape[0], 3))
+
+    def store(self, rows: slice, spins: np.ndarray) -> None:
+        assert spins.dtype == np.int8
+        assert spins.shape == (self.batch, rows.stop - rows.start, self.shape[1])
+        assert spins.flags.c_contiguous
+        self.bits[:, rows] = np.packbits(spins > 0, axis=2)
+
+    def fill_halo(self) -> None:
+        self.filled += 1
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+    def agreed(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@pytest.mark.parametrize("fill", [*FILLS, "file"], ids=[*NAMES, "file"])
+def test_a_block_need_not_hold_bytes(
+    fill: Callable[[Block | Bits], None] | str, tmp_path: Path
+) -> None:
+    block = ensemble(2, 25, 27)
+    bits = Bits(block)
+    if isinstance(fill, str):
+        path = write(tmp_path / "start.npy", a_state((25, 27)))
+        fill = lambda block: initial.from_file(block, path)  # noqa: E731
+    fill(block)
+    fill(bits)
+    up = np.unpackbits(bits.bits, axis=2, count=27)
+    assert np.array_equal(2 * up.astype(np.int8) - 1, spins(block))
+    assert bits.filled == 1
+
+
 def test_members_differ_but_not_with_the_batch() -> None:
     for fill in FILLS[1:]:
         many = ensemble(6, 26, 26)
@@ -85,7 +179,7 @@ def test_members_differ_but_not_with_the_batch() -> None:
         assert np.array_equal(spins(some), spins(many)[[4, 1]])
 
 
-@pytest.mark.parametrize("fill", FILLS, ids=["up", "independent", "shuffled", "gaussian"])
+@pytest.mark.parametrize("fill", FILLS, ids=NAMES)
 def test_a_rank_without_members_is_no_problem(fill: Callable[[Block], None]) -> None:
     block = ensemble(0, 26, 26)
     fill(block)
@@ -122,6 +216,20 @@ def test_independent_uses_the_documented_counter() -> None:
     for member in range(2):
         u = words(9, "initial", member, 0, np.array(sites, np.uint64))[..., 0] * 2.0**-64
         assert np.array_equal(spins(block)[member], np.where(u < 0.65, 1, -1))
+
+
+@pytest.mark.parametrize("digits", [16, 9, 5, 2])
+def test_shuffled_marks_the_smallest_words(digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For any width of the digits, and every count."""
+    monkeypatch.setattr(initial, "_DIGITS", digits)
+    block = ensemble(36, 5, 7)
+    wanted = np.arange(36)
+    initial.shuffled(block, seed=9, magnetization=2 * wanted / 35 - 1)
+    sites = np.array([[int(site_counter(y, x)) for x in range(7)] for y in range(5)], np.uint64)
+    for count in wanted:
+        word = words(9, "initial", count, 0, sites)[..., 0].reshape(-1)
+        up = np.flatnonzero(spins(block)[count].reshape(-1) == 1)
+        assert sorted(up) == sorted(np.argsort(word)[:count])
 
 
 def test_all_arrangements_are_equally_likely() -> None:
@@ -182,16 +290,29 @@ def test_gaussian_field_has_the_covariance() -> None:
         assert abs(deviate(products, covariance)) < Z_CEILING, (dy, dx)
 
 
+def smooth(weights: np.ndarray, member: int, origin: int, *shape: int) -> np.ndarray:
+    """The field behind a box of a 36 x 40 lattice."""
+    keys = np.array([stream_key(7, name) for name in ("initial-radius", "initial-angle")])
+    field = np.empty((shape[0], shape[1] + len(weights) - 1))
+    initial._smooth_box(keys, np.uint64(member), origin, origin, (36, 40), weights, field)
+    return field[:, : shape[1]]
+
+
 def test_white_noise_behind_the_gaussian_field() -> None:
-    """Standard normals; the margin is the periodic continuation, in both axes and corners."""
-    xi = 3.0
-    margin = int(np.ceil(4 * xi / np.sqrt(2)))
-    block = ensemble(300, 36, 36)
-    noise = initial._normal_field(block, 7, margin)
+    noise = np.array([smooth(np.ones(1), member, 0, 36, 40) for member in range(300)])
     assert abs(deviate(noise.mean((1, 2)), 0.0)) < Z_CEILING
-    assert abs(deviate((noise[:, margin:-margin, margin:-margin] ** 2).mean((1, 2)), 1.0)) < 4
-    inner = noise[:, margin:-margin, margin:-margin]
-    assert np.array_equal(noise, np.pad(inner, ((0, 0), (margin,) * 2, (margin,) * 2), "wrap"))
+    assert abs(deviate((noise**2).mean((1, 2)), 1.0)) < Z_CEILING
+
+
+def test_smoothing_goes_round_the_periodic_edge() -> None:
+    """In both axes and corners; more than one strip of columns, too."""
+    weights = np.array([0.1, 0.5, -1.0, 0.3, 0.2])
+    noise = smooth(np.ones(1), 2, 0, 36, 40)
+    for axis in (0, 1):
+        noise = sum(w * np.roll(noise, 2 - i, axis) for i, w in enumerate(weights))
+    field = smooth(weights, 2, 30, 36, 700)
+    expected = np.take(np.take(noise, np.arange(30, 66) % 36, 0), np.arange(30, 730) % 40, 1)
+    assert np.allclose(field, expected, rtol=0, atol=1e-12)
 
 
 def test_gaussian_states_are_patchy() -> None:
@@ -224,7 +345,14 @@ def write(path: Path, state: np.ndarray) -> Path:
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["start.npy", "start.h5"])
 @pytest.mark.parametrize("dtype", [np.int8, np.float64])
-def test_states_from_a_file(comm: MPI.Intracomm, shared_tmp: Path, name: str, dtype: type) -> None:
+def test_states_from_a_file(
+    comm: MPI.Intracomm,
+    shared_tmp: Path,
+    name: str,
+    dtype: type,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mpiflow.block.BAND_SITES", 1)  # two bands where there is one rank
     lattice = Lattice((14, 18))
     state = a_state((14, 18))
     if comm.rank == 0:
@@ -240,8 +368,11 @@ def test_states_from_a_file(comm: MPI.Intracomm, shared_tmp: Path, name: str, dt
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["start.npy", "start.h5"])
-def test_one_bad_value_stops_every_rank(comm: MPI.Intracomm, shared_tmp: Path, name: str) -> None:
+def test_one_bad_value_stops_every_rank(
+    comm: MPI.Intracomm, shared_tmp: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only one rank reads the bad value; all must raise, or the others would hang."""
+    monkeypatch.setattr("mpiflow.block.BAND_SITES", 1)
     state = a_state((14, 18))
     state[13, 17] = 0
     if comm.rank == 0:

@@ -6,191 +6,360 @@ chains whose two rates add up to one, so the propagator is exact:
 .. math:: e^{t L_c}: \text{ with probability } q = 1 - e^{-t}
           \text{ resample the site from the heat bath, else keep it.}
 
-One step is :math:`e^{\frac{dt}{2} L_b} e^{dt L_w} e^{\frac{dt}{2} L_b}`: second
-order in dt in law, and the Gibbs measure is exactly invariant for every dt
-because each factor leaves it invariant (Strang, SIAM J. Numer. Anal. 5, 506
-(1968)). Neighbouring black half steps merge. ``dt = inf`` is the checkerboard
+A site with flip rate r thus flips with probability q r. One step is
+:math:`e^{\frac{dt}{2} L_b} e^{dt L_w} e^{\frac{dt}{2} L_b}`: second order in dt in law,
+and the Gibbs measure is exactly invariant for every dt because each factor leaves it
+invariant (Strang, SIAM J. Numer. Anal. 5, 506 (1968)). ``dt = inf`` is the checkerboard
 sweep, black then white.
+
+Neighbouring black half steps merge into one *pass*: passes are black half, white, black,
+white, black, ... The state between two steps lies in the middle of a black pass. It is drawn
+from that pass's own uniform number u, so that looking at it changes nothing: with
+:math:`q_h = 1 - e^{-dt/2}` and :math:`p = q_h r`, the site has flipped by the end of the pass
+if u < q r, and half way through if
+
+.. math:: p (1 - p) \le u < p (1 - p) + p .
+
+The joint law is that of two half steps: both flips have probability
+:math:`|[p (1 - p), q r)| = p - q_h^2 r (1 - r)`, which is :math:`q_h (1 - q_h) r` (only the
+first half resamples) plus :math:`q_h^2 r^2` (both do, and both take the opposite spin).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mpiflow.block import Block
+from mpiflow.device import in_threads, threads
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice
 from mpiflow.noise import stream_key
-from mpiflow.solvers import heatbath
+from mpiflow.packed import BAND, WORD_SITES, PackedBlock
+from mpiflow.solvers import heatbath, multispin, sliced
+from mpiflow.solvers.bitplanes import Masks, Thresholds
+from mpiflow.solvers.multispin import Region
 from mpiflow.systems.ising import Ising
 
-#: Passes reserved for each step: black half, white, black half.
-PASSES = 3
+#: Passes of each step, black and white; the number of a pass is its noise counter.
+PASSES = 2
 BLACK, WHITE = 0, 1
+#: Largest padded box of a batch that is sliced, in sites.
+SLICED_SITES = 100**2
+#: Updates after which thresholds are compiled in: a fraction of a second's work.
+COMPILE_IN_AFTER = 10**9
+#: Sites that keep a thread busy for longer than it takes to start it.
+SITES_PER_THREAD = 2**20
+
+#: ``opening``: a black half step. ``full``: a whole pass. ``upper``, ``lower``: the bounds
+#: between which a number flips a black site by the middle of the pass.
+Kind = Literal["opening", "full", "upper", "lower"]
 
 
-Thresholds = tuple[tuple[np.uint64, ...], np.uint64]
-Pass = tuple[int, int, Thresholds]
+class Run(NamedTuple):
+    """Passes of one kind, numbered from ``first``; black where the number is even."""
+
+    kind: Kind
+    first: int
+    passes: int = 1
+
+    @property
+    def looks(self) -> bool:
+        """Whether flips go to a copy of the black sites, to look at the middle of a pass."""
+        return self.kind in ("upper", "lower")
+
+    @property
+    def sign(self) -> int:
+        """Of its share of the flips: what lies below the lower bound lies below the upper too."""
+        return -1 if self.kind == "lower" else 1
 
 
 class Sublattice:
     """Fixed-step solver for :class:`~mpiflow.systems.ising.Ising`.
 
-    The result is a pure function of (seed, stream, member, step, site): the same
-    bits on any number of ranks and threads, on CPU and CUDA.
+    The result is a pure function of (seed, stream, member, step, site) for each of the
+    kernels: the same bits on any number of ranks and threads, on CPU and CUDA. The kernel
+    follows from the block: packed for a :class:`~mpiflow.packed.PackedBlock`, sliced for a
+    batch of small boxes, else plain.
 
     Parameters
     ----------
     system : the model
     dt : time step in attempts per spin, above 0; ``math.inf`` for full sweeps
+    plain : take the plain kernel for small boxes too
     """
 
     name = "sublattice"
 
-    def __init__(self, system: Ising, dt: float) -> None:
+    def __init__(self, system: Ising, dt: float, *, plain: bool = False) -> None:
         if not dt > 0:
             raise InputError("dt", dt, "a number above 0, or inf", "Try 0.25.")
-        self.system, self.dt = system, float(dt)
-        self._full = self.thresholds(dt)
-        self._half = self.thresholds(dt / 2)
+        self.system, self.dt, self.plain = system, float(dt), plain
+        self._updates = 0
+        self._thresholds: dict[Kind, Thresholds] = {}
 
     @property
     def time_per_step(self) -> float:
         """``dt``, or 1 for full sweeps (one attempt per spin)."""
         return self.dt if math.isfinite(self.dt) else 1.0
 
-    def thresholds(self, dt: float) -> Thresholds:
-        """Integer thresholds of one pass: five ``q p(k) 2^63`` and ``q 2^63``, uint64.
+    def probabilities(self, kind: Kind) -> np.ndarray:
+        """What a uniform number is compared with in each of the ten classes, (10,) float64."""
+        rates = self.system.flip_rates_by_opposites()
+        half = -math.expm1(-self.dt / 2) * rates
+        return {
+            "full": -math.expm1(-self.dt) * rates,
+            "opening": half,
+            "lower": half * (1 - half),
+            "upper": half * (2 - half),
+        }[kind]
 
-        Computed once on the host and shared by all devices.
-        """
-        q = -math.expm1(-dt)
-        attempt = _fixed_point(q)
-        rates = self.system.flip_rates()
-        # From the smaller of p and 1 - p, so that rare flips keep all their digits.
-        up = (
-            _fixed_point(q * p) if p < down else attempt - _fixed_point(q * down)
-            for p, down in zip(rates[:5], rates[5:], strict=True)
-        )
-        return tuple(up), attempt
+    def kernel_for(self, block: Block | PackedBlock) -> str:
+        """Which kernel advances a block: ``packed``, ``sliced`` or ``plain``."""
+        if isinstance(block, PackedBlock):
+            return "packed"
+        return "sliced" if not self.plain and _fits_lanes(block) else "plain"
+
+    # -- dynamics ------------------------------------------------------------------
 
     def advance(
         self,
-        block: Block,
+        block: Block | PackedBlock,
         steps: int,
         *,
         seed: int,
         first_step: int = 0,
         stream: str = "sublattice",
     ) -> np.ndarray:
-        """Advance every box by ``steps`` steps in place.
+        """Advance every box by ``steps`` whole steps in place.
 
-        The halo must be current and is current again afterwards. Collective for
+        The halo must be current and is current again afterwards. The passes are numbered
+        from ``2 first_step`` to ``2 (first_step + steps)``, both included. Collective for
         ``exchange`` blocks.
 
         Returns
         -------
         (B,) int64, the number of spins flipped in each box on this rank
         """
-        _require_two_colours(block)
-        flips = np.zeros(block.batch, np.int64)
-        passes = list(self._passes(first_step, steps))
+        runs = self._chain(first_step, steps, opening=True) + self._look(first_step + steps)
+        return self._apply(block, runs, seed, stream)
+
+    def chain(
+        self,
+        block: Block | PackedBlock,
+        steps: int,
+        *,
+        seed: int,
+        first_step: int = 0,
+        opening: bool,
+        stream: str = "sublattice",
+    ) -> np.ndarray:
+        """Advance in place, up to but without the black pass in the middle of which the step ends.
+
+        ``opening`` says that the block holds a state, as at the start, and not what a chain
+        left. :meth:`look` gives the state. Returns flips as :meth:`advance`.
+        """
+        return self._apply(block, self._chain(first_step, steps, opening), seed, stream)
+
+    def look(
+        self, block: Block | PackedBlock, step: int, *, seed: int, stream: str = "sublattice"
+    ) -> np.ndarray:
+        """Turn (a copy of) what :meth:`chain` left into the state at a step, in place.
+
+        Returns the flips of that last half step.
+        """
+        return self._apply(block, self._look(step), seed, stream)
+
+    def _chain(self, first: int, steps: int, opening: bool) -> list[Run]:
+        number, count = PASSES * first, PASSES * steps
+        if steps == 0:
+            return []
+        if opening and math.isfinite(self.dt):
+            return [Run("opening", number), Run("full", number + 1, count - 1)]
+        return [Run("full", number, count)]
+
+    def _look(self, step: int) -> list[Run]:
+        if math.isinf(self.dt):
+            return []
+        return [Run("upper", PASSES * step), Run("lower", PASSES * step)]
+
+    def _apply(
+        self, block: Block | PackedBlock, runs: Sequence[Run], seed: int, stream: str
+    ) -> np.ndarray:
         key = stream_key(seed, stream)
-        if block.device.is_cuda:
-            self._advance_cuda(block, passes, key, flips)
-        elif _fits_lanes(block):
-            self._advance_lanes(block, passes, key, flips)
+        flips = np.zeros(block.batch, np.int64)
+        kernel = self.kernel_for(block)
+        if isinstance(block, PackedBlock):
+            self._apply_packed(block, runs, key, flips)
+        elif kernel == "sliced":
+            self._apply_sliced(block, runs, key, flips)
         else:
-            for number, colour, (up, attempt) in passes:
-                heatbath.update_rows(
-                    block.array,
-                    block.halo,
-                    block.origins,
-                    block.members,
-                    *block.lattice.shape,
-                    key,
-                    np.uint64(number),
-                    colour,
-                    up,
-                    attempt,
-                    flips,
-                )
-                block.fill_halo()
+            self._apply_plain(block, runs, key, flips)
         return flips
 
-    def _advance_lanes(
-        self, block: Block, passes: list[Pass], key: np.ndarray, flips: np.ndarray
-    ) -> None:
-        """Small boxes: a cache-sized group at a time, the box index last."""
-        origins = np.ascontiguousarray(block.origins.T) % np.array([block.lattice.shape]).T
-        for start in range(0, block.batch, heatbath.LANES):
-            lanes = slice(start, start + heatbath.LANES)
-            field = np.ascontiguousarray(np.moveaxis(block.array[lanes], 0, -1))
-            for number, colour, (up, attempt) in passes:
-                heatbath.update_lanes(
-                    field,
-                    block.halo,
-                    np.ascontiguousarray(origins[:, lanes]),
-                    key[1] + block.members[lanes],
-                    *block.lattice.shape,
-                    key[0],
-                    np.uint64(number),
-                    colour,
-                    up,
-                    attempt,
-                    flips[lanes],
-                )
-                if block.policy == "wrap":
-                    heatbath.wrap_lanes(field, block.halo)
-            block.array[lanes] = np.moveaxis(field, -1, 0)
+    # -- one byte a spin -----------------------------------------------------------
 
-    def _advance_cuda(
-        self, block: Block, passes: list[Pass], key: np.ndarray, flips: np.ndarray
+    def _apply_plain(
+        self, block: Block, runs: Sequence[Run], key: np.ndarray, flips: np.ndarray
     ) -> None:
-        put = block.device.put
+        _require_two_colours(block)
+        put, cuda = block.device.put, block.device.is_cuda
         ny, nx = block.shape
-        origins, members, keys, counts = map(put, (block.origins, block.members, key, flips))
-        for number, colour, (up, attempt) in passes:
-            heatbath.update_cuda.launch(
-                block.batch * ny * ((nx + 1) // 2),
-                block.array,
-                block.halo,
-                origins,
-                members,
-                *block.lattice.shape,
-                keys,
-                np.uint64(number),
-                colour,
-                up,
-                attempt,
-                counts,
+        origins, members, key = put(block.origins), put(block.members), put(key)
+        target = block.array
+        for run in runs:
+            if run.looks and target is block.array:
+                target = block.device.duplicate(target)
+            thresholds, counts = (
+                fixed_point(self.probabilities(run.kind)),
+                put(np.zeros_like(flips)),
             )
+            for number in range(run.first, run.first + run.passes):
+                arguments = (
+                    target, block.array, block.halo, origins, members, *block.lattice.shape, key,
+                    np.uint64(number), number % 2, thresholds, counts,
+                )  # fmt: skip
+                if cuda:
+                    heatbath.update_cuda.launch(block.batch * ny * ((nx + 1) // 2), *arguments)
+                else:
+                    heatbath.update_rows(*arguments)
+                if not run.looks:
+                    block.fill_halo()
+            flips += run.sign * block.device.get(counts)
+        if target is not block.array:
+            block.device.copy_box(block.array, target)
             block.fill_halo()
-        flips[...] = block.device.get(counts)
 
-    def _passes(self, first: int, steps: int) -> Iterator[Pass]:
-        """(number, colour, thresholds) of the passes of steps ``first`` to ``first + steps``.
+    # -- one bit a spin ------------------------------------------------------------
 
-        The number of a pass is its noise counter. Two black half steps that meet
-        are one full step, numbered as the earlier one.
-        """
-        sweep = math.isinf(self.dt)
-        for step in range(first, first + steps):
-            number = PASSES * step
-            if sweep or step == first:
-                yield number, BLACK, self._full if sweep else self._half
-            yield number + 1, WHITE, self._full
-            if not sweep:
-                last = step == first + steps - 1
-                yield number + 2, BLACK, self._half if last else self._full
+    def _compared_with(
+        self, run: Run, updates: int, compile_in: Callable[[Masks], Any], general: Any
+    ) -> tuple[Any, Masks, np.ndarray]:
+        """(kernel, masks, residual) for a run; thresholds are compiled in once it pays."""
+        if run.kind not in self._thresholds:
+            self._thresholds[run.kind] = Thresholds.of(self.probabilities(run.kind).tolist())
+        thresholds = self._thresholds[run.kind]
+        if run.kind == "full":
+            self._updates += updates
+            if self._updates > COMPILE_IN_AFTER:
+                return compile_in(thresholds.masks), (), thresholds.residual
+        return general, thresholds.masks, thresholds.residual
+
+    def _apply_sliced(
+        self, block: Block, runs: Sequence[Run], key: np.ndarray, flips: np.ndarray
+    ) -> None:
+        """A group of words that fits the cache at a time: all its passes, then the next."""
+        _require_two_colours(block)
+        host = block.host()
+        boxes = host.reshape(block.batch, -1)
+        for lanes in sliced.lanes(block.members, boxes.shape[1]):
+            field = lanes.pack(boxes).reshape(*host.shape[1:], -1)
+            flips[lanes.boxes] = self._slice(block, field, lanes, runs, key)
+            lanes.unpack(field, boxes)
+        if block.device.is_cuda:
+            block.array.copy_to_device(host)
+
+    def _slice(
+        self, block: Block, field: Any, lanes: sliced.Lanes, runs: Sequence[Run], key: np.ndarray
+    ) -> np.ndarray:
+        """Apply passes to packed lanes in place; returns the flips of each box."""
+        put, cuda, wrap = block.device.put, block.device.is_cuda, block.policy == "wrap"
+        parity = int(block.origins[0].sum() % 2)
+        field_on, groups, key = put(field), put(lanes.groups), put(key)
+        total = np.zeros(64 * len(lanes.groups), np.int64)
+        target = field_on
+        for run in runs:
+            if run.looks and target is field_on:
+                target = block.device.duplicate(field_on)
+            counts = put(np.zeros_like(total))
+            kernel, masks, residual = self._compared_with(
+                run,
+                run.passes * math.prod(block.shape) * len(lanes.boxes) // 2,
+                sliced.sliced_cuda_with if cuda else sliced.sliced_with,
+                sliced.update_sliced_cuda if cuda else sliced.update_sliced,
+            )
+            if cuda:
+                for number in range(run.first, run.first + run.passes):
+                    kernel.launch(
+                        block.shape[0] * len(lanes.groups),
+                        target, field_on, block.halo, parity, number, groups, key, masks,
+                        put(residual), counts,
+                    )  # fmt: skip
+                    if wrap and not run.looks:
+                        sliced.wrap_sliced_cuda.launch(field.size, field_on, block.halo)
+            else:
+                kernel(
+                    target, field_on, block.halo, parity, wrap and not run.looks, run.first,
+                    run.passes, groups, key, masks, residual, counts,
+                )  # fmt: skip
+            total += run.sign * block.device.get(counts)
+        field[...] = block.device.get(target)
+        if target is not field_on and wrap:
+            sliced.wrap(field, block.halo)
+        return total[lanes.lane]
+
+    def _apply_packed(
+        self, block: PackedBlock, runs: Sequence[Run], key: np.ndarray, flips: np.ndarray
+    ) -> None:
+        cuda, sites = block.device.is_cuda, block.batch * math.prod(block.shape)
+        workers = 1 if cuda else min(threads(), sites // SITES_PER_THREAD + 1)
+        inside, edges = _regions(block)
+        inside = [share for region in inside for share in region.shares(workers)]
+        black = target = block.words[BLACK]
+        for run in runs:
+            if run.looks and target is black:
+                target = block.device.duplicate(black)
+            kernel, masks, residual = self._compared_with(
+                run,
+                run.passes * sites // 2,
+                multispin.packed_cuda_with if cuda else multispin.packed_with,
+                multispin.update_packed_cuda if cuda else multispin.update_packed,
+            )
+            work = multispin.Work(block, target, kernel, masks, residual, key)
+            if block.closed and workers == 1 and not cuda and not run.looks:
+                work.closed(run.first, run.passes)
+            else:
+                for number in range(run.first, run.first + run.passes):
+                    # The other colour's edges are on their way while the inside is updated.
+                    in_threads(partial(work.update, number), inside)
+                    block.finish_exchange(1 - number % 2)
+                    for region in edges:
+                        work.update(number, region)
+                    if not run.looks:
+                        block.start_exchange(number % 2)
+            flips += run.sign * work.flips()
+        for colour in (BLACK, WHITE):
+            block.finish_exchange(colour)
+        if target is not black:
+            block.device.copy_box(black, target)
+            block.start_exchange(BLACK)
+            block.finish_exchange(BLACK)
 
 
-def _fixed_point(probability: float) -> np.uint64:
-    """A probability in units of 2^-63."""
-    return np.uint64(round(math.ldexp(probability, 63)))
+def _regions(block: PackedBlock) -> tuple[list[Region], list[Region]]:
+    """What can be updated without the neighbours' edges, and what cannot."""
+    (ny, nx), (wrap_y, wrap_x) = block.shape, block.wraps
+    bands, words = ny // BAND, nx // WORD_SITES
+    # Of words a whole vector, not to waste the rest of it.
+    top, left = 0 if wrap_y else min(1, bands), 0 if wrap_x else min(8, words)
+    bottom, right = max(top, bands - top), max(left, words - left)
+    cuts = (
+        Region((0, top), (0, words)),
+        Region((bottom, bands), (0, words)),
+        Region((top, bottom), (0, left)),
+        Region((top, bottom), (right, words)),
+    )
+    inside = Region((top, bottom), (left, right))
+    return [r for r in (inside,) if not r.empty], [r for r in cuts if not r.empty]
+
+
+def fixed_point(probabilities: np.ndarray) -> tuple[np.uint64, ...]:
+    """Probabilities in units of 2^-63."""
+    return tuple(np.uint64(round(math.ldexp(p, 63))) for p in probabilities)
 
 
 def _require_two_colours(block: Block) -> None:
@@ -204,12 +373,9 @@ def _require_two_colours(block: Block) -> None:
 
 
 def _fits_lanes(block: Block) -> bool:
-    """Whether the boxes are many, small and aligned: then one box a lane is faster."""
+    """Whether boxes are small and of one colouring: then one box a bit is faster."""
     return (
         block.policy != "exchange"
-        and block.batch >= 16
-        # Lanes go round the periodic lattice once at most.
-        and all(n <= side for n, side in zip(block.shape, block.lattice.shape, strict=True))
-        and block.array.shape[1] * block.array.shape[2] <= heatbath.LANE_SITES
-        and not np.any((block.origins - block.origins[0]) % 2)
+        and block.array.shape[1] * block.array.shape[2] <= SLICED_SITES
+        and not np.any((block.origins - block.origins[:1]).sum(axis=1) % 2)
     )

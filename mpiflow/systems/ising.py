@@ -28,28 +28,27 @@ CLASSES = 10
 
 
 @rule
-def threshold(k: int, thresholds: tuple[np.uint64, ...]) -> np.uint64:
-    """The entry of ``thresholds`` for neighbour sum k; selects, so that loops vectorise."""
-    t = thresholds[0]
-    t = thresholds[1] if k == -2 else t
-    t = thresholds[2] if k == 0 else t
-    t = thresholds[3] if k == 2 else t
-    return thresholds[4] if k == 4 else t
+def _select(n: int, first: int, values: tuple[np.uint64, ...]) -> np.uint64:
+    """``values[first + n]`` for n = 0..4, by selects, so that loops vectorise."""
+    t = values[first]
+    t = values[first + 1] if n == 1 else t
+    t = values[first + 2] if n == 2 else t
+    t = values[first + 3] if n == 3 else t
+    return values[first + 4] if n == 4 else t
 
 
 @rule
-def resample(
-    spin: np.int8, k: int, word: np.uint64, up: tuple[np.uint64, ...], attempt: np.uint64
-) -> np.int8:
-    """The spin after a heat-bath resampling that happens with probability q.
+def resample(spin: np.int8, k: int, word: np.uint64, thresholds: tuple[np.uint64, ...]) -> np.int8:
+    """The spin after a trial to flip it: it flips if the 63-bit uniform ``word >> 1`` is below
+    the threshold of its class.
 
-    Up if ``u < q p(k)``, down if ``q p(k) <= u < q``, else unchanged, where u is
-    the 63-bit uniform ``word >> 1`` and the integer thresholds are
-    ``up = (q p(-4), ..., q p(4)) 2^63`` and ``attempt = q 2^63``.
+    ``thresholds`` are the flip probabilities of the ten classes in units of 2^-63, ordered
+    as those of :meth:`Ising.flip_rates_by_opposites`; ``k`` is the sum of the neighbours.
     """
-    u = word >> np.uint64(1)
-    new = np.int8(-1) if u < attempt else spin
-    return np.int8(1) if u < threshold(k, up) else new
+    opposite = (np.int64(4) - np.int64(spin) * k) >> 1
+    down, up = _select(opposite, 0, thresholds), _select(opposite, 5, thresholds)
+    threshold = up if spin > 0 else down
+    return -spin if word >> np.uint64(1) < threshold else spin
 
 
 @rule
@@ -100,6 +99,14 @@ class Ising:
         # computed directly because 1 - p loses its digits at low temperature.
         local = self.coupling * NEIGHBOUR_SUMS + self.field
         return np.concatenate([up, _logistic(-2.0 * local / self.temperature)])
+
+    def flip_rates_by_opposites(self) -> np.ndarray:
+        """The flip rates by number of opposite neighbours 0..4, first of a down spin, (10,).
+
+        Without a field both halves are the same.
+        """
+        down, up = self.flip_rates().reshape(2, 5)
+        return np.concatenate([down, up[::-1]])
 
     def energy(self, bonds: np.ndarray, spins: np.ndarray) -> np.ndarray:
         """Energy from the sum of s_i s_j over bonds and the sum of spins."""

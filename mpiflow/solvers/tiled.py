@@ -1,0 +1,585 @@
+r"""Tiled n-fold way: event-driven dynamics of large lattices on any number of ranks.
+
+The lattice, not the ranks, is cut into square tiles of four parity classes, A to D.
+Tiles of one class never touch: with everything else frozen they evolve independently,
+each by the exact n-fold way [synchronous sublattice algorithm, Shim and Amar, Phys.
+Rev. B 71, 125432 (2005)]. One step is the symmetric product of Strang [SIAM J. Numer.
+Anal. 5, 506 (1968)] of the four generators,
+
+.. math:: e^{W L} \approx e^{\frac W2 L_A} e^{\frac W2 L_B} e^{\frac W2 L_C} e^{W L_D}
+          e^{\frac W2 L_C} e^{\frac W2 L_B} e^{\frac W2 L_A},
+
+second order in the window W in law; the Gibbs measure is exactly invariant for every W
+because each factor leaves it invariant. A wait beyond the end of a pass is dropped:
+exponential waits have no memory.
+
+For each tile only numbers of sites are kept: of each rate class, and of each class in
+each row. The site of an event is the n-th of its class in row-major order, found by
+going through the rows. So there are no lists with a history: the result is a pure
+function of (spins, seed, stream, member, step), the same bits on any number of ranks.
+Event ``e`` of tile ``t`` (row-major on the whole lattice) in pass ``p`` of a step uses
+the noise at (step ``7 step + p``, counter ``t 2^32 + e``).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mpiflow.block import Block
+from mpiflow.device import kernel
+from mpiflow.errors import InputError
+from mpiflow.lattice import divisors
+from mpiflow.noise import stream_key, threefry, to_unit
+from mpiflow.solvers.nfold import choose, exponential, normal_rates
+from mpiflow.systems.ising import CLASSES, Ising, rate_class
+
+#: Passes of a step: parity of the tile's row and column, and the window as a share of W.
+PASSES = (
+    (0, 0, 0.5),
+    (0, 1, 0.5),
+    (1, 0, 0.5),
+    (1, 1, 1.0),
+    (1, 0, 0.5),
+    (0, 1, 0.5),
+    (0, 0, 0.5),
+)
+#: The numbers of sites in a row are bytes.
+MAX_TILE = 255
+
+# While counting: bits for each class of one spin in a word.
+_BITS = np.uint64(12)
+_MASK = np.uint64(2**12 - 1)
+_UP = np.uint8(128)
+
+
+# -- counts -----------------------------------------------------------------------------------
+# Of B boxes of (ty, tx) tiles: `rows` (B, ty * tx, CLASSES, side) uint8 the number of sites of
+# each class in each row of a tile, `totals` (B, ty * tx, CLASSES) int64 in the whole tile.
+
+
+@kernel
+def _row_shifts(above: np.ndarray, row: np.ndarray, below: np.ndarray, shifts: np.ndarray) -> None:
+    """For each site the place of its neighbour sum in a word of counts, and a bit for its spin."""
+    for x in range(shifts.size):
+        k = above[x + 1] + below[x + 1] + row[x] + row[x + 2]
+        shifts[x] = np.uint8(6 * (k + 4)) | (_UP if row[x + 1] > 0 else np.uint8(0))
+
+
+@kernel
+def _count_words(shifts: np.ndarray, side: int, words: np.ndarray) -> None:
+    """For each tile that a row crosses: two words with the counts of its ten classes there."""
+    for j in range(words.shape[0]):
+        every, ups = np.uint64(0), np.uint64(0)
+        for x in range(j * side, (j + 1) * side):
+            one = np.uint64(1) << np.uint64(shifts[x] & np.uint8(127))
+            every += one
+            ups += one if shifts[x] >= _UP else np.uint64(0)
+        words[j, 0] = every - ups
+        words[j, 1] = ups
+
+
+@kernel
+def count(fields: np.ndarray, halo: int, side: int, rows: np.ndarray, totals: np.ndarray) -> None:
+    """Count the classes of all sites."""
+    ny, nx = fields.shape[1] - 2 * halo, fields.shape[2] - 2 * halo
+    tx = nx // side
+    shifts, words = np.empty(nx, np.uint8), np.empty((tx, 2), np.uint64)
+    totals[:] = 0
+    for b in range(fields.shape[0]):
+        for y in range(ny):
+            window = fields[b, halo + y - 1 : halo + y + 2, halo - 1 : halo + nx + 1]
+            _row_shifts(window[0], window[1], window[2], shifts)
+            _count_words(shifts, side, words)
+            for j in range(tx):
+                tile = y // side * tx + j
+                for c in range(CLASSES):
+                    n = words[j, c // 5] >> _BITS * np.uint64(c % 5) & _MASK
+                    rows[b, tile, c, y % side] = n
+                    totals[b, tile, c] += np.int64(n)
+
+
+@kernel
+def _shift(
+    field: np.ndarray,
+    halo: int,
+    side: int,
+    y: int,
+    x: int,
+    step: int,
+    rows: np.ndarray,
+    totals: np.ndarray,
+) -> None:
+    """Correct the counts for a site whose neighbour sum has become 2 * step larger."""
+    tile = y // side * ((field.shape[1] - 2 * halo) // side) + x // side
+    i, j = y + halo, x + halo
+    k = field[i - 1, j] + field[i + 1, j] + field[i, j - 1] + field[i, j + 1]
+    new = rate_class(field[i, j], k)
+    rows[tile, new - step, y % side] -= 1
+    rows[tile, new, y % side] += 1
+    totals[tile, new - step] -= 1
+    totals[tile, new] += 1
+
+
+@kernel
+def copy_halos(fields: np.ndarray, halo: int, across: np.ndarray, down: np.ndarray) -> None:
+    """The halo next to the boxes: rows above and below (B, 2, nx), columns aside (B, 2, ny)."""
+    ny, nx = down.shape[2], across.shape[2]
+    for b in range(fields.shape[0]):
+        across[b, 0] = fields[b, halo - 1, halo : halo + nx]
+        across[b, 1] = fields[b, halo + ny, halo : halo + nx]
+        for y in range(ny):
+            down[b, 0, y] = fields[b, halo + y, halo - 1]
+            down[b, 1, y] = fields[b, halo + y, halo + nx]
+
+
+@kernel
+def _see_halo(
+    field: np.ndarray,
+    halo: int,
+    side: int,
+    across: np.ndarray,
+    down: np.ndarray,
+    old_across: np.ndarray,
+    old_down: np.ndarray,
+    rows: np.ndarray,
+    totals: np.ndarray,
+) -> None:
+    """Correct the counts at the edge of one box where the halo is not as it was."""
+    ny, nx = down.shape[1], across.shape[1]
+    for end in range(2):
+        if _differ(across[end], old_across[end]):
+            for x in range(1, nx - 1):
+                change = across[end, x] - old_across[end, x]
+                if change != 0:
+                    _shift(field, halo, side, end * (ny - 1), x, change // 2, rows, totals)
+        if _differ(down[end], old_down[end]):
+            for y in range(1, ny - 1):
+                change = down[end, y] - old_down[end, y]
+                if change != 0:
+                    _shift(field, halo, side, y, end * (nx - 1), change // 2, rows, totals)
+    for end in range(2):  # corners, with two sites of the halo each
+        for aside in range(2):
+            y, x = end * (ny - 1), aside * (nx - 1)
+            change = across[end, x] - old_across[end, x] + down[aside, y] - old_down[aside, y]
+            if change != 0:
+                _shift(field, halo, side, y, x, change // 2, rows, totals)
+
+
+@kernel
+def _differ(one: np.ndarray, other: np.ndarray) -> bool:
+    difference = np.int8(0)
+    for i in range(one.size):
+        difference |= one[i] ^ other[i]
+    return difference != 0
+
+
+@kernel
+def _see_halos(
+    fields: np.ndarray,
+    halo: int,
+    side: int,
+    across: np.ndarray,
+    down: np.ndarray,
+    old_across: np.ndarray,
+    old_down: np.ndarray,
+    rows: np.ndarray,
+    totals: np.ndarray,
+) -> None:
+    """The same for all boxes."""
+    for b in range(fields.shape[0]):
+        _see_halo(
+            fields[b],
+            halo,
+            side,
+            across[b],
+            down[b],
+            old_across[b],
+            old_down[b],
+            rows[b],
+            totals[b],
+        )
+
+
+@kernel
+def pack(fields: np.ndarray, halo: int, bits: np.ndarray) -> None:
+    """Spins of eight rows in each byte of (B, ceil(ny / 8), nx) uint8."""
+    ny, nx = fields.shape[1] - 2 * halo, bits.shape[2]
+    bits[:] = 0
+    for b in range(fields.shape[0]):
+        for y in range(ny):
+            _pack_row(
+                fields[b, halo + y, halo : halo + nx], np.uint8(1 << (y % 8)), bits[b, y // 8]
+            )
+
+
+@kernel
+def _pack_row(row: np.ndarray, bit: np.uint8, bits: np.ndarray) -> None:
+    for x in range(row.size):
+        bits[x] |= bit if row[x] > 0 else np.uint8(0)
+
+
+# -- events -----------------------------------------------------------------------------------
+
+
+@kernel
+def _awake(
+    parity: tuple[int, int],
+    corner: np.ndarray,
+    grid: tuple[int, int],
+    keys: tuple[np.uint64, np.uint64, np.uint64],
+    window: float,
+    rates: np.ndarray,
+    totals: np.ndarray,
+    shape: tuple[int, int],
+    awake: np.ndarray,
+) -> int:
+    """List the tiles of one parity class in which an event happens; returns their number.
+
+    Of a cold lattice that is a small part: here a tile costs its total rate and one wait.
+
+    Parameters
+    ----------
+    corner : (2,) row and column of the box's first tile among those of the lattice
+    grid, shape : numbers of tiles of the lattice and of the box along each axis
+    keys : seed, stream and member, number of the pass
+    awake : (n, 2) uint64, filled with the number of the tile in the box and in the lattice
+    """
+    n = 0
+    for i in range((parity[0] + corner[0]) % 2, shape[0], 2):
+        gy = (corner[0] + i) % grid[0]
+        for j in range((parity[1] + corner[1]) % 2, shape[1], 2):
+            tile = i * shape[1] + j
+            number = np.uint64(gy * grid[1] + (corner[1] + j) % grid[1])
+            total = 0.0
+            for c in range(CLASSES):
+                total += totals[tile, c] * rates[c]
+            word, _ = threefry(keys[0], keys[1], keys[2], number << np.uint64(32))
+            # The margin covers another order of summation: _evolve decides.
+            if exponential(word) <= 1.000001 * window * total:
+                awake[n, 0] = tile
+                awake[n, 1] = number
+                n += 1
+    return n
+
+
+@kernel
+def _match(
+    field: np.ndarray, y: np.uint64, x0: np.uint64, spin: np.int8, sums: np.int8, match: np.ndarray
+) -> None:
+    """1 for each site of a tile's row that has this spin and neighbour sum, else 0."""
+    one = np.uint64(1)  # unsigned: a test for negative indices would keep this from vectorising
+    for i in range(match.size):
+        x = x0 + np.uint64(i)
+        k = field[y - one, x] + field[y + one, x] + field[y, x - one] + field[y, x + one]
+        match[i] = np.uint8(np.int8(k) == sums) & np.uint8(field[y, x] == spin)
+
+
+@kernel
+def _evolve(
+    field: np.ndarray,
+    halo: int,
+    side: int,
+    awake: np.ndarray,
+    keys: tuple[np.uint64, np.uint64, np.uint64],
+    window: float,
+    rates: np.ndarray,
+    inverse: np.ndarray,
+    rows: np.ndarray,
+    totals: np.ndarray,
+    match: np.ndarray,
+) -> int:
+    """The n-fold way in each of some tiles, their surroundings frozen; returns the flips."""
+    ty = (field.shape[0] - 2 * halo) // side
+    tx = (field.shape[1] - 2 * halo) // side
+    flips = 0
+    for n in range(awake.shape[0]):
+        tile, counter = np.int64(awake[n, 0]), awake[n, 1] << np.uint64(32)
+        ti, tj = tile // tx, tile % tx
+        y0, x0 = ti * side + halo, tj * side + halo
+        time = 0.0
+        while True:
+            shares = (
+                totals[tile, 0] * rates[0],
+                totals[tile, 1] * rates[1],
+                totals[tile, 2] * rates[2],
+                totals[tile, 3] * rates[3],
+                totals[tile, 4] * rates[4],
+                totals[tile, 5] * rates[5],
+                totals[tile, 6] * rates[6],
+                totals[tile, 7] * rates[7],
+                totals[tile, 8] * rates[8],
+                totals[tile, 9] * rates[9],
+            )
+            w0, w1 = threefry(keys[0], keys[1], keys[2], counter)
+            counter += np.uint64(1)
+            total, chosen, rest = choose(to_unit(w1), shares)
+            time += exponential(w0) / total
+            if not time <= window:  # a total of zero waits for ever
+                break
+            flips += 1
+            old = np.int64(chosen)
+            # The n-th site of the class: first the row that holds it, then the column.
+            left = min(np.int64(rest * inverse[old]), totals[tile, old] - 1)
+            y = 0
+            while left >= rows[tile, old, y]:
+                left -= rows[tile, old, y]
+                y += 1
+            i = y0 + y
+            wanted = np.int8(1) if old >= 5 else np.int8(-1)
+            sums = np.int8(2 * (old % 5) - 4)
+            _match(field, np.uint64(i), np.uint64(x0), wanted, sums, match)
+            x = 0
+            while left >= match[x]:
+                left -= match[x]
+                x += 1
+            j = x0 + x
+            field[i, j] = -wanted
+            new = (old + 5) % CLASSES
+            rows[tile, old, y] -= 1
+            rows[tile, new, y] += 1
+            totals[tile, old] -= 1
+            totals[tile, new] += 1
+            for direction in range(4):
+                dy = (direction == 1) - (direction == 0)
+                dx = (direction == 3) - (direction == 2)
+                r, t = y + dy, tile
+                # Neighbours in the halo belong to other ranks or are copies: see _see_halo.
+                if r < 0:
+                    if ti == 0:
+                        continue
+                    r, t = side - 1, tile - tx
+                elif r == side:
+                    if ti == ty - 1:
+                        continue
+                    r, t = 0, tile + tx
+                elif x + dx < 0:
+                    if tj == 0:
+                        continue
+                    t = tile - 1
+                elif x + dx == side:
+                    if tj == tx - 1:
+                        continue
+                    t = tile + 1
+                v, h = i + dy, j + dx
+                k = field[v - 1, h] + field[v + 1, h] + field[v, h - 1] + field[v, h + 1]
+                new = rate_class(field[v, h], k)
+                old = new + wanted
+                rows[t, old, r] -= 1
+                rows[t, new, r] += 1
+                totals[t, old] -= 1
+                totals[t, new] += 1
+    return flips
+
+
+@kernel
+def _pass(
+    fields: np.ndarray,
+    halo: int,
+    side: int,
+    parity: tuple[int, int],
+    corners: np.ndarray,
+    grid: tuple[int, int],
+    members: np.ndarray,
+    key: np.ndarray,
+    number: np.uint64,
+    window: float,
+    rates: np.ndarray,
+    inverse: np.ndarray,
+    rows: np.ndarray,
+    totals: np.ndarray,
+    flips: np.ndarray,
+) -> None:
+    """Let all tiles of one parity class evolve for a time, and count the flips of each box."""
+    shape = (fields.shape[1] - 2 * halo) // side, (fields.shape[2] - 2 * halo) // side
+    awake = np.empty(((shape[0] + 1) // 2 * ((shape[1] + 1) // 2), 2), np.uint64)
+    match = np.empty(side, np.uint8)
+    for b in range(fields.shape[0]):
+        keys = key[0], key[1] + members[b], number
+        n = _awake(parity, corners[b], grid, keys, window, rates, totals[b], shape, awake)
+        flips[b] += _evolve(
+            fields[b],
+            halo,
+            side,
+            awake[:n],
+            keys,
+            window,
+            rates,
+            inverse,
+            rows[b],
+            totals[b],
+            match,
+        )
+
+
+class TiledNFold:
+    """Event-driven solver for large, cold lattices on any number of ranks, on the CPU.
+
+    The result is a pure function of (spins, seed, stream, member, step): the same bits on
+    any number of ranks. To go on with a run bit for bit, keep the spins and the step.
+
+    Parameters
+    ----------
+    system : the model
+    window : W, the time of one step, above 0; the error of the law falls as its square
+    tile : side of the tiles in sites, 2 to 255
+    """
+
+    name = "tiled-nfold"
+
+    def __init__(self, system: Ising, window: float, tile: int = 64) -> None:
+        if not (window > 0 and math.isfinite(window)):
+            raise InputError("window", window, "a finite number above 0", "Try 0.5.")
+        if not 2 <= tile <= MAX_TILE:
+            raise InputError("tile", tile, f"2 to {MAX_TILE} sites", "Try 64.")
+        self.system, self.window, self.tile = system, float(window), int(tile)
+        self._counts: _Counts | None = None
+
+    @property
+    def time_per_step(self) -> float:
+        """``window``."""
+        return self.window
+
+    def advance(
+        self,
+        block: Block,
+        steps: int,
+        *,
+        seed: int,
+        first_step: int = 0,
+        stream: str = "tiled-nfold",
+    ) -> np.ndarray:
+        """Advance every box by ``steps`` steps in place.
+
+        The halo must be current and is current again afterwards. Collective for
+        ``exchange`` blocks.
+
+        Returns
+        -------
+        (B,) int64, the number of spins flipped in each box on this rank
+        """
+        self.check(block)
+        counts = self._counts_of(block)
+        corners = block.origins // self.tile
+        grid = tuple(side // self.tile for side in block.lattice.shape)
+        rates = normal_rates(self.system)
+        inverse = np.divide(1.0, rates, out=np.zeros_like(rates), where=rates > 0)
+        key = stream_key(seed, stream)
+        flips = np.zeros(block.batch, np.int64)
+        for step in range(first_step, first_step + steps):
+            for number, (row, column, share) in enumerate(PASSES, len(PASSES) * step):
+                _pass(
+                    block.array,
+                    block.halo,
+                    self.tile,
+                    (row, column),
+                    corners,
+                    grid,
+                    block.members,
+                    key,
+                    np.uint64(number),
+                    share * self.window,
+                    rates,
+                    inverse,
+                    counts.rows,
+                    counts.totals,
+                    flips,
+                )
+                block.fill_halo()
+                counts.see_halo(block)
+        counts.remember(block)
+        return flips
+
+    def _counts_of(self, block: Block) -> _Counts:
+        """Counts of the present spins: those of the last call if nothing was changed since."""
+        if self._counts is None or not self._counts.fit(block):
+            self._counts = _Counts(block, self.tile)
+        else:
+            self._counts.see_halo(block)
+        return self._counts
+
+    def check(self, block: Block) -> None:
+        """Raise, on all ranks alike, if the blocks cannot be advanced by this solver."""
+        if block.device.is_cuda:
+            raise InputError(
+                "device", "cuda", "'cpu' for the tiled n-fold solver", "Use --solver sublattice."
+            )
+        if block.policy == "frozen":
+            raise InputError(
+                "policy",
+                block.policy,
+                "'exchange' or 'wrap' for the tiled n-fold solver",
+                "Use the n-fold solver for patches in frozen surroundings.",
+            )
+        boxes = [(*origin, *block.shape) for origin in block.origins.tolist()]
+        if block.layout is not None:
+            ranks = range(block.layout.ranks)
+            boxes = [(*block.layout.offset(rank), *block.layout.shape(rank)) for rank in ranks]
+        # Pairs of tiles go round what is periodic; tiles lie in boxes.
+        pairs = math.gcd(*block.lattice.shape, *(block.shape if block.policy == "wrap" else ()))
+        common = math.gcd(pairs // 2 if pairs % 2 == 0 else 1, *(n for box in boxes for n in box))
+        if common % self.tile:
+            fitting = [str(n) for n in divisors(common) if 2 <= n <= MAX_TILE]
+            raise InputError(
+                "tile",
+                self.tile,
+                f"a divisor of {common}: tiles must fit every box, and pairs of them every side "
+                f"of the lattice {block.lattice.shape}",
+                f"Use a tile of {' or '.join(fitting)}, or fewer ranks."
+                if fitting
+                else "Use fewer ranks, or a size that is a multiple of 128 for each of them.",
+            )
+
+
+class _Counts:
+    """Numbers of sites of each rate class in the tiles of a block: a function of its spins.
+
+    Attributes
+    ----------
+    rows, totals : see the comment above the kernels
+    bits : the spins that were counted, to notice when they were changed
+    """
+
+    def __init__(self, block: Block, tile: int) -> None:
+        self.tile = tile
+        batch, (ny, nx) = block.batch, block.shape
+        tiles = (ny // tile) * (nx // tile)
+        self.rows = np.empty((batch, tiles, CLASSES, tile), np.uint8)
+        self.totals = np.empty((batch, tiles, CLASSES), np.int64)
+        # The halo now and as last seen, see copy_halos.
+        self.across, self.old_across = np.empty((2, batch, 2, nx), np.int8)
+        self.down, self.old_down = np.empty((2, batch, 2, ny), np.int8)
+        self.bits = np.empty((batch, -(-ny // 8), nx), np.uint8)
+        count(block.array, block.halo, tile, self.rows, self.totals)
+        copy_halos(block.array, block.halo, self.across, self.down)
+
+    def see_halo(self, block: Block) -> None:
+        """Bring the counts up to date after the halo was filled."""
+        self.across, self.old_across = self.old_across, self.across
+        self.down, self.old_down = self.old_down, self.down
+        copy_halos(block.array, block.halo, self.across, self.down)
+        _see_halos(
+            block.array,
+            block.halo,
+            self.tile,
+            self.across,
+            self.down,
+            self.old_across,
+            self.old_down,
+            self.rows,
+            self.totals,
+        )
+
+    def remember(self, block: Block) -> None:
+        """Keep the spins that these are the counts of."""
+        pack(block.array, block.halo, self.bits)
+
+    def fit(self, block: Block) -> bool:
+        """Whether the inner sites are those that were counted."""
+        batch, _, nx = self.bits.shape
+        if (batch, (self.down.shape[2], nx)) != (block.batch, block.shape):
+            return False
+        bits = np.empty_like(self.bits)
+        pack(block.array, block.halo, bits)
+        return np.array_equal(bits, self.bits)
