@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PY     := .venv/bin/python
 PYTEST := $(PY) -m pytest
 MPIRUN ?= mpirun
-BENCH  ?= ising ising-exact halo partial-evolution
+BENCH  ?= ising ising-exact halo scaling partial-evolution
 
 # Containers and CI run as root and have fewer cores than ranks; Open MPI refuses both unless told.
 export OMPI_ALLOW_RUN_AS_ROOT = 1
@@ -46,8 +46,12 @@ test-mpi-2 test-mpi-4: test-mpi-%: setup ## the tests marked mpi on 2 (4) ranks
 test-validate: setup ## long physics tests, one rank
 	$(PYTEST) --validate -m validate --timeout 7200
 
-bench: setup ## measure speed; BENCH="ising halo" chooses
-	@for name in $(BENCH); do .venv/bin/mpiflow bench $$name || exit 1; done
+bench: setup ## measure speed on one rank, and messages on two; table in results/bench.txt
+	@mkdir -p results && rm -f results/bench.txt
+	@set -o pipefail; for name in $(BENCH); do \
+	  ranks=1; case $$name in halo|scaling) ranks=2;; esac; \
+	  $(ONE_THREAD) $(MPIRUN) -n $$ranks .venv/bin/mpiflow bench $$name | tee -a results/bench.txt || exit 1; \
+	done
 
 lint: setup ## ruff, formatting, types
 	@.venv/bin/ruff check .

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from mpi4py import MPI
 
 from mpiflow import initial
 from mpiflow.block import Block
-from mpiflow.device import Device, kernel, rule
+from mpiflow.device import Device, kernel, rule, threads
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout
 from mpiflow.noise import stream_key, threefry
+from mpiflow.packed import BAND, WORD_SITES, PackedBlock
 from mpiflow.scaleup import partial_evolution
 from mpiflow.solvers.nfold import NFold
 from mpiflow.solvers.sublattice import Sublattice
@@ -80,11 +82,11 @@ class Meter:
 
     def rate(self, case: str, unit: str, scale: float, work: Callable[[int], int]) -> None:
         """Record work per time; ``work(n)`` does n rounds and returns what this rank did."""
-        self._record(case, unit, [scale * done / spent for done, _, spent in self._times(work)])
+        self.record(case, unit, [scale * done / spent for done, _, spent in self._times(work)])
 
     def cost(self, case: str, unit: str, scale: float, work: Callable[[int], int]) -> None:
         """Record time per round."""
-        self._record(case, unit, [scale * spent / rounds for _, rounds, spent in self._times(work)])
+        self.record(case, unit, [scale * spent / rounds for _, rounds, spent in self._times(work)])
 
     def _times(self, work: Callable[[int], int]) -> Iterator[tuple[int, int, float]]:
         """(work of all ranks, rounds, seconds of the slowest rank) of each repeat."""
@@ -104,12 +106,31 @@ class Meter:
         spent = time.perf_counter() - start
         return self.comm.allreduce(done), self.comm.allreduce(spent, op=MPI.MAX)
 
-    def _record(self, case: str, unit: str, values: list[float]) -> None:
-        ranks = f", {self.comm.size} ranks" if self.comm.size > 1 else ""
+    def ratio(self, case: str, reference: str) -> None:
+        """Record how many times faster a case is than another of the same run."""
+        values = {row["case"]: row for row in self.rows}
+        above, below = values[self._named(case)], values[self._named(reference)]
         self.rows.append(
             {
                 "bench": self.bench,
-                "case": case + ranks,
+                "case": self._named(f"{case} / {reference.split(', ')[-1]}"),
+                "value": above["value"] / below["value"],
+                "unit": "times",
+                "min": above["min"] / below["max"],
+                "max": above["max"] / below["min"],
+            }
+        )
+
+    def _named(self, case: str) -> str:
+        ranks = f", {self.comm.size} ranks" if self.comm.size > 1 else ""
+        return case + ranks + (f", {threads()} threads" if threads() > 1 else "")
+
+    def record(self, case: str, unit: str, values: list[float]) -> None:
+        """Record the median, smallest and largest of some measured values."""
+        self.rows.append(
+            {
+                "bench": self.bench,
+                "case": self._named(case),
                 "value": float(np.median(values)),
                 "unit": unit,
                 "min": min(values),
@@ -122,29 +143,108 @@ class Meter:
 
 
 def _ising(meter: Meter, device: str, small: bool) -> None:
-    """Attempts per nanosecond: one large lattice, and batches of small ones."""
+    """Updates (attempts) per nanosecond, of large lattices by each kernel and of small ones."""
     on = Device(device)
-    for side in (16,) if small else (1024, 4096):
-        layout = Layout.balanced(Lattice((side, side)), meter.comm.size)
-        tile = Block.tile(layout, meter.comm, device=on)
-        initial.independent(tile, seed=1)
-        _sublattice(meter, f"{side}^2", tile)
+    for side in (128,) if small else (1024, 4096):
+        layout = _rows(Lattice((8 * meter.comm.size if small else side, side)), meter.comm.size)
+        packed = PackedBlock.tile(layout, meter.comm, device=on)
+        plain = Block.tile(layout, meter.comm, device=on)
+        for block in (packed, plain):
+            initial.independent(block, seed=1)
+        for dt in (math.inf, 0.25):
+            case = f"{side}^2, dt={dt:g}"
+            for field in (CRITICAL, replace(CRITICAL, field=0.0)):
+                name = f"{case}, h={field.field:g}, packed"
+                _sublattice(meter, name, packed, Sublattice(field, dt, compile_in=True))
+            general = Sublattice(CRITICAL, dt, compile_in=False)
+            _sublattice(meter, f"{case}, h=0.05, packed, general", packed, general)
+            _sublattice(meter, f"{case}, h=0.05, plain", plain, Sublattice(CRITICAL, dt))
+            meter.ratio(f"{case}, h=0.05, packed", f"{case}, h=0.05, plain")
     for side, batch in ((4, 16),) if small else ((16, 8192), (64, 1024)):
         states = np.ones((batch, side, side), np.int8)
         boxes = Block.periodic(states, meter.comm.rank * batch + np.arange(batch), device=on)
         initial.independent(boxes, seed=1)
-        _sublattice(meter, f"{batch} of {side}^2", boxes)
+        for dt in (math.inf, 0.25):
+            solver = Sublattice(CRITICAL, dt, compile_in=True)
+            _sublattice(meter, f"{batch} of {side}^2, dt={dt:g}, sliced", boxes, solver)
 
 
-def _sublattice(meter: Meter, case: str, block: Block) -> None:
-    for dt in (math.inf, 0.25):
-        solver = Sublattice(CRITICAL, dt)
+def _rows(lattice: Lattice, ranks: int) -> Layout:
+    """Whole rows of words to every rank."""
+    return Layout(lattice, (ranks, 1), (BAND, WORD_SITES))
 
-        def work(steps: int, solver: Sublattice = solver) -> int:
-            solver.advance(block, steps, seed=1)
-            return steps * block.batch * math.prod(block.shape)
 
-        meter.rate(f"{case}, dt={dt:g}", "updates/ns", 1e-9, work)
+def _sublattice(meter: Meter, case: str, block: Block | PackedBlock, solver: Sublattice) -> None:
+    def work(steps: int) -> int:
+        solver.chain(block, steps, seed=1, opening=True)
+        return steps * block.batch * math.prod(block.shape)
+
+    meter.rate(case, "updates/ns", 1e-9, work)
+
+
+def _scaling(meter: Meter, device: str, small: bool) -> None:
+    """All ranks together against one rank alone, with as many sites on each; and a model.
+
+    A pass over S sites a rank takes S / 2r + o: r updates per time, o for calls and messages.
+    """
+    sides = (128, 256) if small else (256, 512, 1024, 2048)
+    passes = []
+    for side in sides:
+        for dt in (math.inf, 0.25) if side == sides[-1] else (math.inf,):
+            passes.append(_weak_scaling(meter, side, dt))
+    sites = np.array([float(side) ** 2 for side in (*sides, sides[-1])])
+    # Weighted for equal relative errors: the small tiles tell o, the large ones r.
+    weights = 1.0 / np.array(passes)
+    per_site, overhead = np.polyfit(sites, passes, 1, w=weights)
+    meter.record("model: overhead of a pass", "us", [1e6 * overhead])
+    for ranks in (64, 1024, 4096):
+        share = 16384**2 / ranks
+        efficiency = 1.0 / (1.0 + max(0.0, overhead) / (per_site * share))
+        meter.record(f"model: 16384^2 on {ranks} ranks, efficiency", "%", [100 * efficiency])
+
+
+def _weak_scaling(meter: Meter, side: int, dt: float) -> float:
+    """Rows of one tile size; returns the seconds of a pass on all ranks."""
+    alone = PackedBlock.tile(_rows(Lattice((side, side)), 1), MPI.COMM_SELF)
+    lattice = Lattice((side * meter.comm.size, side))
+    together = PackedBlock.tile(_rows(lattice, meter.comm.size), meter.comm)
+    waited = [0.0]
+    for name in ("start_exchange", "finish_exchange"):
+        setattr(together, name, _timed(getattr(together, name), waited))
+    for block in (alone, together):
+        initial.independent(block, seed=1)
+    solver = Sublattice(CRITICAL, dt, compile_in=True)
+    shares: list[float] = []
+
+    def one(steps: int) -> int:
+        if meter.comm.rank == 0:
+            solver.chain(alone, steps, seed=1, opening=True)
+        return steps * side**2 if meter.comm.rank == 0 else 0
+
+    def every(steps: int) -> int:
+        waited[0] = 0.0
+        start = time.perf_counter()
+        solver.chain(together, steps, seed=1, opening=True)
+        shares.append(100 * waited[0] / (time.perf_counter() - start))
+        return steps * side**2
+
+    case = f"{side}^2 a rank, dt={dt:g}"
+    meter.rate(f"{case}, one rank alone", "updates/ns", 1e-9, one)
+    meter.rate(f"{case}, all ranks", "updates/ns", 1e-9, every)
+    rate = 1e9 * meter.rows[-1]["value"]
+    meter.ratio(f"{case}, all ranks", f"{case}, one rank alone")
+    largest = [meter.comm.allreduce(s, op=MPI.MAX) for s in shares[-meter.repeats :]]
+    meter.record(f"{case}, share of exchanges", "%", largest)
+    return meter.comm.size * side**2 / 2 / rate
+
+
+def _timed(function: Callable[..., None], total: list[float]) -> Callable[..., None]:
+    def call(*arguments: Any, **options: Any) -> None:
+        start = time.perf_counter()
+        function(*arguments, **options)
+        total[0] += time.perf_counter() - start
+
+    return call
 
 
 def _ising_exact(meter: Meter, device: str, small: bool) -> None:
@@ -164,18 +264,25 @@ def _ising_exact(meter: Meter, device: str, small: bool) -> None:
 
 
 def _halo(meter: Meter, device: str, small: bool) -> None:
-    """Microseconds to fill the halo of a tile from its neighbours."""
-    grid = Layout.balanced(Lattice((2**15, 2**15)), meter.comm.size).ranks_grid
-    for side in (8,) if small else (64, 256, 1024, 4096):
+    """Microseconds to fill the halo of a tile from its neighbours, one byte and one bit a spin."""
+    ranks = meter.comm.size
+    grid = Layout.balanced(Lattice((2**15, 2**15)), ranks).ranks_grid
+    for side in (128,) if small else (128, 512, 2048, 8192):
         lattice = Lattice(tuple(side * n for n in grid))
-        tile = Block.tile(Layout(lattice, grid), meter.comm)
+        tall = Lattice((side * ranks, side))
+        units = (BAND, WORD_SITES)
+        for name, tile in (
+            ("bytes", Block.tile(Layout(lattice, grid), meter.comm)),
+            ("bits", PackedBlock.tile(Layout(lattice, grid, units), meter.comm)),
+            ("bits, rows only", PackedBlock.tile(_rows(tall, ranks), meter.comm)),
+        ):
 
-        def work(rounds: int, tile: Block = tile) -> int:
-            for _ in range(rounds):
-                tile.fill_halo()
-            return rounds
+            def work(rounds: int, tile: Block | PackedBlock = tile) -> int:
+                for _ in range(rounds):
+                    tile.fill_halo()
+                return rounds
 
-        meter.cost(f"{side}^2 a rank", "us/exchange", 1e6, work)
+            meter.cost(f"{side}^2 a rank, {name}", "us/exchange", 1e6, work)
 
 
 def _partial_evolution(meter: Meter, device: str, small: bool) -> None:
@@ -224,6 +331,7 @@ BENCHES: dict[str, Callable[[Meter, str, bool], None]] = {
     "ising": _ising,
     "ising-exact": _ising_exact,
     "halo": _halo,
+    "scaling": _scaling,
     "partial-evolution": _partial_evolution,
     "noise": _noise,
 }

@@ -424,10 +424,16 @@ def _cut_boxes(states: np.ndarray, origins: np.ndarray, halo: int, out: np.ndarr
     """Copy a padded box out of each of B periodic lattices."""
     ly, lx = states.shape[1], states.shape[2]
     for b in range(out.shape[0]):
+        first_x = (origins[b, 1] - halo) % lx
         for i in range(out.shape[1]):
             row = states[b, (origins[b, 0] + i - halo) % ly]
-            for j in range(out.shape[2]):
-                out[b, i, j] = row[(origins[b, 1] + j - halo) % lx]
+            # Stretches of columns that do not run over the periodic edge.
+            x, j = first_x, 0
+            while j < out.shape[2]:
+                width = min(lx - x, out.shape[2] - j)
+                for k in range(width):
+                    out[b, i, j + k] = row[x + k]
+                x, j = 0, j + width
 
 
 @kernel

@@ -184,7 +184,7 @@ def info(path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory fil
 @app.command()
 def bench(
     name: str = typer.Argument(
-        ..., metavar="NAME", help="ising, ising-exact, halo, partial-evolution or noise."
+        ..., metavar="NAME", help="ising, ising-exact, halo, scaling, partial-evolution or noise."
     ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object a line, not a table."),
     device: str = typer.Option("cpu", "--device", metavar="cpu|cuda", help="Where to compute."),

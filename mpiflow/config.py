@@ -133,16 +133,33 @@ class IsingConfig(Config):
         allowed="a finite number",
         remedy="Try 1.",
     )
-    solver: Literal["sublattice", "nfold"] = option(
+    solver: Literal["sublattice", "nfold", "tiled-nfold"] = option(
         "sublattice",
-        "sublattice: fixed step, any number of ranks. nfold: exact, one rank for each lattice.",
-        allowed="'sublattice' or 'nfold'",
+        "sublattice: fixed step, any number of ranks. nfold: exact, one rank for each lattice. "
+        "tiled-nfold: events in tiles, any number of ranks, for low temperature.",
+        allowed="'sublattice', 'nfold' or 'tiled-nfold'",
         remedy="Use sublattice.",
+    )
+    kernel: Literal["auto", "packed", "sliced", "plain"] = option(
+        "auto",
+        "Of the sublattice solver: packed (bits; a multiple of 8 rows and 128 columns), sliced "
+        "(bits; many small lattices) or plain (bytes, any size). Same law, each its own bits.",
+        allowed="'auto', 'packed', 'sliced' or 'plain'",
+        remedy="Leave it out.",
+    )
+    tile: int | None = option(
+        None,
+        "Side of the tiles of tiled-nfold, in sites.",
+        shown="64 for tiled-nfold",
+        ge=2,
+        allowed="2 to 255, an even number of times in every side",
+        remedy="Try 64.",
     )
     dt: Step | None = option(
         None,
-        "Time step of the sublattice solver in attempts per spin; inf for checkerboard sweeps.",
-        shown="0.25",
+        "Time step of the sublattice solver in attempts per spin, inf for checkerboard sweeps; "
+        "window of tiled-nfold.",
+        shown="0.25, tiled-nfold 1",
         gt=0,
         allow_inf_nan=True,
         allowed="a number above 0, or inf",
@@ -248,7 +265,14 @@ class IsingConfig(Config):
         if self.solver == "sublattice":
             lattice.require_bipartite()
             self._fill("dt", 0.25)
-        elif self.dt is not None:
+        elif self.kernel != "auto":
+            raise _idle("kernel", self.kernel, f"with the {self.solver} solver, which has one")
+        if self.solver == "tiled-nfold":
+            self._fill("dt", 1.0)  # no bias seen at this window (docs/performance.md)
+            self._fill("tile", 64)
+        elif self.tile is not None:
+            raise _idle("tile", self.tile, f"with the {self.solver} solver, which has none")
+        if self.solver == "nfold" and self.dt is not None:
             raise _idle("dt", self.dt, "with the nfold solver, which has no step")
         step = self.dt if self.dt is not None and math.isfinite(self.dt) else 1.0
         if self.solver == "nfold":

@@ -96,20 +96,17 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads(), thread_name_prefix="mpiflow")
 
 
-def in_threads(work: Callable[[Any], object], items: Sequence[Any]) -> None:
-    """Do independent work on every item, in threads if there are several.
+def in_threads(work: Sequence[Callable[..., object]], *arguments: Any) -> None:
+    """Call independent functions with the same arguments, in threads if there are several.
 
     Kernels release the interpreter, so that threads run side by side. They are Python's
     own: unlike OpenMP's, they do not stand in the way of a later fork.
     """
-    if len(items) < 2:
-        for item in items:
-            work(item)
-    else:
-        others = [_pool().submit(work, item) for item in items[1:]]
-        work(items[0])
-        for other in others:
-            other.result()
+    others = [_pool().submit(function, *arguments) for function in work[1:]]
+    for function in work[:1]:
+        function(*arguments)
+    for other in others:
+        other.result()
 
 
 class CudaKernel:

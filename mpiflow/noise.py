@@ -22,10 +22,14 @@ Word = np.uint64
 
 #: Name of the generator, for files.
 RNG = "threefry2x64-13"
+#: The same with the bit planes of :mod:`mpiflow.solvers.bitplanes`.
+BIT_RNG = "sfc64 seeded by threefry2x64-13"
 #: Every use of random numbers in mpiflow. Numbers are part of the file format:
 #: changing one changes every trajectory. Never reuse one.
 STREAMS = {
-    "sublattice": 1,  # heat-bath uniforms; step = pass, site = (y // 2, x // 2), two rows a call
+    # Passes; step = pass, site = (y // 2, x // 2), two rows a call. In the bit kernels the top
+    # bits of step say what is drawn (bitplanes.py): seeds of streams, bits of a single site.
+    "sublattice": 1,
     "nfold": 2,  # waiting times and event choice; step = event, site = 0
     "initial": 3,  # initial spins; step = 0
     "initial-radius": 4,  # white noise behind a Gaussian random field, Box-Muller

@@ -11,8 +11,9 @@ inside of the other colour until :meth:`PackedBlock.finish_exchange`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -154,27 +155,35 @@ class PackedBlock(Boxes):
         """Sums of spins over coarse blocks of ``size`` sites a side, (B, ny, nx) int32."""
         ny, nx = self.shape
         out = np.zeros((self.batch, ny // size, nx // size), np.int32)
-        _block_sums(*self.host(), size, out)
+        if size % 2 == 0 and (WORD_SITES % size == 0 or size % WORD_SITES == 0):
+            _aligned_block_sums(*self.host(), size, out)
+        else:
+            _block_sums(*self.host(), size, out)
         return out
 
     # -- halo ----------------------------------------------------------------------
 
-    @property
+    @cached_property
     def wraps(self) -> tuple[bool, bool]:
         """Whether the box meets itself at its ends, along y and along x."""
         if self.cart is None:
             return True, True
         return self.cart.dims[0] == 1, self.cart.dims[1] == 1
 
-    def start_exchange(self, colour: int) -> None:
-        """Wrap one colour's edges onto itself, and begin to send those that other ranks need."""
+    def start_exchange(self, colour: int, columns: bool = True) -> None:
+        """Wrap one colour's edges onto itself, and begin to send those that other ranks need.
+
+        ``columns=False`` where a solver has wrapped the columns already.
+        """
         array, (wrap_y, wrap_x) = self.words[colour], self.wraps
-        if self.device.is_cuda:
-            close_cuda.launch(
-                array.shape[0] * max(array.shape[1:]), array, int(wrap_y), int(wrap_x)
-            )
-        else:
-            close(array, wrap_y, wrap_x)
+        wrap_x = wrap_x and columns
+        if wrap_y or wrap_x:
+            if self.device.is_cuda:
+                close_cuda.launch(
+                    array.shape[0] * max(array.shape[1:]), array, int(wrap_y), int(wrap_x)
+                )
+            else:
+                close(array, wrap_y, wrap_x)
         if self._exchanges:
             self._exchanges[colour].start()
 
@@ -207,22 +216,28 @@ class _Edges:
 
     def __init__(self, cart: MPI.Cartcomm, array: Any, device: Device) -> None:
         self.array, self.device = array, device
-        self.across = [axis for axis in (0, 1) if cart.dims[axis] > 1]
-        lengths = array.shape[2], -(-array.shape[1] // 64)
+        ny, width = array.shape[1] - 2, array.shape[2]
         # For each axis: low halo, low edge, high edge, high halo.
-        self.buffers = [np.zeros((4, n), np.uint64) for n in lengths]
-        self.messages = Messages(cart, {axis: tuple(self.buffers[axis]) for axis in self.across})
+        self.staged = {
+            axis: np.zeros((4, length), np.uint64)
+            for axis, length in ((0, width), (1, -(-ny // 64)))
+            if cart.dims[axis] > 1 and (axis == 1 or device.is_cuda)
+        }
+        strips: dict[int, Sequence[np.ndarray]] = {**self.staged}  # type: ignore[dict-item]
+        if cart.dims[0] > 1 and not device.is_cuda:
+            strips[0] = [array[0, row] for row in (0, 1, ny, ny + 1)]  # MPI's own way in and out
+        self.messages = Messages(cart, strips)
         self.on_their_way = False
 
     def start(self) -> None:
-        for axis in self.across:
-            edges = self.buffers[axis][1:3]
+        for axis, buffers in self.staged.items():
+            edges = buffers[1:3]
             if self.device.is_cuda:
                 on_device = self.device.put(edges)
                 copy_edges_cuda.launch(edges.shape[1], self.array, axis, on_device, 1)
                 edges[...] = self.device.get(on_device)
             else:
-                copy_edges(self.array, axis, edges)
+                copy_edges(self.array, edges)
         self.messages.start()
         self.on_their_way = True
 
@@ -231,12 +246,12 @@ class _Edges:
             return
         self.messages.finish()
         self.on_their_way = False
-        for axis in self.across:
-            halos = np.ascontiguousarray(self.buffers[axis][::3])
+        for axis, buffers in self.staged.items():
             if self.device.is_cuda:
-                copy_edges_cuda.launch(halos.shape[1], self.array, axis, self.device.put(halos), 0)
+                halos = self.device.put(np.ascontiguousarray(buffers[::3]))
+                copy_edges_cuda.launch(halos.shape[1], self.array, axis, halos, 0)
             else:
-                set_halos(self.array, axis, halos)
+                set_halos(self.array, buffers)
 
 
 # -- rules and kernels -----------------------------------------------------------------------
@@ -262,38 +277,30 @@ def close(array: np.ndarray, rows: bool, columns: bool) -> None:
                 array[b, y, 0] = array[b, y, nw]
                 array[b, y, nw + 1] = array[b, y, 1]
         if rows:
-            array[b, 0] = array[b, ny]
-            array[b, ny + 1] = array[b, 1]
+            for w in range(nw + 2):
+                array[b, 0, w] = array[b, ny, w]
+                array[b, ny + 1, w] = array[b, 1, w]
 
 
 @kernel
-def copy_edges(array: np.ndarray, axis: int, edges: np.ndarray) -> None:
-    """The first and last row of words, or the first bit of the first and the last bit of
-    the last word of every row, of the only box."""
+def copy_edges(array: np.ndarray, edges: np.ndarray) -> None:
+    """The first bit of the first and the last bit of the last word of each row of the only box."""
     ny, nw = array.shape[1] - 2, array.shape[2] - 2
-    if axis == 0:
-        edges[0] = array[0, 1]
-        edges[1] = array[0, ny]
-    else:
-        edges[:] = np.uint64(0)
-        for y in range(ny):
-            word, bit = y >> 6, np.uint64(y & 63)
-            edges[0, word] |= (array[0, y + 1, 1] & np.uint64(1)) << bit
-            edges[1, word] |= (array[0, y + 1, nw] >> np.uint64(63)) << bit
+    edges[:] = np.uint64(0)
+    for y in range(ny):
+        word, bit = y >> 6, np.uint64(y & 63)
+        edges[0, word] |= (array[0, y + 1, 1] & np.uint64(1)) << bit
+        edges[1, word] |= (array[0, y + 1, nw] >> np.uint64(63)) << bit
 
 
 @kernel
-def set_halos(array: np.ndarray, axis: int, halos: np.ndarray) -> None:
-    """Put what :func:`copy_edges` took on the neighbours into the halo of the only box."""
+def set_halos(array: np.ndarray, buffers: np.ndarray) -> None:
+    """Put the neighbours' bits, the first and the last buffer, into the halo of the only box."""
     ny, nw = array.shape[1] - 2, array.shape[2] - 2
-    if axis == 0:
-        array[0, 0] = halos[0]
-        array[0, ny + 1] = halos[1]
-    else:
-        for y in range(ny):
-            word, bit = y >> 6, np.uint64(y & 63)
-            array[0, y + 1, 0] = (halos[0, word] >> bit) << np.uint64(63)
-            array[0, y + 1, nw + 1] = (halos[1, word] >> bit) & np.uint64(1)
+    for y in range(ny):
+        word, bit = y >> 6, np.uint64(y & 63)
+        array[0, y + 1, 0] = (buffers[0, word] >> bit) << np.uint64(63)
+        array[0, y + 1, nw + 1] = (buffers[3, word] >> bit) & np.uint64(1)
 
 
 @kernel
@@ -410,6 +417,40 @@ def _block_sums(black: np.ndarray, white: np.ndarray, size: int, out: np.ndarray
                 if stop > start:
                     up += _bits_between(white[b, y + 1, 1:], start, stop)
                 out[b, y // size, x] += 2 * up - size
+
+
+@rule
+def _counts_in_fields(word: Word, bits: int) -> Word:
+    """Number of bits set in each field of 1, 2, 4, ... 64 bits, in that field."""
+    for half in (1, 2, 4, 8, 16, 32):
+        if half < bits:
+            low = ~np.uint64(0) // np.uint64(2**half + 1)  # every other field of that many bits
+            word = (word & low) + ((word >> np.uint64(half)) & low)
+    return word
+
+
+@kernel
+def _add_row(black: np.ndarray, white: np.ndarray, bits: int, words: int, out: np.ndarray) -> None:
+    """Add the up spins of a row to its blocks: fields of `bits` bits, or so many words."""
+    ones = ~np.uint64(0) >> np.uint64(64 - bits)
+    fields = 64 // bits
+    for w in range(black.size):
+        b, o = _counts_in_fields(black[w], bits), _counts_in_fields(white[w], bits)
+        for j in range(fields):
+            shift = np.uint64(j * bits)
+            up = ((b >> shift) & ones) + ((o >> shift) & ones)
+            out[w // words * fields + j] += np.int32(2 * up)
+
+
+@kernel
+def _aligned_block_sums(black: np.ndarray, white: np.ndarray, size: int, out: np.ndarray) -> None:
+    """Blocks that start and end with words or with equal fields of them, in both colours."""
+    bits, words = min(64, size // 2), max(1, size // 128)
+    for b in range(out.shape[0]):
+        for y in range(black.shape[1] - 2):
+            if y % size == 0:
+                out[b, y // size] = -size * size
+            _add_row(black[b, y + 1, 1:-1], white[b, y + 1, 1:-1], bits, words, out[b, y // size])
 
 
 @CudaKernel

@@ -57,3 +57,29 @@ def latent_figure(
     figure.colorbar(colour, ax=axes, label="initial magnetization", shrink=0.8)
     figure.suptitle(f"{title}   shaded: truth, black: prediction (mean, one std)", fontsize=10)
     figure.savefig(path, dpi=130)
+
+
+def power_law_figure(
+    path: str | Path,
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray, str]],
+) -> None:
+    """Curves of several runs and a power law, on logarithmic axes; one panel for each law.
+
+    Parameters
+    ----------
+    panels : (name of the quantity, times, values (runs, times), law (times), label of the law)
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, times, values, law, label) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for run in values:
+            axes.loglog(times, run, "o", markersize=3, alpha=0.5)
+        axes.loglog(times, law, "k--", label=label)
+        axes.set(xlabel="sweeps", ylabel=name)
+        axes.legend()
+    figure.savefig(path, dpi=150)

@@ -19,12 +19,11 @@ from mpiflow.config import IsingConfig, number_to_json
 from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Layout
-from mpiflow.noise import RNG
+from mpiflow.noise import BIT_RNG, RNG
 from mpiflow.parallel import agreed
 from mpiflow.progress import Progress
 from mpiflow.schema import STANDARD, Variable, block_centres
 from mpiflow.simulation import Frame, Simulation
-from mpiflow.solvers.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
 from mpiflow.trajectory import Backend, TrajectoryWriter, Value
 
@@ -40,6 +39,8 @@ def simulate(config: IsingConfig, comm: MPI.Intracomm | None = None) -> Path:
     comm = MPI.COMM_WORLD if comm is None else comm
     start = clock.monotonic()
     sim = build(config, comm)
+    if comm.rank == 0 and not config.quiet:
+        print(f"{config.out}: {sim.describe()}")
     record(
         sim,
         config.out,
@@ -72,6 +73,8 @@ def build(config: IsingConfig, comm: MPI.Intracomm) -> Simulation:
         ranks_grid=config.ranks_grid,
         granularity=config.coarse or 1,
         device=config.device,
+        kernel=config.kernel,
+        tile=config.tile or 64,
     )
     set_initial(sim, config)
     return sim
@@ -213,7 +216,8 @@ def _attributes(sim: Simulation) -> dict[str, Any]:
         "size": sim.lattice.shape,
         **asdict(sim.system),
         "solver": sim.solver.name,
-        "dt": number_to_json(sim.solver.dt) if isinstance(sim.solver, Sublattice) else None,
+        "kernel": sim.kernel,
+        "dt": number_to_json(sim.dt),
         "members": sim.members,
         "seed": sim.seed,
     }
@@ -221,6 +225,7 @@ def _attributes(sim: Simulation) -> dict[str, Any]:
         "system": "ising",
         "config_json": json.dumps(config),
         "seed": sim.seed,
-        "rng": RNG,
+        "rng": BIT_RNG if sim.kernel in ("packed", "sliced") else RNG,
+        "kernel": sim.kernel,
         "decomposition_invariant": 1,
     }

@@ -176,9 +176,9 @@ def partial_evolution(
     before = np.empty((count, patch + 2, patch + 2), np.int8)
     after = np.empty_like(before)
     elapsed = np.empty(count)
-    solver = Sublattice(system, dt)
+    # Patches of an odd side differ in their colouring, so in which of them go together.
+    solver = Sublattice(system, dt, plain=patch % 2 == 1)
     side = patch + 2 * buffer
-    inside = slice(buffer + 1, buffer + 1 + patch)
     framed = slice(buffer, buffer + 2 + patch)
     for chunk in _chunks(count):
         block = Block.cut(
@@ -190,12 +190,17 @@ def partial_evolution(
             elapsed[chunk] = steps * solver.time_per_step
         else:
             elapsed[chunk] = _flip_events(block, system, flips, seed, "nfold-partial", 0)
-        if halo == "wrap":
-            after[chunk] = block.array
-        else:
-            after[chunk] = before[chunk]
-            after[chunk, 1:-1, 1:-1] = block.array[:, inside, inside]
+        after[chunk] = block.array[:, framed, framed]
+        if buffer:  # it has changed the frame
+            _copy_frames(before[chunk], after[chunk])
     return Patches(before, after, elapsed, index, closed=halo == "wrap")
+
+
+def _copy_frames(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy the outermost sites of windows."""
+    for edge in (0, -1):
+        target[:, edge] = source[:, edge]
+        target[:, :, edge] = source[:, :, edge]
 
 
 def choose_patch(members: np.ndarray, patches: int, seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from mpiflow import observables
 from mpiflow.block import Block
-from mpiflow.device import Device
+from mpiflow.device import Device, threads
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
@@ -179,6 +179,26 @@ class Simulation:
         if isinstance(self.solver, Sublattice):
             return self.solver.kernel_for(self.block)
         return self.solver.name
+
+    @property
+    def dt(self) -> float | None:
+        """Time step, or window; None for the n-fold way."""
+        if isinstance(self.solver, NFold):
+            return None
+        return self.solver.dt if isinstance(self.solver, Sublattice) else self.solver.window
+
+    def describe(self) -> str:
+        """One line: size, kernel and how the work is divided."""
+        size = " x ".join(map(str, self.lattice.shape))
+        what = f"{size} spins" if self.members == 1 else f"{self.members} lattices of {size} spins"
+        kernel = f"{self.kernel} kernel" if isinstance(self.solver, Sublattice) else self.kernel
+        if self.kernel == "plain" and not fits(self.lattice):
+            kernel += f" (packed takes a multiple of {BAND} rows and {WORD_SITES} columns)"
+        layout = self.block.layout
+        grid = f" in a grid of {layout.ranks_grid}" if layout and layout.ranks > 1 else ""
+        ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}{grid}"
+        workers = threads() if self.kernel == "packed" and not self.device.is_cuda else 1
+        return f"{what}, {kernel} on {self.device.name}, {ranks}, threads {workers}"
 
     # -- state ---------------------------------------------------------------------
 

@@ -104,28 +104,23 @@ def colour_of_sites(shape: Shape) -> np.ndarray:
     return np.add.outer(np.arange(shape[0]), np.arange(shape[1])).reshape(-1) & 1
 
 
-def pass_matrix(
-    shape: Shape, colour: int, up: Sequence[np.uint64], attempt: np.uint64
-) -> np.ndarray:
-    """Transition matrix P[from, to] of one pass over a colour, from its integer thresholds.
+def flip_classes(spins: np.ndarray) -> np.ndarray:
+    """Class of every site of periodic lattices: opposite neighbours 0..4, plus 5 if it is up."""
+    return (4 - spins * neighbour_sums(spins)) // 2 + 5 * (spins > 0)
 
-    Of the 2^63 values of the uniform, ``up[k]`` make the spin up, ``attempt - up[k]``
-    make it down and the others leave it.
+
+def pass_matrix(shape: Shape, colour: int, chance: np.ndarray) -> np.ndarray:
+    """Transition matrix P[from, to] of one pass: a site of a colour flips with its class's chance.
+
+    ``chance`` is (10,), in the order of :func:`flip_classes`.
     """
     every = np.arange(2 ** math.prod(shape))
-    sums = neighbour_sums(states(shape)).reshape(every.size, -1)
-    to_up = np.array([float(t) for t in up]) / 2.0**63
-    to_down = np.array([float(int(attempt) - int(t)) for t in up]) / 2.0**63
-    keep = 1.0 - float(attempt) / 2.0**63
+    of_site = chance[flip_classes(states(shape))].reshape(every.size, -1)
     out = np.eye(every.size)
     for site in np.flatnonzero(colour_of_sites(shape) == colour):
         # Sites of one colour are not neighbours: their matrices commute.
-        dark = every[every >> site & 1 == 0]
-        lit = dark | (1 << site)
-        k = (sums[dark, site] + 4) // 2
-        either = out[:, dark] + out[:, lit]
-        out[:, dark] = keep * out[:, dark] + either * to_down[k]
-        out[:, lit] = keep * out[:, lit] + either * to_up[k]
+        flipped = every ^ (1 << site)
+        out = out * (1 - of_site[:, site]) + out[:, flipped] * of_site[flipped, site]
     return out
 
 
@@ -220,25 +215,37 @@ def threefry(key: tuple[int, int], counter: tuple[int, int], rounds: int = 13) -
 
 
 def heat_bath_pass(
-    spins: np.ndarray,
+    box: np.ndarray,
+    halo: int,
     colour: int,
-    up: Sequence[np.uint64],
-    attempt: np.uint64,
-    word: Callable[[int, int], int],
+    bounds: tuple[Sequence[int], Sequence[int]],
+    number: Callable[[int, int], int],
 ) -> int:
-    """One pass over a colour of one periodic lattice in place, site by site; returns flips.
+    """One pass over a box and its halo in place, site by site; returns flips.
 
-    ``word(y, x)`` is the 64-bit number that decides the site.
+    Inner site (y, x) has the colour (y + x) % 2. It flips if ``number(y, x)`` is not below
+    the lower and is below the upper bound of its class: 0..4 opposite neighbours of a down
+    spin, then of an up spin.
     """
     flips = 0
-    sums = neighbour_sums(spins)
-    for y, x in np.argwhere(np.add.outer(*map(np.arange, spins.shape)) % 2 == colour):
-        u = word(int(y), int(x)) >> 1
-        new = spins[y, x]
-        if u < int(up[(sums[y, x] + 4) // 2]):
-            new = 1
-        elif u < int(attempt):
-            new = -1
-        flips += int(new != spins[y, x])
-        spins[y, x] = new
+    for y, x in np.ndindex(box.shape[0] - 2 * halo, box.shape[1] - 2 * halo):
+        if (y + x) % 2 == colour:
+            i, j = y + halo, x + halo
+            around = (box[i - 1, j], box[i + 1, j], box[i, j - 1], box[i, j + 1])
+            kind = sum(s != box[i, j] for s in around) + (5 if box[i, j] > 0 else 0)
+            if bounds[0][kind] <= number(y, x) < bounds[1][kind]:
+                box[i, j] *= -1
+                flips += 1
     return flips
+
+
+def documented_passes(dt: float, first: int, steps: int) -> list[tuple[int, str]]:
+    """(number, what) of the passes of some steps from a given state, as the solver's page says.
+
+    Black is even. The numbers of a half pass that opens lie apart, from 2^59.
+    """
+    if math.isinf(dt):
+        return [(n, "full") for n in range(2 * first, 2 * (first + steps))]
+    last = 2 * (first + steps)
+    whole = [(n, "full") for n in range(2 * first + 1, last)]
+    return [(2**59 + 2 * first, "opening"), *whole, (last, "look")]

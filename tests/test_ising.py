@@ -8,10 +8,10 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
-from exact import energies, neighbour_sums, states
+from exact import energies, flip_classes, neighbour_sums, states
 
 from mpiflow.errors import InputError
-from mpiflow.systems.ising import NEIGHBOUR_SUMS, Ising, rate_class, resample, threshold
+from mpiflow.systems.ising import NEIGHBOUR_SUMS, Ising, rate_class, resample
 
 MODELS = [
     Ising(temperature, field, coupling)
@@ -70,6 +70,8 @@ def test_rates_follow_from_the_energy(model: Ising, shape: tuple[int, int]) -> N
         classes = [rate_class(s, k) for s, k in zip(every[:, y, x], sums[:, y, x], strict=True)]
         expected = 1.0 / (1.0 + np.exp(rise / model.temperature))
         assert np.allclose(rates[classes], expected, rtol=1e-12, atol=0)
+        by_opposites = model.flip_rates_by_opposites()[flip_classes(every)[:, y, x]]
+        assert np.array_equal(by_opposites, rates[classes])
 
 
 def test_energy_from_the_two_sums() -> None:
@@ -87,28 +89,26 @@ def test_every_pair_of_spin_and_sum_has_its_own_class() -> None:
 
 
 @pytest.mark.kernel
-def test_threshold_selects_by_neighbour_sum() -> None:
-    table = tuple(np.uint64(n) for n in (11, 22, 33, 44, 2**63))
-    for expected, k in zip((11, 22, 33, 44, 2**63), NEIGHBOUR_SUMS.tolist(), strict=True):
-        assert threshold(k, table) == expected
-        assert threshold(np.int8(k), table) == expected
-
-
-@pytest.mark.kernel
-@pytest.mark.parametrize("full", [False, True])
-def test_resample_at_every_boundary(full: bool) -> None:
-    """Up below the threshold, down below the attempt, unchanged above; the lowest bit is unused."""
-    attempt = 2**63 if full else 2**62
-    up = (0, 5, 2**40, attempt - 1, attempt)
-    numbers = tuple(np.uint64(n) for n in up)
+def test_resample_at_every_boundary() -> None:
+    """A spin flips below the threshold of its class and not at it; the lowest bit is unused."""
+    table = (0, 1, 5, 2**40, 2**62, 7, 2**41, 2**63 - 1, 2**63, 3)
+    numbers = tuple(np.uint64(t) for t in table)
     for s, k in SPINS_AND_SUMS:
-        t = up[NEIGHBOUR_SUMS.tolist().index(k)]
-        edges = {0, 1, t - 1, t, t + 1, attempt - 1, attempt, 2**63 - 1}
-        for u in (u for u in edges if 0 <= u < 2**63):
+        opposite = (4 - s * k) // 2
+        t = table[opposite + (5 if s > 0 else 0)]
+        for u in (u for u in {0, 1, t - 1, t, t + 1, 2**63 - 1} if 0 <= u < 2**63):
             for lowest in (0, 1):
-                word = np.uint64(2 * u + lowest)
-                new = resample(np.int8(s), np.int64(k), word, numbers, np.uint64(attempt))
-                assert new == (1 if u < t else -1 if u < attempt else s), (s, k, u)
+                for sum_of_neighbours in (np.int8(k), np.int64(k)):
+                    word = np.uint64(2 * u + lowest)
+                    new = resample(np.int8(s), sum_of_neighbours, word, numbers)
+                    assert new == (-s if u < t else s), (s, k, u)
+
+
+@pytest.mark.parametrize("model", [Ising(1.3), Ising(0.7, coupling=-1.0)], ids=str)
+def test_without_a_field_the_spin_does_not_matter(model: Ising) -> None:
+    """To the last bit: the bit kernels then leave out the terms of the spin."""
+    down, up = model.flip_rates_by_opposites().reshape(2, 5)
+    assert np.array_equal(down, up)
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-3, 1e300])

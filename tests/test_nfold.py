@@ -31,7 +31,7 @@ from mpiflow import initial
 from mpiflow.block import Block, HaloPolicy
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout
-from mpiflow.solvers.nfold import NFold
+from mpiflow.solvers.nfold import NFold, choose, exponential
 from mpiflow.solvers.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
 
@@ -51,6 +51,21 @@ def site_rates(whole: np.ndarray, model: Ising) -> np.ndarray:
     """Rate of every site of periodic lattices, from the definition."""
     local = model.coupling * neighbour_sums(whole) + model.field
     return 1.0 / (1.0 + np.exp(2.0 * whole * local / model.temperature))
+
+
+def assert_lists_are_those_of_the_spins(solver: NFold, block: Block) -> None:
+    """Each site is in the list of its class, once, at the place that its word names."""
+    labels = (neighbour_sums(spins(block)) + 4) // 2 + 5 * (spins(block) > 0)
+    for b, label in enumerate(labels.reshape(block.batch, -1)):
+        assert np.array_equal(solver._info[b] >> 28, label)
+        assert np.array_equal(solver._counts[b], np.bincount(label, minlength=10))
+        for c in range(10):
+            start, count = int(solver._base[b, c]), int(solver._counts[b, c])
+            assert start + count <= int(solver._base[b, c + 1])
+            listed = solver._pool[b, start : start + count]
+            assert np.array_equal(np.sort(listed), np.flatnonzero(label == c))
+            assert np.array_equal(solver._info[b, listed] & (2**28 - 1), np.arange(count))
+        assert solver._base[b, 10] == solver._pool.shape[1]
 
 
 # -- one event ----------------------------------------------------------------------------------
@@ -81,6 +96,35 @@ def test_each_event_follows_the_documented_noise(model: Ising, shape: tuple[int,
             assert labels[after[b] != before[b]] == chosen
         assert np.array_equal(block.host(), np.pad(after, ((0, 0), (1, 1), (1, 1)), "wrap"))
     assert solver.events.tolist() == [40, 40, 40]
+
+
+def test_exponentials_are_logarithms() -> None:
+    """To the last bit or the one before, over all magnitudes of the uniform, and near 1."""
+    some = np.random.default_rng(0).integers(0, 2**64, 20_000, dtype=np.uint64)
+    edges = np.array([0, 2**63 - 1, 2**63, 2**64 - 1, 2**64 - 4096], np.uint64)
+    words = np.concatenate([some, edges, np.uint64(1) << np.arange(64, dtype=np.uint64)])
+    for word in words:
+        u = (int(word >> np.uint64(12)) + 0.5) * 2.0**-52
+        assert exponential(word) == pytest.approx(-math.log(u), rel=2.0**-51)
+
+
+def test_choice_of_a_class() -> None:
+    """The share that holds the number, also with empty shares and at the very end."""
+    rng = np.random.default_rng(1)
+    for _ in range(3000):
+        shares = rng.random(10) * 10.0 ** rng.integers(-12, 3, 10) * (rng.random(10) < 0.6)
+        u = float(rng.random())
+        total, chosen, rest = choose(u, tuple(shares))
+        assert total == pytest.approx(shares.sum(), rel=1e-15)
+        if total > 0:
+            assert 0 <= rest <= shares[chosen] * (1 + 1e-9) + 1e-15 * total
+            assert shares[chosen] > 0
+            assert rest == pytest.approx(u * total - shares[:chosen].sum(), abs=1e-14 * total)
+    for last in range(10):  # the largest number below 1 may be rounded up to the total
+        shares = np.where(np.arange(10) <= last, 1.0 / 3.0, 0.0)
+        assert choose(1 - 2.0**-53, tuple(shares))[1] == last
+        assert choose(1.0, tuple(shares))[1] == last
+        assert choose(2.0**-53, tuple(shares[::-1]))[1] == 9 - last
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
@@ -339,7 +383,9 @@ def test_lists_stay_consistent_in_long_runs() -> None:
     """After many events the kept classes still equal those of the spins: rates do not drift."""
     whole = random_states(5, 4, 5, 7)
     block, solver = Block.periodic(whole, np.arange(4)), NFold(HOT, 4)
-    solver.advance(block, seed=3, flips=5000)
+    for _ in range(10):
+        solver.advance(block, seed=3, flips=500)
+        assert_lists_are_those_of_the_spins(solver, block)
     fresh, follow = Block.periodic(spins(block), np.arange(4)), NFold(HOT, 4)
     follow.events[:], follow.clock[:] = solver.events, solver.clock
     clock = solver.clock.copy()
@@ -347,6 +393,119 @@ def test_lists_stay_consistent_in_long_runs() -> None:
     follow.advance(fresh, seed=3, flips=1)
     assert np.array_equal(solver.clock, follow.clock)
     assert (solver.clock > clock).all()
+
+
+def test_lists_grow_and_shrink() -> None:
+    """A quench moves most sites from list to list: the room between the lists must follow."""
+    whole = random_states(5, 2, 48, 40)
+    block, solver = Block.periodic(whole, np.arange(2)), NFold(Ising(0.8, 0.3), 2)
+    for time in (0.05, 0.3, 1.0, 3.0, 10.0):
+        solver.advance(block, seed=3, until=time)
+        assert_lists_are_those_of_the_spins(solver, block)
+    assert solver._counts[:, 9].min() > 0.7 * 48 * 40
+    hot = NFold(Ising(50.0), 2)
+    hot.order, hot.clock, hot.events = solver.order, solver.clock, solver.events
+    hot.advance(block, seed=3, until=15.0)
+    assert_lists_are_those_of_the_spins(hot, block)
+
+
+def test_memory() -> None:
+    """Ten bytes for each site: spin, class and place, lists with room between them."""
+    block, solver = Block.periodic(random_states(1, 1, 256, 256), np.arange(1)), NFold(HOT)
+    solver.advance(block, seed=0, flips=1)
+    kept = (solver._info, solver._pool, solver._base, solver._counts)
+    assert spins(block).nbytes + sum(array.nbytes for array in kept) < 10.01 * 256**2
+
+
+@pytest.mark.parametrize("policy", ["wrap", "frozen"])
+def test_a_restart_goes_on_bit_for_bit(policy: HaloPolicy) -> None:
+    """Spins, clock, events and order are the whole state."""
+    whole, members = random_states(4, 3, 12, 12), np.array([4, 9, 2])
+    one, block = (Block.cut(whole, (8, 3), (8, 7), members, policy=policy) for _ in range(2))
+    solver, first = NFold(HOT, 3), NFold(HOT, 3)
+    solver.advance(one, seed=5, until=6.0)
+    first.advance(block, seed=5, until=2.0)
+    again = NFold(HOT, 3)
+    again.clock, again.events, again.order = first.clock, first.events, first.order
+    assert np.array_equal(again.order, first.order)
+    again.advance(block, seed=5, until=6.0)
+    assert np.array_equal(one.array, block.array)
+    assert np.array_equal(solver.clock, again.clock)
+    assert np.array_equal(solver.order, again.order)
+    assert_order_matters(whole, members, first)
+
+
+def assert_order_matters(whole: np.ndarray, members: np.ndarray, first: NFold) -> None:
+    """Otherwise the test above would show nothing."""
+    ends = []
+    for order in (first.order, first.order[:, ::-1]):
+        block, solver = Block.cut(whole, (8, 3), (8, 7), members, policy="wrap"), NFold(HOT, 3)
+        solver.order = order
+        solver.advance(block, seed=5, until=6.0)
+        ends.append(spins(block))
+    assert not np.array_equal(*ends)
+
+
+def test_spins_may_be_changed_between_calls() -> None:
+    """One flipped spin, or all of them: as a new solver with the same clock, events, order."""
+    members = np.arange(3)
+    block, solver = Block.periodic(random_states(4, 3, 9, 12), members), NFold(HOT, 3)
+    one = random_states(4, 3, 9, 12)
+    for time, changed in enumerate((one, random_states(8, 3, 9, 12), -one, one)):
+        solver.advance(block, seed=5, until=2.0 * time)
+        after = spins(block)
+        after[1:, 0, 11] *= -1  # the first box goes on undisturbed
+        for states_now in (after, changed):
+            follow, copy = NFold(HOT, 3), Block.periodic(states_now, members)
+            follow.clock, follow.events = solver.clock.copy(), solver.events.copy()
+            follow.order = solver.order
+            block.load(states_now)
+            for s, b in ((solver, block), (follow, copy)):
+                s.advance(b, seed=5, flips=20)
+            assert np.array_equal(block.array, copy.array)
+            assert np.array_equal(solver.clock, follow.clock)
+            assert np.array_equal(solver.order, follow.order)
+            assert_lists_are_those_of_the_spins(solver, block)
+
+
+def test_surroundings_may_be_changed_between_calls() -> None:
+    whole = random_states(6, 2, 8, 8)
+    block, solver = Block.cut(whole, (2, 2), (4, 4), np.arange(2)), NFold(HOT, 2)
+    solver.advance(block, seed=1, until=1.0)
+    block.array[:, 0, 3] *= -1
+    follow, copy = NFold(HOT, 2), Block.cut(whole, (2, 2), (4, 4), np.arange(2))
+    copy.array[...] = block.array
+    follow.clock, follow.events, follow.order = (
+        solver.clock.copy(),
+        solver.events.copy(),
+        solver.order,
+    )
+    solver.advance(block, seed=1, until=9.0)
+    follow.advance(copy, seed=1, until=9.0)
+    assert np.array_equal(block.array, copy.array)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        np.zeros((2, 16), int),
+        np.arange(16)[None],
+        np.arange(1, 17)[None].repeat(2, 0),
+        np.arange(3),
+    ],
+    ids=["repeated", "one row", "from 1", "flat"],
+)
+def test_impossible_orders(order: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"^order=.*permutation"):
+        NFold(HOT, 2).order = order
+
+
+def test_too_many_sites() -> None:
+    """Class and place of a site share 32 bits. (The zeros of the block take no memory.)"""
+    NFold.check(Block.tile(Layout(Lattice((2**14, 2**14)), (1, 1)), MPI.COMM_SELF))
+    block = Block.tile(Layout(Lattice((2**14 + 1, 2**14)), (1, 1)), MPI.COMM_SELF)
+    with pytest.raises(InputError, match=r"^size=.*268435456 sites in a box.*sublattice"):
+        NFold(HOT).advance(block, seed=0, until=1.0)
 
 
 def test_an_empty_batch_is_allowed() -> None:
@@ -382,3 +541,16 @@ def test_one_lattice_needs_one_rank(comm: MPI.Intracomm) -> None:
     else:
         with pytest.raises(InputError, match=r"^ranks=.*1 rank per lattice"):
             NFold(HOT).advance(block, seed=0, until=1.0)
+
+
+def test_spins_that_are_none() -> None:
+    """Fresh blocks hold zeros. The error comes before any box moves, and is no trap for later."""
+    whole = random_states(1, 3, 6, 6)
+    block, solver = Block.periodic(whole, np.arange(3)), NFold(HOT, 3)
+    block.array[2, 3, 2] = 0
+    with pytest.raises(InputError, match=r"^spins=.*-1 or 1"):
+        solver.advance(block, seed=0, until=1.0)
+    assert np.array_equal(spins(block)[:2], whole[:2])
+    block.load(whole)
+    solver.advance(block, seed=0, until=1.0)
+    assert_lists_are_those_of_the_spins(solver, block)

@@ -1,348 +1,154 @@
-"""The sublattice solver: the same bits on any tiling and target, the right law in every step."""
+"""The sublattice solver: chances, thresholds and the law of a step, exactly.
+
+The law of what the kernels do is in test_sublattice_law.py, their bits in test_heatbath.py and
+test_sliced.py.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
 from exact import (
-    P_FLOOR,
-    Z_CEILING,
-    chi_square,
-    class_p_value,
     colour_of_sites,
-    deviate,
     fitted_slope,
     generator,
     gibbs,
-    has_cuda,
-    heat_bath_pass,
-    index,
-    law_p_value,
-    neighbour_sums,
-    onsager_energy,
-    onsager_magnetization,
     pass_matrix,
-    sample,
-    states,
 )
-from exact import threefry as plain_threefry
 from scipy.linalg import expm
 
-from mpiflow import initial, observables
-from mpiflow.block import Block, HaloPolicy
-from mpiflow.device import Device
+from mpiflow.block import Block
 from mpiflow.errors import InputError
-from mpiflow.noise import stream_key
-from mpiflow.solvers import heatbath, sublattice
-from mpiflow.solvers.sublattice import BLACK, WHITE, Pass, Sublattice
-from mpiflow.systems.ising import NEIGHBOUR_SUMS, Ising
+from mpiflow.solvers.bitplanes import PLANES, Thresholds
+from mpiflow.solvers.sublattice import BLACK, WHITE, Kind, Sublattice, fixed_point
+from mpiflow.systems.ising import Ising
 
 HOT = Ising(2.5, 0.1)
 MODELS = [HOT, Ising(1.1, -0.2), Ising(2.0), Ising(1.7, 0.3, coupling=-1.0)]
 STEPS = [0.1, 0.5, 1.0, math.inf]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
-on_each_path = pytest.mark.parametrize(
-    "path",
-    [
-        "rows",
-        "lanes",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.kernel,
-                pytest.mark.skipif(
-                    not has_cuda(),
-                    reason="no CUDA device and no simulator",
-                ),
-            ],
-        ),
-    ],
-)
+of_each_model = pytest.mark.parametrize("model", MODELS, ids=str)
 
 
-def device_of(path: str) -> Device:
-    return Device("cuda" if path == "cuda" else "cpu")
+# -- what a uniform number is compared with ------------------------------------------------------
 
 
-def run_passes(
-    solver: Sublattice, block: Block, passes: list[Pass], path: str, seed: int
-) -> np.ndarray:
-    """Apply passes by one of the three kernels, whatever the solver would choose."""
-    flips, key = np.zeros(block.batch, np.int64), stream_key(seed, "sublattice")
-    if path == "lanes":
-        solver._advance_lanes(block, passes, key, flips)
-    elif path == "cuda":
-        solver._advance_cuda(block, passes, key, flips)
-    else:
-        for number, colour, (up, attempt) in passes:
-            heatbath.update_rows(
-                block.array, block.halo, block.origins, block.members, *block.lattice.shape,
-                key, np.uint64(number), colour, up, attempt, flips,
-            )  # fmt: skip
-            block.fill_halo()
-    return flips
+def exact_chances(model: Ising, dt: float, digits: int = 60) -> dict[str, list[Fraction]]:
+    """The four bounds of the ten classes, from the definitions with many digits."""
+    with localcontext(prec=digits):
+        rates = []
+        for spin in (-1, 1):
+            for opposite in range(5):
+                local = Decimal(model.coupling) * spin * (4 - 2 * opposite) + Decimal(model.field)
+                rise = 2 * spin * local
+                rates.append(Fraction(1 / (1 + (rise / Decimal(model.temperature)).exp())))
+        q_half, q = (Fraction(1 - (-Decimal(t)).exp()) for t in (dt / 2, dt))
+    halves = [q_half * r for r in rates]
+    return {
+        "opening": halves,
+        "full": [q * r for r in rates],
+        "lower": [p * (1 - p) for p in halves],
+        "upper": [p * (1 - p) + p for p in halves],
+    }
 
 
-def spins(block: Block) -> np.ndarray:
-    return np.array(block.inner(block.host()))
-
-
-def random_states(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), shape)
-
-
-@pytest.fixture
-def by_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Force the solver's choice of kernel."""
-
-    def choose(rows: bool) -> None:
-        monkeypatch.setattr(sublattice, "_fits_lanes", lambda block: not rows)
-
-    return choose
-
-
-# -- the same bits ----------------------------------------------------------------------------
-
-
-def documented_word(seed: int, member: int, number: int) -> Callable[[int, int], int]:
-    """One call for two rows and one compressed column; the row's parity picks the word."""
-
-    def word(y: int, x: int) -> int:
-        counter = (number, (y // 2) * 2**32 + x // 2)
-        return plain_threefry((seed, 2**48 + member), counter)[y % 2]
-
-    return word
-
-
-@on_each_path
-@pytest.mark.parametrize("shape", [(2, 2), (2, 4), (6, 2), (4, 6)])
-@pytest.mark.parametrize("dt", [0.4, math.inf])
-def test_kernels_equal_the_plain_reference(path: str, shape: tuple[int, int], dt: float) -> None:
-    """Counters, merged passes, thresholds and flips, with Threefry and the rule written again."""
-    solver, seed, members = Sublattice(Ising(2.5, 0.1), dt), 2**62 + 5, np.array([0, 7])
-    first, steps = 5, 1 if path == "cuda" else 3
-    before = random_states(1, 2, *shape)
-    block = Block.periodic(before, members, device=device_of(path))
-    flips = run_passes(solver, block, list(solver._passes(first, steps)), path, seed)
-
-    half, full = solver.thresholds(dt / 2), solver.thresholds(dt)
-    order: list[tuple[int, int, sublattice.Thresholds]] = []
-    for step in range(first, first + steps):
-        if math.isinf(dt):
-            order += [(3 * step, BLACK, full), (3 * step + 1, WHITE, full)]
-        else:
-            order += [(3 * step, BLACK, half)] if step == first else []
-            last = step == first + steps - 1
-            order += [(3 * step + 1, WHITE, full), (3 * step + 2, BLACK, half if last else full)]
-    for b, member in enumerate(members):
-        expected = before[b].copy()
-        count = sum(
-            heat_bath_pass(
-                expected, colour, up, attempt, documented_word(seed, int(member), number)
-            )
-            for number, colour, (up, attempt) in order
-        )
-        assert np.array_equal(spins(block)[b], expected)
-        assert flips[b] == count
-        assert np.array_equal(block.host()[b], np.pad(expected, 1, mode="wrap"))
-
-
-def random_tiling(rng: np.random.Generator, side: int) -> list[tuple[int, int]]:
-    """Intervals (start, width) that cover a periodic side, of any width from 1."""
-    cuts = np.sort(rng.choice(side, rng.integers(1, side // 2 + 1), replace=False))
-    return [
-        (int(a), int(b - a) or side)
-        for a, b in zip(cuts, np.append(cuts[1:], cuts[0] + side), strict=True)
-    ]
-
-
-@on_each_path
-@pytest.mark.parametrize("dt", [0.3, math.inf])
-def test_any_tiling_gives_the_same_bits(path: str, dt: float) -> None:
-    """Tiles of one site and up, odd offsets, over the edge; halos renewed before each pass."""
-    solver, seed = Sublattice(HOT, dt), 99
-    rng = np.random.default_rng(4)
-    shape, batch = ((4, 6), 1) if path == "cuda" else ((10, 12), 3)
-    members = np.arange(3, 3 + batch)
-    whole = random_states(2, batch, *shape)
-    reference = Block.periodic(whole, members)
-    for one in list(solver._passes(4, 1 if path == "cuda" else 6)):
-        expected_flips = run_passes(solver, reference, [one], "rows", seed)
-        tiled, flips = np.zeros_like(whole), np.zeros(batch, np.int64)
-        for y, height in random_tiling(rng, shape[0]):
-            for x, width in random_tiling(rng, shape[1]):
-                origin = (y - shape[0], x) if rng.random() < 0.2 else (y, x + shape[1])
-                block = Block.cut(whole, origin, (height, width), members, device=device_of(path))
-                flips += run_passes(solver, block, [one], path, seed)
-                block.paste(tiled)
-        whole = tiled
-        assert np.array_equal(whole, spins(reference))
-        assert np.array_equal(flips, expected_flips)
-
-
-@pytest.mark.parametrize("parity", [(0, 0), (0, 1), (1, 0), (1, 1)])
-@pytest.mark.parametrize("policy", ["frozen", "wrap"])
-def test_lanes_with_different_origins_equal_rows(
-    parity: tuple[int, int], policy: HaloPolicy
-) -> None:
-    """Boxes of one parity anywhere on the lattice, more of them than one group of lanes."""
-    count = heatbath.LANES + 37
-    rng = np.random.default_rng(6)
-    origins = 2 * rng.integers(-8, 8, (count, 2)) + np.array(parity)
-    whole = random_states(3, count, 8, 10)
-    members = rng.integers(0, 2**47, count)
-    blocks = [Block.cut(whole, origins, (6, 4), members, policy=policy) for _ in range(3)]
-    solver = Sublattice(HOT, 0.5)
-    assert sublattice._fits_lanes(blocks[2])
-    passes = list(solver._passes(0, 3))
-    flips = [run_passes(solver, blocks[0], passes, "rows", 1)]
-    flips += [run_passes(solver, blocks[1], passes, "lanes", 1)]
-    flips += [solver.advance(blocks[2], 3, seed=1)]
-    for other in (1, 2):
-        assert np.array_equal(blocks[0].array, blocks[other].array)
-        assert np.array_equal(flips[0], flips[other])
-
-
-def test_boxes_of_both_parities_go_by_rows() -> None:
-    whole = random_states(3, 20, 8, 8)
-    origins = np.arange(40).reshape(20, 2) // 2  # mixed parities
-    mixed = Block.cut(whole, origins, (5, 5), np.arange(20))
-    assert not sublattice._fits_lanes(mixed)
-    alone = [Block.cut(whole[b : b + 1], origins[b], (5, 5), np.array([b])) for b in range(20)]
-    solver = Sublattice(HOT, 0.5)
-    solver.advance(mixed, 4, seed=3)
-    for b, block in enumerate(alone):
-        solver.advance(block, 4, seed=3)
-        assert np.array_equal(mixed.array[b], block.array[0])
-
-
-@on_each_path
-def test_a_wide_margin_equals_the_full_run(path: str) -> None:
-    """The influence of a frozen halo moves one site a pass; also in boxes beyond the lattice."""
-    solver, steps = Sublattice(HOT, 0.5), 1 if path == "cuda" else 3
-    passes = list(solver._passes(0, steps))
-    side, margin = (4, 2) if path == "cuda" else (6, len(passes) - 1)
-    batch, patch = (1, 2) if path == "cuda" else (18, 5)
-    members = np.arange(batch)
-    whole = random_states(5, batch, side, side)
-    full = Block.periodic(whole, members)
-    run_passes(solver, full, passes, "rows", 8)
-    for origin in ((0, 0), (3, 4), (-1, 5)):
-        corner = np.array(origin) - margin
-        block = Block.cut(whole, corner, (patch + 2 * margin,) * 2, members, device=device_of(path))
-        if path == "lanes":
-            solver.advance(block, steps, seed=8)  # which must notice that lanes wrap only once
-        else:
-            run_passes(solver, block, passes, path, 8)
-        rows, columns = (np.arange(o, o + patch) % side for o in origin)
-        inner = spins(block)[:, margin:-margin, margin:-margin]
-        assert np.array_equal(inner, spins(full)[np.ix_(members, rows, columns)])
-
-
-def test_a_thin_margin_does_not() -> None:
-    """Otherwise the test above would show nothing."""
-    solver = Sublattice(HOT, 0.5)
-    whole = random_states(5, 40, 12, 12)
-    full, patch = Block.periodic(whole, np.arange(40)), Block.cut(whole, (3, 3), (6, 6), range(40))
-    for block in (full, patch):
-        solver.advance(block, 3, seed=8)
-    assert not np.array_equal(spins(patch), spins(full)[:, 3:9, 3:9])
-
-
-@on_each_path
-def test_a_frozen_halo_never_changes(path: str) -> None:
-    count = 2 if path == "cuda" else 20
-    whole = random_states(5, count, 8, 8)
-    block = Block.cut(whole, (6, 1), (3, 4), np.arange(count), device=device_of(path))
-    before = block.host().copy()
-    solver = Sublattice(HOT, math.inf)
-    run_passes(solver, block, list(solver._passes(0, 1)), path, 0)
-    ring = np.ones(before.shape, bool)
-    ring[:, 1:-1, 1:-1] = False
-    after = block.host()
-    assert np.array_equal(after[ring], before[ring])
-    assert not np.array_equal(after, before)
-
-
-def test_members_do_not_depend_on_the_batch() -> None:
-    whole = random_states(5, 24, 8, 8)
-    many = Block.periodic(whole, np.arange(100, 124))
-    alone = Block.periodic(whole[17:18], np.array([117]))
-    solver = Sublattice(HOT, 0.25)
-    flips = solver.advance(many, 5, seed=3), solver.advance(alone, 5, seed=3)
-    assert np.array_equal(spins(many)[17], spins(alone)[0])
-    assert flips[0][17] == flips[1][0]
-
-
-def test_seed_member_step_and_stream_all_matter() -> None:
-    def run(seed: int = 0, member: int = 0, first: int = 0, stream: str = "sublattice") -> bytes:
-        block = Block.periodic(np.ones((1, 16, 16), np.int8), np.array([member]))
-        Sublattice(HOT, math.inf).advance(block, 1, seed=seed, first_step=first, stream=stream)
-        return spins(block).tobytes()
-
-    runs = [run(), run(seed=1), run(member=1), run(first=1), run(stream="partial")]
-    assert len(set(runs)) == 5
-    assert run() == runs[0]
-
-
-def test_no_steps_change_nothing() -> None:
-    whole = random_states(0, 20, 4, 4)
-    block = Block.periodic(whole, np.arange(20))
-    assert not Sublattice(HOT, 0.5).advance(block, 0, seed=0).any()
-    assert np.array_equal(spins(block), whole)
-
-
-# -- thresholds ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("model", [*MODELS, Ising(temperature=0.3)], ids=str)
+@pytest.mark.parametrize("model", [*MODELS, Ising(temperature=0.3, field=0.02)], ids=str)
 @pytest.mark.parametrize("dt", [1e-6, 0.05, 0.25, 1.0, 30.0, math.inf])
-def test_thresholds_are_the_probabilities(model: Ising, dt: float) -> None:
-    """Chances to go up and down against 60 digits, the rarer one to the last bits of a float64.
-
-    At T = 0.3 a spin flips against its neighbours with a probability of 1e-12: taken as
-    the difference of two numbers near 1, it would have four digits.
-    """
-    up, attempt = Sublattice(model, dt).thresholds(dt)
-    with localcontext(prec=60):
-        q = Fraction(1 - (-Decimal(dt)).exp())
-        assert abs(int(attempt) - q * 2**63) <= Fraction(1, 2) + q * 2**12
-        for t, k in zip(up, NEIGHBOUR_SUMS.tolist(), strict=True):
-            local = Decimal(model.coupling) * k + Decimal(model.field)
-            p = Fraction(1 / (1 + (-2 * local / Decimal(model.temperature)).exp()))
-            chance, share = (int(t), p) if p < Fraction(1, 2) else (int(attempt) - int(t), 1 - p)
-            assert abs(chance - q * share * 2**63) <= Fraction(1, 2) + q * share * 2**15
-            assert 0 <= int(t) <= int(attempt) <= 2**63
+def test_chances_to_the_last_digits(model: Ising, dt: float) -> None:
+    """Also the rare ones: at T = 0.3 a spin leaves four like it with a chance of 1e-12."""
+    solver, exact = Sublattice(model, dt), exact_chances(model, dt)
+    for kind in KINDS:
+        for ours, due in zip(solver.probabilities(kind).tolist(), exact[kind], strict=True):
+            # Bounds of the middle are differences of numbers up to 1.
+            rest = Fraction(1, 2**51) if kind in ("lower", "upper") and dt > 1 else 0
+            assert abs(Fraction(ours) - due) <= due * Fraction(1, 2**46) + rest
+            assert 0 <= ours <= 1
 
 
-@pytest.mark.parametrize("model", MODELS, ids=str)
+@of_each_model
+@pytest.mark.parametrize("dt", [0.01, 0.25, 1.0, 4.0, 60.0])
+def test_middle_and_end_of_a_pass_are_two_half_steps(model: Ising, dt: float) -> None:
+    """Lengths of the intervals of u, of all classes, against products of two half steps."""
+    lower, upper, full, half = (
+        Sublattice(model, dt).probabilities(kind) for kind in ("lower", "upper", "full", "opening")
+    )
+    # Class c of a spin is class 4 - c once it has flipped.
+    back = half.reshape(2, 5)[::-1, ::-1].reshape(10)
+    flipped_and_stays = np.minimum(full, upper) - lower
+    assert np.all((lower <= full) & (full <= upper * (1 + 1e-15)) & (upper <= 1))
+    both = {"atol": 4e-16, "rtol": 1e-14}
+    assert np.allclose(upper - lower, half, **both)
+    assert np.allclose(flipped_and_stays, half * (1 - back), **both)
+    assert np.allclose(upper - np.minimum(full, upper), half * back, **both)
+    assert np.allclose(lower, (1 - half) * half, **both)
+    assert np.allclose(1 - upper, (1 - half) ** 2, **both)
+
+
+@of_each_model
+@pytest.mark.parametrize("dt", [0.05, 0.25, math.inf])
+@pytest.mark.parametrize("kind", KINDS)
+def test_integer_thresholds_are_the_chances(model: Ising, dt: float, kind: Kind) -> None:
+    """Planes and residual put together are floor(2^76 p), below 1; 63 bits are rounded."""
+    chances = Sublattice(model, dt).probabilities(kind)
+    thresholds = Thresholds.of(chances.tolist())
+    plain = fixed_point(chances)
+    assert len(thresholds.masks) == PLANES
+    for c in range(10):
+        together = (normal_form(thresholds, c % 5, c // 5) << 64) + int(thresholds.residual[c])
+        assert together == min(math.floor(Fraction(chances[c]) * 2**76), 2**76 - 1)
+        assert abs(int(plain[c]) - Fraction(chances[c]) * 2**63) <= Fraction(1, 2)
+
+
+def normal_form(thresholds: Thresholds, opposite: int, up: int) -> int:
+    """The planes of a class as a number: products of digits of its count and its spin."""
+    s0, s1, s2 = opposite & 1, opposite >> 1 & 1, opposite >> 2
+    terms = [1, s0, s1, s0 & s1, s2]
+    terms += [up & term for term in terms]
+    value = 0
+    for place, masks in enumerate(thresholds.masks):
+        assert all(int(mask) in (0, 2**64 - 1) for mask in masks)
+        chosen = [mask for mask, term in zip(masks, terms, strict=True) if term]
+        value |= (int(np.bitwise_xor.reduce(chosen)) & 1) << place
+    return value
+
+
+def test_thresholds_at_the_ends_and_in_between() -> None:
+    """0, the smallest and the largest numbers, 1, and ten different planes at once."""
+    edge = [0.0, 2.0**-76, 2.0**-77, 1.0, 1 - 2.0**-53, 0.5, 2.0**-12, 2.0**-13, 1 / 3, 0.7]
+    thresholds = Thresholds.of(edge)
+    together = [
+        (normal_form(thresholds, c % 5, c // 5) << 64) + int(thresholds.residual[c])
+        for c in range(10)
+    ]
+    top = 2**76
+    assert together[:8] == [0, 1, 0, top - 1, top - 2**23, top // 2, 2**64, 2**63]
+    assert together[8:] == [math.floor(Fraction(p) * top) for p in edge[8:]]
+
+
+@of_each_model
 @pytest.mark.parametrize("dt", [0.05, 0.25, 1.0, math.inf])
 def test_detailed_balance_of_the_thresholds(model: Ising, dt: float) -> None:
-    """Of the integers themselves: #up / #down is the ratio of Gibbs weights, for every k.
-
-    Up to the rounding of p(k), which is relative for the smaller of p and 1 - p.
-    """
-    up, attempt = Sublattice(model, dt).thresholds(dt)
-    with localcontext(prec=60):
-        for t, k in zip(up, NEIGHBOUR_SUMS.tolist(), strict=True):
-            local = Decimal(model.coupling) * k + Decimal(model.field)
-            ratio = Fraction((2 * local / Decimal(model.temperature)).exp())
-            tolerance = Fraction(1, 2**51) * (16 + ratio + 1 / ratio)
-            assert abs(Fraction(int(t), int(attempt) - int(t)) / ratio - 1) < tolerance
-
-
-@pytest.mark.parametrize("model", MODELS, ids=str)
-def test_two_half_passes_are_one(model: Ising) -> None:
-    """What lets neighbouring half steps merge."""
-    solver = Sublattice(model, 0.6)
-    half = pass_matrix((2, 4), BLACK, *solver.thresholds(0.3))
-    full = pass_matrix((2, 4), BLACK, *solver.thresholds(0.6))
-    assert np.abs(half @ half - full).max() < 1e-14
+    """Of the integers: the ratio of up and down is that of the Gibbs weights, for every sum."""
+    for values in (
+        fixed_point(Sublattice(model, dt).probabilities("full")),
+        [
+            (normal_form(t, c % 5, c // 5) << 64) + int(t.residual[c])
+            for t in (Thresholds.of(Sublattice(model, dt).probabilities("full").tolist()),)
+            for c in range(10)
+        ],
+    ):
+        for opposite in range(5):  # of a down spin; its neighbours are 4 - opposite of an up spin
+            local = Decimal(model.coupling) * (2 * opposite - 4) + Decimal(model.field)
+            with localcontext(prec=60):
+                ratio = Fraction((2 * local / Decimal(model.temperature)).exp())
+            ours = Fraction(int(values[opposite]), int(values[5 + 4 - opposite]))
+            assert abs(ours / ratio - 1) < Fraction(1, 2**45)
 
 
 @pytest.mark.parametrize("dt", [0.0, -0.25, float("nan"), -math.inf])
@@ -351,39 +157,56 @@ def test_impossible_steps(dt: float) -> None:
         Sublattice(HOT, dt)
 
 
-def test_odd_lattices_have_no_two_colours() -> None:
-    solver = Sublattice(HOT, 0.5)
+@pytest.mark.parametrize("plain", [False, True])
+def test_odd_lattices_have_no_two_colours(plain: bool) -> None:
+    solver = Sublattice(HOT, 0.5, plain=plain)
     for shape in ((3, 4), (4, 5)):
         with pytest.raises(InputError, match="even number of sites"):
-            solver.advance(Block.periodic(random_states(0, 1, *shape), np.arange(1)), 1, seed=0)
-    whole = random_states(0, 1, 8, 8)
+            solver.advance(Block.periodic(np.ones((1, *shape), np.int8), np.arange(1)), 1, seed=0)
+    whole = np.ones((1, 8, 8), np.int8)
     with pytest.raises(InputError, match="even number of sites"):
         solver.advance(Block.cut(whole, (0, 0), (3, 4), np.arange(1), policy="wrap"), 1, seed=0)
 
 
-def test_a_frozen_box_of_an_odd_lattice_must_stay_inside() -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_frozen_box_of_an_odd_lattice_must_stay_inside(plain: bool) -> None:
     """Over the edge of an odd lattice two neighbours would have one colour."""
-    whole = random_states(0, 1, 9, 8)
-    solver = Sublattice(HOT, 0.5)
+    whole = np.ones((1, 9, 8), np.int8)
+    solver = Sublattice(HOT, 0.5, plain=plain)
     solver.advance(Block.cut(whole, (3, 6), (6, 4), np.arange(1)), 1, seed=0)
     for origin in ((4, 0), (-1, 0), (40, 0)):
         with pytest.raises(InputError, match="even number of sites"):
             solver.advance(Block.cut(whole, origin, (6, 4), np.arange(1)), 1, seed=0)
 
 
-# -- the law of a step ------------------------------------------------------------------------
+# -- the law of a step, exactly -------------------------------------------------------------------
+
+
+def matrix(solver: Sublattice, colour: int, kind: Kind, shape: tuple[int, int]) -> np.ndarray:
+    return pass_matrix(shape, colour, solver.probabilities(kind))
 
 
 def step_matrix(solver: Sublattice, shape: tuple[int, int]) -> np.ndarray:
-    """exp(dt/2 L_b) exp(dt L_w) exp(dt/2 L_b) as the solver's integers have it; P[from, to]."""
-    white = pass_matrix(shape, WHITE, *solver.thresholds(solver.dt))
+    """exp(dt/2 L_b) exp(dt L_w) exp(dt/2 L_b) by the solver's chances; P[from, to]."""
+    white = matrix(solver, WHITE, "full", shape)
     if math.isinf(solver.dt):
-        return pass_matrix(shape, BLACK, *solver.thresholds(math.inf)) @ white
-    black = pass_matrix(shape, BLACK, *solver.thresholds(solver.dt / 2))
+        return matrix(solver, BLACK, "full", shape) @ white
+    black = matrix(solver, BLACK, "opening", shape)
     return black @ white @ black
 
 
-@pytest.mark.parametrize("model", MODELS, ids=str)
+@pytest.mark.parametrize("dt", [0.1, 0.6, 5.0])
+@of_each_model
+def test_two_half_passes_are_one(model: Ising, dt: float) -> None:
+    """What lets neighbouring half steps merge; and the state of a look is half a pass on."""
+    solver, shape = Sublattice(model, dt), (2, 4)
+    half, full = (matrix(solver, BLACK, kind, shape) for kind in ("opening", "full"))
+    assert np.abs(half @ half - full).max() < 1e-14
+    look = solver.probabilities("upper") - solver.probabilities("lower")
+    assert np.abs(pass_matrix(shape, BLACK, look) - half).max() < 1e-14
+
+
+@of_each_model
 @pytest.mark.parametrize("dt", STEPS)
 @pytest.mark.parametrize("shape", [(2, 4), (4, 2)])
 def test_gibbs_is_invariant_for_every_step(model: Ising, dt: float, shape: tuple[int, int]) -> None:
@@ -406,9 +229,9 @@ def test_the_split_parts_are_the_generator() -> None:
             part[every, every ^ (1 << site)] = rates[every, every ^ (1 << site)]
         part[every, every] = -part.sum(1)
         parts.append(part)
-        exact = expm(0.7 * part)
-        ours = pass_matrix((2, 4), colour, *Sublattice(HOT, 0.7).thresholds(0.7))
-        assert np.abs(exact - ours).max() < 1e-13
+        for kind, time in (("full", 0.7), ("opening", 0.35)):
+            ours = matrix(Sublattice(HOT, 0.7), colour, kind, (2, 4))
+            assert np.abs(expm(time * part) - ours).max() < 1e-13
     assert np.abs(sum(parts) - rates).max() < 1e-14
 
 
@@ -419,188 +242,12 @@ def test_strang_is_second_order_in_law(start: int, time: float) -> None:
     steps = [1.0, 0.5, 0.25, 0.125]
     errors = []
     for dt in steps:
-        power = np.linalg.matrix_power(step_matrix(Sublattice(HOT, dt), (2, 4)), round(time / dt))
-        errors.append(0.5 * np.abs(power[start] - exact).sum())
+        # As the passes go: merged between the steps, and a look at the end.
+        solver = Sublattice(HOT, dt)
+        black, white = (matrix(solver, colour, "full", (2, 4)) for colour in (BLACK, WHITE))
+        look = solver.probabilities("upper") - solver.probabilities("lower")
+        merged = np.linalg.matrix_power(white @ black, round(time / dt) - 1) @ white
+        law = matrix(solver, BLACK, "opening", (2, 4))[start] @ merged
+        errors.append(0.5 * np.abs(law @ pass_matrix((2, 4), BLACK, look) - exact).sum())
     assert fitted_slope(steps, errors) == pytest.approx(2.0, abs=0.2)
     assert 1e-3 < errors[0] < 5e-2
-
-
-START_STATES = [255, 0b00110101]
-
-
-@pytest.mark.parametrize("rows", [False, True], ids=["lanes", "rows"])
-@pytest.mark.parametrize(("dt", "steps"), [(0.5, 1), (math.inf, 1), (0.25, 3)])
-def test_kernels_have_the_law_of_the_matrix(
-    by_rows: Callable[[bool], None], rows: bool, dt: float, steps: int
-) -> None:
-    """256-state law from a fixed state, merged half steps included, one call or one a step."""
-    by_rows(rows)
-    solver, count = Sublattice(HOT, dt), 100_000
-    step = np.linalg.matrix_power(step_matrix(solver, (2, 4)), steps)
-    for start in START_STATES:
-        for calls in {1, steps}:
-            whole = np.repeat(states((2, 4))[start : start + 1], count, axis=0)
-            block = Block.periodic(whole, np.arange(count))
-            for call in range(calls):
-                each = steps // calls
-                solver.advance(block, each, seed=10 * start + calls, first_step=7 + call * each)
-            assert law_p_value(spins(block), step[start]) > P_FLOOR
-
-
-@pytest.mark.validate
-@pytest.mark.parametrize("dt", [0.25, math.inf])
-def test_kernels_have_the_law_of_the_matrix_in_millions(dt: float) -> None:
-    solver, count, each = Sublattice(HOT, dt), 10_000_000, 500_000
-    law = step_matrix(solver, (2, 4))[START_STATES[1]]
-    seen = np.zeros(256)
-    for first in range(0, count, each):
-        whole = np.repeat(states((2, 4))[START_STATES[1]][None], each, axis=0)
-        block = Block.periodic(whole, np.arange(first, first + each))
-        solver.advance(block, 1, seed=15)
-        seen += np.bincount(index(spins(block)), minlength=256)
-    assert chi_square(seen, count * law) > P_FLOOR
-
-
-@pytest.mark.parametrize("dt", [0.3, math.inf])
-def test_flip_frequencies_of_all_ten_classes(dt: float) -> None:
-    """By class (k, s), colour and parity of the row: each word of the noise, each threshold."""
-    solver = Sublattice(Ising(2.2, 0.15), dt)
-    up, attempt = solver.thresholds(dt)
-    p = np.array([float(t) for t in up]) / 2.0**63
-    chance = np.concatenate([p, float(attempt) / 2.0**63 - p])
-    side = 512
-    whole = random_states(11, 1, side, side)
-    place = (neighbour_sums(whole[0]) + 4) // 2 + 5 * (whole[0] > 0)
-    row_parity = np.arange(side)[:, None] % 2
-    colour_of = np.add.outer(np.arange(side), np.arange(side)) % 2
-    cell = (place * 2 + row_parity) * 2 + colour_of
-    tried, flipped = np.zeros(40), np.zeros(40)
-    for number in range(12):
-        for colour in (BLACK, WHITE):
-            block = Block.periodic(whole, np.arange(1))
-            run_passes(solver, block, [(number, colour, (up, attempt))], "rows", 21)
-            changed = spins(block)[0] != whole[0]
-            assert not changed[colour_of != colour].any()
-            tried += np.bincount(cell[colour_of == colour], minlength=40)
-            flipped += np.bincount(cell[changed], minlength=40)
-    assert tried.min() > 20_000
-    expected = tried * chance.repeat(4)
-    z = (flipped - expected) / np.sqrt(expected * (1 - chance.repeat(4)))
-    assert np.abs(z).max() < Z_CEILING + 0.7, z  # the largest of 40
-    assert chi_square(np.append(flipped, tried - flipped),
-                      np.append(expected, tried - expected), constraints=40) > P_FLOOR  # fmt: skip
-
-
-def test_neighbouring_flips_are_independent() -> None:
-    """Sites of one colour: pairs that share a call, the next call, the next row, two passes."""
-    side, count = 256, 30
-    block = Block.periodic(np.ones((count, side, side), np.int8), np.arange(count))
-    solver = Sublattice(Ising(3.0), math.inf)
-    flipped = []
-    for number in (0, 1):
-        block.load(np.ones((count, side, side), np.int8))
-        run_passes(solver, block, [(number, BLACK, solver.thresholds(math.inf))], "rows", 2)
-        flipped.append(spins(block) < 0)
-    black = np.add.outer(np.arange(side), np.arange(side)) % 2 == 0
-    share = 1 - float(solver.thresholds(math.inf)[0][4]) / 2.0**63
-    centred = [np.where(black, f - share, 0.0) for f in flipped]
-    pairs = {
-        "diagonal": (centred[0], np.roll(centred[0], (1, 1), (1, 2))),
-        "other diagonal": (centred[0], np.roll(centred[0], (1, -1), (1, 2))),
-        "row": (centred[0], np.roll(centred[0], 2, 2)),
-        "column": (centred[0], np.roll(centred[0], 2, 1)),
-        "pass": tuple(centred),
-        "member": (centred[0], np.roll(centred[0], 1, 0)),
-    }
-    for kind, (a, b) in pairs.items():
-        z = (a * b).sum() / (share * (1 - share) * math.sqrt(count * side * side / 2))
-        assert abs(z) < Z_CEILING, kind
-
-
-# -- the stationary law -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dt", [0.25, 1.0, math.inf])
-@pytest.mark.parametrize("model", [HOT, Ising(1.8, 0.1)], ids=str)
-def test_gibbs_stays_gibbs_on_4x4(model: Ising, dt: float) -> None:
-    """Members drawn from the exact law still have it after ten steps, and have moved."""
-    law, count = gibbs((4, 4), model.temperature, model.field), 50_000
-    whole = sample(law, (4, 4), count, np.random.default_rng(3))
-    block = Block.periodic(whole, np.arange(count))
-    Sublattice(model, dt).advance(block, 10, seed=12)
-    assert class_p_value(spins(block), law, (4, 4)) > P_FLOOR
-    assert np.mean(index(spins(block)) != index(whole)) > 0.3
-
-
-@pytest.mark.parametrize("shape", [(4, 4), (2, 6)])
-@pytest.mark.parametrize("dt", [0.5, math.inf])
-def test_every_start_ends_in_gibbs(shape: tuple[int, int], dt: float) -> None:
-    """Independent members, half all up and half all down, long after the relaxation time."""
-    law, count = gibbs(shape, 2.5, 0.1), 40_000
-    whole = np.ones((count, *shape), np.int8)
-    whole[::2] = -1
-    block = Block.periodic(whole, np.arange(count))
-    solver = Sublattice(HOT, dt)
-    solver.advance(block, round(150 / solver.time_per_step), seed=4)
-    assert class_p_value(spins(block), law, shape) > P_FLOOR
-    sites = spins(block).mean(0).reshape(-1)  # no site is special
-    spread = math.sqrt((law * states(shape).reshape(len(law), -1)[:, 0] ** 2).sum() / count)
-    assert np.abs(sites - sites.mean()).max() < 5 * spread
-
-
-def equilibrium(temperature: float, dt: float, sweeps: int, skip: int) -> Iterator[np.ndarray]:
-    """Sums (members, 2) of an ensemble of 64 x 64 lattices from all up, once every `skip`."""
-    block = Block.periodic(np.ones((96, 64, 64), np.int8), np.arange(96))
-    solver = Sublattice(Ising(temperature), dt)
-    steps = round(skip / solver.time_per_step)
-    for i in range(sweeps // skip):
-        solver.advance(block, steps, seed=33, first_step=i * steps)
-        yield observables.spin_sums(block)
-
-
-@pytest.mark.parametrize(("temperature", "dt"), [(2.0, 0.5), (2.0, math.inf), (2.5, math.inf)])
-def test_energy_and_magnetisation_of_the_infinite_lattice(temperature: float, dt: float) -> None:
-    """Onsager and Yang off criticality, where 64 sites are more than ten correlation lengths.
-
-    Errors from the spread of the members' own averages: members are independent.
-    """
-    sums = np.stack(list(equilibrium(temperature, dt, sweeps=800, skip=5))[30:]) / 64**2
-    energy = -sums[..., 1].mean(0)
-    assert energy.std(ddof=1) / math.sqrt(96) < 8e-4
-    assert abs(deviate(energy, onsager_energy(temperature))) < Z_CEILING
-    expected = onsager_magnetization(temperature) if temperature < 2.2 else 0.0
-    assert abs(deviate(sums[..., 0].mean(0), expected)) < Z_CEILING
-
-
-@pytest.mark.validate
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("temperature", [2.0, 2.5])
-@pytest.mark.parametrize("dt", [0.25, 1.0, math.inf])
-def test_onsager_to_four_digits(temperature: float, dt: float) -> None:
-    sums = np.stack(list(equilibrium(temperature, dt, sweeps=12_000, skip=5))[60:]) / 64**2
-    energy = -sums[..., 1].mean(0)
-    assert energy.std(ddof=1) / math.sqrt(96) < 2.5e-4
-    assert abs(deviate(energy, onsager_energy(temperature))) < Z_CEILING
-    expected = onsager_magnetization(temperature) if temperature < 2.2 else 0.0
-    assert abs(deviate(sums[..., 0].mean(0), expected)) < Z_CEILING
-
-
-def test_the_onsager_formulas() -> None:
-    assert onsager_energy(2.0) == pytest.approx(-1.745565, abs=5e-7)
-    assert onsager_energy(2.5) == pytest.approx(-1.106079, abs=5e-7)
-    assert onsager_magnetization(2.0) == pytest.approx(0.911319, abs=5e-7)
-
-
-def test_flips_are_counted_in_one_large_lattice() -> None:
-    """One pass at a time a flip is a changed spin; a run's count is the sum of its passes."""
-    block = Block.periodic(np.ones((1, 130, 140), np.int8), np.arange(1))
-    initial.independent(block, seed=1)
-    copy = Block.periodic(spins(block), np.arange(1))
-    solver, total = Sublattice(HOT, 0.4), 0
-    for one in solver._passes(0, 4):
-        before = spins(copy)
-        flips = run_passes(solver, copy, [one], "rows", 6)
-        assert flips[0] == np.count_nonzero(before != spins(copy))
-        total += int(flips[0])
-    assert solver.advance(block, 4, seed=6)[0] == total
-    assert np.array_equal(spins(block), spins(copy))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -338,6 +339,19 @@ def test_flips_at_the_edge_of_a_tile_are_seen_by_its_neighbours(tile: int) -> No
         assert_counts_are_those_of_the_spins(solver, block)
 
 
+def test_memory() -> None:
+    """Besides the spins, less than a third of a byte for each site."""
+    block, solver = (
+        Block.periodic(random_states(1, 1, 256, 256), np.arange(1)),
+        TiledNFold(HOT, 0.5),
+    )
+    solver.advance(block, 1, seed=0)
+    assert solver._counts is not None
+    kept = [array for array in vars(solver._counts).values() if isinstance(array, np.ndarray)]
+    assert len(kept) == 7
+    assert sum(array.nbytes for array in kept) < 256**2 / 3
+
+
 def test_members_and_origins() -> None:
     """A box does not depend on its batch; its tiles carry their numbers on the lattice."""
     whole = random_states(7, 4, 16, 16)
@@ -472,3 +486,30 @@ def test_frozen_surroundings() -> None:
     block = Block.cut(np.ones((1, 16, 16), np.int8), (0, 0), (8, 8), np.arange(1))
     with pytest.raises(InputError, match=r"^policy='frozen': .*n-fold solver"):
         TiledNFold(HOT, 0.5, 4).advance(block, 1, seed=0)
+
+
+def test_no_cuda() -> None:
+    block = Block.periodic(np.ones((1, 16, 16), np.int8), np.arange(1))
+    block.device = SimpleNamespace(is_cuda=True)  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"^device='cuda': allowed is 'cpu'.*sublattice"):
+        TiledNFold(HOT, 0.5, 4).check(block)
+
+
+def test_an_empty_batch_is_allowed() -> None:
+    block = Block.periodic(np.zeros((0, 8, 8), np.int8), np.arange(0))
+    assert TiledNFold(HOT, 0.5, 4).advance(block, 1, seed=0).shape == (0,)
+
+
+@pytest.mark.mpi
+def test_spins_that_are_none(comm: MPI.Intracomm) -> None:
+    """Fresh blocks hold zeros. The error comes on all ranks, and is no trap for later."""
+    block = Block.tile(Layout.balanced(Lattice((32, 16)), comm.size, 4), comm)
+    initial.independent(block, seed=1)
+    start, solver = spins(block), TiledNFold(HOT, 0.5, 4)
+    if comm.rank == comm.size - 1:
+        block.array[0, 3, 2] = 0
+    with pytest.raises(InputError, match=r"^spins=.*-1 or 1"):
+        solver.advance(block, 1, seed=0)
+    block.load(start)
+    solver.advance(block, 1, seed=0)
+    assert_counts_are_those_of_the_spins(solver, block)

@@ -37,21 +37,25 @@ from mpiflow.solvers.bitplanes import (
 
 
 class Region(NamedTuple):
-    """Bands of rows and words of a box, each from where to where."""
+    """Bands of rows of a box (start, stop, step) and words of them (start, stop)."""
 
-    bands: tuple[int, int]
+    bands: tuple[int, int, int]
     words: tuple[int, int]
 
     @property
+    def number_of_bands(self) -> int:
+        return len(range(*self.bands))
+
+    @property
     def empty(self) -> bool:
-        return self.bands[0] >= self.bands[1] or self.words[0] >= self.words[1]
+        return self.number_of_bands == 0 or self.words[0] >= self.words[1]
 
     def shares(self, workers: int) -> list[Region]:
         """The region cut into parts of as many bands for each worker."""
-        low, high = self.bands
-        parts = min(workers, high - low)
-        cuts = [low + (high - low) * i // parts for i in range(parts + 1)]
-        return [Region(bands, self.words) for bands in pairwise(cuts)]
+        low, high, step = self.bands
+        parts = min(workers, self.number_of_bands)
+        cuts = [low + self.number_of_bands * i // parts * step for i in range(parts)] + [high]
+        return [Region((start, stop, step), self.words) for start, stop in pairwise(cuts)]
 
 
 class Work:
@@ -73,32 +77,42 @@ class Work:
         residual: np.ndarray,
         key: np.ndarray,
     ) -> None:
-        self.block, self.kernel, self.masks = block, kernel, masks
+        self.block, self.kernel = block, kernel
         put = block.device.put
         self.arrays = (target, *block.words)
-        self.constants = tuple(put(a) for a in (block.origins, key, block.members))
-        self.residual = put(residual)
+        constants = (block.origins, key, block.members)
+        self.rest = (*map(put, constants), masks, put(residual))
         self.counts: list[Any] = []
 
-    def update(self, number: int, region: Region) -> None:
-        """One pass over a region. The halo is the caller's."""
+    def on(self, region: Region) -> Callable[[int], None]:
+        """A function that does the pass of a given number over a region. The halo is the caller's,
+        but for columns that a box wraps onto itself."""
+        counts = self._counter()  # threads must not share one
+        kernel, arrays, rest = self.kernel, self.arrays, self.rest
         if self.block.device.is_cuda:
-            (low, high), (left, right) = region
-            threads = self.block.batch * (high - low) * (right - left)
-            self.kernel.launch(threads, *self.arrays, number, *region, *self._rest())
-        else:
-            self.kernel(*self.arrays, number, 1, *region, False, *self._rest())
+            (left, right), bands = region.words, region.number_of_bands
+            threads = self.block.batch * bands * (right - left)
+
+            def launch(number: int) -> None:
+                kernel.launch(threads, *arrays, number, *region, *rest, counts)
+
+            return launch
+        columns = self.block.wraps[1]
+
+        def call(number: int) -> None:
+            kernel(*arrays, number, 1, *region, False, columns, *rest, counts)
+
+        return call
 
     def closed(self, first: int, count: int) -> None:
         """Passes over all of boxes that are closed on themselves, on the CPU."""
         ny, nx = self.block.shape
-        whole = (0, ny // BAND), (0, nx // WORD_SITES)
-        self.kernel(*self.arrays, first, count, *whole, True, *self._rest())
+        whole = (0, ny // BAND, 1), (0, nx // WORD_SITES)
+        self.kernel(*self.arrays, first, count, *whole, True, True, *self.rest, self._counter())
 
-    def _rest(self) -> tuple[Any, ...]:
-        # Threads must not share a counter.
+    def _counter(self) -> Any:
         self.counts.append(self.block.device.put(np.zeros(self.block.batch, np.int64)))
-        return *self.constants, self.masks, self.residual, self.counts[-1]
+        return self.counts[-1]
 
     def flips(self) -> np.ndarray:
         """Flips of each box so far, (B,) int64."""
@@ -205,15 +219,29 @@ def _flip(space: np.ndarray, base: Word, n: int, target: np.ndarray, at: Word) -
     return np.int64(flips)
 
 
+@kernel
+def _wrap_columns(
+    words: np.ndarray, first_row: int, width: Word, bands: tuple[int, int, int]
+) -> None:
+    """Copy the last word of each row before its first, and the first after its last."""
+    last = width - np.uint64(2)
+    for band in range(bands[0], bands[1], bands[2]):
+        for y in range(band * BAND + 1, band * BAND + BAND + 1):
+            at = np.uint64(first_row + y) * width
+            words[at] = words[at + last]
+            words[at + last + np.uint64(1)] = words[at + np.uint64(1)]
+
+
 @inlined
 def _update_packed(  # type: ignore[no-untyped-def]
-    target, black, white, first, passes, bands, words, ends, origins, key, members, masks,
-    residual, flips,
+    target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, origins, key,
+    members, masks, residual, flips,
 ):  # fmt: skip
     space = np.empty(SPACE, np.uint64)
     rows, width = black.shape[1], np.uint64(black.shape[2])
     colours = black.reshape(-1), white.reshape(-1)
     changing = target.reshape(-1), colours[1]
+    many = len(range(bands[0], bands[1], bands[2]))
     for number in range(first, first + passes):
         colour = number & 1
         step = np.uint64(number)
@@ -226,34 +254,36 @@ def _update_packed(  # type: ignore[no-untyped-def]
                 first_word = np.uint64(origin_x // WORD_SITES + start)
                 # Short rows: several bands together fill the vectors.
                 together = CHUNK // n
-                for low in range(bands[0], bands[1], together):
-                    high = min(low + together, bands[1])
-                    for band in range(low, high):
+                for low in range(0, many, together):
+                    high = min(low + together, many)
+                    for i in range(low, high):
+                        band = bands[0] + i * bands[2]
                         stream = np.uint64(origin_y // BAND + band) << np.uint64(32) | first_word
-                        _seed_streams(
-                            space, np.uint64((band - low) * n), n, key[0], key1, step, stream
-                        )
+                        base = np.uint64((i - low) * n)
+                        _seed_streams(space, base, n, key[0], key1, step, stream)
                     for row in range(BAND):
                         odd = (row + colour) & 1
-                        for band in range(low, high):
-                            base = np.uint64((band - low) * n)
-                            y = b * rows + band * BAND + row + 1
-                            at = np.uint64(y) * width + np.uint64(start + 1)
+                        for i in range(low, high):
+                            y = (bands[0] + i * bands[2]) * BAND + row
+                            at = np.uint64(b * rows + y + 1) * width + np.uint64(start + 1)
+                            base = np.uint64((i - low) * n)
                             if odd:
                                 _classes_odd(space, base, n, spins, other, at, width)
                             else:
                                 _classes_even(space, base, n, spins, other, at, width)
                         count = np.uint64(PLANES * row + 1)
                         compare_words(space, (high - low) * n, count, masks)
-                        for band in range(low, high):
-                            y = band * BAND + row
+                        for i in range(low, high):
+                            y = (bands[0] + i * bands[2]) * BAND + row
                             at = np.uint64(b * rows + y + 1) * width + np.uint64(start + 1)
-                            base = np.uint64((band - low) * n)
+                            base = np.uint64((i - low) * n)
                             site = site_counter(origin_y + y, origin_x + WORD_SITES * start + odd)
                             _settle(space, base, n, key[0], key1, step, site, residual)
                             flips[b] += _flip(space, base, n, out, at)
-        if ends:
-            close(white if colour else target, True, True)
+            if columns_wrap:
+                _wrap_columns(out, b * rows, width, bands)
+        if rows_wrap:
+            close(white if colour else target, True, False)
 
 
 @kernel
@@ -263,9 +293,10 @@ def update_packed(
     white: np.ndarray,
     first: int,
     passes: int,
-    bands: tuple[int, int],
+    bands: tuple[int, int, int],
     words: tuple[int, int],
-    ends: bool,
+    rows_wrap: bool,
+    columns_wrap: bool,
     origins: np.ndarray,
     key: np.ndarray,
     members: np.ndarray,
@@ -280,12 +311,13 @@ def update_packed(
     target : gets the flips of black sites; ``black`` itself in a step
     black, white : (B, ny + 2, words + 2) uint64, see :mod:`mpiflow.packed`
     first, passes : number of the first pass, and how many
-    bands, words : from where to where, within the box
-    ends : close each box on itself after each pass; else the halo is the caller's
+    bands, words : a :class:`Region` of the box
+    rows_wrap, columns_wrap : close each box on itself after each pass; else the halo there is
+        the caller's
     """
     _update_packed(
-        target, black, white, first, passes, bands, words, ends, origins, key, members, masks,
-        residual, flips,
+        target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, origins, key,
+        members, masks, residual, flips,
     )  # fmt: skip
 
 
@@ -295,12 +327,12 @@ def packed_with(masks: Masks) -> Any:
     seconds of compiling, which are kept on disk."""
 
     def update(  # type: ignore[no-untyped-def]
-        target, black, white, first, passes, bands, words, ends, origins, key, members, _,
-        residual, flips,
+        target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, origins, key,
+        members, _, residual, flips,
     ):  # fmt: skip
         _update_packed(
-            target, black, white, first, passes, bands, words, ends, origins, key, members,
-            masks, residual, flips,
+            target, black, white, first, passes, bands, words, rows_wrap, columns_wrap,
+            origins, key, members, masks, residual, flips,
         )  # fmt: skip
 
     return kernel(update)
@@ -330,10 +362,10 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
             """One pass; one thread for each band and word. Same bits as the CPU kernel."""
             i = cuda.grid(1)
             across = words[1] - words[0]
-            in_box = (bands[1] - bands[0]) * across
+            in_box = (bands[1] - bands[0] + bands[2] - 1) // bands[2] * across
             if i < black.shape[0] * in_box:
                 box = i // in_box
-                band = bands[0] + i % in_box // across
+                band = bands[0] + i % in_box // across * bands[2]
                 w = words[0] + i % across
                 step, colour = np.uint64(number), number & 1
                 spins, other = (white, black) if colour else (black, white)
@@ -354,29 +386,40 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
                         side = o << np.uint64(1) | other[box, y + 1, x - 1] >> np.uint64(63)
                     north, south = other[box, y, x], other[box, y + 2, x]
                     s0, s1, s2 = count_neighbours(north ^ s, south ^ s, o ^ s, side ^ s)
+                    # The simulator's rules return Python ints.
+                    s0, s1, s2 = np.uint64(s0), np.uint64(s1), np.uint64(s2)
+                    a, b, c = np.uint64(a), np.uint64(b), np.uint64(c)
                     count = np.uint64(PLANES * row + 1)
                     m = masks if constants is None else constants
                     a, b, c, below, undecided = compare(a, b, c, count, m, s0, s1, s2, s)
+                    below, undecided = np.uint64(below), np.uint64(undecided)
                     site = site_counter(origins[box, 0] + y, origins[box, 1] + WORD_SITES * w + odd)
+                    site = np.uint64(site)
                     bit = np.uint64(0)
                     while undecided:
-                        if undecided & np.uint64(1) and below_residual(
-                            key0,
-                            key1,
-                            step | RESIDUAL,
-                            site + np.uint64(2) * bit,
-                            bit,
-                            s0,
-                            s1,
-                            s2,
-                            s,
-                            residual,
-                        ):
-                            below |= np.uint64(1) << bit
+                        if undecided & np.uint64(1):
+                            # A tuple: the simulator's rules take no arrays.
+                            classes = (
+                                residual[0], residual[1], residual[2], residual[3], residual[4],
+                                residual[5], residual[6], residual[7], residual[8], residual[9],
+                            )  # fmt: skip
+                            if below_residual(
+                                key0,
+                                key1,
+                                step | RESIDUAL,
+                                site + np.uint64(2) * bit,
+                                bit,
+                                s0,
+                                s1,
+                                s2,
+                                s,
+                                classes,
+                            ):
+                                below |= np.uint64(1) << bit
                         undecided >>= np.uint64(1)
                         bit += np.uint64(1)
                     out[box, y + 1, x] ^= below
-                    flipped += popcount(below)
+                    flipped += np.uint64(popcount(below))
                 cuda.atomic.add(flips, box, np.int64(flipped))
 
         return update

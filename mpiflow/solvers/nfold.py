@@ -157,8 +157,11 @@ def _sort(
     pool: np.ndarray,
     base: np.ndarray,
     counts: np.ndarray,
-) -> None:
-    """Sort the sites into their classes, within a class in their present order."""
+) -> bool:
+    """Sort the sites into their classes, within a class in their present order.
+
+    Returns False, with the lists in disorder, if a spin is not -1 or 1.
+    """
     nx = field.shape[1] - 2 * halo
     order = np.empty(info.size, np.uint32)
     _store_order(pool, base, counts, order)
@@ -167,6 +170,8 @@ def _sort(
         site = np.int64(order[i])
         y, x = site // nx + halo, site % nx + halo
         k = field[y - 1, x] + field[y + 1, x] + field[y, x - 1] + field[y, x + 1]
+        if field[y, x] * field[y, x] != 1:
+            return False
         c = np.uint64(rate_class(field[y, x], k))
         info[site] = c << _SHIFT | counts[c]
         counts[c] += _ONE
@@ -174,6 +179,25 @@ def _sort(
     for i in range(order.size):
         word = np.uint64(info[order[i]])
         pool[base[word >> _SHIFT] + (word & _PLACE)] = order[i]
+    return True
+
+
+@kernel
+def _update(
+    fields: np.ndarray,
+    halo: int,
+    info: np.ndarray,
+    pool: np.ndarray,
+    base: np.ndarray,
+    counts: np.ndarray,
+) -> bool:
+    """Make the lists of all boxes those of their spins; False if a spin is not -1 or 1."""
+    for b in range(fields.shape[0]):
+        if _differ(fields[b], halo, info[b]) and not _sort(
+            fields[b], halo, info[b], pool[b], base[b], counts[b]
+        ):
+            return False
+    return True
 
 
 @kernel
@@ -262,8 +286,6 @@ def _run(
     inverse = np.where(rates > 0.0, 1.0 / rates, 0.0)
     waits, choices = np.empty(_AHEAD), np.empty(_AHEAD)
     for b in range(field.shape[0]):
-        if _differ(field[b], halo, info[b]):
-            _sort(field[b], halo, info[b], pool[b], base[b], counts[b])
         running = True
         while running and events[b] < most[b]:
             ahead = min(most[b] - events[b], _AHEAD)
@@ -451,6 +473,10 @@ class NFold:
         sites = math.prod(block.shape)
         if self._info.shape[1] != sites:
             self._allocate(block.batch, sites)
+        lists = self._info, self._pool, self._base, self._counts
+        if not _update(block.array, block.halo, *lists):
+            self._allocate(block.batch, 0)
+            raise InputError("spins", "another", "-1 or 1 at every site", "Set an initial state.")
         before = self.events.copy()
         _run(
             block.array,
@@ -463,10 +489,7 @@ class NFold:
             before + flips if flips is not None else np.full_like(before, _NO_LIMIT),
             self.clock,
             self.events,
-            self._info,
-            self._pool,
-            self._base,
-            self._counts,
+            *lists,
         )
         block.fill_halo()
         return self.events - before

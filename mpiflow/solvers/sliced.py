@@ -301,7 +301,9 @@ def update_sliced(
     groups : (words,) uint64, member // 64 of each word
     flips : (64 words,) int64, gets the flips of each lane
     """
-    _update_sliced(target, field, halo, parity, close, first, passes, groups, key, masks, residual)
+    _update_sliced(
+        target, field, halo, parity, close, first, passes, groups, key, masks, residual, flips
+    )
 
 
 @lru_cache(maxsize=8)
@@ -367,25 +369,34 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
                         field[y, x - 1, w] ^ s,
                         field[y, x + 1, w] ^ s,
                     )
+                    # The simulator's rules return Python ints.
+                    s0, s1, s2 = np.uint64(s0), np.uint64(s1), np.uint64(s2)
+                    a, b, c = np.uint64(a), np.uint64(b), np.uint64(c)
                     m = masks if constants is None else constants
                     a, b, c, below, undecided = compare(a, b, c, draws, m, s0, s1, s2, s)
                     draws += np.uint64(PLANES)
-                    site = site_counter(y - halo, x - halo)
+                    site = np.uint64(site_counter(y - halo, x - halo))
                     for lane in range(64):
                         bit = np.uint64(lane)
-                        if undecided >> bit & np.uint64(1) and below_residual(
-                            key[0],
-                            key[1] + (group << np.uint64(6) | bit),
-                            step | SLICED_RESIDUAL,
-                            site,
-                            bit,
-                            s0,
-                            s1,
-                            s2,
-                            s,
-                            residual,
-                        ):
-                            below |= np.uint64(1) << bit
+                        if undecided >> bit & np.uint64(1):
+                            # A tuple: the simulator's rules take no arrays.
+                            classes = (
+                                residual[0], residual[1], residual[2], residual[3], residual[4],
+                                residual[5], residual[6], residual[7], residual[8], residual[9],
+                            )  # fmt: skip
+                            if below_residual(
+                                key[0],
+                                key[1] + (group << np.uint64(6) | bit),
+                                step | SLICED_RESIDUAL,
+                                site,
+                                bit,
+                                s0,
+                                s1,
+                                s2,
+                                s,
+                                classes,
+                            ):
+                                below |= np.uint64(1) << bit
                         if below >> bit & np.uint64(1):
                             cuda.atomic.add(flips, 64 * w + lane, 1)
                     target[y, x, w] ^= below

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +46,8 @@ from mpiflow.systems.ising import Ising
 
 #: Passes of each step, black and white; the number of a pass is its noise counter.
 PASSES = 2
+#: Added to the number of an opening half pass: what goes before it may have used the number.
+OPENING = 2**59
 BLACK, WHITE = 0, 1
 #: Largest padded box of a batch that is sliced, in sites.
 SLICED_SITES = 100**2
@@ -91,14 +92,19 @@ class Sublattice:
     system : the model
     dt : time step in attempts per spin, above 0; ``math.inf`` for full sweeps
     plain : take the plain kernel for small boxes too
+    compile_in : compile the thresholds into the bit kernels; left out, once they have done
+        enough work for it to pay
     """
 
     name = "sublattice"
 
-    def __init__(self, system: Ising, dt: float, *, plain: bool = False) -> None:
+    def __init__(
+        self, system: Ising, dt: float, *, plain: bool = False, compile_in: bool | None = None
+    ) -> None:
         if not dt > 0:
             raise InputError("dt", dt, "a number above 0, or inf", "Try 0.25.")
         self.system, self.dt, self.plain = system, float(dt), plain
+        self.compile_in = compile_in
         self._updates = 0
         self._thresholds: dict[Kind, Thresholds] = {}
 
@@ -138,8 +144,8 @@ class Sublattice:
         """Advance every box by ``steps`` whole steps in place.
 
         The halo must be current and is current again afterwards. The passes are numbered
-        from ``2 first_step`` to ``2 (first_step + steps)``, both included. Collective for
-        ``exchange`` blocks.
+        from ``2 first_step`` to ``2 (first_step + steps)``, so that the next call may go on
+        from step ``first_step + steps``. Collective for ``exchange`` blocks.
 
         Returns
         -------
@@ -179,7 +185,7 @@ class Sublattice:
         if steps == 0:
             return []
         if opening and math.isfinite(self.dt):
-            return [Run("opening", number), Run("full", number + 1, count - 1)]
+            return [Run("opening", OPENING + number), Run("full", number + 1, count - 1)]
         return [Run("full", number, count)]
 
     def _look(self, step: int) -> list[Run]:
@@ -245,7 +251,8 @@ class Sublattice:
         thresholds = self._thresholds[run.kind]
         if run.kind == "full":
             self._updates += updates
-            if self._updates > COMPILE_IN_AFTER:
+            enough = self._updates > COMPILE_IN_AFTER
+            if enough if self.compile_in is None else self.compile_in:
                 return compile_in(thresholds.masks), (), thresholds.residual
         return general, thresholds.masks, thresholds.residual
 
@@ -306,9 +313,8 @@ class Sublattice:
         self, block: PackedBlock, runs: Sequence[Run], key: np.ndarray, flips: np.ndarray
     ) -> None:
         cuda, sites = block.device.is_cuda, block.batch * math.prod(block.shape)
-        workers = 1 if cuda else min(threads(), sites // SITES_PER_THREAD + 1)
+        workers = 1 if cuda else max(1, min(threads(), sites // SITES_PER_THREAD))
         inside, edges = _regions(block)
-        inside = [share for region in inside for share in region.shares(workers)]
         black = target = block.words[BLACK]
         for run in runs:
             if run.looks and target is black:
@@ -323,14 +329,16 @@ class Sublattice:
             if block.closed and workers == 1 and not cuda and not run.looks:
                 work.closed(run.first, run.passes)
             else:
+                first = [work.on(share) for region in inside for share in region.shares(workers)]
+                then = [work.on(region) for region in edges]
                 for number in range(run.first, run.first + run.passes):
                     # The other colour's edges are on their way while the inside is updated.
-                    in_threads(partial(work.update, number), inside)
+                    in_threads(first, number)
                     block.finish_exchange(1 - number % 2)
-                    for region in edges:
-                        work.update(number, region)
+                    for update in then:
+                        update(number)
                     if not run.looks:
-                        block.start_exchange(number % 2)
+                        block.start_exchange(number % 2, columns=cuda)
             flips += run.sign * work.flips()
         for colour in (BLACK, WHITE):
             block.finish_exchange(colour)
@@ -344,17 +352,16 @@ def _regions(block: PackedBlock) -> tuple[list[Region], list[Region]]:
     """What can be updated without the neighbours' edges, and what cannot."""
     (ny, nx), (wrap_y, wrap_x) = block.shape, block.wraps
     bands, words = ny // BAND, nx // WORD_SITES
+    if not wrap_y:
+        inner, outer = (1, bands - 1, 1), (0, bands, max(1, bands - 1))
+    else:
+        inner, outer = (0, bands, 1), (0, 0, 1)
     # Of words a whole vector, not to waste the rest of it.
-    top, left = 0 if wrap_y else min(1, bands), 0 if wrap_x else min(8, words)
-    bottom, right = max(top, bands - top), max(left, words - left)
-    cuts = (
-        Region((0, top), (0, words)),
-        Region((bottom, bands), (0, words)),
-        Region((top, bottom), (0, left)),
-        Region((top, bottom), (right, words)),
-    )
-    inside = Region((top, bottom), (left, right))
-    return [r for r in (inside,) if not r.empty], [r for r in cuts if not r.empty]
+    left = 0 if wrap_x else min(8, words)
+    right = max(left, words - left)
+    inside = Region(inner, (left, right))
+    edges = (Region(outer, (0, words)), Region(inner, (0, left)), Region(inner, (right, words)))
+    return [r for r in (inside,) if not r.empty], [r for r in edges if not r.empty]
 
 
 def fixed_point(probabilities: np.ndarray) -> tuple[np.uint64, ...]:

@@ -60,29 +60,37 @@ _UP = np.uint8(128)
 
 
 @kernel
-def _row_shifts(above: np.ndarray, row: np.ndarray, below: np.ndarray, shifts: np.ndarray) -> None:
-    """For each site the place of its neighbour sum in a word of counts, and a bit for its spin."""
+def _row_shifts(above: np.ndarray, row: np.ndarray, below: np.ndarray, shifts: np.ndarray) -> bool:
+    """For each site the place of its neighbour sum in a word of counts, and a bit for its spin.
+
+    Returns whether all spins are -1 or 1.
+    """
+    fine = True
     for x in range(shifts.size):
         k = above[x + 1] + below[x + 1] + row[x] + row[x + 2]
         shifts[x] = np.uint8(6 * (k + 4)) | (_UP if row[x + 1] > 0 else np.uint8(0))
+        fine &= (row[x + 1] == 1) | (row[x + 1] == -1)
+    return fine
 
 
 @kernel
 def _count_words(shifts: np.ndarray, side: int, words: np.ndarray) -> None:
     """For each tile that a row crosses: two words with the counts of its ten classes there."""
     for j in range(words.shape[0]):
+        first = np.uint64(j * side)  # unsigned: see _match
         every, ups = np.uint64(0), np.uint64(0)
-        for x in range(j * side, (j + 1) * side):
-            one = np.uint64(1) << np.uint64(shifts[x] & np.uint8(127))
+        for i in range(side):
+            shift = shifts[first + np.uint64(i)]
+            one = np.uint64(1) << np.uint64(shift & np.uint8(63))
             every += one
-            ups += one if shifts[x] >= _UP else np.uint64(0)
+            ups += one if shift >= _UP else np.uint64(0)
         words[j, 0] = every - ups
         words[j, 1] = ups
 
 
 @kernel
-def count(fields: np.ndarray, halo: int, side: int, rows: np.ndarray, totals: np.ndarray) -> None:
-    """Count the classes of all sites."""
+def count(fields: np.ndarray, halo: int, side: int, rows: np.ndarray, totals: np.ndarray) -> bool:
+    """Count the classes of all sites; False, without an end, if a spin is not -1 or 1."""
     ny, nx = fields.shape[1] - 2 * halo, fields.shape[2] - 2 * halo
     tx = nx // side
     shifts, words = np.empty(nx, np.uint8), np.empty((tx, 2), np.uint64)
@@ -90,7 +98,8 @@ def count(fields: np.ndarray, halo: int, side: int, rows: np.ndarray, totals: np
     for b in range(fields.shape[0]):
         for y in range(ny):
             window = fields[b, halo + y - 1 : halo + y + 2, halo - 1 : halo + nx + 1]
-            _row_shifts(window[0], window[1], window[2], shifts)
+            if not _row_shifts(window[0], window[1], window[2], shifts):
+                return False
             _count_words(shifts, side, words)
             for j in range(tx):
                 tile = y // side * tx + j
@@ -98,6 +107,7 @@ def count(fields: np.ndarray, halo: int, side: int, rows: np.ndarray, totals: np
                     n = words[j, c // 5] >> _BITS * np.uint64(c % 5) & _MASK
                     rows[b, tile, c, y % side] = n
                     totals[b, tile, c] += np.int64(n)
+    return True
 
 
 @kernel
@@ -135,47 +145,6 @@ def copy_halos(fields: np.ndarray, halo: int, across: np.ndarray, down: np.ndarr
 
 
 @kernel
-def _see_halo(
-    field: np.ndarray,
-    halo: int,
-    side: int,
-    across: np.ndarray,
-    down: np.ndarray,
-    old_across: np.ndarray,
-    old_down: np.ndarray,
-    rows: np.ndarray,
-    totals: np.ndarray,
-) -> None:
-    """Correct the counts at the edge of one box where the halo is not as it was."""
-    ny, nx = down.shape[1], across.shape[1]
-    for end in range(2):
-        if _differ(across[end], old_across[end]):
-            for x in range(1, nx - 1):
-                change = across[end, x] - old_across[end, x]
-                if change != 0:
-                    _shift(field, halo, side, end * (ny - 1), x, change // 2, rows, totals)
-        if _differ(down[end], old_down[end]):
-            for y in range(1, ny - 1):
-                change = down[end, y] - old_down[end, y]
-                if change != 0:
-                    _shift(field, halo, side, y, end * (nx - 1), change // 2, rows, totals)
-    for end in range(2):  # corners, with two sites of the halo each
-        for aside in range(2):
-            y, x = end * (ny - 1), aside * (nx - 1)
-            change = across[end, x] - old_across[end, x] + down[aside, y] - old_down[aside, y]
-            if change != 0:
-                _shift(field, halo, side, y, x, change // 2, rows, totals)
-
-
-@kernel
-def _differ(one: np.ndarray, other: np.ndarray) -> bool:
-    difference = np.int8(0)
-    for i in range(one.size):
-        difference |= one[i] ^ other[i]
-    return difference != 0
-
-
-@kernel
 def _see_halos(
     fields: np.ndarray,
     halo: int,
@@ -187,37 +156,60 @@ def _see_halos(
     rows: np.ndarray,
     totals: np.ndarray,
 ) -> None:
-    """The same for all boxes."""
+    """Correct the counts at the edges of boxes where the halo is not as it was."""
+    ny, nx = down.shape[2], across.shape[2]
     for b in range(fields.shape[0]):
-        _see_halo(
-            fields[b],
-            halo,
-            side,
-            across[b],
-            down[b],
-            old_across[b],
-            old_down[b],
-            rows[b],
-            totals[b],
-        )
+        box = fields[b], halo, side
+        for end in range(2):
+            if _differ(across[b, end], old_across[b, end]):
+                for x in range(1, nx - 1):
+                    change = across[b, end, x] - old_across[b, end, x]
+                    if change != 0:
+                        _shift(*box, end * (ny - 1), x, change // 2, rows[b], totals[b])
+            if _differ(down[b, end], old_down[b, end]):
+                for y in range(1, ny - 1):
+                    change = down[b, end, y] - old_down[b, end, y]
+                    if change != 0:
+                        _shift(*box, y, end * (nx - 1), change // 2, rows[b], totals[b])
+        for corner in range(4):  # with two sites of the halo each
+            end, aside = corner // 2, corner % 2
+            y, x = end * (ny - 1), aside * (nx - 1)
+            change = across[b, end, x] - old_across[b, end, x]
+            change += down[b, aside, y] - old_down[b, aside, y]
+            if change != 0:
+                _shift(*box, y, x, change // 2, rows[b], totals[b])
 
 
 @kernel
-def pack(fields: np.ndarray, halo: int, bits: np.ndarray) -> None:
-    """Spins of eight rows in each byte of (B, ceil(ny / 8), nx) uint8."""
+def _differ(one: np.ndarray, other: np.ndarray) -> bool:
+    differences = False
+    for i in range(one.size):
+        differences |= one[i] != other[i]
+    return differences
+
+
+@kernel
+def pack(fields: np.ndarray, halo: int, bits: np.ndarray) -> bool:
+    """Spins of eight rows in each byte of (B, ceil(ny / 8), nx) uint8; whether any was another."""
     ny, nx = fields.shape[1] - 2 * halo, bits.shape[2]
-    bits[:] = 0
+    row = np.empty(nx, np.uint8)
+    changed = False
     for b in range(fields.shape[0]):
-        for y in range(ny):
-            _pack_row(
-                fields[b, halo + y, halo : halo + nx], np.uint8(1 << (y % 8)), bits[b, y // 8]
-            )
+        for i in range(bits.shape[1]):
+            row[:] = 0
+            for y in range(8 * i, min(8 * i + 8, ny)):
+                bit = np.uint8(1 << (y % 8))
+                _pack_row(fields[b, halo + y, halo : halo + nx], bit, row)
+            if _differ(row, bits[b, i]):
+                changed = True
+                bits[b, i] = row
+    return changed
 
 
 @kernel
-def _pack_row(row: np.ndarray, bit: np.uint8, bits: np.ndarray) -> None:
+def _pack_row(spins: np.ndarray, bit: np.uint8, row: np.ndarray) -> None:
     for x in range(row.size):
-        bits[x] |= bit if row[x] > 0 else np.uint8(0)
+        row[x] |= bit if spins[x] > 0 else np.uint8(0)
 
 
 # -- events -----------------------------------------------------------------------------------
@@ -274,6 +266,15 @@ def _match(
         x = x0 + np.uint64(i)
         k = field[y - one, x] + field[y + one, x] + field[y, x - one] + field[y, x + one]
         match[i] = np.uint8(np.int8(k) == sums) & np.uint8(field[y, x] == spin)
+
+
+@kernel
+def _place(y: int, x: int, side: int, ti: int, tj: int, ty: int, tx: int) -> tuple[int, int]:
+    """Tile and row of a site at most one beyond tile (ti, tj); tile -1 if outside the box."""
+    ti += (y == side) - (y < 0)
+    tj += (x == side) - (x < 0)
+    inside = ti >= 0 and ti < ty and tj >= 0 and tj < tx
+    return ti * tx + tj if inside else -1, y - side * ((y == side) - (y < 0))
 
 
 @kernel
@@ -344,24 +345,9 @@ def _evolve(
             for direction in range(4):
                 dy = (direction == 1) - (direction == 0)
                 dx = (direction == 3) - (direction == 2)
-                r, t = y + dy, tile
-                # Neighbours in the halo belong to other ranks or are copies: see _see_halo.
-                if r < 0:
-                    if ti == 0:
-                        continue
-                    r, t = side - 1, tile - tx
-                elif r == side:
-                    if ti == ty - 1:
-                        continue
-                    r, t = 0, tile + tx
-                elif x + dx < 0:
-                    if tj == 0:
-                        continue
-                    t = tile - 1
-                elif x + dx == side:
-                    if tj == tx - 1:
-                        continue
-                    t = tile + 1
+                t, r = _place(y + dy, x + dx, side, ti, tj, ty, tx)
+                if t < 0:  # in the halo, of another rank or a copy: see _see_halo
+                    continue
                 v, h = i + dy, j + dx
                 k = field[v - 1, h] + field[v + 1, h] + field[v, h - 1] + field[v, h + 1]
                 new = rate_class(field[v, h], k)
@@ -419,6 +405,13 @@ class TiledNFold:
     The result is a pure function of (spins, seed, stream, member, step): the same bits on
     any number of ranks. To go on with a run bit for bit, keep the spins and the step.
 
+    The error of the window was measured after a quench from m = 0 to T = 1, as the relative
+    change of the density of domain walls at t = 20: for tiles of 64, 0.17(8) % with W = 2 and
+    none found with W <= 1 (error 0.08 %); for tiles of 8, where every site is near an edge,
+    1.40(6), 0.47(6), 0.16(6) and 0.06(6) % with W = 4, 2, 1 and 0.5.
+
+    Besides the spins it keeps 0.3 bytes a site (tiles of 64).
+
     Parameters
     ----------
     system : the model
@@ -460,7 +453,8 @@ class TiledNFold:
         (B,) int64, the number of spins flipped in each box on this rank
         """
         self.check(block)
-        counts = self._counts_of(block)
+        with block.agreed():
+            counts = self._counts_of(block)
         corners = block.origins // self.tile
         grid = tuple(side // self.tile for side in block.lattice.shape)
         rates = normal_rates(self.system)
@@ -488,16 +482,17 @@ class TiledNFold:
                 )
                 block.fill_halo()
                 counts.see_halo(block)
-        counts.remember(block)
+        pack(block.array, block.halo, counts.bits)
+        self._counts = counts
         return flips
 
     def _counts_of(self, block: Block) -> _Counts:
         """Counts of the present spins: those of the last call if nothing was changed since."""
-        if self._counts is None or not self._counts.fit(block):
-            self._counts = _Counts(block, self.tile)
-        else:
-            self._counts.see_halo(block)
-        return self._counts
+        counts, self._counts = self._counts, None  # lost if anything interrupts the call
+        if counts is None or not counts.fit(block):
+            return _Counts(block, self.tile)
+        counts.update(block)
+        return counts
 
     def check(self, block: Block) -> None:
         """Raise, on all ranks alike, if the blocks cannot be advanced by this solver."""
@@ -512,8 +507,8 @@ class TiledNFold:
                 "'exchange' or 'wrap' for the tiled n-fold solver",
                 "Use the n-fold solver for patches in frozen surroundings.",
             )
-        boxes = [(*origin, *block.shape) for origin in block.origins.tolist()]
-        if block.layout is not None:
+        boxes = [block.shape, (int(np.gcd.reduce(block.origins, axis=None)),)]
+        if block.layout is not None:  # those of all ranks
             ranks = range(block.layout.ranks)
             boxes = [(*block.layout.offset(rank), *block.layout.shape(rank)) for rank in ranks]
         # Pairs of tiles go round what is periodic; tiles lie in boxes.
@@ -551,7 +546,24 @@ class _Counts:
         self.across, self.old_across = np.empty((2, batch, 2, nx), np.int8)
         self.down, self.old_down = np.empty((2, batch, 2, ny), np.int8)
         self.bits = np.empty((batch, -(-ny // 8), nx), np.uint8)
-        count(block.array, block.halo, tile, self.rows, self.totals)
+        self._recount(block)
+        pack(block.array, block.halo, self.bits)
+
+    def fit(self, block: Block) -> bool:
+        """Whether these are the counts of boxes of this shape."""
+        batch, _, nx = self.bits.shape
+        return (batch, (self.down.shape[2], nx)) == (block.batch, block.shape)
+
+    def update(self, block: Block) -> None:
+        """Bring the counts up to date with spins that anyone may have changed."""
+        if pack(block.array, block.halo, self.bits):
+            self._recount(block)
+        else:
+            self.see_halo(block)
+
+    def _recount(self, block: Block) -> None:
+        if not count(block.array, block.halo, self.tile, self.rows, self.totals):
+            raise InputError("spins", "another", "-1 or 1 at every site", "Set an initial state.")
         copy_halos(block.array, block.halo, self.across, self.down)
 
     def see_halo(self, block: Block) -> None:
@@ -570,16 +582,3 @@ class _Counts:
             self.rows,
             self.totals,
         )
-
-    def remember(self, block: Block) -> None:
-        """Keep the spins that these are the counts of."""
-        pack(block.array, block.halo, self.bits)
-
-    def fit(self, block: Block) -> bool:
-        """Whether the inner sites are those that were counted."""
-        batch, _, nx = self.bits.shape
-        if (batch, (self.down.shape[2], nx)) != (block.batch, block.shape):
-            return False
-        bits = np.empty_like(self.bits)
-        pack(block.array, block.halo, bits)
-        return np.array_equal(bits, self.bits)

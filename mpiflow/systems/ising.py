@@ -17,12 +17,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ellipk
 
 from mpiflow.device import rule
 from mpiflow.errors import InputError
 
 #: The values that the sum of the four neighbours can take.
 NEIGHBOUR_SUMS = np.array([-4, -2, 0, 2, 4])
+#: Critical temperature of the infinite square lattice, J = 1: sinh(2 / T) = 1.
+CRITICAL_TEMPERATURE = 2.0 / np.log(1.0 + np.sqrt(2.0))
 #: Number of rate classes: a neighbour sum and a spin.
 CLASSES = 10
 
@@ -117,3 +120,14 @@ def _logistic(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)) without overflow."""
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+def onsager_energy(temperature: float) -> float:
+    r"""Equilibrium energy per site of the infinite lattice, J = 1, h = 0 [Onsager, 1944].
+
+    .. math:: e = -\coth(2\beta) \left[ 1 + \tfrac{2}{\pi} (2 \tanh^2 2\beta - 1) K(k) \right],
+              \qquad k = 2 \sinh(2\beta) / \cosh^2(2\beta) .
+    """
+    x = 2.0 / temperature
+    tanh, k = np.tanh(x), 2.0 * np.sinh(x) / np.cosh(x) ** 2
+    return float(-(1.0 + 2.0 / np.pi * (2.0 * tanh**2 - 1.0) * ellipk(k**2)) / tanh)
