@@ -1,5 +1,5 @@
 # make help lists the targets. Everything runs from .venv, which jobs/setup.sh makes and keeps current.
-.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate bench lint format clean distclean
+.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu mutants bench lint format clean distclean
 .DEFAULT_GOAL := help
 # In order, also under make -j: the parts share two cores.
 .NOTPARALLEL:
@@ -43,8 +43,20 @@ test-mpi-2 test-mpi-4: test-mpi-%: setup ## the tests marked mpi on 2 (4) ranks
 	$(ONE_THREAD) timeout -k 10 900 $(MPIRUN) -n $* $(PYTEST) -q -m mpi --color=no -p no:cacheprovider \
 	|| { tail -v -n 30 test-logs/*.log; exit 1; }
 
+test-ptx: setup ## every CUDA kernel compiled and assembled for an H100/H200, without one
+	@jobs/cuda.sh
+	.venv-cuda/bin/python tests/ptx.py
+
+test-gpu: setup ## kernels on the GPU of this machine: same bits as the CPU
+	@jobs/cuda.sh
+	timeout -k 10 1800 .venv-cuda/bin/python -m pytest -q -m kernel
+	.venv-cuda/bin/python -c "from mpiflow.cli import main; main()" bench ising --device cuda
+
 test-validate: setup ## long physics tests, one rank
 	$(PYTEST) --validate -m validate --timeout 7200
+
+mutants: setup ## plant errors in copies of the package; named tests must catch each
+	$(ONE_THREAD) timeout -k 10 1800 $(PY) tests/mutants.py
 
 bench: setup ## measure speed on one rank, and messages on two; table in results/bench.txt
 	@mkdir -p results && rm -f results/bench.txt
@@ -67,4 +79,4 @@ clean: ## remove results and caches, keep .venv
 	find mpiflow drivers tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
-	rm -rf .venv .setup.lock
+	rm -rf .venv .venv-cuda .setup.lock

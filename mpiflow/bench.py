@@ -26,6 +26,7 @@ from mpiflow.packed import BAND, WORD_SITES, PackedBlock
 from mpiflow.scaleup import partial_evolution
 from mpiflow.solvers.nfold import NFold
 from mpiflow.solvers.sublattice import Sublattice
+from mpiflow.solvers.tiled import TiledNFold
 from mpiflow.systems.ising import Ising
 
 Row = dict[str, Any]
@@ -248,8 +249,11 @@ def _timed(function: Callable[..., None], total: list[float]) -> Callable[..., N
 
 
 def _ising_exact(meter: Meter, device: str, small: bool) -> None:
-    """Events of the n-fold way per microsecond, one critical lattice on each rank."""
-    for side in (8,) if small else (64, 256):
+    """Events of the n-fold way per microsecond, a lattice of its own on each rank.
+
+    The tiled solver in windows of one unit of time, at Tc and in a cold lattice that coarsens.
+    """
+    for side in (8,) if small else (64, 256, 1024):
         block = Block.periodic(np.ones((1, side, side), np.int8), np.array([meter.comm.rank]))
         initial.independent(block, seed=1)
         solver = NFold(Ising(temperature=2.269))
@@ -261,6 +265,21 @@ def _ising_exact(meter: Meter, device: str, small: bool) -> None:
             return events
 
         meter.rate(f"{side}^2, T=2.269", "events/us", 1e-6, work)
+    side, warm = (8, 1) if small else (2048, 20)
+    for temperature in (2.269, 1.0):
+        block = Block.periodic(np.ones((1, side, side), np.int8), np.array([meter.comm.rank]))
+        initial.independent(block, seed=1)
+        tiled = TiledNFold(Ising(temperature), window=1.0, tile=4 if small else 64)
+        step = warm
+        tiled.advance(block, warm, seed=1)
+
+        def windows(rounds: int, block: Block = block, tiled: TiledNFold = tiled) -> int:
+            nonlocal step
+            flips = int(tiled.advance(block, rounds, seed=1, first_step=step).sum())
+            step += rounds
+            return max(1, flips)
+
+        meter.rate(f"tiled, {side}^2, T={temperature}", "events/us", 1e-6, windows)
 
 
 def _halo(meter: Meter, device: str, small: bool) -> None:

@@ -177,6 +177,11 @@ class Boxes:
         return out
 
 
+def cartesian(layout: Layout, comm: MPI.Intracomm) -> MPI.Cartcomm:
+    """A communicator that knows each rank's neighbours on the periodic lattice. Collective."""
+    return comm.Create_cart(layout.ranks_grid, [True] * layout.lattice.ndim, reorder=False)
+
+
 @dataclass
 class Block(Boxes):
     """A batch of equal boxes with halos.
@@ -238,7 +243,7 @@ class Block(Boxes):
         Collective over ``comm``, whose size must be ``layout.ranks``.
         """
         device = device or Device()
-        cart = comm.Create_cart(layout.ranks_grid, [True] * layout.lattice.ndim, reorder=False)
+        cart = cartesian(layout, comm)
         shape = layout.shape(cart.rank)
         padded = tuple(n + 2 * halo for n in shape)
         return cls(

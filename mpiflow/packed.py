@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow.block import Boxes, HaloPolicy, Messages
+from mpiflow.block import Boxes, HaloPolicy, Messages, cartesian
 from mpiflow.device import CudaKernel, Device, kernel, rule
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape
-from mpiflow.noise import Word
+from mpiflow.noise import MAX_MEMBER, Word
 
 #: Sites in a word along x; boxes are cut in multiples of it.
 WORD_SITES = 128
@@ -57,12 +57,9 @@ class PackedBlock(Boxes):
     cart: MPI.Cartcomm | None = None
 
     def __post_init__(self) -> None:
-        if np.any(self.origins % (BAND, WORD_SITES)) or not fits(Lattice(self.shape)):
+        if np.any(self.members >= MAX_MEMBER):  # it would draw another stream's noise
             raise InputError(
-                "tile",
-                tuple(self.shape),
-                f"tiles at multiples of {BAND} rows and {WORD_SITES} columns",
-                "Use fewer ranks, ranks_grid with fewer columns, or kernel 'plain'.",
+                "members", int(self.members.max()), f"below {MAX_MEMBER}", "Number them from 0."
             )
         self._exchanges: tuple[_Edges, _Edges] | None = None
 
@@ -71,7 +68,8 @@ class PackedBlock(Boxes):
         cls, layout: Layout, comm: MPI.Intracomm, *, device: Device | None = None, member: int = 0
     ) -> PackedBlock:
         """This rank's tile of one distributed lattice, all spins down. Collective."""
-        cart = comm.Create_cart(layout.ranks_grid, [True] * layout.lattice.ndim, reorder=False)
+        _require_words(layout.lattice, [layout.offset(rank) for rank in range(layout.ranks)])
+        cart = cartesian(layout, comm)
         block = cls(
             lattice=layout.lattice,
             words=_empty(1, layout.shape(cart.rank), device),
@@ -92,6 +90,7 @@ class PackedBlock(Boxes):
         cls, lattice: Lattice, members: np.ndarray, *, device: Device | None = None
     ) -> PackedBlock:
         """Whole lattices, one for each member, each periodic, all spins down."""
+        _require_words(lattice)
         return cls(
             lattice=lattice,
             words=_empty(len(members), lattice.shape, device),
@@ -198,6 +197,17 @@ class PackedBlock(Boxes):
             self.start_exchange(colour)
         for colour in (0, 1):
             self.finish_exchange(colour)
+
+
+def _require_words(lattice: Lattice, corners: Sequence[Shape] = ()) -> None:
+    """Raise, on all ranks alike, if a tile would begin or end within a word or a band."""
+    if not fits(lattice) or np.any(np.array(corners, int).reshape(-1, 2) % (BAND, WORD_SITES)):
+        raise InputError(
+            "tile",
+            corners[-1] if fits(lattice) else lattice.shape,
+            f"tiles at multiples of {BAND} rows and {WORD_SITES} columns",
+            "Use fewer ranks, ranks_grid with fewer columns, or kernel 'plain'.",
+        )
 
 
 def _empty(batch: int, shape: Shape, device: Device | None) -> tuple[Any, Any]:

@@ -30,7 +30,7 @@ def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]):
     words = " ".join(text.split())
     for name, field in IsingConfig.options().items():
         assert " ".join(field.description.split()) in words, name
-    assert "[default: 0.25]" in words
+    assert "[default: 0.25, tiled-nfold 1]" in words
     assert words.count("[required]") == 4
 
 

@@ -27,6 +27,7 @@ LAYERS = {
     "config": 2,
     "noise": 2,
     "block": 3,
+    "packed": 4,
     "systems": 4,
     "observables": 5,
     "initial": 5,
@@ -61,7 +62,7 @@ COMMUNICATES = {
     "simulation": frozenset({"gather", "Split_type", "Free"}),
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
-TAKES_A_COMMUNICATOR = {"cli", "initial", "learn.dataset", "learn.model"}
+TAKES_A_COMMUNICATOR = {"packed", "cli", "initial", "learn.dataset", "learn.model"}
 COMMUNICATORS = {"comm", "cart", "world", "comm_world", "comm_self", "node", "prequest", "request"}
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
@@ -161,7 +162,8 @@ def test_only_blocks_and_files_communicate(path: Path) -> None:
 def test_rules_of_a_system_are_physics_only(path: Path) -> None:
     if name_of(path).startswith("systems."):
         outside = {n.split(".")[0] for n in imports(path)} - {"mpiflow"}
-        assert outside <= {"__future__", "dataclasses", "math", "numpy", "typing", "collections"}
+        allowed = {"__future__", "dataclasses", "math", "numpy", "scipy", "typing", "collections"}
+        assert outside <= allowed
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ the right frequencies, independent noise, and the exact law."""
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from mpi4py import MPI
 from scipy.stats import chi2, t
 
 from mpiflow import device, initial, noise
+from mpiflow.block import Block
 from mpiflow.device import Device
 from mpiflow.lattice import Lattice, Layout, factorisations
 from mpiflow.packed import PackedBlock
@@ -339,7 +341,7 @@ def test_same_bits_on_cuda(
 
 def groups_of_ranks(comm: MPI.Intracomm) -> Iterator[MPI.Intracomm]:
     """Communicators of the first ranks, for those that are in them."""
-    for ranks in (1, 2, 4) if comm.size <= 4 else (3, 6, 8):
+    for ranks in (1, 2, 3, 4, 6, 8):
         if ranks <= comm.size:
             some = comm.Split(0 if comm.rank < ranks else MPI.UNDEFINED)
             if some != MPI.COMM_NULL:
@@ -387,13 +389,36 @@ def test_ensembles_do_not_depend_on_the_ranks(comm: MPI.Intracomm, members: int)
             assert np.array_equal(values, b.scalars()[name][mine])
 
 
+MORE_RANKS = """
+import numpy as np
+from mpi4py import MPI
+from mpiflow import Ising, Simulation, initial
+from mpiflow.lattice import factorisations
+
+def run(comm, grid):
+    sim = Simulation(Ising(2.5, 0.1), (96, 1024), seed=3, comm=comm, ranks_grid=grid)
+    sim.set_spins(initial.independent)
+    frames = list(sim.frames(0.75, 0.25))
+    return sim.gather(), [list(map(int, frame.flips)) + list(frame.energy) for frame in frames]
+
+expected, frames = run(MPI.COMM_SELF, (1, 1))
+for ranks in (3, 6, 8):
+    some = MPI.COMM_WORLD.Split(0 if MPI.COMM_WORLD.rank < ranks else MPI.UNDEFINED)
+    if some != MPI.COMM_NULL:
+        for grid in factorisations(ranks, 2):
+            whole, others = run(some, grid)
+            if whole is not None:
+                print(ranks, grid, np.array_equal(whole, expected) and others == frames)
+"""
+
+
 def test_three_six_and_eight_ranks(mpirun: Mpirun) -> None:
-    """The test above with more ranks than this machine may have cores."""
-    suite = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    name = f"{__file__}::test_same_bits_on_any_number_of_ranks[(96, 1024)-0.25]"
-    done = mpirun(8, *suite, name, check=False)
+    """With more ranks than this machine may have cores, in every grid."""
+    done = mpirun(8, "python", "-c", MORE_RANKS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 + 4 + 4
+    assert all(line.endswith(" True") for line in lines), lines
 
 
 @pytest.mark.mpi
@@ -544,12 +569,17 @@ def test_half_and_whole_pass_have_the_law_of_two_half_steps() -> None:
 # -- independence ----------------------------------------------------------------------------------
 
 
-def flips_from_all_up(number: int, members: np.ndarray, seed: int = 5) -> np.ndarray:
+def flips_from_all_up(
+    number: int, members: np.ndarray, seed: int = 5, kernel: str = "packed"
+) -> np.ndarray:
     """Centred flips, of variance 1, of one pass over up spins; 0 on the other colour."""
-    model, side = Ising(6.0), 512
+    solver, side = Sublattice(Ising(6.0), math.inf, plain=kernel == "plain"), 512
+    if kernel == "sliced":
+        side = 64
     before = np.ones((len(members), side, side), np.int8)
-    block = filled(before, members)
-    Sublattice(model, math.inf)._apply(block, [Run("full", number)], seed, "sublattice")
+    block = filled(before, members) if kernel == "packed" else Block.periodic(before, members)
+    assert solver.kernel_for(block) == kernel
+    solver._apply(block, [Run("full", number)], seed, "sublattice")
     p = 1 / (1 + math.exp(8 / 6.0))
     centred = ((block.spins() < 0) - p) / math.sqrt(p * (1 - p))
     return np.where(colours((side, side)) == number % 2, centred, 0.0)
@@ -571,25 +601,35 @@ def assert_uncorrelated(a: np.ndarray, b: np.ndarray, odd: bool, itself: bool = 
     assert abs((z**2).mean() - 1) < Z_CEILING * spread
 
 
-def test_flips_are_independent_in_space() -> None:
-    """All distances on 512 x 512: neighbouring bits, words, rows, bands and everything else."""
+EVERY_KERNEL = pytest.mark.parametrize(
+    ("kernel", "members"), [("packed", 4), ("sliced", 128), ("plain", 4)]
+)
+
+
+@EVERY_KERNEL
+def test_flips_are_independent_in_space(kernel: str, members: int) -> None:
+    """All distances: neighbouring bits, words, rows, bands and everything else."""
     for number in (0, 1, 2):
-        flips = flips_from_all_up(number, np.arange(4))
+        flips = flips_from_all_up(number, np.arange(members), kernel=kernel)
         assert_uncorrelated(flips, flips, odd=False, itself=True)
 
 
-def test_flips_are_independent_in_time() -> None:
+@EVERY_KERNEL
+def test_flips_are_independent_in_time(kernel: str, members: int) -> None:
     """Both colours and several passes."""
-    first = flips_from_all_up(0, np.arange(4))
-    for number in (1, 2, 3, 4, 2**20):
-        assert_uncorrelated(first, flips_from_all_up(number, np.arange(4)), odd=number % 2 == 1)
+    first = flips_from_all_up(0, np.arange(members), kernel=kernel)
+    for number in (1, 2, 3, 4, 2**20, 2**59):
+        other = flips_from_all_up(number, np.arange(members), kernel=kernel)
+        assert_uncorrelated(first, other, odd=number % 2 == 1)
 
 
-def test_flips_are_independent_between_members_and_seeds() -> None:
-    members = 2 * np.arange(4)
-    first = flips_from_all_up(0, members)
-    for others, seed in ((members + 1, 5), (members + 64, 5), (members, 6)):
-        assert_uncorrelated(first, flips_from_all_up(0, others, seed), odd=False)
+@EVERY_KERNEL
+def test_flips_are_independent_between_members_and_seeds(kernel: str, members: int) -> None:
+    some = 2 * np.arange(members)
+    first = flips_from_all_up(0, some, kernel=kernel)
+    for others, seed in ((some + 1, 5), (some + 4096, 5), (some, 6)):
+        other = flips_from_all_up(0, others, seed, kernel)
+        assert_uncorrelated(first, other, odd=False)
 
 
 def stream_words(seed: int, member: int, number: int, bands: int, across: int) -> np.ndarray:
@@ -691,7 +731,7 @@ def mean_p_value(values: np.ndarray, expected: float) -> float:
 
 def assert_onsager(temperature: float, dt: float, sweeps: int, error: float) -> None:
     energy, magnetization = member_means(
-        Ising(temperature), (256, 256), dt, members=12, sweeps=(sweeps // 4, sweeps), every=4
+        Ising(temperature), (256, 256), dt, members=12, sweeps=(400, sweeps), every=4
     )
     assert energy.std(ddof=1) / math.sqrt(12) < error
     assert mean_p_value(energy, onsager_energy(temperature)) > P_FLOOR
@@ -716,7 +756,7 @@ def test_onsager_to_five_digits(temperature: float, dt: float) -> None:
 
 def test_critical_energy_of_a_finite_lattice() -> None:
     """Kaufman's, of 16 x 128 sites, where the critical state is soon forgotten."""
-    energy, _ = member_means(Ising(CRITICAL), (16, 128), math.inf, 48, (1000, 8000), 5)
+    energy, _ = member_means(Ising(CRITICAL), (16, 128), math.inf, 48, (4000, 8000), 5)
     assert energy.std(ddof=1) / math.sqrt(48) < 1.2e-3
     assert mean_p_value(energy, kaufman_energy((16, 128), CRITICAL)) > P_FLOOR
 
@@ -750,8 +790,11 @@ def test_three_planes_have_the_same_law(tmp_path: Path) -> None:
             f"{__file__}::test_steps_equal_the_plain_reference[8x128-0.25]",
             f"{__file__}::test_flip_frequencies_of_all_ten_classes",
             f"{__file__}::test_half_and_whole_pass_have_the_law_of_two_half_steps",
-            f"{__file__}::test_flips_are_independent_in_space",
-            f"{here}/test_simulation.py::test_every_kernel_has_the_exact_law",
+            f"{__file__}::test_flips_are_independent_in_space[packed-4]",
+            f"{__file__}::test_flips_are_independent_in_time[sliced-128]",
+            f"{here}/test_simulation.py::test_every_kernel_has_the_exact_law[field-0.25-packed]",
+            f"{here}/test_simulation.py::test_every_kernel_has_the_exact_law[no field-inf-packed]",
+            f"{here}/test_simulation.py::test_every_kernel_has_the_exact_law[field-inf-sliced]",
         ],
         environment={"PLANES_OF_THIS_PACKAGE": "3"},
     )
@@ -759,6 +802,4 @@ def test_three_planes_have_the_same_law(tmp_path: Path) -> None:
 
 
 def test_planes_of_this_package() -> None:
-    import os
-
     assert int(os.environ.get("PLANES_OF_THIS_PACKAGE", "12")) == PLANES

@@ -103,7 +103,7 @@ def test_attributes_tell_how_to_run_it_again(comm: MPI.Intracomm, shared_tmp: Pa
 
 @pytest.mark.mpi
 def test_an_ensemble_has_a_member_dimension(comm: MPI.Intracomm, shared_tmp: Path):
-    simulate(config(shared_tmp / "all.h5", members=3), comm)
+    simulate(config(shared_tmp / "all.h5", members=3, kernel="plain"), comm)
     single = contents(shared_tmp / "all.h5")
     assert single["spin"].shape == (4, 3, 24, 16)
     assert single["magnetization"].shape == (4, 3)

@@ -72,7 +72,9 @@ def gibbs_p_value(states: np.ndarray, kinds: np.ndarray, law: np.ndarray) -> flo
     return float(stats.chisquare(observed, np.append(expected[~rare], expected[rare].sum())).pvalue)
 
 
-@pytest.mark.parametrize("how", [{"duration": 0.5}, {"duration": None, "flips": 3}])
+@pytest.mark.parametrize(
+    "how", [{"duration": 0.5}, {"duration": 2.0, "dt": 2.0}, {"duration": None, "flips": 3}]
+)
 def test_frozen_windows_leave_the_gibbs_measure_invariant(how: dict[str, float]) -> None:
     states, kinds, law = gibbs_samples(40_000, 1)
     scaleup.local_relax(states, np.arange(len(states)), SYSTEM, seed=3, window=2, stride=1, **how)
@@ -138,25 +140,92 @@ def test_local_relax_refuses(options: dict[str, float], name: str) -> None:
 # -- partial_evolution -----------------------------------------------------------------
 
 
+def corners(patches: scaleup.Patches, patch: int, across: int) -> np.ndarray:
+    """Upper left sites (B, 2) of the patches, `across` of which lie side by side."""
+    return patch * np.stack(np.divmod(patches.index, across), axis=1)
+
+
 def test_wide_margin_equals_the_full_run() -> None:
-    """Five passes reach five sites: a patch with that margin cannot tell the difference."""
-    states, members = lattices(32, 32, seed=5), np.arange(32)
+    """Five passes reach four sites: a patch with that margin cannot tell the difference.
+
+    Patches of an odd side have both colourings, so that the noise is that of their sites.
+    """
+    states, members = lattices(32, 30, seed=5), np.arange(32)
     patches = scaleup.partial_evolution(
-        states, members, SYSTEM, 8, seed=9, buffer=6, duration=0.5, dt=0.25
+        states, members, SYSTEM, 5, seed=9, buffer=4, duration=0.5, dt=0.25
     )
     block = Block.periodic(states, members)
+    Sublattice(SYSTEM, 0.25, plain=True).advance(block, 2, seed=9, stream="partial")
+    full = block.spins()
+    for b, (y, x) in enumerate(corners(patches, 5, 6)):
+        assert np.array_equal(patches.after[b, 1:-1, 1:-1], full[b, y : y + 5, x : x + 5])
+    assert len(np.unique(corners(patches, 5, 6).sum(1) % 2)) == 2
+
+
+@pytest.mark.parametrize(("buffer", "exact"), [(2, True), (0, False)])
+def test_wide_margin_has_the_law_of_the_full_run(buffer: int, exact: bool) -> None:
+    """Of patches of an even side: means of all sites and of pairs, at the same start.
+
+    A margin of two sites is enough for the three passes of a step, none is not.
+    """
+    count, dt = 60_000, 2.0
+    states = np.repeat(lattices(1, 16, seed=3), count, axis=0)
+    members = np.arange(count)
+    patches = scaleup.partial_evolution(
+        states, members, SYSTEM, 8, seed=9, buffer=buffer, duration=dt, dt=dt
+    )
+    block = Block.periodic(states, members)
+    Sublattice(SYSTEM, dt).advance(block, 1, seed=10)
+    squares, terms = 0.0, 0
+    for number in range(4):
+        y, x = 8 * (number // 2), 8 * (number % 2)
+        ours = patches.after[patches.index == number, 1:-1, 1:-1]
+        full = block.spins()[:, y : y + 8, x : x + 8]
+        for a, b in ((ours, full), (ours[:, 1:] * ours[:, :-1], full[:, 1:] * full[:, :-1])):
+            difference = a.mean(0) - b.mean(0)
+            variance = a.var(0) / len(a) + b.var(0) / len(b)
+            squares, terms = squares + (difference**2 / variance).sum(), terms + variance.size
+    if exact:
+        # Neighbouring pairs are correlated a little, so that the sum spreads more.
+        assert abs(squares - terms) < 6 * np.sqrt(2 * terms)
+    else:
+        assert squares > 2 * terms
+
+
+@pytest.mark.parametrize("halo", ["frozen", "wrap"])
+def test_a_patch_is_its_own_block(halo: str) -> None:
+    """Of an even side: what the solver does to the boxes cut there, each a member."""
+    states, members = lattices(300, 24, seed=6), 7 * np.arange(300)
+    buffer = 3 if halo == "frozen" else 0
+    patches = scaleup.partial_evolution(
+        states, members, SYSTEM, 8, seed=9, buffer=buffer, halo=halo, duration=0.5
+    )
+    corner, side = corners(patches, 8, 3), 8 + 2 * buffer
+    block = Block.cut(states, corner - buffer, (side, side), members, policy=halo)
     Sublattice(SYSTEM, 0.25).advance(block, 2, seed=9, stream="partial")
-    full = block.inner()
-    for b, index in enumerate(patches.index):
-        y, x = 8 * (index // 4), 8 * (index % 4)
-        assert np.array_equal(patches.after[b, 1:-1, 1:-1], full[b, y : y + 8, x : x + 8])
+    inner = block.spins()[:, buffer : buffer + 8, buffer : buffer + 8]
+    assert np.array_equal(patches.after[:, 1:-1, 1:-1], inner)
+    assert np.all(patches.elapsed == 0.5)
+
+
+@pytest.mark.parametrize("patch", [8, 5])
+def test_a_patch_does_not_depend_on_the_others(patch: int) -> None:
+    """However members are dealt to ranks, of either kernel."""
+    states, members = lattices(200, 40, seed=6), np.arange(1000, 1200)
+    options = {"seed": 9, "buffer": 1, "duration": 0.5}
+    whole = scaleup.partial_evolution(states, members, SYSTEM, patch, **options)
+    for share in (slice(0, 7), slice(150, 200), slice(None, None, -3)):
+        part = scaleup.partial_evolution(states[share], members[share], SYSTEM, patch, **options)
+        for name in ("before", "after", "index", "elapsed"):
+            assert np.array_equal(getattr(part, name), getattr(whole, name)[share])
 
 
 def test_narrow_margin_does_not() -> None:
-    states, members = lattices(64, 32, seed=5), np.arange(64)
+    """With the noise of the sites: a margin too narrow for the passes is seen."""
+    states, members = lattices(400, 30, seed=5), np.arange(400)
     run = [
-        scaleup.partial_evolution(states, members, SYSTEM, 8, seed=9, buffer=b, duration=0.5)
-        for b in (0, 6)
+        scaleup.partial_evolution(states, members, SYSTEM, 5, seed=9, buffer=b, duration=0.5)
+        for b in (0, 4)
     ]
     assert not np.array_equal(run[0].after, run[1].after)
 

@@ -322,6 +322,11 @@ def test_thresholds_compiled_in_give_the_same_bits(
     assert np.array_equal(advance(block, dt, steps, system), flips)
     assert np.array_equal(block.host(), general.host())
     assert len(calls) == 1
+    for choice in (False, True):
+        block = Block.periodic(states, members, device=Device(path))
+        Sublattice(system, dt, compile_in=choice).advance(block, steps, seed=3)
+        assert np.array_equal(block.host(), general.host())
+        assert len(calls) == 1 + choice
 
 
 @on_each_path

@@ -103,6 +103,8 @@ def test_integer_thresholds_are_the_chances(model: Ising, dt: float, kind: Kind)
         together = (normal_form(thresholds, c % 5, c // 5) << 64) + int(thresholds.residual[c])
         assert together == min(math.floor(Fraction(chances[c]) * 2**76), 2**76 - 1)
         assert abs(int(plain[c]) - Fraction(chances[c]) * 2**63) <= Fraction(1, 2)
+    # Without a field the spin does not matter, and its terms cost nothing.
+    assert any(any(masks[5:]) for masks in thresholds.masks) == (model.field != 0)
 
 
 def normal_form(thresholds: Thresholds, opposite: int, up: int) -> int:

@@ -105,12 +105,18 @@ def test_no_steps_change_nothing(kernel: str) -> None:
 # -- the law of steps ---------------------------------------------------------------------------
 
 
+def chances(system: Ising, time: float) -> np.ndarray:
+    """Chance to flip within a time of the ten classes, from the definitions, (10,)."""
+    spin, opposite = np.repeat([-1, 1], 5), np.tile(np.arange(5), 2)
+    rise = 2 * (system.coupling * (4 - 2 * opposite) + spin * system.field)
+    return -np.expm1(-time) / (1 + np.exp(rise / system.temperature))
+
+
 def half_and_white(solver: Sublattice) -> tuple[np.ndarray, np.ndarray]:
     """exp(dt/2 L_b) and exp(dt L_w) of a 2 x 4 torus; of a sweep the whole black pass."""
-    half = solver.probabilities("opening" if math.isfinite(solver.dt) else "full")
     return (
-        pass_matrix((2, 4), BLACK, half),
-        pass_matrix((2, 4), WHITE, solver.probabilities("full")),
+        pass_matrix((2, 4), BLACK, chances(solver.system, solver.dt / 2)),
+        pass_matrix((2, 4), WHITE, chances(solver.system, solver.dt)),
     )
 
 
@@ -198,10 +204,9 @@ def test_flip_frequencies_of_all_ten_classes(kernel: str, dt: float) -> None:
         block = periodic(kernel, whole)
         if what:
             solver._apply(block, [Run(what, number)], 21, "sublattice")
-            chance = solver.probabilities(what)[kind]
         else:
             solver.look(block, number // 2, seed=21)
-            chance = solver.probabilities("opening")[kind]
+        chance = chances(solver.system, dt if what == "full" else dt / 2)[kind]
         tried, flipped = colour_of == number % 2, block.spins() != whole
         assert not flipped[~tried].any()
         for name, cell in cells.items():
@@ -213,7 +218,7 @@ def test_flip_frequencies_of_all_ten_classes(kernel: str, dt: float) -> None:
             np.bincount(kind[tried], more, minlength=10),
             np.bincount(kind[tried], variance, minlength=10),
         ]
-    assert (spread["class"] > 80).all()
+    assert spread["class"].min() > 20
     for name, values in excess.items():
         squares = values**2 / spread[name]
         assert chi2.sf(squares.sum(), len(squares)) > P_FLOOR, name
@@ -225,7 +230,6 @@ def test_flips_are_independent(kernel: str) -> None:
     """Neighbours in the lattice, members, groups of lanes, passes, and half and whole passes."""
     solver = solver_of(kernel, math.inf, Ising(3.0))
     shape = (30, 256, 256) if kernel == "plain" else (64 * 30, 32, 32)
-    share = solver.probabilities("full")[5]
     half = Sublattice(Ising(3.0), 0.8, plain=kernel == "plain")
     black = np.indices(shape[1:]).sum(0) % 2 == 0
     block = periodic(kernel, np.ones(shape, np.int8))
@@ -233,7 +237,7 @@ def test_flips_are_independent(kernel: str) -> None:
     def centred(solver: Sublattice, runs: list[Run]) -> np.ndarray:
         block.load(np.ones(shape, np.int8))
         solver._apply(block, runs, 2, "sublattice")
-        p = solver.probabilities("full" if runs[0].kind == "full" else "opening")[5]
+        p = chances(solver.system, solver.dt if runs[0].kind == "full" else solver.dt / 2)[5]
         tried = black if runs[0].first % 2 == 0 else ~black
         return np.where(tried, (block.spins() < 0) - p, 0.0) / math.sqrt(p * (1 - p))
 
@@ -258,7 +262,6 @@ def test_flips_are_independent(kernel: str) -> None:
         pairs["group"] = (first, np.roll(first, 64, 0))
         pairs["next pass of the group"] = (third, np.roll(first, 64, 0))
         pairs["half a word"] = (first, np.roll(first, 32, 0))
-    assert share == pytest.approx(0.0650, abs=1e-4)
     for kind, (a, b) in pairs.items():
         z = (a * b).sum() / math.sqrt(math.prod(shape) / 2)
         assert abs(z) < Z_CEILING, kind

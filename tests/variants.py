@@ -56,7 +56,7 @@ def run(
         f"assert Path(mpiflow.__file__).is_relative_to({str(variant)!r}), mpiflow.__file__; "
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    options = ["-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
     command = [sys.executable, "-c", start, *options, *arguments]
     if ranks > 1:
         command = ["mpirun", "-n", str(ranks), *command]
