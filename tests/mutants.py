@@ -82,8 +82,8 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     SOLVER,
-                    "                    if not run.looks:\n                        block.start_ex",
-                    "                    if number % 2 == 0:\n                        block.start_ex",
+                    "if not run.looks:\n                        block.start_exchange",
+                    "if not run.looks and number % 2:\n                        block.start_exchange",
                 ),
             ),
             (Named(SAME_BITS, ranks=2),),

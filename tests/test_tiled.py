@@ -39,7 +39,8 @@ from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, factorisations
 from mpiflow.noise import STREAMS
 from mpiflow.solvers.nfold import NFold
-from mpiflow.solvers.tiled import PASSES, TiledNFold, _Counts
+from mpiflow.solvers.tile_counts import TileCounts
+from mpiflow.solvers.tiled import PASSES, TiledNFold
 from mpiflow.systems.ising import Ising
 
 HOT = Ising(2.5, 0.1)
@@ -55,7 +56,7 @@ def random_states(seed: int, *shape: int) -> np.ndarray:
 
 
 def assert_counts_are_those_of_the_spins(solver: TiledNFold, block: Block) -> None:
-    kept, fresh = solver._counts, _Counts(block, solver.tile)
+    kept, fresh = solver._counts, TileCounts(block, solver.tile)
     assert kept is not None
     assert np.array_equal(kept.rows, fresh.rows)
     assert np.array_equal(kept.totals, fresh.totals)

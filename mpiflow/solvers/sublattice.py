@@ -220,10 +220,8 @@ class Sublattice:
         for run in runs:
             if run.looks and target is block.array:
                 target = block.device.duplicate(target)
-            thresholds, counts = (
-                fixed_point(self.probabilities(run.kind)),
-                put(np.zeros_like(flips)),
-            )
+            thresholds = fixed_point(self.probabilities(run.kind))
+            counts = put(np.zeros_like(flips))
             for number in range(run.first, run.first + run.passes):
                 arguments = (
                     target, block.array, block.halo, origins, members, *block.lattice.shape, key,
