@@ -82,8 +82,8 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     SOLVER,
-                    "if not run.looks:\n                        block.start_exchange",
-                    "if not run.looks and number % 2:\n                        block.start_exchange",
+                    "if not run.looks:\n                        block.start",
+                    "if not run.looks and number % 2:\n                        block.start",
                 ),
             ),
             (Named(SAME_BITS, ranks=2),),

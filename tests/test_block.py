@@ -11,7 +11,7 @@ import pytest
 from exact import has_cuda
 from mpi4py import MPI
 
-from mpiflow.block import Block, HaloPolicy, gather_records
+from mpiflow.block import Block, HaloPolicy, Messages, gather_records
 from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, factorisations
@@ -157,6 +157,27 @@ def test_exchange_of_a_cuda_field(comm: MPI.Intracomm) -> None:
         assert np.array_equal(block.host()[0], expected), grid
 
 
+@pytest.mark.mpi
+def test_messages_reach_the_neighbours_on_their_side(comm: MPI.Intracomm) -> None:
+    """All axes at once, again and again; also where one rank is both neighbours, or itself."""
+    for grid in grids(comm.size):
+        cart = comm.Create_cart(grid, [True, True], reorder=False)
+        buffers = {axis: np.zeros((4, axis + 2), np.int64) for axis in (0, 1)}
+        messages = Messages(cart, {axis: tuple(rows) for axis, rows in buffers.items()})
+        for turn in range(3):
+            for axis, rows in buffers.items():
+                rows[1] = 1000 * turn + 10 * cart.rank + axis
+                rows[2] = rows[1] + 5
+                rows[::3] = -1
+            messages.start()
+            messages.finish()
+            for axis, rows in buffers.items():
+                low, high = cart.Shift(axis, 1)
+                assert (rows[0] == 1000 * turn + 10 * low + axis + 5).all()
+                assert (rows[3] == 1000 * turn + 10 * high + axis).all()
+        cart.Free()
+
+
 def test_six_ranks(mpirun: Run) -> None:
     """Grids (1,6), (2,3), (3,2), (6,1): the parallel tests of this file once more."""
     done = mpirun(6, *SUITE, "-m", "mpi", check=False)
@@ -246,6 +267,75 @@ def test_paste_brings_back_exactly_the_box(policy: HaloPolicy) -> None:
         marked[np.ix_((y + np.arange(3)) % 8, (x + np.arange(4)) % 10)] = True
         assert (back[b][marked] == -1).all()
         assert np.array_equal(back[b][~marked], states[b][~marked])
+
+
+on_each_device = pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.kernel, needs_cuda])]
+)
+
+
+@on_each_device
+def test_rows_are_stored_without_their_halo(device: str) -> None:
+    states = (numbered(2, (6, 4)) % 100).astype(np.int8)
+    block = Block.periodic(states, np.arange(2), device=Device(device))
+    block.store(slice(2, 5), -states[:, 2:5])
+    block.store(slice(0, 1), np.full((2, 1, 4), 7))  # of another type
+    expected = states.copy()
+    expected[:, 2:5] *= -1
+    expected[:, 0] = 7
+    assert np.array_equal(block.spins(), expected)
+    assert np.array_equal(block.host()[:, 0, 1:-1], states[:, -1])  # the halo as it was
+    assert np.array_equal(block.host()[:, -1, 1:-1], states[:, 0])
+    block.fill_halo()
+    for b in range(2):
+        assert np.array_equal(block.host()[b], np.pad(expected[b], 1, mode="wrap"))
+
+
+@on_each_device
+def test_a_copy_has_a_field_of_its_own(device: str) -> None:
+    """And all else of the block."""
+    states = (numbered(2, (6, 4)) % 100).astype(np.int8)
+    block = Block.cut(states, (5, 3), (3, 2), np.array([4, 9]), device=Device(device))
+    before = block.host().copy()
+    copy = block.copy()
+    assert (copy.lattice, copy.policy, copy.halo) == (block.lattice, block.policy, block.halo)
+    assert np.array_equal(copy.origins, block.origins)
+    assert np.array_equal(copy.members, block.members)
+    copy.store(slice(0, 3), np.zeros((2, 3, 2)))
+    assert np.array_equal(block.host(), before)
+    block.load(-np.ones((2, 3, 2)))
+    copy.copy_from(block)
+    assert np.array_equal(copy.host(), block.host())
+    assert not np.array_equal(copy.host(), before)
+
+
+@pytest.mark.mpi
+def test_a_copy_of_a_tile_exchanges_its_own_halo(comm: MPI.Intracomm) -> None:
+    lattice = Lattice((12, 14))
+    sites = np.arange(lattice.sites, dtype=np.int32).reshape(lattice.shape)
+    for grid in grids(comm.size):
+        layout = Layout(lattice, grid)
+        block = Block.tile(layout, comm, dtype=np.int32)
+        box = (slice(None), *layout.slices(comm.rank))
+        block.load(sites[None][box])
+        copy = block.copy()
+        copy.load(-sites[None][box])
+        for some, sign in ((block, 1), (copy, -1)):
+            some.fill_halo()
+            expected = padded_box(sign * sites, layout.offset(comm.rank), block.shape, 1)
+            assert np.array_equal(some.host()[0], expected), grid
+
+
+@pytest.mark.parametrize("sites", [1, 200, 2**21])
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_bands_are_all_rows_once(monkeypatch: pytest.MonkeyPatch, batch: int, sites: int) -> None:
+    """Of at most so many sites, but of eight rows at least."""
+    monkeypatch.setattr("mpiflow.block.BAND_SITES", sites)
+    block = Block.periodic(np.zeros((batch, 43, 6), np.int8), np.arange(batch))
+    bands = list(block.bands())
+    assert [row for rows in bands for row in range(rows.start, rows.stop)] == list(range(43))
+    heights = {rows.stop - rows.start for rows in bands[:-1]}
+    assert all(height == 8 or 8 < height <= sites // max(1, 6 * batch) for height in heights)
 
 
 def test_one_origin_serves_all_boxes() -> None:

@@ -51,6 +51,49 @@ def test_tiles_are_whole_coarse_blocks(grid: tuple[int, int], granularity: int) 
     assert (coarse == 1).all()
 
 
+@pytest.mark.parametrize("grid", [(1, 1), (5, 1), (1, 3), (3, 2)])
+def test_tiles_are_cut_in_units_of_each_axis(grid: tuple[int, int]) -> None:
+    layout = Layout(Lattice((48, 384)), grid, (8, 128))
+    assert layout.units == (8, 128)
+    assert (cover(layout) == 1).all()
+    coarse = np.zeros((6, 3), int)
+    for rank in range(layout.ranks):
+        for bounds, unit in zip(layout.bounds(rank), (8, 128), strict=True):
+            assert all(edge % unit == 0 for edge in bounds)
+        rows, columns = layout.slices(rank)
+        coarse[rows.start // 8 : rows.stop // 8, columns.start // 128 : columns.stop // 128] += 1
+    assert (coarse == 1).all()
+
+
+def test_one_unit_serves_every_axis() -> None:
+    one, each = (Layout(Lattice((24, 36)), (2, 2), unit) for unit in (6, (6, 6)))
+    assert one.units == each.units == (6, 6)
+    assert [one.bounds(rank) for rank in range(4)] == [each.bounds(rank) for rank in range(4)]
+
+
+def test_balanced_respects_the_units_of_each_axis() -> None:
+    """Two tiles across are all that two words allow."""
+    assert Layout.balanced(Lattice((64, 256)), 4, (8, 128)).ranks_grid in ((4, 1), (2, 2))
+    assert Layout.balanced(Lattice((8, 512)), 4, (8, 128)).ranks_grid == (1, 4)
+    assert Layout.balanced(Lattice((512, 128)), 8, (8, 128)).ranks_grid == (8, 1)
+    for ranks in range(1, 17):
+        lattice = Lattice((64, 256))
+        fitting = [g for g in factorisations(ranks, 2) if g[0] <= 8 and g[1] <= 2]
+        if fitting:
+            assert Layout.balanced(lattice, ranks, (8, 128)).ranks_grid in fitting
+        else:
+            with pytest.raises(InputError, match=rf"^ranks={ranks}.*at most 16 tiles.*plain"):
+                Layout.balanced(lattice, ranks, (8, 128))
+
+
+def test_impossible_units_of_an_axis() -> None:
+    for units in ((8, 100), (7, 128), (0, 128), (8, -1)):
+        with pytest.raises(InputError, match=r"^coarse="):
+            Layout(Lattice((64, 256)), (1, 1), units)
+    with pytest.raises(InputError, match=r"^ranks_grid=\(2, 3\).*at most \(8, 2\) ranks"):
+        Layout(Lattice((64, 256)), (2, 3), (8, 128))
+
+
 def test_ranks_are_numbered_row_major() -> None:
     layout = Layout(Lattice((12, 12)), (2, 3))
     assert [layout.coordinates(r) for r in range(6)] == [

@@ -10,6 +10,7 @@ from mpi4py import MPI
 from mpiflow import observables
 from mpiflow.block import Block
 from mpiflow.lattice import Lattice, Layout, factorisations
+from mpiflow.packed import PackedBlock
 from mpiflow.systems.ising import Ising
 
 RNG = np.random.default_rng(8)
@@ -94,6 +95,25 @@ def test_coarse_sums(size: int) -> None:
 def test_coarse_sums_of_large_blocks_do_not_overflow() -> None:
     spins = np.ones((1, 512, 256), np.int8)
     assert observables.block_sums(periodic(spins), 256).tolist() == [[[65536], [65536]]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_packed_and_plain_blocks_have_the_same_observables(size: int) -> None:
+    spins = random_spins(3, 24, 256)
+    plain, packed = periodic(spins), PackedBlock.periodic(Lattice((24, 256)), np.arange(3))
+    packed.store(slice(0, 24), spins)
+    packed.fill_halo()
+    assert np.array_equal(observables.spin_sums(plain), observables.spin_sums(packed))
+    sums = [observables.block_sums(block, size) for block in (plain, packed)]
+    assert np.array_equal(*sums)
+    assert sums[0].dtype == sums[1].dtype
+
+
+def test_intensive_observables() -> None:
+    """Magnetisation and walls, from sums of any leading shape."""
+    sums = np.array([[[64, 128], [0, -128]], [[-64, 128], [32, 0]]])
+    expected = [[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.5, 0.5]]]
+    assert observables.intensive(sums, 64).tolist() == expected
 
 
 def test_patch_sums_own_or_touch_bonds() -> None:

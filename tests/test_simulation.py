@@ -15,7 +15,7 @@ from scipy.stats import t, ttest_ind
 from mpiflow import initial
 from mpiflow.block import Block
 from mpiflow.errors import InputError
-from mpiflow.lattice import factorisations
+from mpiflow.lattice import Lattice, factorisations
 from mpiflow.packed import PackedBlock
 from mpiflow.simulation import Frame, Simulation
 from mpiflow.solvers.nfold import NFold
@@ -137,6 +137,16 @@ def test_a_member_does_not_depend_on_the_others(kernel: Any) -> None:
     assert np.array_equal(many.spins()[:3], few.spins())
     assert np.array_equal(many.flips[:3], few.flips)
     assert len(np.unique(many.spins().reshape(70, -1), axis=0)) == 70
+
+
+@pytest.mark.parametrize("kernel", ["packed", "sliced", "plain"])
+def test_a_rank_without_members_has_nothing_to_do(kernel: str) -> None:
+    block: Any = Block.periodic(np.zeros((0, 8, 128), np.int8), np.arange(0))
+    if kernel == "packed":
+        block = PackedBlock.periodic(Lattice((8, 128)), np.arange(0))
+    solver = Sublattice(HOT, 0.25, plain=kernel == "plain")
+    assert solver.kernel_for(block) == kernel
+    assert solver.advance(block, 3, seed=0).shape == (0,)
 
 
 @pytest.mark.mpi

@@ -151,7 +151,9 @@ class Sublattice:
         -------
         (B,) int64, the number of spins flipped in each box on this rank
         """
-        runs = self._chain(first_step, steps, opening=True) + self._look(first_step + steps)
+        runs = self._chain(first_step, steps, opening=True)
+        if steps:
+            runs += self._look(first_step + steps)
         return self._apply(block, runs, seed, stream)
 
     def chain(
