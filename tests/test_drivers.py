@@ -17,6 +17,7 @@ Run = Callable[..., object]
 LEAVES = {
     "demo": ["truth.h5", "rollout.h5", "demo.png", "table.md", "model/model.safetensors"],
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
+    "window_bias": ["results.json", "table.md"],
     "large_ising": ["quench_0.h5", "critical_1.h5", "results.json", "table.md", "large_ising.png"],
 }
 
@@ -32,8 +33,9 @@ def test_smoke(name: str, mpirun: Run, tmp_path: Path) -> None:
     mpirun(2, "python", ROOT / "drivers" / f"{name}.py", "--smoke", "--out", out, timeout=500)
     for file in LEAVES[name]:
         assert (out / file).stat().st_size > 0, file
-    assert "| ours |" in (out / "table.md").read_text()
-    entries_of = {"ising_closure": 6, "large_ising": 2}  # three errors of two methods; two laws
+    assert "| T |" in (table := (out / "table.md").read_text()) or "| ours |" in table
+    # Three errors of two methods; two laws; four windows at two times.
+    entries_of = {"ising_closure": 6, "large_ising": 2, "window_bias": 8}
     if "results.json" in LEAVES[name]:
         entries = json.loads((out / "results.json").read_text())
         assert len(entries) == entries_of[name]
