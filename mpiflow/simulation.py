@@ -234,7 +234,9 @@ class Simulation:
     def flips(self) -> np.ndarray:
         """Flips so far of each box on this rank, (B,) int64. Collective.
 
-        The sublattice solver compares the spins before and after a pass.
+        The sublattice solver compares the spins before and after a pass, and at a frame also with
+        the middle of the pending one: a spin that has flipped there and is back by the end of the
+        pass is counted at that frame only, so the count may fall by a few of these.
         """
         return self._flips + self._view_flips if self.state is not self.block else self._flips
 

@@ -748,10 +748,10 @@ def test_energy_and_magnetisation_of_the_infinite_lattice(temperature: float, dt
 
 @pytest.mark.validate
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("dt", [0.1, 0.25, 1.0, math.inf])
+@pytest.mark.parametrize("dt", [0.25, 1.0, math.inf])
 @pytest.mark.parametrize("temperature", [2.0, 2.5])
-def test_onsager_to_five_digits(temperature: float, dt: float) -> None:
-    assert_onsager(temperature, dt, sweeps=20_000, error=5e-5)
+def test_onsager_to_four_digits(temperature: float, dt: float) -> None:
+    assert_onsager(temperature, dt, sweeps=20_000, error=2e-4)
 
 
 def test_critical_energy_of_a_finite_lattice() -> None:

@@ -262,7 +262,7 @@ class Sublattice:
         """A group of words that fits the cache at a time: all its passes, then the next."""
         _require_two_colours(block)
         host = block.host()
-        boxes = host.reshape(block.batch, -1)
+        boxes = host.reshape(block.batch, math.prod(host.shape[1:]))
         for lanes in sliced.lanes(block.members, boxes.shape[1]):
             field = lanes.pack(boxes).reshape(*host.shape[1:], -1)
             flips[lanes.boxes] = self._slice(block, field, lanes, runs, key)
