@@ -305,23 +305,30 @@ def _halo(meter: Meter, device: str, small: bool) -> None:
 
 
 def _partial_evolution(meter: Meter, device: str, small: bool) -> None:
-    """Microseconds to evolve one patch of a 64^2 lattice for half a time unit."""
+    """Microseconds to cut one patch out of a 64^2 lattice and evolve it."""
     count, side = (4, 16) if small else (4096, 64)
     members = meter.comm.rank * count + np.arange(count)
     block = Block.periodic(np.ones((count, side, side), np.int8), members)
     initial.independent(block, seed=1)
     states = np.ascontiguousarray(block.inner())
-    cases = ((8, "frozen"),) if small else ((16, "frozen"), (16, "wrap"), (32, "frozen"))
-    for patch, halo in cases:
+    cases: list[tuple[int, Any, float]] = [(8, "frozen", 0.5)]
+    if not small:
+        cases = [(16, "frozen", t) for t in (0.25, 0.5, 1.0)]
+        cases += [(16, "wrap", 0.5), (32, "frozen", 0.5)]
+    for patch, halo, duration in cases:
 
-        def work(rounds: int, patch: int = patch, halo: Any = halo) -> int:
+        def work(
+            rounds: int, patch: int = patch, halo: Any = halo, duration: float = duration
+        ) -> int:
             for _ in range(rounds):
                 partial_evolution(
-                    states, members, CRITICAL, patch, seed=1, halo=halo, duration=0.5, dt=0.25
+                    states, members, CRITICAL, patch, seed=1, halo=halo, duration=duration, dt=0.25
                 )
             return rounds * count
 
-        meter.rate(f"{patch}^2 of {side}^2, {halo}, t=0.5, dt=0.25", "pairs/us", 1e-6, work)
+        meter.rate(
+            f"{patch}^2 of {side}^2, {halo}, t={duration:g}, dt=0.25", "pairs/us", 1e-6, work
+        )
     for row in meter.rows:
         row |= {
             "value": 1 / row["value"],

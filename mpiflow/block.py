@@ -283,7 +283,7 @@ class Block(Boxes):
         batch, sides = len(states), states.shape[1:]
         origins = np.broadcast_to(np.asarray(origins, dtype=np.int64), (batch, len(sides))).copy()
         array = np.empty((batch, *(n + 2 * halo for n in shape)), states.dtype)
-        _cut_boxes(states, origins, halo, array)
+        _cut_boxes(np.ascontiguousarray(states), origins, halo, array)
         block = cls(
             lattice=Lattice(sides),
             array=device.put(array),
@@ -425,20 +425,30 @@ def gather_records(rows: np.ndarray, comm: MPI.Intracomm) -> np.ndarray | None:
 
 
 @kernel
+def _copy(source: np.ndarray, first: int, target: np.ndarray, at: int, count: int) -> None:
+    # Unsigned: a test for negative indices in the loop would double its time.
+    i, j = np.uint64(first), np.uint64(at)
+    for k in range(count):
+        target[j + np.uint64(k)] = source[i + np.uint64(k)]
+
+
+@kernel
 def _cut_boxes(states: np.ndarray, origins: np.ndarray, halo: int, out: np.ndarray) -> None:
     """Copy a padded box out of each of B periodic lattices."""
     ly, lx = states.shape[1], states.shape[2]
+    source, target = states.reshape(-1), out.reshape(-1)
+    height, width = out.shape[1], out.shape[2]
     for b in range(out.shape[0]):
-        first_x = (origins[b, 1] - halo) % lx
-        for i in range(out.shape[1]):
-            row = states[b, (origins[b, 0] + i - halo) % ly]
+        y, first = (origins[b, 0] - halo) % ly, (origins[b, 1] - halo) % lx
+        for i in range(height):
+            row = (b * ly + y) * lx
             # Stretches of columns that do not run over the periodic edge.
-            x, j = first_x, 0
-            while j < out.shape[2]:
-                width = min(lx - x, out.shape[2] - j)
-                for k in range(width):
-                    out[b, i, j + k] = row[x + k]
-                x, j = 0, j + width
+            x, j = first, 0
+            while j < width:
+                count = min(lx - x, width - j)
+                _copy(source, row + x, target, (b * height + i) * width + j, count)
+                x, j = 0, j + count
+            y = y + 1 if y + 1 < ly else 0
 
 
 @kernel

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +24,12 @@ from mpiflow.systems.ising import Ising
 
 #: States handled together: bounds the memory of the cut boxes.
 CHUNK = 4096
+
+
+@lru_cache(maxsize=8)
+def _solver(system: Ising, dt: float, plain: bool = False) -> Sublattice:
+    """One solver for all calls: once they have done enough, it compiles its thresholds in."""
+    return Sublattice(system, dt, plain=plain)
 
 
 def upsample(states: np.ndarray, factor: int = 2) -> np.ndarray:
@@ -78,7 +85,7 @@ def local_relax(
     """
     stride = max(1, window // 2) if stride is None else stride
     steps = _steps(duration, flips, dt)
-    solver = Sublattice(system, dt)
+    solver = _solver(system, dt)
     sides = states.shape[1:]
     origins = list(window_origins(sides, window, stride))
     if sides == (window, window):
@@ -177,7 +184,7 @@ def partial_evolution(
     after = np.empty_like(before)
     elapsed = np.empty(count)
     # Patches of an odd side differ in their colouring, so in which of them go together.
-    solver = Sublattice(system, dt, plain=patch % 2 == 1)
+    solver = _solver(system, dt, plain=patch % 2 == 1)
     side = patch + 2 * buffer
     framed = slice(buffer, buffer + 2 + patch)
     for chunk in _chunks(count):

@@ -134,7 +134,10 @@ def _seed_streams(
         space[STATE_C + w] = threefry(key0, key1, step | SEED_C, counter)[0]
 
 
-@kernel
+# Inlined: a call costs counting the references of its arrays, as much as a short row takes.
+
+
+@inlined
 def _classes_even(
     space: np.ndarray,
     base: Word,
@@ -155,7 +158,7 @@ def _classes_even(
         space[S0 + k], space[S1 + k], space[S2 + k], space[SPIN + k] = s0, s1, s2, s
 
 
-@kernel
+@inlined
 def _classes_odd(
     space: np.ndarray,
     base: Word,
@@ -175,7 +178,7 @@ def _classes_odd(
         space[S0 + k], space[S1 + k], space[S2 + k], space[SPIN + k] = s0, s1, s2, s
 
 
-@kernel
+@inlined
 def _settle(
     space: np.ndarray,
     base: Word,
@@ -209,7 +212,7 @@ def _settle(
             bit += np.uint64(1)
 
 
-@kernel
+@inlined
 def _flip(space: np.ndarray, base: Word, n: int, target: np.ndarray, at: Word) -> np.int64:
     flips = np.uint64(0)
     for i in range(n):

@@ -41,7 +41,7 @@ from mpiflow.solvers.bitplanes import (
 )  # fmt: skip
 
 #: Words of a batch's field that are handled together, to fit the second-level cache.
-CACHE_WORDS = 2**16
+CACHE_WORDS = 2**17
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def lanes(members: np.ndarray, sites: int) -> Iterator[Lanes]:
         )
     groups, column = np.unique(ordered >> np.uint64(6), return_inverse=True)
     bit = (ordered & np.uint64(63)).astype(np.int64)
-    most = min(CHUNK, max(8, CACHE_WORDS // sites))
+    # Whole vectors of words.
+    most = min(CHUNK, max(8, CACHE_WORDS // sites // 8 * 8))
     for start in range(0, len(groups), most):
         low, high = np.searchsorted(column, (start, start + most))
         lane = 64 * (column[low:high] - start) + bit[low:high]
