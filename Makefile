@@ -20,6 +20,9 @@ export PATH := $(PATH):$(CURDIR)/.venv/bin
 # Ranks are the parallelism: without this each one starts a thread per core.
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
+# To measure: ranks stay on their cores and do not offer them to others while they wait.
+A_CORE_EACH := OMPI_MCA_rmaps_base_oversubscribe=0 OMPI_MCA_mpi_yield_when_idle=0 OMPI_MCA_hwloc_base_binding_policy=core
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z0-9 %-]*:.*##/ {printf "%-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -62,7 +65,7 @@ bench: setup ## measure speed on one rank, and messages on two; table in results
 	@mkdir -p results && rm -f results/bench.txt
 	@set -o pipefail; for name in $(BENCH); do \
 	  ranks=1; case $$name in halo|scaling) ranks=2;; esac; \
-	  $(ONE_THREAD) $(MPIRUN) -n $$ranks .venv/bin/mpiflow bench $$name | tee -a results/bench.txt || exit 1; \
+	  $(ONE_THREAD) $(A_CORE_EACH) $(MPIRUN) -n $$ranks .venv/bin/mpiflow bench $$name | tee -a results/bench.txt || exit 1; \
 	done
 
 lint: setup ## ruff, formatting, types
