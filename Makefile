@@ -53,7 +53,7 @@ test-ptx: setup ## every CUDA kernel compiled and assembled for an H100/H200, wi
 test-gpu: setup ## kernels on the GPU of this machine: same bits as the CPU
 	@jobs/cuda.sh
 	timeout -k 10 1800 .venv-cuda/bin/python -m pytest -q -m kernel
-	.venv-cuda/bin/python -c "from mpiflow.cli import main; main()" bench ising --device cuda
+	.venv-cuda/bin/python -m mpiflow bench ising --device cuda
 
 test-validate: setup ## long physics tests, one rank
 	$(PYTEST) --validate -m validate --timeout 7200
