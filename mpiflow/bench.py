@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+from scipy.optimize import nnls
 
 from mpiflow import initial
 from mpiflow.block import Block
@@ -194,13 +195,14 @@ def _scaling(meter: Meter, device: str, small: bool) -> None:
         for dt in (math.inf, 0.25) if side == sides[-1] else (math.inf,):
             passes.append(_weak_scaling(meter, side, dt))
     sites = np.array([float(side) ** 2 for side in (*sides, sides[-1])])
-    # Weighted for equal relative errors: the small tiles tell o, the large ones r.
+    # For equal relative errors: the small tiles tell o, the large ones r. Neither is negative.
     weights = 1.0 / np.array(passes)
-    per_site, overhead = np.polyfit(sites, passes, 1, w=weights)
+    columns = np.stack([sites, np.ones_like(sites)], axis=1)
+    (per_site, overhead), _ = nnls(columns * weights[:, None], np.ones_like(sites))
     meter.record("model: overhead of a pass", "us", [1e6 * overhead])
     for ranks in (64, 1024, 4096):
-        share = 16384**2 / ranks
-        efficiency = 1.0 / (1.0 + max(0.0, overhead) / (per_site * share))
+        work = per_site * 16384**2 / ranks
+        efficiency = work / (work + overhead)
         meter.record(f"model: 16384^2 on {ranks} ranks, efficiency", "%", [100 * efficiency])
 
 
