@@ -117,8 +117,8 @@ class Simulation:
         unit = (1, 1)
         if packed:
             unit = (BAND, WORD_SITES)
-        elif solver == "tiled-nfold":
-            unit = (tile, tile)
+        elif solver == "tiled-nfold" and not any(n % (2 * tile) for n in self.lattice.shape):
+            unit = (tile, tile)  # else the solver says what is wrong
         self.block: Block | PackedBlock
         if members == 1:
             layout = self._layout(ranks_grid, granularity, unit)
@@ -141,7 +141,10 @@ class Simulation:
             self.solver.check(cast(Block, self.block))
         elif kernel not in ("auto", self.kernel):
             raise InputError(
-                "kernel", kernel, f"'auto' or '{self.kernel}' for this lattice", "Leave it out."
+                "kernel",
+                kernel,
+                "another kernel here: sliced takes several members of small lattices",
+                "Leave it out.",
             )
         self.time = 0.0
         self.step = 0

@@ -205,3 +205,19 @@ def test_two_different_mpis_are_refused(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_NTASKS", "4")  # a batch script has it, without srun
     parallel.check_launcher()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--size", "100", "--solver", "tiled-nfold"], r"^tile=64: .*divisor of 50"),
+        (["--size", "128", "--kernel", "sliced"], r"^kernel='sliced'.*several members"),
+        (["--size", "100", "--kernel", "packed"], r"^size=\(100, 100\): .*128 columns"),
+        (["--size", "128", "--tile", "8"], r"^tile=8: .*sublattice"),
+    ],
+)
+def test_kernels_and_tiles_that_do_not_fit(options: list[str], says: str, tmp_path: Path):
+    common = ["--temperature", "2.5", "--time", "1", "--out", str(tmp_path / "x.h5")]
+    with pytest.raises(InputError, match=says):
+        invoke(["simulate", "ising", *options, *common])
+    assert not (tmp_path / "x.h5").exists()
