@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpiflow import initial as initial
+    from mpiflow.barrier_files import load_barrier_model as load_barrier_model
     from mpiflow.block import Block as Block
     from mpiflow.errors import InputError as InputError
     from mpiflow.lattice import Lattice as Lattice
@@ -48,6 +49,7 @@ _PUBLIC = {
     "Sublattice": ("mpiflow.solvers.sublattice", "Sublattice"),
     "Trajectory": ("mpiflow.trajectory", "Trajectory"),
     "TrajectoryWriter": ("mpiflow.trajectory", "TrajectoryWriter"),
+    "load_barrier_model": ("mpiflow.barrier_files", "load_barrier_model"),
     "load_model": ("mpiflow.learn.model", "load_model"),
     "local_relax": ("mpiflow.scaleup", "local_relax"),
     "open": ("mpiflow.trajectory", "Trajectory"),

@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -110,6 +111,51 @@ class Messages:
 
     def finish(self) -> None:
         MPI.Prequest.Waitall(self.requests)
+
+
+class Letters:
+    """Records of any number to and from all neighbouring ranks, diagonal ones too.
+
+    One letter a call to every neighbour, the same to all; letters that are posted need not be
+    waited for until the next are. For a few scattered changes they are cheaper than halos.
+
+    Parameters
+    ----------
+    cart : periodic Cartesian communicator
+    columns : int64 numbers of a record
+    """
+
+    _TAG = 77
+
+    def __init__(self, cart: MPI.Cartcomm, columns: int) -> None:
+        self.cart, self.columns = cart, columns
+        near = [
+            {(c + step) % n for step in (-1, 0, 1)}
+            for c, n in zip(cart.Get_coords(cart.rank), cart.dims, strict=True)
+        ]
+        ranks = {cart.Get_cart_rank(list(place)) for place in product(*near)}
+        self.neighbours = sorted(ranks - {cart.rank})
+        self._sent: list[MPI.Request] = []
+        self._letter = np.empty((0, columns), np.int64)
+        self._posted = 0
+
+    def post(self, records: np.ndarray) -> None:
+        """Send records (n, columns) int64 to every neighbour."""
+        MPI.Request.Waitall(self._sent)
+        self._letter = records.copy()
+        self._sent = [self.cart.Isend(self._letter, rank, self._TAG) for rank in self.neighbours]
+        self._posted += 1
+
+    def collect(self) -> Iterator[np.ndarray]:
+        """The records of every letter that neighbours have posted as often as this rank has."""
+        for _ in range(self._posted):
+            for rank in self.neighbours:
+                status = MPI.Status()
+                message = self.cart.Mprobe(rank, self._TAG, status)
+                letter = np.empty(status.Get_count(MPI.INT64_T), np.int64)
+                message.Recv(letter)
+                yield letter.reshape(-1, self.columns)
+        self._posted = 0
 
 
 def _strip_starts(padded: int, halo: int) -> tuple[int, int, int, int]:
@@ -283,7 +329,7 @@ class Block(Boxes):
         batch, sides = len(states), states.shape[1:]
         origins = np.broadcast_to(np.asarray(origins, dtype=np.int64), (batch, len(sides))).copy()
         array = np.empty((batch, *(n + 2 * halo for n in shape)), states.dtype)
-        _cut_boxes(np.ascontiguousarray(states), origins, halo, array)
+        _cut_boxes(_in_3d(np.ascontiguousarray(states)), _corners(origins, halo), _in_3d(array))
         block = cls(
             lattice=Lattice(sides),
             array=device.put(array),
@@ -356,7 +402,8 @@ class Block(Boxes):
 
     def paste(self, states: np.ndarray) -> None:
         """Write the inner sites back into the whole lattices they were cut from."""
-        _paste_boxes(states, self.origins, self.halo, self.host())
+        boxes = _in_3d(self.host())
+        _paste_boxes(_in_3d(states), _corners(self.origins, self.halo), self.halo, boxes)
 
     def _require_room_for_halo(self) -> None:
         """Raise, on all ranks alike, if edges are thinner than the halos they fill."""
@@ -432,31 +479,45 @@ def _copy(source: np.ndarray, first: int, target: np.ndarray, at: int, count: in
         target[j + np.uint64(k)] = source[i + np.uint64(k)]
 
 
+def _in_3d(array: np.ndarray) -> np.ndarray:
+    """The same field with three axes after that of the batch, new ones of length 1."""
+    return array[(slice(None), *(None,) * (4 - array.ndim))]
+
+
+def _corners(origins: np.ndarray, halo: int) -> np.ndarray:
+    """First points of padded boxes, (B, 3): new axes have no halo."""
+    return np.pad(origins - halo, ((0, 0), (3 - origins.shape[1], 0)))
+
+
 @kernel
-def _cut_boxes(states: np.ndarray, origins: np.ndarray, halo: int, out: np.ndarray) -> None:
-    """Copy a padded box out of each of B periodic lattices."""
-    ly, lx = states.shape[1], states.shape[2]
+def _cut_boxes(states: np.ndarray, corners: np.ndarray, out: np.ndarray) -> None:
+    """Copy a padded box out of each of B periodic lattices of three axes."""
+    lz, ly, lx = states.shape[1:]
     source, target = states.reshape(-1), out.reshape(-1)
-    height, width = out.shape[1], out.shape[2]
+    depth, height, width = out.shape[1:]
     for b in range(out.shape[0]):
-        y, first = (origins[b, 0] - halo) % ly, (origins[b, 1] - halo) % lx
-        for i in range(height):
-            row = (b * ly + y) * lx
-            # Stretches of columns that do not run over the periodic edge.
-            x, j = first, 0
-            while j < width:
-                count = min(lx - x, width - j)
-                _copy(source, row + x, target, (b * height + i) * width + j, count)
-                x, j = 0, j + count
-            y = y + 1 if y + 1 < ly else 0
+        first = corners[b, 2] % lx
+        for k in range(depth):
+            z, y = (corners[b, 0] + k) % lz, corners[b, 1] % ly
+            for i in range(height):
+                row, to = ((b * lz + z) * ly + y) * lx, ((b * depth + k) * height + i) * width
+                # Stretches of columns that do not run over the periodic edge.
+                x, j = first, 0
+                while j < width:
+                    count = min(lx - x, width - j)
+                    _copy(source, row + x, target, to + j, count)
+                    x, j = 0, j + count
+                y = y + 1 if y + 1 < ly else 0
 
 
 @kernel
-def _paste_boxes(states: np.ndarray, origins: np.ndarray, halo: int, boxes: np.ndarray) -> None:
+def _paste_boxes(states: np.ndarray, corners: np.ndarray, halo: int, boxes: np.ndarray) -> None:
     """Copy the inner sites of padded boxes back into the lattices."""
-    ly, lx = states.shape[1], states.shape[2]
+    lz, ly, lx = states.shape[1:]
+    flat = 0 if boxes.shape[1] == 1 else halo  # an axis of one site has no halo
     for b in range(boxes.shape[0]):
-        for i in range(halo, boxes.shape[1] - halo):
-            row = states[b, (origins[b, 0] + i - halo) % ly]
-            for j in range(halo, boxes.shape[2] - halo):
-                row[(origins[b, 1] + j - halo) % lx] = boxes[b, i, j]
+        for k in range(flat, boxes.shape[1] - flat):
+            for i in range(halo, boxes.shape[2] - halo):
+                row = states[b, (corners[b, 0] + k) % lz, (corners[b, 1] + i) % ly]
+                for j in range(halo, boxes.shape[3] - halo):
+                    row[(corners[b, 2] + j) % lx] = boxes[b, k, i, j]

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mpiflow import __version__, parallel
+from mpiflow.alloy_config import AlloyConfig
 from mpiflow.config import Config, IsingConfig, did_you_mean
 from mpiflow.errors import InputError
 
@@ -156,6 +157,17 @@ simulate_app.command("ising", help="Nearest-neighbour Ising model with Glauber d
 )
 
 
+def _simulate_alloy(config: AlloyConfig) -> None:
+    from mpiflow.alloy_run import simulate_alloy
+
+    simulate_alloy(config, parallel.start())
+
+
+simulate_app.command("alloy", help="Body-centred cubic alloy whose vacancies hop (KMC).")(
+    _command(AlloyConfig, _simulate_alloy)
+)
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
@@ -179,6 +191,59 @@ def info(path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory fil
         if comm.rank == 0:
             with Trajectory(path) as trajectory:
                 print(trajectory.summary())
+
+
+@app.command("import-nnk")
+def import_nnk(
+    weights: Path = typer.Argument(
+        ..., metavar="WEIGHTS.npy", help="The file of the published barrier network."
+    ),
+    out: Path = typer.Argument(..., metavar="OUT.safetensors", help="The file to write."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
+) -> None:
+    """Convert the published barrier network to a file that is safe to share."""
+    from mpiflow import barrier_files
+
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        if comm.rank == 0:
+            model = barrier_files.import_nnk(weights, out, overwrite)
+            print(f"wrote {out}\n{model.summary()}")
+
+
+@app.command()
+def export(
+    path: Path = typer.Argument(..., metavar="FILE", help="The file of an alloy run."),
+    to: str = typer.Option(..., "--to", metavar="lammpsdump|extxyz", help="Format to write."),
+    out: Path | None = typer.Option(
+        None, "--out", metavar="PATH", help="File to write.  [default: FILE, another suffix]"
+    ),
+    frame: str = typer.Option(
+        "-1", "--frame", metavar="N|all", help="Its number; negative from the end."
+    ),
+    member: int = typer.Option(0, "--member", metavar="M", help="Of an ensemble."),
+    vacancies: bool = typer.Option(False, "--vacancies", help="Write them too, as element X."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
+) -> None:
+    """Write the atoms of a run for other programs, as OVITO, ASE and LAMMPS."""
+    from mpiflow import structure
+    from mpiflow.trajectory import Trajectory
+
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        if comm.rank == 0:
+            number = structure.frame_number(frame)
+            with Trajectory(path) as trajectory:
+                written, frames = structure.export(
+                    trajectory,
+                    to,
+                    out,
+                    frame=number,
+                    member=member,
+                    vacancies=vacancies,
+                    overwrite=overwrite,
+                )
+            print(f"{written}: {frames} frame{'s' * (frames != 1)}")
 
 
 @app.command()

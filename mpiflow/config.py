@@ -98,8 +98,10 @@ class Config(BaseModel):
 
     @classmethod
     def options(cls) -> dict[str, FieldInfo]:
-        """The fields that are options of the command line."""
-        return {name: f for name, f in cls.model_fields.items() if f.json_schema_extra}
+        """The fields that are options of the command line, those of the system first."""
+        own = [name for name in cls.model_fields if name in cls.__annotations__]
+        names = [*own, *(name for name in cls.model_fields if name not in own)]
+        return {name: f for name in names if (f := cls.model_fields[name]).json_schema_extra}
 
     def _fill(self, name: str, value: Any) -> None:
         """Put a default that depends on other options in place of None."""
@@ -107,7 +109,46 @@ class Config(BaseModel):
             self.__dict__[name] = value  # the model is frozen for everyone else
 
 
-class IsingConfig(Config):
+class RunConfig(Config):
+    """Options that every ``mpiflow simulate`` has."""
+
+    members: int = option(
+        1,
+        "Independent lattices: 1 is cut over the ranks, more are dealt to the ranks.",
+        ge=1,
+        allowed="1 or more",
+        remedy="Leave it out for one lattice.",
+    )
+    seed: int = option(
+        0,
+        "The run is its seed, on any number of ranks and any device.",
+        ge=0,
+        lt=2**63,
+        allowed="0 to 2**63 - 1",
+        remedy="Choose another seed.",
+    )
+    device: Literal["cpu", "cuda"] = option(
+        "cpu", "Where to compute.", allowed="'cpu' or 'cuda'", remedy="Use cpu."
+    )
+    out: Path = option(
+        ...,
+        "Trajectory file to write (HDF5, opens as netCDF4).",
+        allowed="a path in an existing folder",
+        remedy="Try run.h5.",
+    )
+    overwrite: bool = option(
+        False, "Replace an existing file.", allowed="true or false", remedy="Try true."
+    )
+    writer: Literal["auto", "parallel", "gather"] = option(
+        "auto",
+        "Write with parallel HDF5, through rank 0, or with the first that works here.",
+        allowed="'auto', 'parallel' or 'gather'",
+        remedy="Use auto.",
+    )
+    quiet: bool = option(False, "Show nothing.", allowed="true or false", remedy="Try true.")
+
+
+class IsingConfig(RunConfig):
     """``mpiflow simulate ising``: what to simulate, and what to save of it."""
 
     system: Literal["ising"] = "ising"
@@ -215,24 +256,6 @@ class IsingConfig(Config):
         allowed="a number above 0",
         remedy="Try 8.",
     )
-    members: int = option(
-        1,
-        "Independent lattices: 1 is cut over the ranks, more are dealt to the ranks.",
-        ge=1,
-        allowed="1 or more",
-        remedy="Leave it out for one lattice.",
-    )
-    seed: int = option(
-        0,
-        "The run is its seed, on any number of ranks and any device.",
-        ge=0,
-        lt=2**63,
-        allowed="0 to 2**63 - 1",
-        remedy="Choose another seed.",
-    )
-    device: Literal["cpu", "cuda"] = option(
-        "cpu", "Where to compute.", allowed="'cpu' or 'cuda'", remedy="Use cpu."
-    )
     ranks_grid: Grid | None = option(
         None,
         "Ranks along y and x.",
@@ -241,22 +264,6 @@ class IsingConfig(Config):
         allowed="two positive numbers NY,NX whose product is the number of ranks",
         remedy="Leave it out to let mpiflow choose.",
     )
-    out: Path = option(
-        ...,
-        "Trajectory file to write (HDF5, opens as netCDF4).",
-        allowed="a path in an existing folder",
-        remedy="Try run.h5.",
-    )
-    overwrite: bool = option(
-        False, "Replace an existing file.", allowed="true or false", remedy="Try true."
-    )
-    writer: Literal["auto", "parallel", "gather"] = option(
-        "auto",
-        "Write with parallel HDF5, through rank 0, or with the first that works here.",
-        allowed="'auto', 'parallel' or 'gather'",
-        remedy="Use auto.",
-    )
-    quiet: bool = option(False, "Show nothing.", allowed="true or false", remedy="Try true.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -266,21 +273,21 @@ class IsingConfig(Config):
             lattice.require_bipartite()
             self._fill("dt", 0.25)
         elif self.kernel != "auto":
-            raise _idle("kernel", self.kernel, f"with the {self.solver} solver, which has one")
+            raise idle("kernel", self.kernel, f"with the {self.solver} solver, which has one")
         if self.solver == "tiled-nfold":
             self._fill("dt", 1.0)  # no bias seen at this window (docs/performance.md)
             self._fill("tile", 64)
         elif self.tile is not None:
-            raise _idle("tile", self.tile, f"with the {self.solver} solver, which has none")
+            raise idle("tile", self.tile, f"with the {self.solver} solver, which has none")
         if self.solver == "nfold" and self.dt is not None:
-            raise _idle("dt", self.dt, "with the nfold solver, which has no step")
+            raise idle("dt", self.dt, "with the nfold solver, which has no step")
         step = self.dt if self.dt is not None and math.isfinite(self.dt) else 1.0
         if self.solver == "nfold":
             self._fill("save_every", self.time / FRAMES)
         self._fill("save_every", max(1, round(self.time / step / FRAMES)) * step)
         self._check_initial()
         if self.ranks_grid is not None and self.members > 1:
-            raise _idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
+            raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
         return self
 
     def _check_initial(self) -> None:
@@ -289,13 +296,13 @@ class IsingConfig(Config):
             if self.initial == "gaussian":
                 self._fill("correlation_length", 8.0)
         elif self.initial_magnetization:
-            raise _idle(
+            raise idle(
                 "initial_magnetization",
                 self.initial_magnetization,
                 f"with initial {self.initial}, which fixes every spin",
             )
         if self.initial != "gaussian" and self.correlation_length is not None:
-            raise _idle(
+            raise idle(
                 "correlation_length",
                 self.correlation_length,
                 f"with initial {self.initial}; gaussian has one",
@@ -325,7 +332,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"Did you mean {match[0]}?" if match else ""
 
 
-def _idle(name: str, value: object, why: str) -> InputError:
+def idle(name: str, value: object, why: str) -> InputError:
     """An option that would do nothing is refused: the user expects something of it."""
     return InputError(name, value, f"no value {why}", "Leave it out.")
 
@@ -355,7 +362,9 @@ def _input_error(model: type[Config], error: ValidationError, values: dict[str, 
         "remedy": "Leave it out, or use the command of that system.",
     }
     if first["type"] == "missing":
-        missing = [str(entry["loc"][0]) for entry in error.errors()]
+        found = {str(entry["loc"][0]) for entry in error.errors()}
+        missing = [option for option in model.options() if option in found]
+        name, texts = missing[0], model.model_fields[missing[0]].json_schema_extra
         also = f" So must {', '.join(missing[1:])}." if missing[1:] else ""
         return InputError(
             name, None, texts["allowed"], f"It must be given. {texts['remedy']}{also}"

@@ -11,6 +11,7 @@ Python, which is how machines without a GPU test them.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -20,7 +21,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import llvmlite.binding  # type: ignore[import-untyped]
+import llvmlite.ir  # type: ignore[import-untyped]
 import numba
+import numba.extending
 import numpy as np
 
 from mpiflow.errors import InputError
@@ -66,6 +70,46 @@ def kernel(function: Callable[..., Any]) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """A rule too long for the compiler to inline by itself: its caller's loop must vectorise."""
     return numba.njit(function, inline="always", **_OPTIONS)
+
+
+def intrinsic(emit: Callable[..., None]) -> Any:
+    """A part of CPU kernels written one instruction after the other, where a loop is too slow.
+
+    ``emit(ir, builder, *arguments)`` gets llvmlite's types, the builder of the place that calls,
+    the address of the first element of each array, and each whole number as 64 bits.
+    """
+
+    def typed(context: Any, *given: Any) -> Any:
+        if any(isinstance(kind, numba.types.Array) and kind.layout != "C" for kind in given):
+            return None  # an address says nothing about strides
+
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            arguments = []
+            for kind, value in zip(signature.args, values, strict=True):
+                if isinstance(kind, numba.types.Array):
+                    arguments.append(context.make_array(kind)(context, builder, value).data)
+                else:
+                    arguments.append(context.cast(builder, value, kind, numba.types.int64))
+            emit(llvmlite.ir, builder, *arguments)
+            return context.get_dummy_value()
+
+        return numba.types.void(*given), generate
+
+    # Numba matches arguments by name; the first one, its own, replaces the two of emit.
+    names = list(inspect.signature(emit).parameters.values())[1:]
+    typed.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+    return numba.extending.intrinsic(typed)
+
+
+def cpu_has(feature: str) -> bool:
+    """Whether kernels may use instructions of this CPU, such as ``avx512f``."""
+    chosen = numba.config.CPU_FEATURES  # type: ignore[attr-defined]
+    if chosen is not None:  # the environment compiles for another CPU
+        return f"+{feature}" in chosen.split(",")
+    try:
+        return bool(llvmlite.binding.get_host_cpu_features().get(feature))
+    except RuntimeError:  # no CPU that LLVM can ask
+        return False
 
 
 def cuda() -> ModuleType:

@@ -163,15 +163,26 @@ def shuffled(block: Spins, seed: int, magnetization: float | np.ndarray = 0.0) -
         _require_magnetization(float(m))
     wanted = np.rint(0.5 * (1.0 + target) * block.lattice.sites).astype(np.int64)
     key = stream_key(seed, "initial")
-    _fill_below(block, key, 0, _bounds_of_smallest(block, key, wanted))
+
+    def count(left: np.ndarray, bounds: np.ndarray, shift: Word, counts: np.ndarray) -> None:
+        boxes = block.origins, block.members, block.lattice.shape
+        _count(*boxes, key, block.shape, left, bounds, shift, counts)
+
+    _fill_below(block, key, 0, bounds_of_smallest(block, wanted, count))
 
 
-def _bounds_of_smallest(block: Spins, key: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Bounds (B,) uint64 below which lie exactly ``wanted`` (B,) words of each box.
+def bounds_of_smallest(block: Spins, wanted: np.ndarray, count: Callable[..., None]) -> np.ndarray:
+    """Bounds (B,) uint64 below which lie exactly ``wanted`` (B,) words of each box. Collective.
 
     Radix selection from the top digit down. It ends when all boxes are settled,
     after two or three rounds on all ranks alike. Two equal words at a bound
     (probability below 1e-9 for 1e5 sites) would be marked or left together.
+
+    Parameters
+    ----------
+    count : ``count(left, bounds, shift, counts)`` adds the words of this rank's sites to the
+        histograms ``counts`` (B, digits), with :func:`count_digits`; boxes with ``left`` = 0
+        are settled and need no counting
     """
     bits = max(2, min(_DIGITS, (_BINS // max(1, block.batch)).bit_length() - 1))
     bounds, left, shift = np.zeros(block.batch, np.uint64), wanted.copy(), 64
@@ -179,14 +190,14 @@ def _bounds_of_smallest(block: Spins, key: np.ndarray, wanted: np.ndarray) -> np
         digits = min(bits, shift)
         shift -= digits
         counts = np.zeros((block.batch, 2**digits), np.int64)
-        boxes = block.origins, block.members, block.lattice.shape
-        _count(*boxes, key, block.shape, left, bounds, np.uint64(shift), counts)
+        count(left, bounds, np.uint64(shift), counts)
         _descend(block.total(counts), np.uint64(shift), left, bounds)
     return bounds
 
 
 @kernel
-def _count_row(words: np.ndarray, bound: Word, shift: Word, counts: np.ndarray) -> None:
+def count_digits(words: np.ndarray, bound: Word, shift: Word, counts: np.ndarray) -> None:
+    """Add the next digits of words that share all digits above with a bound to a histogram."""
     bins = np.uint64(counts.size)
     for i in range(words.size):
         digit = (words[i] - bound) >> shift  # huge for words below the bound: they wrap round
@@ -215,7 +226,7 @@ def _count(
         for i in range(shape[0]):
             gy = (origins[b, 0] + i) % ly
             _row_words(key, members[b], gy, origins[b, 1], lx, words)
-            _count_row(words, bounds[b], shift, counts[b])
+            count_digits(words, bounds[b], shift, counts[b])
 
 
 @kernel

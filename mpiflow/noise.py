@@ -43,6 +43,12 @@ STREAMS = {
     "initial-angle": 13,
     "nfold-partial": 12,  # events inside partial_evolution patches
     "tiled-nfold": 14,  # step = pass, site = (global tile << 32) | event in that tile and pass
+    "initial-alloy": 15,  # initial species; step = 0, site = x << 42 | y << 21 | z
+    "vacancies": 20,  # which atoms are taken out of a state that lacks vacancies; as above
+    "vacancy": 16,  # hops; step = 0, site = event
+    "tiled-vacancy": 17,  # step = pass, site = (global tile << 32) | event in that tile and pass
+    "vacancy-partial": 18,  # hops inside patches of partial evolution
+    "vacancy-relax": 19,  # hops inside windows of local relaxation; step = window, site = event
 }
 
 MAX_MEMBER = 2**48

@@ -115,3 +115,29 @@ def intensive(sums: np.ndarray, sites: int) -> np.ndarray:
 def domain_wall_density(bonds: np.ndarray, sites: int) -> np.ndarray:
     r"""Fraction of unsatisfied bonds, :math:`\rho = (1 - \sum s_i s_j / 2N) / 2`."""
     return 0.5 * (1.0 - bonds / (2.0 * sites))
+
+
+@kernel
+def _bond_counts(field: np.ndarray, halo: int, out: np.ndarray) -> None:
+    nx, ny, nz = field.shape[1:]
+    for b in range(field.shape[0]):
+        for x in range(halo, nx - halo, 2):
+            for y in range(halo, ny - halo, 2):
+                for z in range(halo, nz - halo, 2):
+                    row = out[b, field[b, x, y, z]]
+                    for dx in (-1, 1):
+                        for dy in (-1, 1):
+                            row[field[b, x + dx, y + dy, z - 1]] += 1
+                            row[field[b, x + dx, y + dy, z + 1]] += 1
+
+
+def bond_counts(block: Block, species: int) -> np.ndarray:
+    """Nearest-neighbour bonds of a body-centred cubic lattice by the species of their ends.
+
+    Returns (B, species, species) int64 over the whole lattice, first the corner's species, then
+    the centre's (:mod:`mpiflow.systems.alloy`). Boxes start and end at even points, and the halo
+    must be current. Collective for ``exchange`` blocks.
+    """
+    out = np.zeros((block.batch, species, species), np.int64)
+    _bond_counts(block.host(), block.halo, out)
+    return block.total(out)

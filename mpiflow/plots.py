@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,143 @@ def power_law_figure(
         axes.set(xlabel="sweeps", ylabel=name)
         axes.legend()
     figure.savefig(path, dpi=150)
+
+
+# -- pictures of alloys ------------------------------------------------------------------------
+
+#: Colours of species 1, 2, ...: told apart by the colour-blind, and in grey.
+ELEMENT_COLOURS = ("#2b78c8", "#f2a52c", "#d3d8dd", "#57a773", "#9a5fb0", "#8a6a4c")
+VACANCY_COLOUR = "#d7263d"
+_RADIUS = 0.80  # of an atom, in half lattice constants; neighbours touch at 0.87
+_SHELL = 4  # planes of sites below a visible face that may show
+_DEEP = 1.0  # how far behind the faces it is dark, in half lattice constants
+_LIGHT = np.array([-0.45, 0.62, 0.64])  # in the camera's axes: right, up, towards the viewer
+
+
+class _Camera:
+    """Perspective projection of a box of ``shape`` points, seen from its last corner.
+
+    Coordinates of the picture are in half lattice constants at the centre of the box.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        towards = np.array([0.86, 0.60, 0.52])
+        self.towards = towards / np.linalg.norm(towards)
+        right = np.cross([0.0, 0.0, 1.0], self.towards)
+        self.right = right / np.linalg.norm(right)
+        self.up = np.cross(self.towards, self.right)
+        self.centre = 0.5 * (np.array(shape) - 1.0)
+        self.distance = 5.5 * float(np.linalg.norm(shape)) / np.sqrt(3.0)
+
+    def see(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Right, up (n, 2), nearness (n,) and magnification (n,) of points (n, 3)."""
+        offsets = points - self.centre
+        near = offsets @ self.towards
+        zoom = self.distance / (self.distance - near)
+        flat = np.stack([offsets @ self.right, offsets @ self.up], axis=-1) * zoom[:, None]
+        return flat, near, zoom
+
+
+def _render(
+    flat: np.ndarray, near: np.ndarray, zoom: np.ndarray, colours: np.ndarray, pixels: int
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Shaded spheres with hidden parts removed: an RGBA picture (h, w, 4) and its extent."""
+    fine = 3  # pixels of the picture are means over fine x fine, so that edges are smooth
+    low, high = flat.min(axis=0) - 2 * _RADIUS, flat.max(axis=0) + 2 * _RADIUS
+    step = float((high - low).max()) / (fine * pixels)
+    width, height = (fine * np.ceil((high - low) / (fine * step))).astype(int)
+    high = low + np.array([width, height]) * step
+    image = np.zeros((height, width, 4), np.float32)
+    depth = np.full((height, width), -np.inf, np.float32)
+    light = _LIGHT / np.linalg.norm(_LIGHT)
+    half = light + np.array([0.0, 0.0, 1.0])
+    half /= np.linalg.norm(half)
+    faint = np.clip((near.max() - near) / max(1e-9, np.ptp(near)), 0.0, 1.0)
+    for (x, y), z, size, colour, far in zip(flat, near, zoom, colours, faint, strict=True):
+        radius = _RADIUS * size
+        box = [
+            slice(int((c - radius - o) / step), int((c + radius - o) / step) + 2)
+            for c, o in ((y, low[1]), (x, low[0]))
+        ]
+        up, right = np.ogrid[box[0], box[1]]
+        right = ((right + 0.5) * step + low[0] - x) / radius
+        up = ((up + 0.5) * step + low[1] - y) / radius
+        bulge = 1.0 - right**2 - up**2
+        front = np.sqrt(np.maximum(bulge, 0.0))
+        shown = (bulge > 0) & (z + radius * front > depth[box[0], box[1]])
+        matt = np.maximum(right * light[0] + up * light[1] + front * light[2], 0.0)
+        gloss = np.maximum(right * half[0] + up * half[1] + front * half[2], 0.0) ** 40
+        # The rims of atoms in a crystal see little of the sky.
+        tone = (0.40 + 0.72 * matt) * (0.60 + 0.40 * front) * (1.0 - 0.30 * far)
+        shade = np.empty((*bulge.shape, 4), np.float32)
+        shade[..., :3] = np.clip(colour * tone[..., None] + 0.30 * gloss[..., None], 0.0, 1.0)
+        shade[..., 3] = 1.0
+        image[box[0], box[1]][shown] = shade[shown]
+        depth[box[0], box[1]][shown] = (z + radius * front)[shown]
+    mean = image.reshape(height // fine, fine, width // fine, fine, 4).mean(axis=(1, 3))
+    mean[..., :3] /= np.maximum(mean[..., 3:], 1e-6)  # colours of the covered part only
+    return mean, (low[0], high[0], low[1], high[1])
+
+
+def alloy_figure(
+    grid: np.ndarray,
+    path: str | Path,
+    *,
+    elements: Sequence[str] = ("Nb", "Mo", "Ta"),
+    title: str = "",
+    pixels: int = 1100,
+) -> None:
+    """A picture of an alloy: its three visible faces in perspective, and all its vacancies.
+
+    Parameters
+    ----------
+    grid : (2 Lx, 2 Ly, 2 Lz) int8, see :mod:`mpiflow.systems.alloy`
+    elements : names of species 1, 2, ...
+    pixels : of the longer side of the picture of the atoms
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Circle, Polygon
+    from scipy.spatial import ConvexHull
+
+    camera = _Camera(grid.shape)
+    palette = [ELEMENT_COLOURS[i % len(ELEMENT_COLOURS)] for i in range(len(elements))]
+    atoms = np.argwhere(grid > 0)
+    atoms = atoms[(np.array(grid.shape) - atoms).min(axis=1) <= _SHELL]
+    rgb = np.array([(0.0, 0.0, 0.0), *(to_rgb(colour) for colour in palette)])
+    image, extent = _render(*camera.see(atoms), rgb[grid[tuple(atoms.T)]], pixels)
+
+    figure = Figure(figsize=(7.0, 7.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(image, extent=extent, origin="lower", interpolation="lanczos")
+    axes.set_axis_off()
+    # What lies deeper than the atoms drawn is dark, not the white of the paper.
+    ends = [(_DEEP, side - 1.0 - _DEEP) for side in grid.shape]
+    corners, _, _ = camera.see(np.array(list(product(*ends))))
+    axes.add_patch(Polygon(corners[ConvexHull(corners).vertices], color="0.13", lw=0, zorder=-1))
+    vacancies = np.argwhere(grid == 0)
+    thin = float(np.clip(np.sqrt(40 / max(1, len(vacancies))), 0.4, 1.0))  # many: smaller rings
+    buried = (np.array(grid.shape) - vacancies).min(axis=1) > 2
+    for (x, y), _, zoom, hidden in zip(*camera.see(vacancies), buried, strict=True):
+        radius = max(1.15, 0.012 * thin * (extent[1] - extent[0])) * zoom
+        for line, colour in ((4.5, "white"), (2.2, VACANCY_COLOUR)):
+            ring = Circle((x, y), radius, fill=False, lw=line * thin, ec=colour)
+            ring.set_alpha(0.45 if hidden else 1.0)
+            axes.add_patch(ring)
+    counts = [int((grid == kind).sum()) for kind in range(len(elements) + 1)]
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=11, mfc=colour, mec="0.25", label=f"{name}  {n:,}")
+        for colour, name, n in zip(palette, elements, counts[1:], strict=True)
+    ]
+    label = f"vacancy  {counts[0]:,}" + (" (pale: inside)" if buried.any() else "")
+    handles.append(
+        Line2D(
+            [], [], ls="", marker="o", ms=11, mfc="none", mec=VACANCY_COLOUR, mew=2.2, label=label
+        )
+    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=160, facecolor="white")

@@ -84,7 +84,31 @@ STANDARD: dict[str, Variable] = {
             long_name="magnetization per site that the member was started from",
             per_frame=False,
         ),
-        Variable("sro", ("pair",), long_name="Warren-Cowley order parameter", attributes=_POINT),
+        Variable(
+            "sro",
+            ("pair",),
+            long_name="neighbours of the second kind around an atom of the first, beyond 8 / S",
+            attributes=_POINT,
+        ),
+        Variable(
+            "warren_cowley",
+            ("pair",),
+            long_name="Warren-Cowley short-range order parameter",
+            attributes=_POINT,
+        ),
+        Variable(
+            "long_range_order",
+            ("element",),
+            long_name="B2 order: (corners - centres) / (corners + centres)",
+            attributes=_POINT,
+        ),
+        Variable(
+            "bonds",
+            ("corner_species", "centre_species"),
+            "int64",
+            long_name="nearest-neighbour bonds",
+            attributes=_POINT,
+        ),
         Variable("hops", (), "int64", long_name="vacancy hops since time 0"),
         Variable("species", ("site",), "int8", long_name="species of a site", attributes=_POINT),
     )
@@ -97,7 +121,10 @@ _COORDINATES: dict[str, dict[str, str]] = {
         for prefix in ("", "site_")
     },
     "member": {"standard_name": "realization", "units": "1", "long_name": "ensemble member"},
-    "pair": {"long_name": "pair of species"},
+    "pair": {"long_name": "pair of elements"},
+    "element": {"long_name": "element"},
+    "corner_species": {"long_name": "species of the corner of a cell"},
+    "centre_species": {"long_name": "species of the centre of a cell"},
 }
 
 

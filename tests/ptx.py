@@ -22,6 +22,7 @@ from numba.cuda import dispatcher
 from mpiflow import device, packed
 from mpiflow.solvers import heatbath, multispin, sliced
 from mpiflow.solvers.bitplanes import PLANES, Thresholds
+from mpiflow.systems import barriers
 from mpiflow.systems.ising import Ising
 
 TARGET = (9, 0)
@@ -29,6 +30,7 @@ TARGET = (9, 0)
 dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=TARGET)
 
 i8, i64, u64 = types.int8, types.int64, types.uint64
+u8, u16, f32, f64 = types.uint8, types.uint16, types.float32, types.float64
 MASKS, NO_MASKS = UniTuple(UniTuple(u64, 10), PLANES), Tuple(())
 THRESHOLDS = Thresholds.of((0.2 * Ising(2.269, 0.05).flip_rates_by_opposites()).tolist())
 
@@ -42,6 +44,7 @@ LIST, COUNTS = array(u64, 1), array(i64, 1)
 PACKED = (*[WORDS] * 3, i64, UniTuple(i64, 3), UniTuple(i64, 2), array(i64, 2), LIST, LIST)
 SLICED = (WORDS, WORDS, i64, i64, i64, LIST, LIST)
 PLAIN = (SPINS, SPINS, i64, array(i64, 2), LIST, i64, i64, LIST, u64, i64, UniTuple(u64, 10))
+MODEL = (i64, array(f64, 1), array(f64, 2), array(f32, 2), array(u16, 2), array(i64, 2), i64, i64)
 
 #: What the solvers pass to each kernel.
 KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
@@ -60,6 +63,7 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
     "close packed": (packed.close_cuda, (WORDS, i64, i64)),
     "edges of packed": (packed.copy_edges_cuda, (WORDS, i64, array(u64, 2), i64)),
     "copy box": (device._copy_box, (array(i8, 3, "A"), array(i8, 3, "A"))),
+    "barriers": (barriers._evaluate_cuda, (*MODEL, array(f32, 1), array(u8, 2), array(f32, 2))),
     "copy box of words": (device._copy_box, (array(u64, 3, "A"), WORDS)),
 }
 

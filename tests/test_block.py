@@ -35,11 +35,11 @@ def padded_box(
     field: np.ndarray, origin: tuple[int, ...], shape: tuple[int, ...], halo: int
 ) -> np.ndarray:
     """A box of a periodic field with its true surroundings."""
-    rows, columns = (
+    axes = (
         np.arange(start - halo, start + n + halo) % side
         for start, n, side in zip(origin, shape, field.shape, strict=True)
     )
-    return field[np.ix_(rows, columns)]
+    return field[np.ix_(*axes)]
 
 
 def grids(ranks: int) -> list[tuple[int, ...]]:
@@ -195,9 +195,9 @@ def test_cuda_exchange_on_two_ranks(mpirun: Run, monkeypatch: pytest.MonkeyPatch
 # -- boxes of whole lattices -----------------------------------------------------------------
 
 
-def numbered(batch: int, shape: tuple[int, int]) -> np.ndarray:
+def numbered(batch: int, shape: tuple[int, ...]) -> np.ndarray:
     """Lattices whose every site is different."""
-    sites = batch * shape[0] * shape[1]
+    sites = batch * int(np.prod(shape))
     return np.arange(sites, dtype=np.int32).reshape(batch, *shape)
 
 
@@ -239,8 +239,8 @@ def test_wrapped_boxes_are_closed_on_themselves(halo: int) -> None:
     assert block.closed
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (2, 5), (6, 3)])
-def test_periodic_lattices(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(2, 2), (2, 5), (6, 3), (4, 2, 6), (2, 3, 2)])
+def test_periodic_lattices(shape: tuple[int, ...]) -> None:
     states = numbered(3, shape)
     block = Block.periodic(states, np.array([4, 5, 6]))
     for b in range(3):
@@ -360,6 +360,32 @@ def test_every_box_needs_its_own_noise_key() -> None:
 def test_a_noise_key_beyond_its_stream_is_refused() -> None:
     with pytest.raises(InputError, match="members="):
         Block.periodic(np.ones((1, 4, 4), np.int8), np.array([2**48]))
+
+
+@pytest.mark.parametrize("policy", ["frozen", "wrap"])
+@pytest.mark.parametrize(("box", "halo"), [((3, 4, 5), 2), ((8, 6, 10), 5), ((1, 2, 1), 1)])
+def test_boxes_of_three_axes(box: tuple[int, ...], halo: int, policy: HaloPolicy) -> None:
+    """Cut, fill the halo, paste: also over the periodic edge, and larger than the lattice."""
+    states = numbered(3, (8, 6, 10))
+    origins = np.array([[0, 0, 0], [7, 5, 9], [-3, 2, -1]])
+    block = Block.cut(states, origins, box, np.arange(3), policy=policy, halo=halo)
+    for b, origin in enumerate(origins):
+        expected = padded_box(states[b], tuple(origin), box, halo)
+        if policy == "wrap":
+            inner = padded_box(states[b], tuple(origin), box, 0)
+            expected = np.pad(inner, halo, mode="wrap")
+        assert np.array_equal(block.array[b], expected)
+    back = states.copy()
+    block.load(np.full((3, *box), -1, states.dtype))
+    block.paste(back)
+    for b, origin in enumerate(origins):
+        marked = np.zeros(states.shape[1:], bool)
+        axes = (
+            (o + np.arange(n)) % side for o, n, side in zip(origin, box, (8, 6, 10), strict=True)
+        )
+        marked[np.ix_(*axes)] = True
+        assert (back[b][marked] == -1).all()
+        assert np.array_equal(back[b][~marked], states[b][~marked])
 
 
 def test_an_empty_batch_is_allowed() -> None:

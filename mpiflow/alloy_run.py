@@ -1,0 +1,220 @@
+"""Run an alloy simulation and record it in a Trajectory file."""
+
+from __future__ import annotations
+
+import json
+import time as clock
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow.alloy_config import AlloyConfig
+from mpiflow.alloy_simulation import AlloyFrame, AlloySimulation
+from mpiflow.barrier_files import BarrierModel, load_barrier_model
+from mpiflow.errors import InputError
+from mpiflow.initial_alloy import counts_of, from_structure, place_vacancies, random_alloy
+from mpiflow.noise import RNG
+from mpiflow.parallel import agreed
+from mpiflow.progress import Progress
+from mpiflow.schema import STANDARD, TIME
+from mpiflow.systems import alloy
+from mpiflow.systems.alloy import Alloy
+from mpiflow.trajectory import Backend, TrajectoryWriter, Value
+
+_TIME = replace(TIME, units="s", long_name="time")
+
+
+def simulate_alloy(config: AlloyConfig, comm: MPI.Intracomm | None = None) -> Path:
+    """Run what a configuration says and write its file. Collective.
+
+    Raises
+    ------
+    InputError
+        on all ranks, before the first step and before anything is written
+    """
+    comm = MPI.COMM_WORLD if comm is None else comm
+    start = clock.monotonic()
+    with agreed(comm):
+        model = load_barrier_model(config.barriers, config.axis_order)
+    sim = build_alloy(config, model, comm)
+    if comm.rank == 0 and not config.quiet:
+        print(f"{config.out}: {sim.describe()}, barriers {model.name}")
+    record_alloy(
+        sim,
+        config.out,
+        time=config.time,
+        hops=config.hops,
+        save_every=config.save_every,
+        species=config.species,
+        overwrite=config.overwrite,
+        writer=config.writer,
+        attributes={
+            "config_json": config.model_dump_json(),
+            "barriers": model.name,
+            "barriers_sha256": model.sha256,
+        },
+        progress=not config.quiet,
+    )
+    load = sim.load()
+    if comm.rank == 0 and not config.quiet:
+        print(f"{config.out}: to {sim.time:g} s in {clock.monotonic() - start:.1f} s\n{load}")
+    return config.out
+
+
+def build_alloy(config: AlloyConfig, model: BarrierModel, comm: MPI.Intracomm) -> AlloySimulation:
+    """The simulation of a configuration, in its initial state. Collective."""
+    sim = AlloySimulation(
+        Alloy(config.temperature, config.elements),
+        model.parameters,
+        config.cells,
+        solver=config.solver,
+        window=config.window,
+        tile=config.tile,
+        seed=config.seed,
+        members=config.members,
+        comm=comm,
+        ranks_grid=config.ranks_grid,
+        device=config.device,
+    )
+    set_initial(sim, config)
+    if config.solver == "tiled" and config.window is None:
+        # Hops are counted, not timed: any window will do there.
+        every = config.save_every if config.time is not None else None
+        sim.choose_window(every)
+    return sim
+
+
+def set_initial(sim: AlloySimulation, config: AlloyConfig) -> None:
+    """Set the species that a configuration starts from. Collective."""
+    if config.initial == "random":
+        counts = counts_of(
+            sim.sites, config.vacancies or 1, config.composition, len(config.elements)
+        )
+        sim.set_species(random_alloy, counts=counts)
+        return
+    sim.set_species(from_structure, path=config.initial, elements=config.elements)
+    found = int(sim.numbers()[0])
+    if found == 0:
+        counts_of(sim.sites, config.vacancies or 1, None, len(config.elements))  # not too many
+        sim.set_species(place_vacancies, number=config.vacancies or 1)
+    elif config.vacancies not in (None, found):
+        raise InputError(
+            "vacancies", config.vacancies, f"{found}, as in {config.initial}", "Leave it out."
+        )
+
+
+def record_alloy(
+    sim: AlloySimulation,
+    out: str | Path,
+    *,
+    time: float | None = None,
+    hops: int | None = None,
+    save_every: float | None = None,
+    species: bool = False,
+    overwrite: bool = False,
+    writer: Backend = "auto",
+    attributes: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> None:
+    """Advance a simulation and write a frame now, every ``save_every``, and at the end.
+
+    The values do not depend on the number of ranks or on the writer. Collective.
+
+    Parameters
+    ----------
+    time, hops : how far, in s or in hops; one of the two
+    save_every : in the same unit, by default all of it
+    species : also save the species of every site
+    overwrite, writer, attributes, progress : as in :func:`mpiflow.run.record`
+    """
+    if (time is None) == (hops is None):
+        raise InputError("time, hops", (time, hops), "one of the two", "Give one.")
+    if hops is not None:
+        end = float(hops)
+        frames = sim.frames_by_hops(hops, int(save_every or hops))
+    else:
+        end = time or 0.0
+        frames = sim.frames(end, save_every or end)
+    first = next(frames)  # checks the times, before a file is made
+    ensemble: dict[str, int] = {"member": sim.members} if sim.members > 1 else {}
+    names = ("vacancy", *sim.system.elements)
+    pairs = alloy.pair_names(sim.system.elements)
+    coordinates = {
+        "pair": np.array(pairs),
+        "element": np.array(sim.system.elements),
+        "corner_species": np.array(names),
+        "centre_species": np.array(names),
+    }
+    dims = ensemble | {name: len(values) for name, values in coordinates.items()}
+    variables = [
+        STANDARD[name].over(*ensemble, *STANDARD[name].dims)
+        for name in ("sro", "warren_cowley", "long_range_order", "bonds", "hops")
+    ]
+    if species:
+        with agreed(sim.comm):
+            sim.local_sites()  # ranks may not be slabs
+        dims["site"] = sim.sites
+        variables.append(STANDARD["species"].over(*ensemble, "site"))
+    began = sim.time
+    with (
+        TrajectoryWriter(
+            out,
+            comm=sim.comm,
+            dims=dims,
+            variables=variables,
+            coordinates=coordinates,
+            attributes=_attributes(sim) | dict(attributes or {}),
+            overwrite=overwrite,
+            backend=writer,
+            time=_TIME,
+        ) as trajectory,
+        Progress(end, Path(out).name, sim.comm, show=progress) as bar,
+    ):
+        for frame in chain([first], frames):
+            trajectory.append(frame.time, _values(sim, frame, species))
+            done = frame.time - began if hops is None else float(frame.hops.max(initial=0))
+            made = {"hops": int(frame.hops[0])} if frame.hops.size else {}
+            bar.update(done, t=frame.time, **made)
+
+
+def _values(sim: AlloySimulation, frame: AlloyFrame, species: bool) -> dict[str, Value]:
+    """This rank's part of everything that a frame holds."""
+    one = sim.members == 1
+    values: dict[str, Value] = {}
+    for name, value in frame.scalars().items():
+        rest = tuple(slice(0, n) for n in value.shape[1:])
+        values[name] = value[0] if one else (value, (sim.local_members, *rest))
+    if species:
+        field = sim.species()
+        place = (sim.local_sites(),)
+        values["species"] = (field[0], place) if one else (field, (sim.local_members, *place))
+    return values
+
+
+def _attributes(sim: AlloySimulation) -> dict[str, Any]:
+    """Standard attributes, with the configuration as far as the simulation knows it."""
+    config = {
+        "system": "alloy",
+        "cells": sim.cells,
+        "temperature": sim.system.temperature,
+        "elements": sim.system.elements,
+        "solver": sim.solver.name,
+        "members": sim.members,
+        "seed": sim.seed,
+    }
+    facts: dict[str, Any] = {
+        "system": "alloy",
+        "config_json": json.dumps(config),
+        "seed": sim.seed,
+        "rng": RNG,
+        "lattice_constant_angstrom": alloy.LATTICE_CONSTANT,
+        "decomposition_invariant": 1,
+    }
+    if sim.window is not None:
+        facts |= {"window_s": sim.window, "tile_points": sim.tile}
+    return facts

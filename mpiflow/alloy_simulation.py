@@ -1,0 +1,387 @@
+"""The simulation loop of alloys: vacancies on a body-centred cubic lattice, over MPI ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow import observables
+from mpiflow.block import Block, gather_records
+from mpiflow.errors import InputError
+from mpiflow.lattice import Lattice, Layout, Shape, split
+from mpiflow.solvers.tiled_vacancy import SMALLEST_TILE, TiledKMC
+from mpiflow.solvers.vacancy import VacancyKMC, total_rates
+from mpiflow.systems import alloy
+from mpiflow.systems.alloy import Alloy
+from mpiflow.systems.barriers import Barriers
+
+AlloySolver = Literal["serial", "tiled"]
+#: Hops of a vacancy in a window, where the window is chosen by :meth:`choose_window`.
+HOPS_PER_WINDOW = 4.0
+#: Points of a tile along an axis, where the lattice is not smaller.
+TILE = 16
+
+
+@dataclass(frozen=True)
+class AlloyFrame:
+    """The state's observables at one time; one entry for each member that this rank holds.
+
+    Attributes
+    ----------
+    time : s
+    bonds : (M, S + 1, S + 1) int64, bonds by species of the corner and of the centre
+    hops : (M,) int64, since time 0
+    """
+
+    time: float
+    bonds: np.ndarray
+    hops: np.ndarray
+
+    def scalars(self) -> dict[str, np.ndarray]:
+        """What a Trajectory holds of a frame, by name, with a leading member axis."""
+        return {
+            "sro": alloy.short_range_order(self.bonds),
+            "warren_cowley": alloy.warren_cowley(self.bonds),
+            "long_range_order": alloy.long_range_order(self.bonds),
+            "bonds": self.bonds,
+            "hops": self.hops,
+        }
+
+
+class AlloySimulation:
+    """Vacancy kinetic Monte Carlo of one lattice, or of many lattices dealt to ranks.
+
+    Parameters
+    ----------
+    system : temperature and elements
+    barriers : model of the barriers, see :mod:`mpiflow.systems.barriers`
+    cells : cubic cells along each axis, one number or three; a cell has two sites
+    solver : ``serial`` (exact; one rank for each lattice) or ``tiled`` (fixed window, any
+        number of ranks)
+    window : of the tiled solver in s; :meth:`choose_window` sets it if left out
+    tile : of the tiled solver, points along each axis, two to a cell
+    seed : a trajectory is its seed
+    members : number of independent lattices
+    comm : communicator, ``COMM_WORLD`` unless given; every method is collective on it
+    ranks_grid : ranks along each axis, slabs along x if left out and possible
+    device : where the tiled solver evaluates barriers, ``cpu`` or ``cuda``
+
+    Examples
+    --------
+    >>> model = load_barrier_model("default")
+    >>> sim = AlloySimulation(Alloy(2000.0), model.parameters, cells=8, seed=7)
+    >>> sim.set_species(random_alloy, counts=(1, 341, 341, 341))
+    >>> for frame in sim.frames(time=5e-6, every=1e-7):
+    ...     ...
+    """
+
+    def __init__(
+        self,
+        system: Alloy,
+        barriers: Barriers,
+        cells: int | Shape,
+        *,
+        solver: AlloySolver = "serial",
+        window: float | None = None,
+        tile: int | Shape | None = None,
+        seed: int = 0,
+        members: int = 1,
+        comm: MPI.Intracomm | None = None,
+        ranks_grid: Shape | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.system, self.barriers = system, barriers
+        self.seed, self.members = seed, members
+        self.comm = MPI.COMM_WORLD if comm is None else comm
+        self.cells = (cells,) * 3 if isinstance(cells, int) else tuple(cells)
+        least = 2 * alloy.REACH // 2
+        if len(self.cells) != 3 or min(self.cells) < least:
+            raise InputError("cells", cells, f"{least} or more along each of three axes", "Try 8.")
+        self.lattice = Lattice(tuple(2 * n for n in self.cells))
+        self.sites = self.lattice.sites // 4
+        if members < 1:
+            raise InputError("members", members, "1 or more", "Leave it out for one lattice.")
+        self.tile: Shape = self.lattice.shape
+        if solver == "tiled":
+            if tile is None:
+                tile = default_tile(self.lattice.shape)
+            self.tile = (tile,) * 3 if isinstance(tile, int) else tuple(tile)
+        elif solver != "serial":
+            raise InputError("solver", solver, "'serial' or 'tiled'", "Use tiled.")
+        elif self.comm.size > 1 and members == 1:
+            raise InputError(
+                "ranks", self.comm.size, "1 for a lattice with the serial solver", "Use tiled."
+            )
+        halo = TiledKMC.halo
+        if members == 1:
+            layout = self._layout(ranks_grid)
+            self.block = Block.tile(layout, self.comm, halo=halo)
+            self.block.load(np.full((1, *self.block.shape), alloy.NOT_A_SITE, np.int8))
+        else:
+            numbers = np.arange(*split(members, self.comm.size, self.comm.rank))
+            none = np.full((len(numbers), *self.lattice.shape), alloy.NOT_A_SITE, np.int8)
+            self.block = Block.periodic(none, numbers, halo=halo)
+        self.solver: VacancyKMC | TiledKMC
+        if solver == "tiled":
+            self.solver = TiledKMC(system, barriers, window, self.tile)
+            self.solver.check(self.block)
+        else:
+            self.solver = VacancyKMC(system, barriers, self.block.batch)
+        self.time = 0.0
+        self.step = 0
+        self._hops = np.zeros(self.block.batch, np.int64)
+        self._counts: np.ndarray | None = None
+
+    def _layout(self, ranks_grid: Shape | None) -> Layout:
+        unit, ranks = self.tile, self.comm.size
+        if ranks_grid is not None:
+            layout = Layout(self.lattice, tuple(ranks_grid), unit)
+        elif ranks <= self.lattice.shape[0] // unit[0]:
+            layout = Layout(self.lattice, (ranks, 1, 1), unit)
+        else:
+            layout = Layout.balanced(self.lattice, ranks, unit)
+        if layout.ranks != ranks:
+            raise InputError(
+                "ranks_grid",
+                layout.ranks_grid,
+                f"a grid of {ranks} ranks",
+                "Start as many ranks as the grid has.",
+            )
+        return layout
+
+    # -- state ---------------------------------------------------------------------
+
+    def set_species(self, fill: Callable[..., None], **options: Any) -> None:
+        """Set the initial state with a function of :mod:`mpiflow.initial_alloy`.
+
+        Functions that draw random numbers get this simulation's seed.
+        """
+        if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
+            options.setdefault("seed", self.seed)
+        fill(self.block, **options)
+        self._counts = None
+
+    @property
+    def window(self) -> float | None:
+        """Window of the tiled solver in s, None of the serial one."""
+        return self.solver.window if isinstance(self.solver, TiledKMC) else None
+
+    def choose_window(self, every: float | None = None, hops: float = HOPS_PER_WINDOW) -> float:
+        """Set the window so that a vacancy makes about so many hops in it. Collective.
+
+        From the rates of the present state, the same on any number of ranks; with ``every``,
+        in s, the largest window not above that which goes a whole number of times into it.
+        """
+        rates = total_rates(self.system, self.barriers, self.block).reshape(-1, 1)
+        everyone = gather_records(rates, self.comm)
+        # fsum is exact, so the order of ranks does not matter.
+        facts = None if everyone is None else (math.fsum(everyone[:, 0]), len(everyone))
+        total, number = self.comm.bcast(facts)
+        if not isinstance(self.solver, TiledKMC) or not total > 0:
+            raise InputError("window", None, "vacancies that can hop", "Give the window.")
+        window: float = hops * number / total
+        self.solver.window = window if every is None else every / math.ceil(every / window)
+        return self.solver.window
+
+    def numbers(self) -> np.ndarray:
+        """Numbers of vacancies and of atoms of each element, of the first lattice. Collective."""
+        bonds = observables.bond_counts(self.block, len(self.system.elements) + 1)
+        counts = self.comm.bcast(alloy.species_numbers(bonds)[:1])  # rank 0 has member 0
+        return np.asarray(counts[0])
+
+    @property
+    def local_members(self) -> slice:
+        """The members that this rank holds."""
+        if self.members == 1:
+            return slice(0, 1)
+        return slice(*split(self.members, self.comm.size, self.comm.rank))
+
+    def species(self) -> np.ndarray:
+        """Species of this rank's sites in C order of their places, (members here, sites) int8."""
+        field = self.block.spins()
+        return field[:, alloy.is_site(field.shape[1:])]
+
+    def local_sites(self) -> slice:
+        """This rank's part of all sites in C order; ranks must be slabs along x."""
+        layout = self.block.layout
+        if layout is None:
+            return slice(0, self.sites)
+        if layout.ranks_grid[1:] != (1, 1):
+            raise InputError(
+                "ranks_grid",
+                layout.ranks_grid,
+                "slabs along x, (ranks, 1, 1), to save species",
+                "Leave the grid out, use fewer ranks, or do not save species.",
+            )
+        (start, stop), *_ = layout.bounds(self.comm.rank)
+        return slice(
+            self.sites * start // self.lattice.shape[0], self.sites * stop // self.lattice.shape[0]
+        )
+
+    def gather(self, root: int = 0) -> np.ndarray | None:
+        """All grids (members, nx, ny, nz) int8 on rank ``root``, None elsewhere.
+
+        For small systems and tests: one rank holds everything.
+        """
+        layout = self.block.layout
+        box = (
+            layout.slices(self.comm.rank)
+            if layout is not None
+            else tuple(slice(0, n) for n in self.lattice.shape)
+        )
+        pieces = self.comm.gather((self.local_members, box, self.block.spins().copy()), root=root)
+        if pieces is None:
+            return None
+        out = np.empty((self.members, *self.lattice.shape), np.int8)
+        for members, place, grid in pieces:
+            out[(members, *place)] = grid
+        return out
+
+    def describe(self) -> str:
+        """One line: size, vacancies, solver and how the work is divided."""
+        one = f"{self.sites} sites of {' x '.join(map(str, self.cells))} cells"
+        what = one if self.members == 1 else f"{self.members} lattices of {one}"
+        how = "serial"
+        if isinstance(self.solver, TiledKMC):
+            tile = " x ".join(map(str, self.tile))
+            how = f"tiles of {tile} points, window {self.solver.time_per_step:.3g} s"
+        layout = self.block.layout
+        grid = f" in a grid of {layout.ranks_grid}" if layout and layout.ranks > 1 else ""
+        ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}{grid}"
+        return f"{what}, {self.system.temperature:g} K, {how}, {ranks}"
+
+    def load(self) -> str:
+        """Work of every rank: hops, looks at a vacancy, barriers computed, seconds. Collective."""
+        solver = self.solver
+        if isinstance(solver, TiledKMC):
+            rows = solver.load
+        else:
+            looks, done = solver.evaluations
+            rows = {"hops": float(solver.hops.sum()), "looks": looks, "evaluations": done}
+        everyone = self.comm.gather(rows)
+        if everyone is None:
+            return ""
+        names = list(rows)
+        lines = ["rank  " + "  ".join(f"{name:>12}" for name in names)]
+        for rank, row in enumerate(everyone):
+            lines.append(f"{rank:4}  " + "  ".join(f"{row[name]:12.6g}" for name in names))
+        return "\n".join(lines)
+
+    # -- dynamics ------------------------------------------------------------------
+
+    def advance(self, duration: float) -> None:
+        """Advance the state by a time in s, a multiple of the window of the tiled solver."""
+        if isinstance(self.solver, VacancyKMC):
+            self.time += duration
+            self._hops = self._hops + self.solver.advance(
+                self.block, seed=self.seed, until=self.time
+            )
+        else:
+            self._windows(self.steps_in(duration))
+
+    def _windows(self, steps: int) -> None:
+        assert isinstance(self.solver, TiledKMC)  # noqa: S101 - for the type checker
+        hops = self.solver.advance(self.block, steps, seed=self.seed, first_step=self.step)
+        self._hops = self._hops + hops
+        self.step += steps
+        self.time = self.step * self.solver.time_per_step
+
+    def advance_hops(self, hops: int) -> None:
+        """Advance until this lattice has made so many hops since time 0.
+
+        The serial solver stops exactly there, the tiled one at the end of the window.
+        """
+        if self.members > 1:
+            raise InputError(
+                "hops", hops, "a time, with several members: their clocks differ", "Use --time."
+            )
+        if isinstance(self.solver, VacancyKMC):
+            left = hops - int(self._hops[0])
+            self._hops = self._hops + self.solver.advance(self.block, seed=self.seed, hops=left)
+            self.time = float(self.solver.clock[0])
+            if self._hops[0] < hops:
+                raise InputError(
+                    "hops", hops, f"{self._hops[0]}: no vacancy can hop any more", "Use --time."
+                )
+            return
+        before = -1
+        while (made := int(self.block.total(self._hops)[0])) < hops:
+            if made == before and not self._can_hop():
+                raise InputError(
+                    "hops", hops, f"{made}: no vacancy can hop any more", "Use --time."
+                )
+            before = made
+            self._windows(1)
+
+    def _can_hop(self) -> bool:
+        rates = total_rates(self.system, self.barriers, self.block)
+        return bool(self.comm.allreduce(bool(rates.any()), op=MPI.LOR))
+
+    def steps_in(self, duration: float, name: str = "time") -> int:
+        """Whole windows in ``duration``; raises if it is not a multiple of the window."""
+        if not (duration >= 0 and math.isfinite(duration)):
+            raise InputError(name, duration, "a finite number of seconds, 0 or more", "Try 1e-7.")
+        if duration == 0 or not isinstance(self.solver, TiledKMC):
+            return 1 if duration else 0
+        window = self.solver.time_per_step
+        steps = round(duration / window)
+        rounding = 1e-12 * self.time  # of a difference of two late times
+        if steps < 1 or not math.isclose(steps * window, duration, rel_tol=1e-9, abs_tol=rounding):
+            raise InputError(
+                name,
+                duration,
+                f"a multiple of the window {window:g} s",
+                f"Use {max(1, steps) * window:.12g}, or another --window.",
+            )
+        return steps
+
+    def measure(self) -> AlloyFrame:
+        """Observables of the present state; checks that no atom was lost. Collective."""
+        bonds = observables.bond_counts(self.block, len(self.system.elements) + 1)
+        counts = alloy.species_numbers(bonds)
+        if self._counts is None:
+            self._counts = counts
+        if np.any(counts != self._counts) or np.any(counts.sum(axis=-1) != self.sites):
+            raise RuntimeError(f"atoms were lost: {self._counts} became {counts}")
+        return AlloyFrame(self.time, bonds, self.block.total(self._hops))
+
+    def frames(self, time: float, every: float) -> Iterator[AlloyFrame]:
+        """Run for a time, yielding the observables now, every ``every`` s, and at the end."""
+        self.steps_in(time, "time")
+        if self.steps_in(every, "save_every") == 0:
+            raise InputError("save_every", every, "a number above 0", "Try 1e-8.")
+        count = math.floor(time / every * (1 + 1e-12))
+        start = self.time
+        yield self.measure()
+        for i in range(1, count + 1):
+            self.advance(start + i * every - self.time)
+            yield self.measure()
+        if not math.isclose(self.time, start + time, rel_tol=1e-12):
+            self.advance(start + time - self.time)
+            yield self.measure()
+
+    def frames_by_hops(self, hops: int, every: int) -> Iterator[AlloyFrame]:
+        """Run for a number of hops, yielding the observables now, every so many, and at the end."""
+        start = int(self.block.total(self._hops).max(initial=0))
+        yield self.measure()
+        for target in [*range(every, hops, every), hops]:
+            before = self.time
+            self.advance_hops(start + target)
+            if self.time > before:  # a window may hold more hops than lie between frames
+                yield self.measure()
+
+
+def default_tile(shape: Shape) -> Shape:
+    """Tiles of about :data:`TILE` points, axes too short for two left whole."""
+
+    def one(side: int) -> int:
+        fitting = [n for n in range(SMALLEST_TILE, side // 2 + 1, 2) if side % (2 * n) == 0]
+        return min(fitting, key=lambda n: abs(n - TILE), default=side)
+
+    x, y, z = (one(side) for side in shape)
+    return x, y, z

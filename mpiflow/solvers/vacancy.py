@@ -1,0 +1,738 @@
+r"""Kinetic Monte Carlo of vacancies without rejections, in a region of a lattice.
+
+Every vacancy v has eight rates, one for each hop. The time to the next hop is exponential
+with their sum R, and the hop is chosen with probability rate / R [Bortz, Kalos, Lebowitz, J.
+Comput. Phys. 17, 10 (1975); Gillespie, J. Comput. Phys. 22, 403 (1976)]. A binary tree of
+sums finds the vacancy. After a hop only the vacancies are looked at again that have one of
+the two changed sites among their 112, so a hop costs the same for any number of vacancies.
+
+A region owns bonds: those whose corner site (see :mod:`mpiflow.systems.alloy`) lies in it.
+Every bond has one corner, so regions that tile the lattice own each bond once; a hop and its
+reverse use the same bond, so within a region each hop can be undone, and detailed balance
+holds region by region. The whole periodic lattice is one region for :class:`VacancyKMC`,
+the serial reference; tiles are regions for :mod:`mpiflow.solvers.tiled_vacancy`; a patch in
+its surroundings is one for partial evolution.
+
+A barrier depends on 112 species alone. Where these fit 28 bytes, they are the exact key of
+a small table of rates met before: vacancies flicker to and fro, so it saves a third of the
+evaluations at 2000 K and nine tenths at 800 K, and changes no bit of the result. Rates are
+computed from barriers by arithmetic that is IEEE everywhere, in fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mpiflow.block import Block
+from mpiflow.device import inlined, kernel
+from mpiflow.errors import InputError
+from mpiflow.noise import stream_key, threefry, to_unit
+from mpiflow.solvers.nfold import exponential
+from mpiflow.systems.alloy import (
+    ATTEMPT_FREQUENCY,
+    DIRECTIONS,
+    NEIGHBOURS,
+    REACH,
+    SURROUNDINGS,
+    VACANCY,
+    Alloy,
+)
+from mpiflow.systems.barriers import NETWORK, SITES, Barriers, evaluate, work_size
+
+#: Halo of a block for vacancies inside it; one more if they may step over its edge.
+HALO = REACH
+_NO_LIMIT = np.iinfo(np.int64).max
+_WAYS, _WORDS, _PER_WORD = 4, 4, 28
+#: Entries of the table of rates for each vacancy; more only cost memory traffic.
+_ENTRIES = 16
+#: The largest table: 4096 sets of four entries of 96 bytes.
+_MOST_SETS = 4096
+
+
+class Lists(NamedTuple):
+    """The vacancies of a region.
+
+    Attributes
+    ----------
+    place : (n, 3) int64, indices in the padded box
+    flat : (n,) int64, the same as one index
+    rates : (n, 8) float64 in 1 / s, 0 for hops that are not the region's
+    near : (n,) int64, vacancies among the 112
+    tree : (2 m,) float64, sums of rates; leaves from m on, m a power of two of at least n
+    """
+
+    place: np.ndarray
+    flat: np.ndarray
+    rates: np.ndarray
+    near: np.ndarray
+    tree: np.ndarray
+
+
+class Table(NamedTuple):
+    """Rates met before, by their surroundings.
+
+    Attributes
+    ----------
+    keys : (sets, 4, 4) uint64, the 112 species at two bits each; the top bit marks an entry
+    rates : (sets, 4, 8) float64
+    counts : (2,) int64, evaluations asked for and evaluations done
+    """
+
+    keys: np.ndarray
+    rates: np.ndarray
+    counts: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """Memory for one evaluation: (112,) uint8, float32, (8,) float32, (8,) float64."""
+
+    types: np.ndarray
+    work: np.ndarray
+    barriers: np.ndarray
+    rates: np.ndarray
+
+
+class Law(NamedTuple):
+    """What sets the rates: the barriers, 1 / k_B T, and the lattice.
+
+    Attributes
+    ----------
+    offsets : (112,) uint64, the surroundings as differences of the flat index, modulo 2^64
+    sides : points of the periodic lattice along each axis
+    halo : of the box
+    """
+
+    barriers: Barriers
+    beta: float
+    offsets: np.ndarray
+    sides: tuple[int, int, int]
+    halo: int
+
+
+class Region(NamedTuple):
+    """The corners whose bonds may be used, as indices in the padded box from low to high - 1.
+
+    Along an axis with ``whole`` 1 all may be, and the axis is periodic within the box.
+    """
+
+    low: tuple[int, int, int]
+    high: tuple[int, int, int]
+    whole: tuple[int, int, int]
+
+
+def lists(capacity: int) -> Lists:
+    """Room for a number of vacancies."""
+    leaves = 1 << max(0, capacity - 1).bit_length()
+    return Lists(
+        np.zeros((capacity, 3), np.int64),
+        np.zeros(capacity, np.int64),
+        np.zeros((capacity, NEIGHBOURS)),
+        np.zeros(capacity, np.int64),
+        np.zeros(2 * leaves),
+    )
+
+
+def table(model: Barriers, vacancies: int) -> Table:
+    """An empty table of rates, of no size where it would not pay or the key not be exact."""
+    sets = 0
+    if model.kind == NETWORK and len(model.codes) <= 4:
+        wanted = max(_ENTRIES * vacancies // _WAYS, 4)
+        sets = min(1 << (wanted - 1).bit_length(), _MOST_SETS)
+    return Table(
+        np.zeros((sets, _WAYS, _WORDS), np.uint64),
+        np.zeros((sets, _WAYS, NEIGHBOURS)),
+        np.zeros(2, np.int64),
+    )
+
+
+def scratch(model: Barriers) -> Scratch:
+    return Scratch(
+        np.zeros(SITES, np.uint8),
+        np.zeros(work_size(model), np.float32),
+        np.zeros(NEIGHBOURS, np.float32),
+        np.zeros(NEIGHBOURS),
+    )
+
+
+def law(system: Alloy, model: Barriers, block: Block) -> Law:
+    """The law on blocks of this shape."""
+    _, ny, nz = block.array.shape[1:]
+    offsets = (SURROUNDINGS[:, 0] * ny + SURROUNDINGS[:, 1]) * nz + SURROUNDINGS[:, 2]
+    x, y, z = block.lattice.shape if block.policy != "wrap" else block.shape
+    return Law(model, system.beta, offsets.astype(np.uint64), (x, y, z), block.halo)
+
+
+# -- rates ---------------------------------------------------------------------------------
+
+
+@kernel
+def decay(x: float) -> float:
+    r"""exp(-x) for \|x\| < 700, by arithmetic that is IEEE everywhere.
+
+    2^k e^r with \|r\| <= ln 2 / 2 and the Taylor series of e^r to the 13th power; the error is
+    below two units in the last place.
+    """
+    k = np.floor(0.5 - x * 1.4426950408889634)
+    r = (-x - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10
+    s = 1.0 / 6227020800.0
+    s = s * r + 1.0 / 479001600.0
+    s = s * r + 1.0 / 39916800.0
+    s = s * r + 1.0 / 3628800.0
+    s = s * r + 1.0 / 362880.0
+    s = s * r + 1.0 / 40320.0
+    s = s * r + 1.0 / 5040.0
+    s = s * r + 1.0 / 720.0
+    s = s * r + 1.0 / 120.0
+    s = s * r + 1.0 / 24.0
+    s = s * r + 1.0 / 6.0
+    s = s * r + 0.5
+    s = s * r + 1.0
+    s = s * r + 1.0
+    return s * np.int64((np.int64(k) + 1023) << 52).view(np.float64)
+
+
+@kernel
+def hop_rates(beta: float, barriers: np.ndarray, rates: np.ndarray) -> None:
+    """k0 exp(-E / k_B T) of eight barriers; 0 for infinite ones and beyond the range of decay."""
+    for d in range(NEIGHBOURS):
+        x = beta * np.float64(barriers[d])
+        rates[d] = ATTEMPT_FREQUENCY * decay(x) if abs(x) < 700.0 else 0.0
+
+
+@inlined
+def _look(flat: np.ndarray, at: int, offsets: np.ndarray, types: np.ndarray) -> int:
+    """Read the surroundings of a point; returns the number of vacancies in them."""
+    start = np.uint64(at)
+    near = 0
+    for i in range(SITES):
+        t = flat[start + offsets[i]]
+        types[i] = t
+        near += t == VACANCY
+    return near
+
+
+@inlined
+def _pack(types: np.ndarray, w: int) -> np.uint64:
+    """A word of the key: 28 species at two bits each."""
+    word = np.uint64(0)
+    for i in range(_PER_WORD):
+        word |= np.uint64(types[w * _PER_WORD + i]) << np.uint64(2 * i)
+    return word
+
+
+@inlined
+def _rates(law: Law, table: Table, s: Scratch) -> None:
+    """All eight rates in the surroundings that scratch holds, from the table if it has them."""
+    # Names for arrays: each reading of a tuple's array costs as much as a multiplication or two,
+    # in a loop again and again.
+    keys, known, counts, rates = table.keys, table.rates, table.counts, s.rates
+    counts[0] += 1
+    sets = np.uint64(keys.shape[0])
+    if sets == 0:
+        counts[1] += 1
+        evaluate(law.barriers, s.types, s.work, s.barriers)
+        hop_rates(law.beta, s.barriers, rates)
+    else:
+        types = s.types
+        k0, k1 = _pack(types, 0) | np.uint64(1) << np.uint64(63), _pack(types, 1)
+        k2, k3 = _pack(types, 2), _pack(types, 3)
+        h = k0 * np.uint64(0x9E3779B97F4A7C15)
+        h = (h ^ (h >> np.uint64(32)) ^ k1) * np.uint64(0xBF58476D1CE4E5B9)
+        h = (h ^ (h >> np.uint64(32)) ^ k2) * np.uint64(0x94D049BB133111EB)
+        h = (h ^ (h >> np.uint64(32)) ^ k3) * np.uint64(0x9E3779B97F4A7C15)
+        bucket = (h >> np.uint64(40)) & (sets - np.uint64(1))  # a power of two
+        entry = _WAYS
+        for w in range(_WAYS):
+            i = np.uint64(w)
+            if (
+                (keys[bucket, i, 0] == k0)
+                & (keys[bucket, i, 1] == k1)
+                & (keys[bucket, i, 2] == k2)
+                & (keys[bucket, i, 3] == k3)
+            ):
+                entry = w
+                break
+        if entry < _WAYS:
+            for d in range(NEIGHBOURS):
+                rates[d] = known[bucket, np.uint64(entry), d]
+        else:
+            counts[1] += 1
+            evaluate(law.barriers, types, s.work, s.barriers)
+            hop_rates(law.beta, s.barriers, rates)
+            entry = _WAYS - 1
+        if entry > 0 or keys[bucket, 0, 0] != k0:  # the latest comes first
+            for w in range(entry, 0, -1):
+                i = np.uint64(w)
+                for d in range(_WORDS):
+                    keys[bucket, i, d] = keys[bucket, i - np.uint64(1), d]
+                for d in range(NEIGHBOURS):
+                    known[bucket, i, d] = known[bucket, i - np.uint64(1), d]
+            keys[bucket, 0, 0] = k0
+            keys[bucket, 0, 1] = k1
+            keys[bucket, 0, 2] = k2
+            keys[bucket, 0, 3] = k3
+            for d in range(NEIGHBOURS):
+                known[bucket, 0, d] = rates[d]
+
+
+# -- lists ---------------------------------------------------------------------------------
+
+
+@inlined
+def _set_leaf(tree: np.ndarray, v: int, value: float) -> None:
+    node = np.uint64((tree.size >> 1) + v)
+    tree[node] = value
+    node >>= np.uint64(1)
+    while node > 0:
+        tree[node] = tree[node * np.uint64(2)] + tree[node * np.uint64(2) + np.uint64(1)]
+        node >>= np.uint64(1)
+
+
+@inlined
+def _owns(region: Region, x: int, y: int, z: int) -> bool:
+    low, high, whole = region.low, region.high, region.whole
+    inside = (whole[0] == 1) | ((low[0] <= x) & (x < high[0]))
+    inside &= (whole[1] == 1) | ((low[1] <= y) & (y < high[1]))
+    inside &= (whole[2] == 1) | ((low[2] <= z) & (z < high[2]))
+    return inside
+
+
+@inlined
+def refresh(
+    v: int, flat: np.ndarray, law: Law, region: Region, lists: Lists, table: Table, s: Scratch
+) -> None:
+    """Bring the rates of one vacancy up to date."""
+    place, rates, fresh = lists.place, lists.rates, s.rates
+    lists.near[v] = _look(flat, lists.flat[v], law.offsets, s.types)
+    _rates(law, table, s)
+    x, y, z = place[v, 0], place[v, 1], place[v, 2]
+    corner = (x - law.halo) & 1 == 0
+    here = _owns(region, x, y, z)
+    total = 0.0
+    for d in range(NEIGHBOURS):
+        there = _owns(region, x + DIRECTIONS[d, 0], y + DIRECTIONS[d, 1], z + DIRECTIONS[d, 2])
+        rate = fresh[d] if (here if corner else there) else 0.0
+        rates[v, d] = rate
+        total += rate
+    _set_leaf(lists.tree, v, total)
+
+
+@kernel
+def _first(region: Region, axis: int, law: Law) -> int:
+    """The first index along an axis at which a vacancy may use a bond of the region."""
+    return law.halo if region.whole[axis] == 1 else region.low[axis] - 1
+
+
+@kernel
+def _last(region: Region, axis: int, law: Law) -> int:
+    """One beyond the last index at which it may."""
+    return law.halo + law.sides[axis] if region.whole[axis] == 1 else region.high[axis]
+
+
+@kernel
+def scan(grid: np.ndarray, law: Law, region: Region, lists: Lists) -> int:
+    """List the vacancies that may use a bond of the region, in the order of their place.
+
+    Returns their number; if it is above the room in the lists, only so many are listed.
+    """
+    n, most = 0, lists.flat.size
+    ny, nz = grid.shape[1], grid.shape[2]
+    place, flat, halo = lists.place, lists.flat, law.halo
+    y0, z0 = _first(region, 1, law), _first(region, 2, law)
+    y1, z1 = _last(region, 1, law), _last(region, 2, law)
+    for x in range(_first(region, 0, law), _last(region, 0, law)):
+        odd = (x - halo) % 2
+        for y in range(y0 + (y0 - halo + odd) % 2, y1, 2):
+            row = grid[x, y, z0:z1]
+            low = np.uint8(255)
+            for i in range(row.size):  # a byte that is no site is 255
+                low = min(low, np.uint8(row[i]))
+            if low != VACANCY:
+                continue
+            for i in range(row.size):
+                if row[i] == VACANCY:
+                    if n < most:
+                        place[n, 0] = x
+                        place[n, 1] = y
+                        place[n, 2] = z0 + i
+                        flat[n] = (x * ny + y) * nz + z0 + i
+                    n += 1
+    return n
+
+
+@kernel
+def refresh_all(
+    n: int, flat: np.ndarray, law: Law, region: Region, lists: Lists, table: Table, s: Scratch
+) -> None:
+    """Bring the rates of the first n vacancies, which are all, up to date."""
+    lists.tree[:] = 0.0
+    for v in range(n):
+        refresh(v, flat, law, region, lists, table, s)
+
+
+@kernel
+def put(grid: np.ndarray, sides: tuple[int, int, int], x: int, y: int, z: int, value: int) -> None:
+    """Set a point, given by its index modulo the lattice, and its images in the padded box."""
+    for i in range(x % sides[0], grid.shape[0], sides[0]):
+        for j in range(y % sides[1], grid.shape[1], sides[1]):
+            for k in range(z % sides[2], grid.shape[2], sides[2]):
+                grid[i, j, k] = value
+
+
+@inlined
+def _within(law: Law, region: Region, x: int, y: int, z: int) -> tuple[int, int, int]:
+    """A point with its coordinates along whole axes brought into the box."""
+    halo, sides, whole = law.halo, law.sides, region.whole
+    x = halo + (x - halo) % sides[0] if whole[0] == 1 else x
+    y = halo + (y - halo) % sides[1] if whole[1] == 1 else y
+    z = halo + (z - halo) % sides[2] if whole[2] == 1 else z
+    return x, y, z
+
+
+@kernel
+def _refresh_others(
+    x: int,
+    y: int,
+    z: int,
+    v: int,
+    n: int,
+    grid: np.ndarray,
+    law: Law,
+    region: Region,
+    lists: Lists,
+    table: Table,
+    s: Scratch,
+) -> None:
+    """Bring the other vacancies around a point up to date."""
+    ny, nz = grid.shape[1], grid.shape[2]
+    flat = grid.reshape(-1)
+    at = (x * ny + y) * nz + z
+    offsets, known = law.offsets, lists.flat
+    for i in range(SITES):
+        if flat[np.uint64(at) + offsets[i]] != VACANCY:
+            continue
+        x1, y1, z1 = _within(
+            law, region, x + SURROUNDINGS[i, 0], y + SURROUNDINGS[i, 1], z + SURROUNDINGS[i, 2]
+        )
+        target = (x1 * ny + y1) * nz + z1
+        for u in range(n):
+            if known[u] == target and u != v:
+                refresh(u, flat, law, region, lists, table, s)
+
+
+@inlined
+def _choose(lists: Lists, target: float) -> tuple[int, int]:
+    """The vacancy and hop at which the running sum of rates passes the target."""
+    tree, rates, leaves = lists.tree, lists.rates, np.uint64(lists.tree.size >> 1)
+    node = np.uint64(1)
+    while node < leaves:
+        node *= np.uint64(2)
+        if target >= tree[node] and tree[node + np.uint64(1)] > 0.0:
+            target -= tree[node]
+            node += np.uint64(1)
+    v = int(node - leaves)
+    chosen = 0
+    for d in range(NEIGHBOURS):
+        rate = rates[v, d]
+        if rate > 0.0:  # the last possible one stands if rounding leaves a rest
+            chosen = d
+            if target < rate:
+                break
+            target -= rate
+    return v, chosen
+
+
+class Events(NamedTuple):
+    """Where hops are written, if there is room.
+
+    Attributes
+    ----------
+    time : (room,) float64, in s
+    hop : (room, 5) int64: x, y, z of the vacancy before the hop, modulo the lattice, the number
+        of the direction, and the species of the atom
+    """
+
+    time: np.ndarray
+    hop: np.ndarray
+
+
+def events(room: int) -> Events:
+    return Events(np.zeros(room), np.zeros((room, 5), np.int64))
+
+
+@kernel
+def evolve(
+    grid: np.ndarray,
+    origin: np.ndarray,
+    n: int,
+    law: Law,
+    region: Region,
+    lists: Lists,
+    table: Table,
+    s: Scratch,
+    keys: tuple[np.uint64, np.uint64, np.uint64],
+    counter: np.uint64,
+    clock: float,
+    until: float,
+    most: int,
+    log: Events,
+    logged: int,
+) -> tuple[int, float]:
+    """Let the n listed vacancies of a region hop; rates must be up to date.
+
+    Parameters
+    ----------
+    grid, origin : padded box (nx, ny, nz) int8, and the lattice's point at its first index
+    keys : seed, stream and member, first counter word
+    counter : second counter word of the next event; later ones follow
+    clock : time of the last event, s
+    until : hops that would come after this time wait
+    most : stop after so many hops
+    log, logged : hops are written from this row on, as far as there is room
+
+    Returns
+    -------
+    the number of hops, and the time of the last one
+    """
+    flat = grid.reshape(-1)
+    ny, nz = grid.shape[1], grid.shape[2]
+    place, at, nearby, tree = lists.place, lists.flat, lists.near, lists.tree
+    sides, room = law.sides, log.time.size
+    hops = 0
+    while hops < most:
+        total = tree[1]
+        if not total > 0.0:
+            break
+        w0, w1 = threefry(keys[0], keys[1], keys[2], counter)
+        time = clock + exponential(w0) / total
+        if not time <= until:
+            break
+        clock = time
+        counter += np.uint64(1)
+        v, d = _choose(lists, to_unit(w1) * total)
+        x, y, z = place[v, 0], place[v, 1], place[v, 2]
+        near = nearby[v]
+        i, j, k = x + DIRECTIONS[d, 0], y + DIRECTIONS[d, 1], z + DIRECTIONS[d, 2]
+        atom = grid[i, j, k]
+        put(grid, sides, x, y, z, atom)
+        put(grid, sides, i, j, k, VACANCY)
+        if logged + hops < room:
+            row = log.hop[logged + hops]
+            log.time[logged + hops] = clock
+            row[0] = (origin[0] + x) % sides[0]
+            row[1] = (origin[1] + y) % sides[1]
+            row[2] = (origin[2] + z) % sides[2]
+            row[3] = d
+            row[4] = atom
+        hops += 1
+        i, j, k = _within(law, region, i, j, k)
+        place[v, 0], place[v, 1], place[v, 2] = i, j, k
+        at[v] = (i * ny + j) * nz + k
+        refresh(v, flat, law, region, lists, table, s)
+        if n > 1 and near + nearby[v] > 0:
+            _refresh_others(x, y, z, v, n, grid, law, region, lists, table, s)
+            _refresh_others(i, j, k, v, n, grid, law, region, lists, table, s)
+    return hops, clock
+
+
+@kernel
+def _keep(grid: np.ndarray, n: int, lists: Lists, law: Law, region: Region) -> int:
+    """The number of vacancies if the list still holds them all, else they are listed anew."""
+    flat = grid.reshape(-1)
+    found = 0
+    for v in range(n):
+        found += flat[lists.flat[v]] == VACANCY
+    h, s = law.halo, law.sides
+    inner = grid[h : h + s[0], h : h + s[1], h : h + s[2]]
+    present = 0
+    for x in range(inner.shape[0]):
+        for y in range(x % 2, inner.shape[1], 2):
+            for z in range(inner.shape[2]):
+                present += inner[x, y, z] == VACANCY
+    return n if n > 0 and found == n and present == n else scan(grid, law, region, lists)
+
+
+@kernel
+def _run(
+    grid: np.ndarray,
+    origin: np.ndarray,
+    n: int,
+    law: Law,
+    region: Region,
+    lists: Lists,
+    table: Table,
+    s: Scratch,
+    keys: tuple[np.uint64, np.uint64, np.uint64],
+    counter: np.uint64,
+    clock: float,
+    until: float,
+    most: int,
+    log: Events,
+) -> tuple[int, int, float]:
+    """One call of the serial solver for one box; returns vacancies, hops and the time."""
+    n = _keep(grid, n, lists, law, region)
+    if n > lists.flat.size:
+        return n, 0, clock
+    refresh_all(n, grid.reshape(-1), law, region, lists, table, s)
+    hops, clock = evolve(
+        grid, origin, n, law, region, lists, table, s, keys, counter, clock, until, most, log, 0
+    )
+    return n, hops, clock
+
+
+class VacancyKMC:
+    """Serial rejection-free kinetic Monte Carlo of periodic boxes, each on one rank.
+
+    The vacancies of a box keep their order for its life: a trajectory depends on the species,
+    that order and the number of events so far, not on how it was cut into calls. Event e of
+    a box uses the noise at (its member, counter e).
+
+    Parameters
+    ----------
+    system : temperature and elements
+    model : barriers, see :mod:`mpiflow.systems.barriers`
+    batch : number of boxes
+
+    Attributes
+    ----------
+    clock : (B,) float64, time of the last hop of each box, s
+    hops : (B,) int64, hops so far
+    log : None, or a list that every call appends an :class:`Events` of each box to
+    """
+
+    name = "serial"
+
+    def __init__(self, system: Alloy, model: Barriers, batch: int = 1) -> None:
+        self.system, self.model = system, model
+        self.clock = np.zeros(batch)
+        self.hops = np.zeros(batch, np.int64)
+        self.log: list[list[Events]] | None = None
+        self._lists: list[tuple[int, Lists, Table]] = []
+        self._scratch = scratch(model)
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """How often rates of a vacancy were needed, and how often barriers were computed."""
+        counts = sum((table.counts for _, _, table in self._lists), np.zeros(2, np.int64))
+        return int(counts[0]), int(counts[1])
+
+    def advance(
+        self,
+        block: Block,
+        *,
+        seed: int,
+        until: float = np.inf,
+        hops: int | None = None,
+        stream: str = "vacancy",
+    ) -> np.ndarray:
+        """Let every box hop to a time, or for a number of hops, whichever comes first.
+
+        Parameters
+        ----------
+        until : time in s since the first call; a hop that would come later waits
+        hops : at most so many in this call
+
+        Returns
+        -------
+        (B,) int64, hops made in this call
+        """
+        check(self.system, self.model, block)
+        if not block.closed:
+            raise InputError(
+                "ranks", "several", "1 rank for each lattice of the serial solver", "Use tiled."
+            )
+        if hops is None and not np.isfinite(until):
+            raise InputError("until", until, "a finite time, or a number of hops", "Give one.")
+        key = stream_key(seed, stream)
+        rule, region = law(self.system, self.model, block), whole_lattice()
+        made = np.zeros(block.batch, np.int64)
+        grids = block.array
+        for b in range(block.batch):
+            if len(self._lists) <= b:
+                self._lists.append((0, lists(1), table(self.model, 1)))
+            while made[b] < (_NO_LIMIT if hops is None else hops):
+                n, store, met = self._lists[b]
+                most = _NO_LIMIT if hops is None else hops - int(made[b])
+                log = events(0 if self.log is None else 2**16)
+                most = most if self.log is None else min(most, 2**16)
+                n, count, clock = _run(
+                    grids[b],
+                    block.origins[b] - block.halo,
+                    n,
+                    rule,
+                    region,
+                    store,
+                    met,
+                    self._scratch,
+                    (key[0], key[1] + block.members[b], np.uint64(0)),
+                    np.uint64(self.hops[b]),
+                    self.clock[b],
+                    until,
+                    most,
+                    log,
+                )
+                if n > store.flat.size:
+                    self._lists[b] = (0, lists(n), table(self.model, n))
+                    continue
+                self._lists[b] = (n, store, met)
+                made[b] += count
+                self.hops[b] += count
+                self.clock[b] = clock
+                if self.log is not None:
+                    while len(self.log) <= b:
+                        self.log.append([])
+                    self.log[b].append(Events(log.time[:count], log.hop[:count]))
+                if count < most:  # the time is over, or nothing can hop
+                    break
+        return made
+
+
+def whole_lattice() -> Region:
+    """All bonds of a periodic box."""
+    return Region((0, 0, 0), (0, 0, 0), (1, 1, 1))
+
+
+def check(system: Alloy, model: Barriers, block: Block) -> None:
+    """Raise if blocks and models do not go with the solvers of this module."""
+    if block.halo < HALO or len(block.shape) != 3:
+        raise InputError("halo", block.halo, f"{HALO} or more points in 3-D", "Make it wider.")
+    if len(model.base) != len(system.elements) + 1:
+        raise InputError(
+            "barriers",
+            f"{len(model.base) - 1} elements",
+            f"a model of {len(system.elements)}: {', '.join(system.elements)}",
+            "Use another model, or name as many elements.",
+        )
+    if block.device.is_cuda:
+        raise InputError("device", "cuda", "'cpu' for the serial solver", "Use --solver tiled.")
+
+
+@kernel
+def _totals(
+    grid: np.ndarray,
+    law: Law,
+    region: Region,
+    lists: Lists,
+    table: Table,
+    s: Scratch,
+) -> int:
+    n = scan(grid, law, region, lists)
+    if n <= lists.flat.size:
+        refresh_all(n, grid.reshape(-1), law, region, lists, table, s)
+    return n
+
+
+def total_rates(system: Alloy, model: Barriers, block: Block) -> np.ndarray:
+    """Sum of the eight rates of every vacancy in the boxes, (n,) float64 in 1 / s, box by box."""
+    check(system, model, block)
+    rule, s, out = law(system, model, block), scratch(model), [np.empty(0)]
+    for grid in block.array:
+        inner = grid[(slice(block.halo, -block.halo),) * 3]
+        store = lists(max(1, int((inner == VACANCY).sum())))
+        # A box of a rank, not closed, has its bounds; the vacancies in it use any bond.
+        box = rule._replace(sides=(block.shape[0], block.shape[1], block.shape[2]))
+        n = _totals(grid, box, whole_lattice(), store, table(model, 1), s)
+        out.append(store.rates[:n].sum(axis=1))
+    return np.concatenate(out)

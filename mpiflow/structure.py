@@ -1,0 +1,587 @@
+r"""Snapshots of bcc alloys as text files that other programs read and write.
+
+=============  ======================================================================
+LAMMPS dump    ``ITEM: ATOMS id type [element] x y z`` (or xs ys zs, xu yu zu); OVITO, ASE
+extended XYZ   ``Lattice="..." Properties=species:S:1:pos:R:3``; OVITO, ASE
+=============  ======================================================================
+
+A grid is (2 Lx, 2 Ly, 2 Lz) int8 over the points of :mod:`mpiflow.systems.alloy`; the sites
+of a file of a run are those of the grid in C order, (2 Lx Ly Lz,). Atoms sit on the
+undistorted lattice; a site that no atom of a file takes is a vacancy. Vacancies that a file
+does list are called :data:`VACANCY_NAME`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TextIO, TypeVar
+
+import numpy as np
+
+from mpiflow.errors import InputError
+from mpiflow.systems.alloy import ELEMENTS, LATTICE_CONSTANT, NOT_A_SITE, VACANCY, is_site
+
+#: What files call a vacancy: the symbol of no element, which ASE and OVITO know.
+VACANCY_NAME = "X"
+#: Farthest that an atom may lie from its site along an axis, in half lattice constants.
+TOLERANCE = 0.2
+#: Most by which the lattice constants along the three axes of a box may differ.
+STRAIN = 0.01
+
+PICOSECONDS = 1e12  # in a second
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state to be written.
+
+    Parameters
+    ----------
+    time : in s
+    step : number of hops, or of the frame
+    grid : (2 Lx, 2 Ly, 2 Lz) int8
+    """
+
+    time: float
+    step: int
+    grid: np.ndarray
+
+
+# -- sites in a row, points of a grid ----------------------------------------------------------
+
+
+def planes_of(species: np.ndarray, first: int = 0) -> np.ndarray:
+    """Planes of a grid, (n, 2 Ly, 2 Lz) int8, from the species of their sites (n, Ly, Lz).
+
+    ``first`` is the x of the first plane; the sites of a plane share its parity.
+    """
+    planes, y, z = species.shape
+    grid = np.full((planes, 2 * y, 2 * z), NOT_A_SITE, np.int8)
+    for odd in (0, 1):
+        start = (odd - first) % 2
+        grid[start::2, odd::2, odd::2] = species[start::2]
+    return grid
+
+
+def grid_of(species: np.ndarray, cells: Sequence[int]) -> np.ndarray:
+    """The grid, (2 Lx, 2 Ly, 2 Lz) int8, of the species of all sites (2 Lx Ly Lz,)."""
+    x, y, z = cells
+    return planes_of(np.reshape(species, (2 * x, y, z)))
+
+
+def species_of(grid: np.ndarray) -> np.ndarray:
+    """The species of all sites in C order, (2 Lx Ly Lz,) int8: the inverse of :func:`grid_of`."""
+    return np.concatenate([_plane(grid, x) for x in range(len(grid))])
+
+
+def _plane(grid: np.ndarray, x: int) -> np.ndarray:
+    """Species of the sites with this x, (Ly Lz,)."""
+    return np.ascontiguousarray(grid[x, x % 2 :: 2, x % 2 :: 2]).reshape(-1)
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+class _Unfit(Exception):
+    """What is wrong with a file; becomes an InputError that names it."""
+
+    def __init__(self, allowed: str, remedy: str, atoms: int = 0) -> None:
+        self.allowed, self.remedy, self.atoms = allowed, remedy, atoms
+        super().__init__(remedy)
+
+
+@dataclass(frozen=True)
+class _Atoms:
+    """The atoms of one frame: names and words of their species (n,), positions (n, 3)."""
+
+    names: Sequence[str]
+    species: Sequence[str]
+    positions: np.ndarray
+    origin: np.ndarray
+    box: np.ndarray
+
+
+def read_structure(
+    path: str | Path,
+    elements: Sequence[str] = ELEMENTS,
+    *,
+    cells: Sequence[int] | None = None,
+    frame: int = -1,
+) -> np.ndarray:
+    """A frame of a LAMMPS text dump or extended XYZ file, (2 Lx, 2 Ly, 2 Lz) int8.
+
+    The box must be orthogonal and periodic, with a site in its corner. Its lattice constant
+    may be any. The number of cells is the smallest with room for all atoms in which every
+    atom has a site of its own.
+
+    Parameters
+    ----------
+    elements : names of species 1, 2, ..., which are also types 1, 2, ... of LAMMPS
+    cells : (Lx, Ly, Lz), to be given where more than half of the sites are vacancies that
+        the file does not list
+    frame : number of the frame, negative from the end
+
+    Raises
+    ------
+    InputError : the file cannot be read, or its atoms are not on such a lattice; names the
+        first atom that is not
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("file", str(path), "an existing structure file", "Check the path.")
+    try:
+        with path.open(encoding="utf-8") as file:
+            atoms = _read_atoms(file, frame)
+        kinds = _kinds(atoms, elements)
+        return _placed(atoms, kinds, cells) if cells else _placed_somehow(atoms, kinds)
+    except _Unfit as error:
+        raise InputError("file", str(path), error.allowed, error.remedy) from None
+    except (OSError, UnicodeDecodeError) as error:
+        allowed = "a readable LAMMPS text dump or extended XYZ file"
+        raise InputError("file", str(path), allowed, f"Reading said: {error}.") from error
+
+
+def _read_atoms(file: TextIO, frame: int) -> _Atoms:
+    start = file.readline()
+    file.seek(0)
+    if start.startswith("ITEM:"):
+        return _from_dump(*_chosen(_dump_frames(file), frame))
+    if start.strip().isdecimal():
+        return _from_xyz(*_chosen(_xyz_frames(file), frame))
+    found = f"It begins with {start.strip()[:40]!r}."
+    raise _Unfit("a LAMMPS text dump or an extended XYZ file", found)
+
+
+def _chosen(frames: Iterator[_T], number: int) -> _T:
+    if number >= 0:
+        chosen = next(islice(frames, number, None), None)
+    else:
+        last = deque(frames, maxlen=-number)
+        chosen = last[0] if len(last) == -number else None
+    if chosen is None:
+        raise _Unfit(f"a file with a frame {number}", "It has fewer frames.")
+    return chosen
+
+
+def _rows(file: Iterator[str], number: int, what: str) -> list[str]:
+    rows = list(islice(file, number))
+    if len(rows) < number:
+        raise _Unfit("a whole file", f"It ends after {len(rows)} of {number} {what}.")
+    return rows
+
+
+def _whole_number(text: str, what: str) -> int:
+    if not text.strip().isdecimal():
+        raise _Unfit(f"a whole number as {what}", f"It has {text.strip()[:40]!r}.")
+    return int(text)
+
+
+def _numbers(words: Iterable[Sequence[str]], what: str) -> np.ndarray:
+    try:
+        values = np.array(list(words), np.float64)
+    except ValueError as error:
+        raise _Unfit(f"numbers as {what}", f"Reading said: {error}.") from None
+    if not np.isfinite(values).all():
+        raise _Unfit(f"finite numbers as {what}", "It has others.")
+    return values
+
+
+def _columns(rows: Sequence[str], width: int) -> list[list[str]]:
+    """The words of each row."""
+    table = [row.split() for row in rows]
+    for number, words in enumerate(table, 1):
+        if len(words) != width:
+            found = (
+                f"Row {number} of the atoms has {len(words)}: {rows[number - 1].strip()[:60]!r}."
+            )
+            raise _Unfit(f"{width} words in each row of atoms", found)
+    return table
+
+
+_Dump = tuple[Mapping[str, list[str]], str, list[str]]
+
+
+def _dump_frames(file: TextIO) -> Iterator[_Dump]:
+    """For each frame its sections, with their titles' arguments, and the rows of the atoms."""
+    sections: dict[str, list[str]] = {}
+    for line in file:
+        title = line.removeprefix("ITEM:").strip()
+        if line.startswith("ITEM: ATOMS"):
+            number = sections.get("NUMBER OF ATOMS", [""])[0]
+            atoms = _rows(file, _whole_number(number, "ITEM: NUMBER OF ATOMS"), "atoms")
+            yield sections, title, atoms
+            sections = {}
+        elif line.startswith("ITEM: BOX BOUNDS"):
+            sections["BOX BOUNDS"] = [title, *_rows(file, 3, "bounds of the box")]
+        elif line.startswith("ITEM:"):
+            sections[title] = _rows(file, 1, f"lines of {title}")
+        elif line.strip():
+            raise _Unfit("a LAMMPS text dump", f"A section begins with {line.strip()[:40]!r}.")
+    if sections:
+        raise _Unfit("a whole file", "It ends before the atoms of its last frame.")
+
+
+def _from_dump(sections: Mapping[str, list[str]], title: str, rows: list[str]) -> _Atoms:
+    flags, *bounds = sections.get("BOX BOUNDS", [""])
+    if any(word in flags for word in ("xy", "abc")):
+        raise _Unfit("an orthogonal box", f"It has {flags!r}.")
+    if set(flags.split()[2:]) - {"pp"}:
+        raise _Unfit("a box that is periodic along all axes, pp pp pp", f"It has {flags!r}.")
+    if len(bounds) != 3 or any(len(row.split()) != 2 for row in bounds):
+        raise _Unfit("a lower and an upper bound of the box along three axes", "It has others.")
+    low, high = _numbers((row.split() for row in bounds), "bounds of the box").T
+    columns = title.split()[1:]
+    table = _columns(rows, len(columns))
+    kind = "element" if "element" in columns else "type"
+    styles = [s for s in ("{}", "{}u", "{}s", "{}su") if {s.format(a) for a in "xyz"} <= {*columns}]
+    if kind not in columns or not styles:
+        raise _Unfit("columns type or element, and x y z, xu yu zu or xs ys zs", f"It has {title}.")
+    at = [columns.index(styles[0].format(axis)) for axis in "xyz"]
+    positions = _numbers(([row[i] for i in at] for row in table), "positions").reshape(-1, 3)
+    if "s" in styles[0]:
+        positions = low + positions * (high - low)
+    named = columns.index("id") if "id" in columns else None
+    names = [row[named] if named is not None else str(i) for i, row in enumerate(table, 1)]
+    word = columns.index(kind)
+    return _Atoms(names, [row[word] for row in table], positions, low, high - low)
+
+
+def _xyz_frames(file: TextIO) -> Iterator[tuple[str, list[str]]]:
+    """For each frame its comment and the rows of the atoms."""
+    for line in file:
+        if line.strip():
+            number = _whole_number(line, "the number of atoms")
+            (comment,) = _rows(file, 1, "comments")
+            yield comment, _rows(file, number, "atoms")
+
+
+def _from_xyz(comment: str, rows: list[str]) -> _Atoms:
+    found = re.findall(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|\{([^}]*)\}|(\S+))""", comment)
+    about = {key.lower(): "".join(values) for key, *values in found}
+    vectors = _numbers([about.get("lattice", "").split()], "Lattice of the comment").reshape(-1)
+    if vectors.size != 9:
+        raise _Unfit('Lattice="..." with nine numbers in the comment', "It has none such.")
+    box = np.diag(vectors.reshape(3, 3))
+    if np.abs(vectors.reshape(3, 3) - np.diag(box)).max() > 1e-6 * np.abs(box).max():
+        raise _Unfit("an orthogonal box along the axes", f"It has Lattice={vectors.tolist()}.")
+    if set(about.get("pbc", "T").upper().split()) - {"T", "TRUE", "1"}:
+        raise _Unfit("a box that is periodic along all axes", f"It has pbc={about['pbc']!r}.")
+    at, width = _xyz_columns(about.get("properties", "species:S:1:pos:R:3"))
+    table = _columns(rows, width)
+    place = at["pos"]
+    positions = _numbers((row[place : place + 3] for row in table), "positions").reshape(-1, 3)
+    origin = _numbers([about.get("origin", "0 0 0").split()], "Origin of the comment").reshape(-1)
+    names = [str(i) for i in range(1, len(table) + 1)]
+    return _Atoms(names, [row[at["species"]] for row in table], positions, origin, box)
+
+
+def _xyz_columns(properties: str) -> tuple[dict[str, int], int]:
+    """Where each property begins in a row, and the words of a row."""
+    parts, at, width = properties.split(":"), {}, 0
+    triples = list(zip(parts[0::3], parts[1::3], parts[2::3], strict=False))
+    for name, _, number in triples:
+        at[name.lower()] = width
+        width += _whole_number(number, f"the width of property {name}")
+    if len(parts) % 3 or not {("species", "S", "1"), ("pos", "R", "3")} <= set(triples):
+        raise _Unfit("Properties with species:S:1 and pos:R:3", f"It has {properties!r}.")
+    return at, width
+
+
+def _kinds(atoms: _Atoms, elements: Sequence[str]) -> np.ndarray:
+    """Species of the atoms, (n,) int8, from names of elements or from numbers."""
+    known = {str(i): i for i in range(1, len(elements) + 1)}
+    known |= {name: i for i, name in enumerate(elements, 1)} | {VACANCY_NAME: VACANCY}
+    for name, word in zip(atoms.names, atoms.species, strict=True):
+        if word not in known:
+            allowed = f"atoms of {', '.join(elements)} or types 1 to {len(elements)}"
+            raise _Unfit(allowed, f"Atom {name} is {word!r}.")
+    return np.array([known[word] for word in atoms.species], np.int8)
+
+
+def _placed_somehow(atoms: _Atoms, kinds: np.ndarray) -> np.ndarray:
+    """The grid with the fewest cells that has a site for each atom."""
+    closest: _Unfit | None = None
+    for cells in _possible_cells(atoms.box, len(kinds)):
+        try:
+            return _placed(atoms, kinds, cells)
+        except _Unfit as error:
+            if closest is None or error.atoms < closest.atoms:
+                closest = error
+    if closest is None:
+        box = " x ".join(f"{side:g}" for side in atoms.box)
+        found = f"It has {len(kinds)} atoms in {box}."
+        allowed = "a box of whole cubic cells with two sites each, half of them taken at least"
+        raise _Unfit(allowed, found)
+    raise closest
+
+
+def _possible_cells(box: np.ndarray, atoms: int) -> Iterator[tuple[int, ...]]:
+    """Numbers of cubic cells in which 1/2 to 1 of the sites are taken, few cells first."""
+    if not (box > 0).all():
+        return
+    for first in range(1, atoms + 1):
+        cells = np.maximum(np.rint(box * (first / box[0])), 1)
+        if not atoms <= 2 * cells.prod() <= 2 * atoms:
+            continue
+        if _is_cubic(box / cells):
+            yield tuple(int(n) for n in cells)
+
+
+def _is_cubic(spacing: np.ndarray) -> bool:
+    return bool(np.ptp(spacing) <= STRAIN * spacing.min())
+
+
+def _placed(atoms: _Atoms, kinds: np.ndarray, cells: Sequence[int]) -> np.ndarray:
+    """The grid of (Lx, Ly, Lz) cells with the atoms on it."""
+    sides = 2 * np.asarray(cells)
+    if sides.shape != (3,) or not (sides > 0).all() or not (atoms.box > 0).all():
+        raise _Unfit("a box of cells along three axes", f"It has {atoms.box}, cells {cells}.")
+    if not _is_cubic(atoms.box / sides):
+        sizes = "the same lattice constant along all axes"
+        raise _Unfit(f"{sizes} for {tuple(cells)} cells", f"It has {2 * atoms.box / sides}.")
+    steps = (atoms.positions - atoms.origin) / atoms.box * sides
+    with np.errstate(invalid="ignore"):  # a position beyond all integers is far, too
+        points = np.rint(steps).astype(np.int64)
+    far = np.abs(steps - points).max(axis=1, initial=0.0) > TOLERANCE
+    points %= sides
+    wrong = far | ((points - points[:, :1]) % 2).any(axis=1)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        where = ", ".join(f"{value:.6g}" for value in atoms.positions[first])
+        raise _Unfit(
+            f"atoms within {TOLERANCE} of half a lattice constant of the sites of "
+            f"{' x '.join(map(str, cells))} cubic cells",
+            f"Atom {atoms.names[first]} at ({where}) is not; {wrong.sum()} such in all.",
+            int(wrong.sum()),
+        )
+    grid = np.where(is_site(tuple(sides)), np.int8(VACANCY), np.int8(NOT_A_SITE))
+    flat = np.ravel_multi_index(tuple(points.T), tuple(sides))
+    order = np.argsort(flat, kind="stable")
+    twice = np.flatnonzero(np.diff(flat[order]) == 0)
+    if twice.size:
+        one, other = (atoms.names[order[twice[0] + i]] for i in (0, 1))
+        found = f"Atoms {one} and {other} share one."
+        raise _Unfit("one atom at each site", found, twice.size)
+    grid.reshape(-1)[flat] = kinds
+    return grid
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+def write_lammpsdump(
+    path: str | Path,
+    snapshots: Iterable[Snapshot],
+    elements: Sequence[str] = ELEMENTS,
+    *,
+    vacancies: bool = False,
+    lattice_constant: float = LATTICE_CONSTANT,
+    overwrite: bool = False,
+) -> int:
+    """Write snapshots as frames of a LAMMPS text dump; returns how many.
+
+    Units are LAMMPS' "metal": Angstrom and ps. The time step is ``Snapshot.step``. An atom's
+    id is the number of its site, from 1: like the program, the file follows sites, not atoms.
+
+    Parameters
+    ----------
+    snapshots : taken one by one, so that only one is in memory
+    vacancies : also write vacancies, as one more type, element X
+    overwrite : replace an existing file, once the new one is whole
+    """
+    names = [*elements, VACANCY_NAME]
+    kinds = [f"{len(names)} {VACANCY_NAME}", *(f"{i} {name}" for i, name in enumerate(elements, 1))]
+
+    def text(snapshot: Snapshot) -> Iterator[str]:
+        atoms, box = _number(snapshot.grid, vacancies), _box(snapshot.grid, lattice_constant)
+        yield f"ITEM: UNITS\nmetal\nITEM: TIME\n{snapshot.time * PICOSECONDS:.16g}\n"
+        yield f"ITEM: TIMESTEP\n{snapshot.step}\nITEM: NUMBER OF ATOMS\n{atoms}\n"
+        yield "ITEM: BOX BOUNDS pp pp pp\n" + "".join(f"0 {side:.10g}\n" for side in box)
+        yield "ITEM: ATOMS id type element x y z\n"
+        for ids, words, places in _atoms_by_plane(
+            snapshot.grid, kinds, vacancies, lattice_constant
+        ):
+            rows = zip(ids, words, places, strict=True)
+            yield "".join(f"{i} {word} {place}\n" for i, word, place in rows)
+
+    return _write(Path(path), snapshots, text, overwrite)
+
+
+def write_extxyz(
+    path: str | Path,
+    snapshots: Iterable[Snapshot],
+    elements: Sequence[str] = ELEMENTS,
+    *,
+    vacancies: bool = False,
+    lattice_constant: float = LATTICE_CONSTANT,
+    overwrite: bool = False,
+) -> int:
+    """Write snapshots as frames of an extended XYZ file; returns how many.
+
+    Positions are in Angstrom; the comments have ``time`` in s and ``step``. The parameters
+    are those of :func:`write_lammpsdump`.
+    """
+    kinds = [VACANCY_NAME, *elements]
+
+    def text(snapshot: Snapshot) -> Iterator[str]:
+        x, y, z = (f"{side:.10g}" for side in _box(snapshot.grid, lattice_constant))
+        yield f'{_number(snapshot.grid, vacancies)}\nLattice="{x} 0 0 0 {y} 0 0 0 {z}" '
+        yield f'Properties=species:S:1:pos:R:3 pbc="T T T" time={snapshot.time:.16g} time_unit=s '
+        yield f"step={snapshot.step}\n"
+        for _, words, places in _atoms_by_plane(snapshot.grid, kinds, vacancies, lattice_constant):
+            rows = zip(words, places, strict=True)
+            yield "".join(f"{word} {place}\n" for word, place in rows)
+
+    return _write(Path(path), snapshots, text, overwrite)
+
+
+def _number(grid: np.ndarray, vacancies: bool) -> int:
+    return int(np.count_nonzero(grid >= VACANCY if vacancies else grid > VACANCY))
+
+
+def _box(grid: np.ndarray, lattice_constant: float) -> list[float]:
+    return [0.5 * lattice_constant * side for side in grid.shape]
+
+
+def _atoms_by_plane(
+    grid: np.ndarray, kinds: Sequence[str], vacancies: bool, lattice_constant: float
+) -> Iterator[tuple[list[int], list[str], list[str]]]:
+    """Ids, words for the species and for the positions of the atoms of each plane of sites."""
+    x, y, z = ([f"{0.5 * lattice_constant * i:.10g}" for i in range(side)] for side in grid.shape)
+    across = [[f"{b} {c}" for b in y[odd::2] for c in z[odd::2]] for odd in (0, 1)]
+    for i in range(len(grid)):
+        species, places = _plane(grid, i), across[i % 2]
+        (taken,) = np.nonzero(species >= VACANCY if vacancies else species > VACANCY)
+        first = i * species.size + 1
+        words = [kinds[kind] for kind in species[taken].tolist()]
+        yield (taken + first).tolist(), words, [f"{x[i]} {places[k]}" for k in taken.tolist()]
+
+
+def _write(path: Path, snapshots: Iterable[Snapshot], text: Any, overwrite: bool) -> int:
+    """Write a file beside and put it in its place once it is whole; returns its frames."""
+    if path.exists() and not path.is_file():
+        raise InputError("out", str(path), "the name of a file", "It is not a regular file.")
+    if path.exists() and not overwrite:
+        remedy = "Choose another name, or use --overwrite."
+        raise InputError("out", str(path), "a file that does not exist yet", remedy)
+    target, frames = path.with_name(f".{path.name}.{os.getpid()}.new"), 0
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            for snapshot in snapshots:
+                file.writelines(text(snapshot))
+                frames += 1
+        target.replace(path)
+    except OSError as error:
+        allowed = "a file in an existing directory that can be written"
+        remedy = f"{error.strerror}." if path.parent.is_dir() else f"Create {path.parent} first."
+        raise InputError("out", str(path), allowed, remedy) from error
+    finally:
+        target.unlink(missing_ok=True)
+    return frames
+
+
+# -- files of runs -----------------------------------------------------------------------------
+
+
+class Run(Protocol):
+    """What :func:`export` needs of a :class:`~mpiflow.trajectory.Trajectory`."""
+
+    path: Path
+    attributes: dict[str, Any]
+    config: dict[str, Any]
+    time: np.ndarray
+    sizes: dict[str, int]
+
+    def read(self, name: str, frames: int | slice = ...) -> np.ndarray: ...
+    def __contains__(self, name: object) -> bool: ...
+
+
+#: Formats of :func:`export`: the function that writes one, and the suffix of its files.
+FORMATS = {"lammpsdump": (write_lammpsdump, ".dump"), "extxyz": (write_extxyz, ".xyz")}
+
+
+def cells_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(Lx, Ly, Lz) of the configuration of a run; one number stands for a cube."""
+    cells = config["cells"]
+    x, y, z = (cells,) * 3 if isinstance(cells, int) else cells
+    return int(x), int(y), int(z)
+
+
+def elements_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of species 1, 2, ... of the configuration of a run."""
+    return tuple(config.get("elements") or ELEMENTS)
+
+
+def frame_number(text: str) -> int | None:
+    """The frame that a user asks for; None for "all"."""
+    if text == "all":
+        return None
+    if not re.fullmatch(r"-?\d+", text):
+        raise InputError("frame", text, "a whole number, or all", "Try -1, the last.")
+    return int(text)
+
+
+def export(
+    run: Run,
+    to: str,
+    out: str | Path | None = None,
+    *,
+    frame: int | None = -1,
+    member: int = 0,
+    vacancies: bool = False,
+    overwrite: bool = False,
+) -> tuple[Path, int]:
+    """Write the species of a run to a file of another format: its path and number of frames.
+
+    Parameters
+    ----------
+    to : one of :data:`FORMATS`
+    out : default is the path of the run with another suffix
+    frame : its number, negative from the end, or None for all
+    member : of an ensemble
+    vacancies : also write vacancies, as atoms of element X
+
+    Raises
+    ------
+    InputError : not an alloy run, no species saved, no such frame, member or format, bad output
+    """
+    if to not in FORMATS:
+        raise InputError("to", to, f"one of {', '.join(FORMATS)}", "Choose one of them.")
+    write, suffix = FORMATS[to]
+    system = run.attributes.get("system")
+    if system != "alloy":
+        raise InputError("file", str(run.path), "the file of an alloy run", f"It is of {system}.")
+    if "species" not in run:
+        allowed = "a run that saved its species"
+        raise InputError("file", str(run.path), allowed, "Run it again with --species.")
+    count = len(run.time)
+    frames = range(count)
+    if frame is not None:
+        if not -count <= frame < count:
+            allowed = f"{-count} to {count - 1}, or all" if count else "a file with frames"
+            raise InputError("frame", frame, allowed, f"{run.path} has {count} frames.")
+        frames = range(count)[frame : frame + 1 or None]
+    members = run.sizes.get("member", 1)
+    if not 0 <= member < members:
+        raise InputError("member", member, f"0 to {members - 1}", f"{run.path} has {members}.")
+    path = Path(out) if out is not None else run.path.with_suffix(suffix)
+    if path.exists() and path.samefile(run.path):
+        raise InputError("out", str(path), "another file than the run's", "Choose another name.")
+    cells = cells_of(run.config)
+
+    def snapshots() -> Iterator[Snapshot]:
+        for k in frames:
+            # With a dimension for the members, or without where there is one.
+            species = np.atleast_2d(run.read("species", k))[member]
+            step = np.atleast_1d(run.read("hops", k))[member] if "hops" in run else k
+            yield Snapshot(float(run.time[k]), int(step), grid_of(species, cells))
+
+    elements = elements_of(run.config)
+    return path, write(path, snapshots(), elements, vacancies=vacancies, overwrite=overwrite)
