@@ -12,8 +12,10 @@ from mpi4py import MPI
 
 from mpiflow import observables
 from mpiflow.block import Block, gather_records
+from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape, split
+from mpiflow.parallel import local_rank
 from mpiflow.solvers.tiled_vacancy import SMALLEST_TILE, TiledKMC
 from mpiflow.solvers.vacancy import VacancyKMC, total_rates
 from mpiflow.systems import alloy
@@ -128,7 +130,8 @@ class AlloySimulation:
             self.block = Block.periodic(none, numbers, halo=halo)
         self.solver: VacancyKMC | TiledKMC
         if solver == "tiled":
-            self.solver = TiledKMC(system, barriers, window, self.tile)
+            local = local_rank(self.comm) if device == "cuda" else 0
+            self.solver = TiledKMC(system, barriers, window, self.tile, Device(device, local))
             self.solver.check(self.block)
         else:
             self.solver = VacancyKMC(system, barriers, self.block.batch)

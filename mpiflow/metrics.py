@@ -74,3 +74,66 @@ def correlated_error(series: np.ndarray) -> float:
     """Standard error of the mean of a correlated series, ``sqrt(var tau / n)``."""
     x = np.asarray(series, float)
     return float(np.sqrt(x.var(ddof=1) * integrated_autocorrelation_time(x) / x.size))
+
+
+def half_time(times: np.ndarray, values: np.ndarray, final: np.ndarray) -> np.ndarray:
+    """When each variable has come half the way from its first value to ``final``.
+
+    Parameters
+    ----------
+    times : (times,)
+    values : (times, variables); interpolated linearly
+    final : (variables,)
+
+    Returns
+    -------
+    (variables,) float64, nan where it never does
+    """
+    way = (values - values[0]) / (np.asarray(final) - values[0])
+    out = np.full(way.shape[1], np.nan)
+    for i, share in enumerate(way.T):
+        k = int(np.argmax(share >= 0.5))
+        if share[k] >= 0.5 and k > 0:
+            weight = (0.5 - share[k - 1]) / (share[k] - share[k - 1])
+            out[i] = times[k - 1] + weight * (times[k] - times[k - 1])
+    return out
+
+
+def relaxation(times: np.ndarray, runs: np.ndarray, stationary: float) -> dict[str, np.ndarray]:
+    """Stationary mean and spread, and half-time, of an ensemble of relaxing runs.
+
+    Error bars are over runs: of the mean from the runs' own time averages, of the rest by the
+    jackknife. With a single run they are nan.
+
+    Parameters
+    ----------
+    times : (times,)
+    runs : (runs, times, variables)
+    stationary : from this time on
+
+    Returns
+    -------
+    ``mean``, ``spread`` and ``half_time``, each (variables,), and the same with ``_error``
+    """
+    late = times >= stationary
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        """Root of the variance over runs and time about the mean of all."""
+        part = values[:, late]
+        return np.sqrt(((part - part.mean(axis=(0, 1))) ** 2).mean(axis=(0, 1)))
+
+    def half(values: np.ndarray) -> np.ndarray:
+        return half_time(times, values.mean(axis=0), values[:, late].mean(axis=(0, 1)))
+
+    means = runs[:, late].mean(axis=1)
+    out = {"mean": means.mean(axis=0), "spread": spread(runs), "half_time": half(runs)}
+    number = len(runs)
+    if number < 2:
+        return out | {f"{name}_error": np.full(runs.shape[-1], np.nan) for name in out}
+    out["mean_error"] = means.std(axis=0, ddof=1) / np.sqrt(number)
+    groups = np.array_split(np.arange(number), min(number, 20))
+    for name, function in (("spread", spread), ("half_time", half)):
+        kept = np.array([function(np.delete(runs, group, axis=0)) for group in groups])
+        squares = ((kept - kept.mean(axis=0)) ** 2).sum(axis=0)
+        out[f"{name}_error"] = np.sqrt(squares * (len(groups) - 1) / len(groups))
+    return out

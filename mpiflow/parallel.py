@@ -61,6 +61,16 @@ def start() -> MPI.Intracomm:
     return MPI.COMM_WORLD
 
 
+def local_rank(comm: MPI.Intracomm) -> int:
+    """This rank's number among those on the same machine. Collective."""
+    from mpi4py import MPI
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    rank = node.rank
+    node.Free()
+    return rank
+
+
 def mute_other_ranks() -> None:
     """Let only rank 0 write to standard output and show warnings. Errors stay audible."""
     comm = world()

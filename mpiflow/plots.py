@@ -224,3 +224,40 @@ def alloy_figure(
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title)
     figure.savefig(path, dpi=160, facecolor="white")
+
+
+def relaxation_figure(
+    path: str | Path,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    names: Sequence[str],
+    title: str = "",
+    unit: float = 1e-6,
+) -> None:
+    """Mean and spread against time, one panel for each variable, one colour for each curve.
+
+    Parameters
+    ----------
+    curves : label: (times in s, means (times, variables), spreads (times, variables))
+    unit : of the time axis in s
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = 3
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, sharex=True, squeeze=False)
+    for i, name in enumerate(names):
+        axes = panels[i // columns][i % columns]
+        for k, (label, (times, mean, spread)) in enumerate(curves.items()):
+            line = axes.plot(times / unit, mean[:, i], color=f"C{k % 10}", lw=1.2, label=label)[0]
+            low, high = mean[:, i] - spread[:, i], mean[:, i] + spread[:, i]
+            axes.fill_between(times / unit, low, high, color=line.get_color(), alpha=0.2, lw=0)
+        axes.set_title(name, fontsize=10)
+        axes.axhline(0.0, color="k", lw=0.4)
+    panels[0][0].legend(fontsize=7)
+    for axes in panels[-1]:
+        axes.set_xlabel(f"time ({unit:g} s)")
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)

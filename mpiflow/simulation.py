@@ -16,6 +16,7 @@ from mpiflow.device import Device, threads
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
+from mpiflow.parallel import local_rank
 from mpiflow.solvers.nfold import NFold
 from mpiflow.solvers.sublattice import Sublattice
 from mpiflow.solvers.tiled import TiledNFold
@@ -100,7 +101,7 @@ class Simulation:
         self.system, self.seed, self.members = system, seed, members
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
-        self.device = Device(device, _local_rank(self.comm) if device == "cuda" else 0)
+        self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
         if members < 1:
             raise InputError("members", members, "1 or more", "Leave it out for one lattice.")
         self.solver: Sublattice | NFold | TiledNFold
@@ -364,11 +365,3 @@ def _pack(kernel: KernelName, lattice: Lattice) -> bool:
             "Leave the kernel out.",
         )
     return kernel in ("auto", "packed") and fits(lattice)
-
-
-def _local_rank(comm: MPI.Intracomm) -> int:
-    """This rank's number among those on the same machine."""
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    rank = node.rank
-    node.Free()
-    return rank

@@ -68,7 +68,7 @@ COMMUNICATES = {
     "learn.training": ANY,  # gradients
     "learn.experiment": ANY,
     # gather() is an explicit request for the whole lattice; the rest finds this rank's GPU.
-    "simulation": frozenset({"gather", "Split_type", "Free"}),
+    "simulation": frozenset({"gather"}),
     "alloy_simulation": frozenset({"gather", "bcast", "allreduce"}),
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.

@@ -7,16 +7,19 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from exact import has_cuda
 from lattice_gas import PairOnLattice
 from mpi4py import MPI
 from scipy.sparse.linalg import expm_multiply
 from scipy.stats import chi2
 
 from mpiflow.block import Block
+from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout
 from mpiflow.observables import bond_counts
 from mpiflow.solvers import vacancy
+from mpiflow.solvers.hop_log import Tracers
 from mpiflow.solvers.tiled_vacancy import TiledKMC
 from mpiflow.solvers.vacancy import VacancyKMC, decay
 from mpiflow.systems import barriers
@@ -221,13 +224,16 @@ def test_log_replays():
     hops = np.concatenate([events.hop for events in solver.log[0]])
     assert len(time) == solver.hops[0] > 400
     assert np.all(np.diff(time) > 0)
-    state = grid[0]
-    for x, y, z, d, atom in hops:
-        there = tuple((np.array([x, y, z]) + DIRECTIONS[d]) % 8)
-        assert state[x, y, z] == VACANCY
-        assert state[there] == atom > 0
-        state[x, y, z], state[there] = atom, VACANCY
-    np.testing.assert_array_equal(state, block.spins()[0])
+    tracers = Tracers(grid[0])
+    tracers.follow([hops[:100], hops[100:]])
+    np.testing.assert_array_equal(tracers.grid, block.spins()[0])
+    # Every hop moves a vacancy and an atom against each other, and each ends where it is said to.
+    assert np.array_equal(tracers.moved.sum(axis=0), [0, 0, 0])
+    there = (np.argwhere(grid[0] >= 0) + tracers.moved) % 8
+    np.testing.assert_array_equal(block.spins()[0][tuple(there.T)], tracers.species)
+    assert tracers.mean_square(2)[0] > tracers.mean_square(2)[1] > 0
+    with pytest.raises(InputError, match="hops"):
+        Tracers(random_grid((8, 8, 8), 3, seed=5)[0]).follow(hops)
 
 
 def test_a_lattice_without_vacancies_does_not_hang():
@@ -336,17 +342,25 @@ def test_tiled_stationary_law_is_gibbs_for_a_wide_window():
 
 
 def tiled_run(
-    comm: MPI.Intracomm, ranks_grid: tuple[int, int, int], tile, vacancies: int = 40, log=False
+    comm: MPI.Intracomm,
+    ranks_grid: tuple[int, int, int],
+    tile: tuple[int, int, int],
+    vacancies: int = 40,
+    log: bool = False,
+    device: str = "cpu",
+    windows: float = 8.0,
+    side: int = 24,
+    steps: int = 5,
 ) -> tuple[np.ndarray, int, list]:
     """The whole lattice after a few steps, its hops, and this rank's log."""
-    grid = random_grid((24, 24, 24), vacancies, seed=11)
+    grid = random_grid((side,) * 3, vacancies, seed=11)
     layout = Layout(Lattice(grid.shape[1:]), ranks_grid, tile)
     block = Block.tile(layout, comm, halo=TiledKMC.halo)
     block.load(grid[(slice(None), *layout.slices(comm.rank))])
-    solver = TiledKMC(SYSTEM, MODEL, 8 * HOP, tile)
+    solver = TiledKMC(SYSTEM, MODEL, windows * HOP, tile, Device(device))
     solver.log = [] if log else None
-    hops = solver.advance(block, 2, seed=10)
-    hops = hops + solver.advance(block, 3, seed=10, first_step=2)
+    hops = solver.advance(block, 1, seed=10)
+    hops = hops + solver.advance(block, steps - 1, seed=10, first_step=1)
     halo = block.array.copy()
     block.fill_halo()
     np.testing.assert_array_equal(block.array, halo)
@@ -375,15 +389,40 @@ def test_same_bits_on_any_number_of_ranks(comm, tile, vacancies):
 
 def test_tiled_log_replays():
     out, hops, log = tiled_run(MPI.COMM_SELF, (1, 1, 1), (6, 6, 12), log=True)
-    state = random_grid((24, 24, 24), 40, seed=11)[0]
-    rows = np.concatenate([events.hop for events in log])
-    assert len(rows) == hops
-    for x, y, z, d, atom in rows:
-        there = tuple((np.array([x, y, z]) + DIRECTIONS[d]) % 24)
-        assert state[x, y, z] == VACANCY
-        assert state[there] == atom > 0
-        state[x, y, z], state[there] = atom, VACANCY
-    np.testing.assert_array_equal(state, out)
+    tracers = Tracers(random_grid((24, 24, 24), 40, seed=11)[0])
+    tracers.follow([events.hop for events in log])
+    assert sum(len(events.hop) for events in log) == hops
+    np.testing.assert_array_equal(tracers.grid, out)
+
+
+@pytest.mark.kernel
+@pytest.mark.mpi
+@pytest.mark.skipif(not has_cuda(), reason="no CUDA device, no simulator")
+def test_cuda_batches_make_the_same_hops(comm):
+    """Dense, so that vacancies see each other; in the simulator barriers differ in rounding."""
+    grid, tile = (comm.size, 1, 1), (6, 6, 12)
+    some = {"vacancies": 10, "windows": 0.6, "side": 12, "steps": 1}
+    alone, hops, _ = tiled_run(comm, grid, tile, **some)
+    batched, theirs, log = tiled_run(comm, grid, tile, log=True, device="cuda", **some)
+    assert theirs == hops > 2
+    np.testing.assert_array_equal(batched, alone)
+    assert comm.allreduce(sum(len(events.hop) for events in log)) == hops
+
+
+def test_random_walk_of_a_vacancy():
+    """All barriers equal: <r^2> = 3 steps^2 a hop for the vacancy."""
+    block = boxes(random_grid((8, 8, 8), 1))
+    flat = barriers.constant([1.0, 1.0])
+    squares = []
+    for seed in range(400):
+        solver, run = VacancyKMC(SYSTEM, flat), boxes(block.spins().copy())
+        solver.log = []
+        solver.advance(run, seed=seed, hops=40)
+        tracers = Tracers(block.spins()[0])
+        tracers.follow([events.hop for events in solver.log[0]])
+        squares.append(tracers.mean_square(2)[0])
+    error = np.std(squares) / 20.0
+    assert np.mean(squares) == pytest.approx(120.0, abs=4 * error)
 
 
 def test_tiles_of_whole_sides_are_the_serial_law():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule, TrainingLog, fit
 
 Method = Literal["partial", "naive"]
+M = TypeVar("M")
+#: What model.json calls a model of this module.
+KIND = "ising-closure"
 #: Latent variables that are not closures.
 NAMES = ("magnetization", "domain_wall_density")
 
@@ -78,32 +81,16 @@ class MacroscopicModel:
         Returns (len(times), B, d) and the number of states that had to be clipped.
         """
         members = np.arange(len(z0)) if members is None else members
-        place = np.asarray(times) / self.dt
-        # A time that is a step up to rounding is that step.
-        place = np.where(np.abs(place - np.rint(place)) < 1e-6, np.rint(place), place)
-        before, weight = np.floor(place).astype(int), (place % 1.0)[:, None, None]
-        save = np.unique(np.concatenate([before, before + (weight.ravel() > 0)]))
-        path, clipped = self.sde.rollout(
-            z0, members, dt=self.dt, steps=int(save[-1]), save=save, seed=seed
-        )
-        index = np.searchsorted(save, before)
-        after = np.minimum(index + 1, len(save) - 1)
-        out = np.where(weight > 0, (1.0 - weight) * path[index] + weight * path[after], path[index])
-        return out, clipped
+        return self.sde.rollout_at(z0, members, times, dt=self.dt, seed=seed)
 
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into a directory."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{part}.{name}": value.contiguous()
             for part, module in (("autoencoder", self.autoencoder), ("sde", self.sde))
             for name, value in module.state_dict().items()
         }
-        save_file(tensors, directory / "model.safetensors")
         description = {
-            "kind": "ising-closure",
-            "mpiflow_version": mpiflow.__version__,
             "closures": self.autoencoder.closures,
             "autoencoder_width": self.autoencoder.width,
             "sde_width": self.sde.width,
@@ -112,11 +99,52 @@ class MacroscopicModel:
             "dt": self.dt,
             "card": self.card,
         }
-        (directory / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+        write_model(directory, KIND, description, tensors)
 
 
 def load_model(directory: str | Path) -> MacroscopicModel:
     """Load a model that :meth:`MacroscopicModel.save` wrote."""
+    return read_model(directory, KIND, _built)
+
+
+def _built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> MacroscopicModel:
+    autoencoder = ClosureAutoencoder(description["closures"], description["autoencoder_width"])
+    sde = MacroscopicSDE(
+        OBSERVABLES + description["closures"],
+        description["sde_width"],
+        description["factor"],
+    )
+    for part, module in (("autoencoder", autoencoder), ("sde", sde)):
+        prefix = f"{part}."
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+    autoencoder.eval()
+    sde.eval()
+    plan = DataPlan(**description["plan"])
+    return MacroscopicModel(autoencoder, sde, plan, description["dt"], description["card"])
+
+
+def write_model(
+    directory: str | Path,
+    kind: str,
+    description: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Write ``model.safetensors`` and ``model.json`` of a model of a kind into a directory."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), directory / "model.safetensors")
+    whole = {"kind": kind, "mpiflow_version": mpiflow.__version__, **description}
+    (directory / "model.json").write_text(json.dumps(whole, indent=2) + "\n")
+
+
+def read_model(
+    directory: str | Path,
+    kind: str,
+    build: Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], M],
+) -> M:
+    """Build a model from what :func:`write_model` wrote, or say in one line why not."""
     directory = Path(directory)
     if not (directory / "model.json").is_file():
         raise InputError(
@@ -124,26 +152,11 @@ def load_model(directory: str | Path) -> MacroscopicModel:
         )
     try:
         description = json.loads((directory / "model.json").read_text())
-        if description.get("kind") != "ising-closure":
+        if description.get("kind") != kind:
             raise InputError(
-                "model", str(directory), "kind 'ising-closure'", "Use the tool that made it."
+                "model", str(directory), f"kind '{kind}'", "Use the tool that made it."
             )
-        autoencoder = ClosureAutoencoder(description["closures"], description["autoencoder_width"])
-        sde = MacroscopicSDE(
-            OBSERVABLES + description["closures"],
-            description["sde_width"],
-            description["factor"],
-        )
-        tensors = load_file(directory / "model.safetensors")
-        for part, module in (("autoencoder", autoencoder), ("sde", sde)):
-            prefix = f"{part}."
-            module.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            )
-        autoencoder.eval()
-        sde.eval()
-        plan = DataPlan(**description["plan"])
-        return MacroscopicModel(autoencoder, sde, plan, description["dt"], description["card"])
+        return build(description, load_file(directory / "model.safetensors"))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise

@@ -31,13 +31,15 @@ FLOOR = 1e-3
 CHUNK = 1024
 
 
-class MacroscopicSDE(nn.Module):
-    """Drift and full diffusion networks on standardised latents.
+class LearnedSDE(nn.Module):
+    """Scales, loss and rollouts of an SDE; a subclass supplies drift and diffusion.
+
+    It works on standardised latents x = (z - mean) / std. The networks may depend on a
+    context c besides x, numbers that a trajectory keeps, such as its temperature.
 
     Parameters
     ----------
     dim : number of latent variables
-    width : units of the three hidden layers of either network
     factor : lambda, the covariance factor of the loss
     """
 
@@ -49,16 +51,25 @@ class MacroscopicSDE(nn.Module):
     low: torch.Tensor
     high: torch.Tensor
 
-    def __init__(self, dim: int, width: int = 64, factor: float = 1.0) -> None:
+    #: Trajectories that the networks evaluate together.
+    chunk = CHUNK
+
+    def __init__(self, dim: int, factor: float = 1.0) -> None:
         super().__init__()
-        self.dim, self.width, self.factor = dim, width, factor
-        self.drift_net = mlp([dim, width, width, width, dim], zero_last=True)
-        self.sigma_net = mlp([dim, width, width, width, dim * (dim + 1) // 2], zero_last=True)
+        self.dim, self.factor = dim, factor
         rows, columns = np.tril_indices(dim)
         self.register_buffer("rows", torch.as_tensor(rows), persistent=False)
         self.register_buffer("columns", torch.as_tensor(columns), persistent=False)
         for name in ("mean", "std", "noise", "low", "high"):
             self.register_buffer(name, torch.ones(dim))
+
+    def _rate(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
+        """Drift of the standardised latents, dx/dt: (B, d), (B, c) to (B, d)."""
+        raise NotImplementedError
+
+    def _entries(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
+        """Lower triangle of the diffusion before scaling: (B, d), (B, c) to (B, d (d + 1) / 2)."""
+        raise NotImplementedError
 
     def set_scales(self, z: np.ndarray, increments: np.ndarray, dt: np.ndarray) -> None:
         """Standardise by the training pairs: (N, d), (N, P, d), (N, P), see :meth:`forward`."""
@@ -77,14 +88,13 @@ class MacroscopicSDE(nn.Module):
     def _standard(self, z: torch.Tensor) -> torch.Tensor:
         return (z - self.mean) / self.std
 
-    def drift(self, z: torch.Tensor) -> torch.Tensor:
+    def drift(self, z: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
         """mu(z), latent units per unit time, (B, d)."""
-        out: torch.Tensor = self.std * self.drift_net(self._standard(z))
-        return out
+        return self.std * self._rate(self._standard(z), *context)
 
-    def _scaled_cholesky(self, x: torch.Tensor) -> torch.Tensor:
+    def _scaled_cholesky(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
         """Cholesky factor of Sigma in units of std and noise, (B, d, d)."""
-        entries = self.sigma_net(x)
+        entries = self._entries(x, *context)
         factor = entries.new_zeros(*entries.shape[:-1], self.dim, self.dim)
         factor[..., self.rows, self.columns] = entries
         diagonal = torch.diagonal(factor, dim1=-2, dim2=-1)
@@ -92,22 +102,24 @@ class MacroscopicSDE(nn.Module):
         positive = nn.functional.softplus(diagonal + 0.5413) + FLOOR
         return torch.tril(factor, -1) + torch.diag_embed(positive)
 
-    def cholesky(self, z: torch.Tensor) -> torch.Tensor:
+    def cholesky(self, z: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
         """Lower triangular L with Sigma(z) = L L^T, latent units, (B, d, d)."""
         scale = self.std * self.noise
-        return scale[:, None] * self._scaled_cholesky(self._standard(z))
+        return scale[:, None] * self._scaled_cholesky(self._standard(z), *context)
 
-    def forward(self, z: torch.Tensor, increments: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, z: torch.Tensor, increments: torch.Tensor, dt: torch.Tensor, *context: torch.Tensor
+    ) -> torch.Tensor:
         """The loss of each state, without the constant terms, mean over its P pairs.
 
-        Shapes (B, d), (B, P, d), (B, P) to (B,). Pairs that share a state share one
-        evaluation of the networks.
+        Shapes (B, d), (B, P, d), (B, P), and (B, c) where there is a context, to (B,).
+        Pairs that share a state share one evaluation of the networks.
         """
         x = self._standard(z)
         time = dt[..., None]
-        residual = increments / self.std - self.drift_net(x)[:, None] * time
+        residual = increments / self.std - self._rate(x, *context)[:, None] * time
         scaled = residual / (self.factor * time).sqrt() / self.noise
-        factor = self._scaled_cholesky(x)
+        factor = self._scaled_cholesky(x, *context)
         white = torch.linalg.solve_triangular(factor, scaled.mT, upper=False)
         log_det = torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(dim=-1)
         return (white**2).sum(dim=1).mean(dim=1) + 2.0 * log_det
@@ -122,6 +134,8 @@ class MacroscopicSDE(nn.Module):
         steps: int,
         save: np.ndarray,
         seed: int,
+        context: np.ndarray | None = None,
+        noise: float = 1.0,
     ) -> tuple[np.ndarray, int]:
         """Euler-Maruyama trajectories, ``z <- z + mu dt + L sqrt(dt) xi``.
 
@@ -134,6 +148,8 @@ class MacroscopicSDE(nn.Module):
         z0 : (B, d) initial latents
         members : (B,) noise keys
         save : increasing step numbers to keep, 0 to ``steps``
+        context : (B, c), for networks that have one
+        noise : factor of L
 
         Returns
         -------
@@ -142,11 +158,15 @@ class MacroscopicSDE(nn.Module):
         self.eval()
         out = np.empty((len(save), *z0.shape))
         clipped = 0
-        for start in range(0, len(z0), CHUNK):
-            chunk = slice(start, min(start + CHUNK, len(z0)))
+        size = self.chunk
+        for start in range(0, len(z0), size):
+            chunk = slice(start, min(start + size, len(z0)))
             count = chunk.stop - chunk.start
-            z = self.mean.new_tensor(np.resize(z0[chunk], (CHUNK, self.dim)))
-            keys = np.resize(members[chunk], CHUNK)
+            z = self.mean.new_tensor(np.resize(z0[chunk], (size, self.dim)))
+            given: tuple[torch.Tensor, ...] = ()
+            if context is not None:
+                given = (self.mean.new_tensor(np.resize(context[chunk], (size, context.shape[1]))),)
+            keys = np.resize(members[chunk], size)
             kept = 0
             for step in range(steps + 1):
                 if kept < len(save) and save[kept] == step:
@@ -155,8 +175,76 @@ class MacroscopicSDE(nn.Module):
                 if step == steps:
                     break
                 xi = normals(seed, "sde", keys, step, self.dim)
-                kick = self.cholesky(z) @ self.mean.new_tensor(xi)[..., None]
-                moved = z + self.drift(z) * dt + kick[..., 0] * dt**0.5
+                kick = self.cholesky(z, *given) @ self.mean.new_tensor(xi)[..., None]
+                moved = z + self.drift(z, *given) * dt + kick[..., 0] * (noise * dt**0.5)
                 z = torch.minimum(torch.maximum(moved, self.low), self.high)
                 clipped += int((z[:count] != moved[:count]).any(dim=1).sum())
         return out, clipped
+
+    def rollout_at(
+        self,
+        z0: np.ndarray,
+        members: np.ndarray,
+        times: np.ndarray,
+        *,
+        dt: float,
+        seed: int,
+        context: np.ndarray | None = None,
+        noise: float = 1.0,
+    ) -> tuple[np.ndarray, int]:
+        """Trajectories of :meth:`rollout` at any times, interpolated between its steps.
+
+        Parameters
+        ----------
+        times : (n,), or (n, B) for different times of each trajectory
+
+        Returns
+        -------
+        trajectories (n, B, d) float64, number of clipped states
+        """
+        place = np.asarray(times) / dt
+        # A time that is a step up to rounding is that step.
+        place = np.where(np.abs(place - np.rint(place)) < 1e-6, np.rint(place), place)
+        place = place[:, None] if place.ndim == 1 else place
+        before, weight = np.floor(place).astype(int), (place % 1.0)[..., None]
+        save = np.unique(np.concatenate([before, before + (weight[..., 0] > 0)]))
+        path, clipped = self.rollout(
+            z0,
+            members,
+            dt=dt,
+            steps=int(save[-1]),
+            save=save,
+            seed=seed,
+            context=context,
+            noise=noise,
+        )
+        index = np.searchsorted(save, before)
+        after = np.minimum(index + 1, len(save) - 1)
+        each = np.arange(len(z0))
+        left, right = path[index, each], path[after, each]
+        return np.where(weight > 0, (1.0 - weight) * left + weight * right, left), clipped
+
+
+class MacroscopicSDE(LearnedSDE):
+    """Drift and full diffusion networks on standardised latents.
+
+    Parameters
+    ----------
+    dim : number of latent variables
+    width : units of the three hidden layers of either network
+    factor : lambda, the covariance factor of the loss
+    """
+
+    def __init__(self, dim: int, width: int = 64, factor: float = 1.0) -> None:
+        super().__init__(dim, factor)
+        self.width = width
+        self.drift_net = mlp([dim, width, width, width, dim], zero_last=True)
+        self.sigma_net = mlp([dim, width, width, width, dim * (dim + 1) // 2], zero_last=True)
+
+    def _rate(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.drift_net(x)
+        return out
+
+    def _entries(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.sigma_net(x)
+        return out

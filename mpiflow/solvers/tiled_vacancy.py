@@ -36,10 +36,11 @@ from typing import Any
 import numpy as np
 
 from mpiflow.block import Block, Letters
-from mpiflow.device import kernel
+from mpiflow.device import Device, kernel
 from mpiflow.errors import InputError
 from mpiflow.lattice import Shape, divisors
 from mpiflow.noise import stream_key
+from mpiflow.solvers.batched_vacancy import Batches
 from mpiflow.solvers.vacancy import (
     HALO,
     Events,
@@ -51,6 +52,7 @@ from mpiflow.solvers.vacancy import (
     check,
     events,
     evolve,
+    first_of,
     law,
     lists,
     put,
@@ -103,6 +105,36 @@ def _note(
 
 
 @kernel
+def _note_all(
+    origin: np.ndarray,
+    sides: tuple[int, int, int],
+    near: np.ndarray,
+    hops: np.ndarray,
+    noted: int,
+    records: np.ndarray,
+) -> int:
+    for r in range(hops.shape[0]):
+        noted = _note(origin, sides, near, hops[r], 0, noted, records)
+    return noted
+
+
+@kernel
+def _fill_species(
+    grid: np.ndarray,
+    origin: np.ndarray,
+    sides: tuple[int, int, int],
+    records: np.ndarray,
+    noted: int,
+) -> None:
+    """Write into the records what the sites now hold."""
+    for r in range(noted):
+        x = (records[r, 0] - origin[0]) % sides[0]
+        y = (records[r, 1] - origin[1]) % sides[1]
+        z = (records[r, 2] - origin[2]) % sides[2]
+        records[r, 3] = grid[x, y, z]
+
+
+@kernel
 def _pass(
     grid: np.ndarray,
     origin: np.ndarray,
@@ -147,10 +179,7 @@ def _pass(
         hops[t] = 0
         if n == 0:
             continue
-        leaves = 1
-        while leaves < n:
-            leaves *= 2
-        here = Lists(lists.place, lists.flat, lists.rates, lists.near, lists.tree[: 2 * leaves])
+        here = first_of(lists, n)
         refresh_all(n, grid.reshape(-1), law, region, here, table, s)
         counter = np.uint64(tiles[t, 3]) << np.uint64(32)
         room = recent.time.size
@@ -182,11 +211,7 @@ def _pass(
                     log.time[logged] = recent.time[r]
                     log.hop[logged] = row
                 logged += 1
-    for r in range(noted):
-        x = (records[r, 0] - origin[0]) % law.sides[0]
-        y = (records[r, 1] - origin[1]) % law.sides[1]
-        z = (records[r, 2] - origin[2]) % law.sides[2]
-        records[r, 3] = grid[x, y, z]
+    _fill_species(grid, origin, law.sides, records, noted)
     return noted, logged
 
 
@@ -228,11 +253,17 @@ class TiledKMC:
     halo = HALO + 1
 
     def __init__(
-        self, system: Alloy, model: Barriers, window: float | None, tile: int | Shape = 16
+        self,
+        system: Alloy,
+        model: Barriers,
+        window: float | None,
+        tile: int | Shape = 16,
+        device: Device | None = None,
     ) -> None:
         if window is not None and not (window > 0 and math.isfinite(window)):
             raise InputError("window", window, "a finite number of seconds above 0", "Try 1e-9.")
         self.system, self.model, self.window = system, model, window
+        self.device = device or Device()
         self.tile = (tile,) * 3 if isinstance(tile, int) else tuple(tile)
         self.log: list[Events] | None = None
         self.load = dict.fromkeys(("hops", "looks", "evaluations", "seconds", "waiting"), 0.0)
@@ -308,12 +339,33 @@ class TiledKMC:
         if not len(tiles):
             return 0, plan.records[:0]
         begin = time.perf_counter()
+        if plan.batches is not None:
+            made, noted, logs = self._in_step(block, b, tiles, keys, start, window)
+        else:
+            made, noted, logs = self._in_turn(block, b, tiles, keys, start, window)
+        if self.log is not None:
+            self.log += logs
+        self.load["hops"] += made
+        self.load["looks"], self.load["evaluations"] = plan.counts()
+        self.load["seconds"] += time.perf_counter() - begin
+        return made, plan.records[:noted]
+
+    def _in_turn(
+        self,
+        block: Block,
+        b: int,
+        tiles: np.ndarray,
+        keys: tuple[np.uint64, np.uint64, np.uint64],
+        start: float,
+        window: float,
+    ) -> tuple[int, int, list[Events]]:
+        """Tile after tile on the CPU; hops, records, log."""
+        plan = self._plan
         noting = self.log is not None or plan.letters is not None
         recent = events(_RECENT if noting else 0)
         log = events(0 if self.log is None else _RECENT * len(tiles))
         before = None if self.log is None else block.array[b].copy()
         hops = np.zeros(len(tiles), np.int64)
-        counts = plan.table.counts.copy()
         while True:
             noted, logged = _pass(
                 block.array[b],
@@ -338,14 +390,28 @@ class TiledKMC:
                 break
             block.array[b][...] = before  # once more, with enough room
             log = events(2 * logged)
-        if self.log is not None:
-            self.log.append(Events(log.time[:logged], log.hop[:logged]))
-        made = int(hops.sum())
-        looks, done = plan.table.counts - counts
-        for name, value in (("hops", made), ("looks", looks), ("evaluations", done)):
-            self.load[name] += float(value)
-        self.load["seconds"] += time.perf_counter() - begin
-        return made, plan.records[:noted]
+        return int(hops.sum()), noted, [Events(log.time[:logged], log.hop[:logged])]
+
+    def _in_step(
+        self,
+        block: Block,
+        b: int,
+        tiles: np.ndarray,
+        keys: tuple[np.uint64, np.uint64, np.uint64],
+        start: float,
+        window: float,
+    ) -> tuple[int, int, list[Events]]:
+        """All tiles together, barriers on the device; hops, records, log."""
+        plan, origin = self._plan, block.origins[b] - block.halo
+        logs = plan.batches.evolve(
+            block.array[b], origin, tiles, plan.shape, plan.whole, keys, start, window
+        )
+        noted = 0
+        if plan.letters is not None:
+            for log in logs:
+                noted = _note_all(origin, plan.law.sides, plan.near, log.hop, noted, plan.records)
+            _fill_species(block.array[b], origin, plan.law.sides, plan.records, noted)
+        return sum(len(log.time) for log in logs), noted, logs
 
     def _read(self, block: Block) -> None:
         """Bring the box up to date with the letters of other ranks."""
@@ -366,7 +432,7 @@ class TiledKMC:
         vacancies = int(block.total(np.array([(inner == VACANCY).sum()]))[0])
         plan = self._plan
         if plan is None or plan.block is not block or plan.vacancies != vacancies:
-            plan = _Plan(self.system, self.model, block, self.tile, vacancies)
+            plan = _Plan(self.system, self.model, block, self.tile, vacancies, self.device)
         return plan
 
     def check(self, block: Block) -> None:
@@ -415,12 +481,19 @@ class _Plan:
     """
 
     def __init__(
-        self, system: Alloy, model: Barriers, block: Block, tile: Shape, vacancies: int
+        self,
+        system: Alloy,
+        model: Barriers,
+        block: Block,
+        tile: Shape,
+        vacancies: int,
+        device: Device,
     ) -> None:
         self.block, self.vacancies = block, vacancies
         self.law = law(system, model, block)
         self.lists, self.table = lists(max(1, vacancies)), table(model, max(1, vacancies))
         self.scratch = scratch(model)
+        self.batches = Batches(self.law, max(1, vacancies), device) if device.is_cuda else None
         sides, halo, shape = np.array(self.law.sides), block.halo, np.array(tile)
         self.shape = tile
         self.whole = tuple(int(n == side) for n, side in zip(tile, sides, strict=True))
@@ -452,3 +525,10 @@ class _Plan:
         most = max(len(tiles) for tiles in self.border)
         sites = int(np.prod(shape // 2 + 1) * 2)
         self.records = np.zeros((most * sites if self.letters else 0, 4), np.int64)
+
+    def counts(self) -> tuple[float, float]:
+        """Vacancies looked at, and barriers of them computed, so far."""
+        if self.batches is not None:
+            return float(self.batches.evaluations), float(self.batches.evaluations)
+        looks, done = self.table.counts
+        return float(looks), float(done)

@@ -61,6 +61,7 @@ class Lists(NamedTuple):
     rates : (n, 8) float64 in 1 / s, 0 for hops that are not the region's
     near : (n,) int64, vacancies among the 112
     tree : (2 m,) float64, sums of rates; leaves from m on, m a power of two of at least n
+    found : (n,) int64, room for numbers of vacancies
     """
 
     place: np.ndarray
@@ -68,6 +69,7 @@ class Lists(NamedTuple):
     rates: np.ndarray
     near: np.ndarray
     tree: np.ndarray
+    found: np.ndarray
 
 
 class Table(NamedTuple):
@@ -131,7 +133,18 @@ def lists(capacity: int) -> Lists:
         np.zeros((capacity, NEIGHBOURS)),
         np.zeros(capacity, np.int64),
         np.zeros(2 * leaves),
+        np.zeros(capacity, np.int64),
     )
+
+
+@kernel
+def first_of(lists: Lists, n: int) -> Lists:
+    """The same lists with a tree for n vacancies, no higher than it must be."""
+    leaves = 1
+    while leaves < n:
+        leaves *= 2
+    tree = lists.tree[: 2 * leaves]
+    return Lists(lists.place, lists.flat, lists.rates, lists.near, tree, lists.found)
 
 
 def table(model: Barriers, vacancies: int) -> Table:
@@ -202,7 +215,7 @@ def hop_rates(beta: float, barriers: np.ndarray, rates: np.ndarray) -> None:
 
 
 @inlined
-def _look(flat: np.ndarray, at: int, offsets: np.ndarray, types: np.ndarray) -> int:
+def look(flat: np.ndarray, at: int, offsets: np.ndarray, types: np.ndarray) -> int:
     """Read the surroundings of a point; returns the number of vacancies in them."""
     start = np.uint64(at)
     near = 0
@@ -300,13 +313,9 @@ def _owns(region: Region, x: int, y: int, z: int) -> bool:
 
 
 @inlined
-def refresh(
-    v: int, flat: np.ndarray, law: Law, region: Region, lists: Lists, table: Table, s: Scratch
-) -> None:
-    """Bring the rates of one vacancy up to date."""
-    place, rates, fresh = lists.place, lists.rates, s.rates
-    lists.near[v] = _look(flat, lists.flat[v], law.offsets, s.types)
-    _rates(law, table, s)
+def accept(v: int, law: Law, region: Region, lists: Lists, fresh: np.ndarray) -> None:
+    """Take the rates (8,) of a vacancy into its lists, those of the region's bonds."""
+    place, rates = lists.place, lists.rates
     x, y, z = place[v, 0], place[v, 1], place[v, 2]
     corner = (x - law.halo) & 1 == 0
     here = _owns(region, x, y, z)
@@ -317,6 +326,16 @@ def refresh(
         rates[v, d] = rate
         total += rate
     _set_leaf(lists.tree, v, total)
+
+
+@inlined
+def refresh(
+    v: int, flat: np.ndarray, law: Law, region: Region, lists: Lists, table: Table, s: Scratch
+) -> None:
+    """Bring the rates of one vacancy up to date."""
+    lists.near[v] = look(flat, lists.flat[v], law.offsets, s.types)
+    _rates(law, table, s)
+    accept(v, law, region, lists, s.rates)
 
 
 @kernel
@@ -382,7 +401,7 @@ def put(grid: np.ndarray, sides: tuple[int, int, int], x: int, y: int, z: int, v
 
 
 @inlined
-def _within(law: Law, region: Region, x: int, y: int, z: int) -> tuple[int, int, int]:
+def within(law: Law, region: Region, x: int, y: int, z: int) -> tuple[int, int, int]:
     """A point with its coordinates along whole axes brought into the box."""
     halo, sides, whole = law.halo, law.sides, region.whole
     x = halo + (x - halo) % sides[0] if whole[0] == 1 else x
@@ -392,7 +411,7 @@ def _within(law: Law, region: Region, x: int, y: int, z: int) -> tuple[int, int,
 
 
 @kernel
-def _refresh_others(
+def others_near(
     x: int,
     y: int,
     z: int,
@@ -402,28 +421,33 @@ def _refresh_others(
     law: Law,
     region: Region,
     lists: Lists,
-    table: Table,
-    s: Scratch,
-) -> None:
-    """Bring the other vacancies around a point up to date."""
+    count: int,
+) -> int:
+    """Add the listed vacancies but v around a point to the first ``count`` of ``found``."""
     ny, nz = grid.shape[1], grid.shape[2]
     flat = grid.reshape(-1)
-    at = (x * ny + y) * nz + z
-    offsets, known = law.offsets, lists.flat
+    at = np.uint64((x * ny + y) * nz + z)
+    offsets, known, found = law.offsets, lists.flat, lists.found
     for i in range(SITES):
-        if flat[np.uint64(at) + offsets[i]] != VACANCY:
+        if flat[at + offsets[i]] != VACANCY:
             continue
-        x1, y1, z1 = _within(
+        x1, y1, z1 = within(
             law, region, x + SURROUNDINGS[i, 0], y + SURROUNDINGS[i, 1], z + SURROUNDINGS[i, 2]
         )
         target = (x1 * ny + y1) * nz + z1
         for u in range(n):
             if known[u] == target and u != v:
-                refresh(u, flat, law, region, lists, table, s)
+                new = True
+                for k in range(count):
+                    new &= found[k] != u
+                if new:
+                    found[count] = u
+                    count += 1
+    return count
 
 
 @inlined
-def _choose(lists: Lists, target: float) -> tuple[int, int]:
+def choose_hop(lists: Lists, target: float) -> tuple[int, int]:
     """The vacancy and hop at which the running sum of rates passes the target."""
     tree, rates, leaves = lists.tree, lists.rates, np.uint64(lists.tree.size >> 1)
     node = np.uint64(1)
@@ -442,6 +466,23 @@ def _choose(lists: Lists, target: float) -> tuple[int, int]:
                 break
             target -= rate
     return v, chosen
+
+
+@inlined
+def hop(
+    grid: np.ndarray, law: Law, region: Region, lists: Lists, v: int, d: int
+) -> tuple[int, int, int, int]:
+    """Let a vacancy hop; returns the place it left, and the species of the atom."""
+    place, sides = lists.place, law.sides
+    x, y, z = place[v, 0], place[v, 1], place[v, 2]
+    i, j, k = x + DIRECTIONS[d, 0], y + DIRECTIONS[d, 1], z + DIRECTIONS[d, 2]
+    atom = grid[i, j, k]
+    put(grid, sides, x, y, z, atom)
+    put(grid, sides, i, j, k, VACANCY)
+    i, j, k = within(law, region, i, j, k)
+    place[v, 0], place[v, 1], place[v, 2] = i, j, k
+    lists.flat[v] = (i * grid.shape[1] + j) * grid.shape[2] + k
+    return x, y, z, atom
 
 
 class Events(NamedTuple):
@@ -497,8 +538,7 @@ def evolve(
     the number of hops, and the time of the last one
     """
     flat = grid.reshape(-1)
-    ny, nz = grid.shape[1], grid.shape[2]
-    place, at, nearby, tree = lists.place, lists.flat, lists.near, lists.tree
+    place, nearby, tree, found = lists.place, lists.near, lists.tree, lists.found
     sides, room = law.sides, log.time.size
     hops = 0
     while hops < most:
@@ -511,13 +551,9 @@ def evolve(
             break
         clock = time
         counter += np.uint64(1)
-        v, d = _choose(lists, to_unit(w1) * total)
-        x, y, z = place[v, 0], place[v, 1], place[v, 2]
+        v, d = choose_hop(lists, to_unit(w1) * total)
         near = nearby[v]
-        i, j, k = x + DIRECTIONS[d, 0], y + DIRECTIONS[d, 1], z + DIRECTIONS[d, 2]
-        atom = grid[i, j, k]
-        put(grid, sides, x, y, z, atom)
-        put(grid, sides, i, j, k, VACANCY)
+        x, y, z, atom = hop(grid, law, region, lists, v, d)
         if logged + hops < room:
             row = log.hop[logged + hops]
             log.time[logged + hops] = clock
@@ -527,13 +563,13 @@ def evolve(
             row[3] = d
             row[4] = atom
         hops += 1
-        i, j, k = _within(law, region, i, j, k)
-        place[v, 0], place[v, 1], place[v, 2] = i, j, k
-        at[v] = (i * ny + j) * nz + k
         refresh(v, flat, law, region, lists, table, s)
         if n > 1 and near + nearby[v] > 0:
-            _refresh_others(x, y, z, v, n, grid, law, region, lists, table, s)
-            _refresh_others(i, j, k, v, n, grid, law, region, lists, table, s)
+            count = others_near(x, y, z, v, n, grid, law, region, lists, 0)
+            i, j, k = place[v, 0], place[v, 1], place[v, 2]
+            count = others_near(i, j, k, v, n, grid, law, region, lists, count)
+            for other in range(count):
+                refresh(found[other], flat, law, region, lists, table, s)
     return hops, clock
 
 

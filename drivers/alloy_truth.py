@@ -1,0 +1,253 @@
+"""Microscopic short-range order of NbMoTa in time, from 1024 to 524,288 atoms.
+
+The ground truth that the published learned models were never compared with: vacancy kinetic
+Monte Carlo from random equimolar states, one vacancy for each 1024 sites. Small lattices are
+exact and dealt to the ranks, large ones are cut into tiles over all ranks. With --temperatures
+also the order against the number of hops at other temperatures, 1024 sites. Writes into --out:
+results.json, table.md, every run, and alloy_truth.png.
+
+    mpirun -n 2 .venv/bin/python drivers/alloy_truth.py --out results/alloy_truth
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time as clock
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow import metrics, parallel
+from mpiflow.alloy_run import record_alloy
+from mpiflow.alloy_simulation import AlloySimulation
+from mpiflow.barrier_files import BarrierModel, load_barrier_model
+from mpiflow.errors import InputError
+from mpiflow.initial_alloy import counts_of, random_alloy
+from mpiflow.learn.experiment import farm, results_directory
+from mpiflow.plots import relaxation_figure
+from mpiflow.systems.alloy import Alloy, pair_names, row_sums
+from mpiflow.trajectory import Trajectory
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_T2000_sizes.csv"
+#: Lattices of up to so many cells a side are exact, larger ones tiled.
+SERIAL = 16
+PAIRS = pair_names(("Nb", "Mo", "Ta"))
+#: The half-times of the other three are those of small changes: noise.
+LARGE = ("MoMo", "MoTa", "TaTa")
+
+
+def main() -> None:
+    options = parse()
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        if len(options.runs) != len(options.cells):
+            raise InputError("runs", options.runs, "as many numbers as --cells", "Give one each.")
+        if not 0 < options.stationary < options.time:
+            raise InputError("stationary", options.stationary, "below --time", "Leave it out.")
+        model = load_barrier_model(options.barriers, options.axis_order)
+    out = results_directory(options.out, comm)
+    spent = {}
+    for cells, runs in zip(options.cells, options.runs, strict=True):
+        start = clock.monotonic()
+        if cells <= SERIAL:
+            run(options, model, cells, options.seed, out, comm, members=runs)
+        else:
+            for seed in range(runs):
+                run(options, model, cells, options.seed + seed, out, comm)
+        comm.Barrier()
+        spent[cells] = clock.monotonic() - start
+    tasks = [(t, seed) for t in options.temperatures for seed in range(options.seeds)]
+    farm(tasks, lambda task: count_hops(options, model, *task, out), comm)
+    if comm.rank == 0:
+        report(out, options, model, spent, comm.size)
+
+
+def start_of(
+    model: BarrierModel, temperature: float, cells: int, comm: MPI.Intracomm, **options: object
+) -> AlloySimulation:
+    """A random equimolar state with a vacancy for each 1024 sites."""
+    sim = AlloySimulation(
+        Alloy(temperature, model.species), model.parameters, cells, comm=comm, **options
+    )
+    sim.set_species(random_alloy, counts=counts_of(sim.sites, max(1, sim.sites // 1024)))
+    return sim
+
+
+def run(
+    options: argparse.Namespace,
+    model: BarrierModel,
+    cells: int,
+    seed: int,
+    out: Path,
+    comm: MPI.Intracomm,
+    members: int = 1,
+) -> None:
+    """The runs of one file. Collective."""
+    tiled = {"solver": "tiled"} if cells > SERIAL else {"members": members}
+    sim = start_of(model, options.temperature, cells, comm, seed=seed, **tiled)
+    every = options.time / options.frames
+    if cells > SERIAL:
+        sim.choose_window(every)
+    path = out / f"truth_{sim.sites}_{seed}.h5"
+    facts = {"barriers": model.name, "barriers_sha256": model.sha256}
+    record_alloy(sim, path, time=options.time, save_every=every, overwrite=True, attributes=facts)
+
+
+def count_hops(
+    options: argparse.Namespace, model: BarrierModel, temperature: float, seed: int, out: Path
+) -> None:
+    """One lattice of 1024 sites at another temperature, counted in hops."""
+    sim = start_of(model, temperature, 8, MPI.COMM_SELF, seed=options.seed + seed)
+    record_alloy(
+        sim,
+        out / f"hops_{temperature:g}_{seed}.h5",
+        hops=options.hops,
+        save_every=max(1, options.hops // 200),
+        overwrite=True,
+        progress=False,
+    )
+
+
+def runs_of(out: Path, sites: int, seeds: range) -> tuple[np.ndarray, np.ndarray]:
+    """Times and order parameters (runs, times, 6) of the files of one size."""
+    series = []
+    for seed in seeds:
+        path = out / f"truth_{sites}_{seed}.h5"
+        if not path.is_file():  # one file holds all members
+            break
+        with Trajectory(path) as file:
+            times, sro = file.time, np.asarray(file["sro"])
+            series += [sro[:, m] for m in range(sro.shape[1])] if sro.ndim == 3 else [sro]
+    return times, np.array(series)
+
+
+def published(sites: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Stationary means, spreads and half-times of the published learned model."""
+    if not PUBLISHED.is_file():
+        return None
+    with PUBLISHED.open() as file:
+        rows = [row for row in csv.DictReader(file) if int(row["n_atoms"]) == sites]
+    if not rows:
+        return None
+    times = np.array([float(row["kmc_time_s"]) for row in rows])
+    mean, std = (
+        np.array([[float(row[f"{kind}_{pair}"]) for pair in PAIRS] for row in rows])
+        for kind in ("mean", "std")
+    )
+    late = times >= 0.5 * times[-1]
+    final = mean[late].mean(axis=0)
+    return final, std[late].mean(axis=0), metrics.half_time(times, mean, final)
+
+
+def report(
+    out: Path,
+    options: argparse.Namespace,
+    model: BarrierModel,
+    spent: dict[int, float],
+    ranks: int,
+) -> None:
+    """Print and write the table, results.json and the figure."""
+    entries: list[dict[str, object]] = []
+    lines = [
+        "| sites | quantity | ours | published model |",
+        "|---|---|---|---|",
+    ]
+
+    def add(sites: int, name: str, value: float, error: float, other: float | None) -> None:
+        scale = 1e7 if "half-time" in name else 1.0
+        entries.append(
+            {
+                "quantity": f"{sites} {name}",
+                "ours": float(value),
+                "stderr": None if np.isnan(error) else float(error),
+                "published": None if other is None or np.isnan(other) else float(other),
+                "exact": None,
+            }
+        )
+        ours = f"{value * scale:.4f}" + ("" if np.isnan(error) else f" ± {error * scale:.4f}")
+        theirs = "" if other is None or np.isnan(other) else f"{other * scale:.4f}"
+        lines.append(f"| {sites} | {name} | {ours} | {theirs} |")
+
+    curves = {}
+    for cells, count in zip(options.cells, options.runs, strict=True):
+        sites = 2 * cells**3
+        seeds = range(options.seed, options.seed + count)
+        times, runs = runs_of(out, sites, seeds)
+        facts, other = metrics.relaxation(times, runs, options.stationary), published(sites)
+        curves[f"{sites} sites"] = times, runs.mean(axis=0), runs.std(axis=0)
+        for i, pair in enumerate(PAIRS):
+            mean = None if other is None else other[0][i]
+            add(sites, f"{pair} mean", facts["mean"][i], facts["mean_error"][i], mean)
+        for i, pair in enumerate(PAIRS):
+            spread = None if other is None else other[1][i]
+            add(sites, f"{pair} spread", facts["spread"][i], facts["spread_error"][i], spread)
+        for pair in LARGE:
+            i, name = PAIRS.index(pair), f"{pair} half-time [1e-7 s]"
+            half = None if other is None else other[2][i]
+            add(sites, name, facts["half_time"][i], facts["half_time_error"][i], half)
+        sums = row_sums(facts["mean"], 3)
+        theirs = [None] * 3 if other is None else row_sums(other[0], 3)
+        for element, value, wrong in zip(model.species, sums, theirs, strict=True):
+            add(sites, f"{element} row sum", value, np.nan, wrong)
+    for temperature in options.temperatures:
+        series = [hops_of(out, temperature, seed) for seed in range(options.seeds)]
+        values = np.array([sro[len(sro) // 2 :].mean(axis=0) for _, sro in series])
+        for i, pair in enumerate(PAIRS):
+            error = metrics.standard_error(values[:, i])
+            add(1024, f"{temperature:g} K {pair}, last half", values[:, i].mean(), error, None)
+    size = ", ".join(f"{2 * c**3}: {s:.0f} s" for c, s in spent.items())
+    lines.append(
+        f"\n{options.temperature:g} K to {options.time:g} s, stationary from "
+        f"{options.stationary:g} s, barriers {model.name} ({model.axis_order or 'symmetric'}), "
+        f"runs {', '.join(map(str, options.runs))}, {ranks} ranks. Wall time of all runs: {size}."
+    )
+    table = "\n".join(lines)
+    print(table)
+    (out / "table.md").write_text(table + "\n")
+    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+    relaxation_figure(out / "alloy_truth.png", curves, PAIRS, title="microscopic SRO")
+
+
+def hops_of(out: Path, temperature: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hops and order parameters of one run that was counted in hops."""
+    with Trajectory(out / f"hops_{temperature:g}_{seed}.h5") as file:
+        return np.asarray(file["hops"]), np.asarray(file["sro"])
+
+
+def parse() -> argparse.Namespace:
+    def numbers(text: str) -> list[int]:
+        return [int(word) for word in text.split(",")]
+
+    def floats(text: str) -> list[float]:
+        return [float(word) for word in text.split(",")] if text else []
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--out", default="results/alloy_truth", help="directory for the results")
+    add("--cells", type=numbers, default=[8, 16, 32, 64], help="cells a side of each size")
+    add("--runs", type=numbers, default=[256, 64, 16, 8], help="independent runs of each size")
+    add("--temperature", type=float, default=2000.0, help="K")
+    add("--time", type=float, default=5e-6, help="s")
+    add("--stationary", type=float, default=3e-6, help="means from this time on, s")
+    add("--frames", type=int, default=100, help="frames of each run")
+    add("--barriers", default="default", help="barrier model, as of mpiflow simulate alloy")
+    add("--axis-order", default="paper", choices=["nkk", "paper"], help="of published weights")
+    add("--temperatures", type=floats, default=[], help="K, of runs counted in hops")
+    add("--hops", type=int, default=20_000_000, help="hops of these")
+    add("--seeds", type=int, default=4, help="of these")
+    add("--seed", type=int, default=0, help="first seed")
+    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args()
+    if options.smoke:
+        options.cells, options.runs, options.frames = [4, 20], [4, 2], 5
+        options.time, options.stationary = 2e-8, 1e-8
+        options.temperatures, options.hops, options.seeds = [2000.0, 800.0], 400, 2
+    return options
+
+
+if __name__ == "__main__":
+    main()
