@@ -36,8 +36,6 @@ from mpi4py import MPI
 from mpiflow import metrics, parallel
 from mpiflow.alloy_simulation import AlloySimulation
 from mpiflow.barrier_files import (
-    LICENCE,
-    REFERENCE,
     BarrierModel,
     load_barrier_model,
     network_model,
@@ -47,6 +45,7 @@ from mpiflow.block import gather_records
 from mpiflow.errors import InputError
 from mpiflow.initial_alloy import counts_of, random_alloy
 from mpiflow.learn.experiment import farm, results_directory
+from mpiflow.published_weights import LICENCE, REFERENCE
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import (
     DIRECTIONS,

@@ -135,11 +135,13 @@ def record_alloy(
     if (time is None) == (hops is None):
         raise InputError("time, hops", (time, hops), "one of the two", "Give one.")
     if hops is not None:
-        end = float(hops)
-        frames = sim.frames_by_hops(hops, int(save_every or hops))
+        end, every = float(hops), hops if save_every is None else save_every
+        if not float(every).is_integer():
+            raise InputError("save_every", every, "a whole number of hops", "Round it.")
+        frames = sim.frames_by_hops(hops, int(every))
     else:
         end = time or 0.0
-        frames = sim.frames(end, save_every or end)
+        frames = sim.frames(end, end if save_every is None else save_every)
     first = next(frames)  # checks the times, before a file is made
     ensemble: dict[str, int] = {"member": sim.members} if sim.members > 1 else {}
     names = ("vacancy", *sim.system.elements)

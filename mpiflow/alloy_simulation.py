@@ -14,10 +14,11 @@ from mpiflow import observables
 from mpiflow.block import Block, gather_records
 from mpiflow.device import Device
 from mpiflow.errors import InputError
-from mpiflow.lattice import Lattice, Layout, Shape, split
+from mpiflow.lattice import Lattice, Layout, Shape, factorisations, split
 from mpiflow.parallel import local_rank
+from mpiflow.solvers.serial_vacancy import VacancyKMC, total_rates
 from mpiflow.solvers.tiled_vacancy import SMALLEST_TILE, TiledKMC
-from mpiflow.solvers.vacancy import VacancyKMC, total_rates
+from mpiflow.solvers.vacancy import check
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
 from mpiflow.systems.barriers import Barriers
@@ -115,10 +116,8 @@ class AlloySimulation:
             self.tile = (tile,) * 3 if isinstance(tile, int) else tuple(tile)
         elif solver != "serial":
             raise InputError("solver", solver, "'serial' or 'tiled'", "Use tiled.")
-        elif self.comm.size > 1 and members == 1:
-            raise InputError(
-                "ranks", self.comm.size, "1 for a lattice with the serial solver", "Use tiled."
-            )
+        else:
+            self._check_serial(window, tile, device)
         halo = TiledKMC.halo
         if members == 1:
             layout = self._layout(ranks_grid)
@@ -134,28 +133,51 @@ class AlloySimulation:
             self.solver = TiledKMC(system, barriers, window, self.tile, Device(device, local))
             self.solver.check(self.block)
         else:
+            check(system, barriers, self.block)
             self.solver = VacancyKMC(system, barriers, self.block.batch)
         self.time = 0.0
         self.step = 0
         self._hops = np.zeros(self.block.batch, np.int64)
         self._counts: np.ndarray | None = None
 
+    def _check_serial(self, window: float | None, tile: int | Shape | None, device: str) -> None:
+        """What is for the tiled solver alone would do nothing: refuse it."""
+        if self.comm.size > 1 and self.members == 1:
+            raise InputError(
+                "ranks", self.comm.size, "1 for a lattice with the serial solver", "Use tiled."
+            )
+        for name, value in (("window", window), ("tile", tile)):
+            if value is not None:
+                raise InputError(name, value, "no value with the serial solver", "Leave it out.")
+        if device != "cpu":
+            raise InputError("device", device, "'cpu' for the serial solver", "Use tiled.")
+
     def _layout(self, ranks_grid: Shape | None) -> Layout:
-        unit, ranks = self.tile, self.comm.size
-        if ranks_grid is not None:
-            layout = Layout(self.lattice, tuple(ranks_grid), unit)
-        elif ranks <= self.lattice.shape[0] // unit[0]:
-            layout = Layout(self.lattice, (ranks, 1, 1), unit)
-        else:
-            layout = Layout.balanced(self.lattice, ranks, unit)
-        if layout.ranks != ranks:
+        """Whole tiles on every rank. Tiles that do not fit the lattice are the solver's matter."""
+        ranks, sides = self.comm.size, self.lattice.shape
+        fitting = all(n > 0 and side % n == 0 for side, n in zip(sides, self.tile, strict=True))
+        unit: Shape = self.tile if fitting else (2, 2, 2)
+        if ranks_grid is not None and math.prod(ranks_grid) != ranks:
             raise InputError(
                 "ranks_grid",
-                layout.ranks_grid,
+                ranks_grid,
                 f"a grid of {ranks} ranks",
                 "Start as many ranks as the grid has.",
             )
-        return layout
+        most = tuple(side // n for side, n in zip(sides, unit, strict=True))
+        grids = factorisations(ranks, 3) if ranks_grid is None else [tuple(ranks_grid)]
+        if not any(all(n <= m for n, m in zip(grid, most, strict=False)) for grid in grids):
+            raise InputError(
+                "ranks" if ranks_grid is None else "ranks_grid",
+                ranks if ranks_grid is None else ranks_grid,
+                f"at most {most} ranks along the axes, in whole tiles of {unit} points",
+                "Use fewer ranks, smaller tiles or a larger lattice.",
+            )
+        if ranks_grid is not None:
+            return Layout(self.lattice, tuple(ranks_grid), unit)
+        if ranks <= most[0]:
+            return Layout(self.lattice, (ranks, 1, 1), unit)
+        return Layout.balanced(self.lattice, ranks, unit)
 
     # -- state ---------------------------------------------------------------------
 
@@ -191,10 +213,18 @@ class AlloySimulation:
         self.solver.window = window if every is None else every / math.ceil(every / window)
         return self.solver.window
 
+    @property
+    def local_hops(self) -> int:
+        """Hops so far that this rank has made."""
+        return int(self._hops.sum())
+
     def numbers(self) -> np.ndarray:
         """Numbers of vacancies and of atoms of each element, of the first lattice. Collective."""
         bonds = observables.bond_counts(self.block, len(self.system.elements) + 1)
-        counts = self.comm.bcast(alloy.species_numbers(bonds)[:1])  # rank 0 has member 0
+        root, size = 0, self.comm.size
+        while self.members > 1 and split(self.members, size, root)[1] == 0:  # has no member
+            root += 1
+        counts = self.comm.bcast(alloy.species_numbers(bonds)[:1], root=root)
         return np.asarray(counts[0])
 
     @property
@@ -252,7 +282,8 @@ class AlloySimulation:
         how = "serial"
         if isinstance(self.solver, TiledKMC):
             tile = " x ".join(map(str, self.tile))
-            how = f"tiles of {tile} points, window {self.solver.time_per_step:.3g} s"
+            window = "no window yet" if self.window is None else f"window {self.window:.3g} s"
+            how = f"tiles of {tile} points, {window}"
         layout = self.block.layout
         grid = f" in a grid of {layout.ranks_grid}" if layout and layout.ranks > 1 else ""
         ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}{grid}"
@@ -279,18 +310,20 @@ class AlloySimulation:
 
     def advance(self, duration: float) -> None:
         """Advance the state by a time in s, a multiple of the window of the tiled solver."""
+        steps = self.steps_in(duration)
         if isinstance(self.solver, VacancyKMC):
             self.time += duration
             self._hops = self._hops + self.solver.advance(
                 self.block, seed=self.seed, until=self.time
             )
         else:
-            self._windows(self.steps_in(duration))
+            self._windows(steps)
 
     def _windows(self, steps: int) -> None:
         assert isinstance(self.solver, TiledKMC)  # noqa: S101 - for the type checker
-        hops = self.solver.advance(self.block, steps, seed=self.seed, first_step=self.step)
-        self._hops = self._hops + hops
+        if self.block.batch:  # more ranks than members leave some with none
+            hops = self.solver.advance(self.block, steps, seed=self.seed, first_step=self.step)
+            self._hops = self._hops + hops
         self.step += steps
         self.time = self.step * self.solver.time_per_step
 
@@ -299,12 +332,11 @@ class AlloySimulation:
 
         The serial solver stops exactly there, the tiled one at the end of the window.
         """
-        if self.members > 1:
-            raise InputError(
-                "hops", hops, "a time, with several members: their clocks differ", "Use --time."
-            )
+        self._require_one_clock(hops)
         if isinstance(self.solver, VacancyKMC):
             left = hops - int(self._hops[0])
+            if left <= 0:  # time does not go back to that hop
+                return
             self._hops = self._hops + self.solver.advance(self.block, seed=self.seed, hops=left)
             self.time = float(self.solver.clock[0])
             if self._hops[0] < hops:
@@ -320,6 +352,12 @@ class AlloySimulation:
                 )
             before = made
             self._windows(1)
+
+    def _require_one_clock(self, hops: int) -> None:
+        if self.members > 1:
+            raise InputError(
+                "hops", hops, "a time, with several members: their clocks differ", "Use --time."
+            )
 
     def _can_hop(self) -> bool:
         rates = total_rates(self.system, self.barriers, self.block)
@@ -370,7 +408,11 @@ class AlloySimulation:
 
     def frames_by_hops(self, hops: int, every: int) -> Iterator[AlloyFrame]:
         """Run for a number of hops, yielding the observables now, every so many, and at the end."""
-        start = int(self.block.total(self._hops).max(initial=0))
+        self._require_one_clock(hops)
+        for name, number in (("hops", hops), ("save_every", every)):
+            if number < 1:
+                raise InputError(name, number, "a whole number above 0", "Try 1000.")
+        start = int(self.block.total(self._hops)[0])
         yield self.measure()
         for target in [*range(every, hops, every), hops]:
             before = self.time

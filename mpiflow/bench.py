@@ -17,13 +17,15 @@ import numpy as np
 from mpi4py import MPI
 from scipy.optimize import nnls
 
-from mpiflow import initial
+from mpiflow import alloy_bench, initial
+from mpiflow.barrier_files import load_barrier_model
 from mpiflow.block import Block
 from mpiflow.device import Device, kernel, rule, threads
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout
 from mpiflow.noise import stream_key, threefry
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock
+from mpiflow.parallel import agreed
 from mpiflow.scaleup import partial_evolution
 from mpiflow.solvers.nfold import NFold
 from mpiflow.solvers.sublattice import Sublattice
@@ -38,12 +40,20 @@ LONG_ENOUGH = 0.2
 CRITICAL = Ising(temperature=2.269, field=0.05)
 
 
-def run(name: str, comm: MPI.Intracomm, *, device: str = "cpu", small: bool = False) -> list[Row]:
+def run(
+    name: str,
+    comm: MPI.Intracomm,
+    *,
+    device: str = "cpu",
+    small: bool = False,
+    barriers: str | None = None,
+) -> list[Row]:
     """All cases of one benchmark. Collective; every rank gets the rows.
 
     Parameters
     ----------
     name : a key of :data:`BENCHES`
+    barriers : of the alloy benchmark, a model as of ``mpiflow simulate alloy``
     small : tiny sizes and a single short repeat, to test the benchmark itself
 
     Returns
@@ -52,10 +62,15 @@ def run(name: str, comm: MPI.Intracomm, *, device: str = "cpu", small: bool = Fa
     """
     if name not in BENCHES:
         raise InputError("bench", name, f"one of {', '.join(BENCHES)}", "Try ising.")
-    if device != "cpu" and name != "ising":
+    if device != "cpu" and name not in ("ising", "alloy"):
         raise InputError("device", device, f"'cpu' for the {name} benchmark", "Try ising.")
+    if barriers is not None and name != "alloy":
+        raise InputError("barriers", barriers, "none but for the alloy benchmark", "Leave it out.")
     meter = Meter(name, comm, repeats=1 if small else REPEATS, seconds=0 if small else LONG_ENOUGH)
-    BENCHES[name](meter, device, small)
+    if name == "alloy":
+        _alloy(meter, device, small, barriers or "default")
+    else:
+        BENCHES[name](meter, device, small)
     return meter.rows
 
 
@@ -346,6 +361,14 @@ def _partial_evolution(meter: Meter, device: str, small: bool) -> None:
         }
 
 
+def _alloy(meter: Meter, device: str, small: bool, barriers: str = "default") -> None:
+    """Hops of vacancies per second."""
+    with agreed(meter.comm):
+        model = load_barrier_model(barriers)
+    for case, unit, work in alloy_bench.cases(meter.comm, model, device, small):
+        meter.rate(case, unit, 1.0, work)
+
+
 def _noise(meter: Meter, device: str, small: bool) -> None:
     """64-bit words per nanosecond of our generator and of the one we did not choose."""
     sites = np.arange(64 if small else 4096, dtype=np.uint64)
@@ -367,6 +390,7 @@ BENCHES: dict[str, Callable[[Meter, str, bool], None]] = {
     "halo": _halo,
     "scaling": _scaling,
     "partial-evolution": _partial_evolution,
+    "alloy": _alloy,
     "noise": _noise,
 }
 

@@ -249,15 +249,20 @@ def export(
 @app.command()
 def bench(
     name: str = typer.Argument(
-        ..., metavar="NAME", help="ising, ising-exact, halo, scaling, partial-evolution or noise."
+        ...,
+        metavar="NAME",
+        help="ising, ising-exact, halo, scaling, partial-evolution, alloy or noise.",
     ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object a line, not a table."),
     device: str = typer.Option("cpu", "--device", metavar="cpu|cuda", help="Where to compute."),
+    barriers: str = typer.Option(
+        None, "--barriers", metavar="default|PATH", help="Barrier model of the alloy benchmark."
+    ),
 ) -> None:
     """Measure the speed of a part of mpiflow on the ranks that run this."""
     from mpiflow import bench as benchmarks
 
-    rows = benchmarks.run(name, parallel.start(), device=device)
+    rows = benchmarks.run(name, parallel.start(), device=device, barriers=barriers)
     if as_json:
         for row in rows:
             print(json.dumps(row))

@@ -89,7 +89,8 @@ def half_time(times: np.ndarray, values: np.ndarray, final: np.ndarray) -> np.nd
     -------
     (variables,) float64, nan where it never does
     """
-    way = (values - values[0]) / (np.asarray(final) - values[0])
+    distance = np.asarray(final, float) - values[0]
+    way = (values - values[0]) / np.where(distance == 0.0, np.nan, distance)
     out = np.full(way.shape[1], np.nan)
     for i, share in enumerate(way.T):
         k = int(np.argmax(share >= 0.5))

@@ -232,13 +232,14 @@ def relaxation_figure(
     names: Sequence[str],
     title: str = "",
     unit: float = 1e-6,
+    label: str = "time (1e-6 s)",
 ) -> None:
     """Mean and spread against time, one panel for each variable, one colour for each curve.
 
     Parameters
     ----------
     curves : label: (times in s, means (times, variables), spreads (times, variables))
-    unit : of the time axis in s
+    unit, label : of the time axis
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -250,14 +251,42 @@ def relaxation_figure(
     panels = figure.subplots(rows, columns, sharex=True, squeeze=False)
     for i, name in enumerate(names):
         axes = panels[i // columns][i % columns]
-        for k, (label, (times, mean, spread)) in enumerate(curves.items()):
-            line = axes.plot(times / unit, mean[:, i], color=f"C{k % 10}", lw=1.2, label=label)[0]
+        for k, (name_of_curve, (times, mean, spread)) in enumerate(curves.items()):
+            style = {"color": f"C{k % 10}", "lw": 1.2, "label": name_of_curve}
+            line = axes.plot(times / unit, mean[:, i], **style)[0]
             low, high = mean[:, i] - spread[:, i], mean[:, i] + spread[:, i]
             axes.fill_between(times / unit, low, high, color=line.get_color(), alpha=0.2, lw=0)
         axes.set_title(name, fontsize=10)
         axes.axhline(0.0, color="k", lw=0.4)
     panels[0][0].legend(fontsize=7)
     for axes in panels[-1]:
-        axes.set_xlabel(f"time ({unit:g} s)")
+        axes.set_xlabel(label)
     figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
+def temperature_figure(
+    path: str | Path,
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    names: Sequence[str],
+) -> None:
+    """Variables against temperature, one panel for each series, one colour for each variable.
+
+    Parameters
+    ----------
+    series : label: (temperatures in K, values (temperatures, variables))
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(series), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
+    for axes, (label, (temperatures, values)) in zip(panels, series.items(), strict=True):
+        for i, name in enumerate(names):
+            axes.plot(temperatures, values[:, i], "o-", ms=3, lw=1, color=f"C{i}", label=name)
+        axes.axhline(0.0, color="k", lw=0.4)
+        axes.set(xlabel="temperature (K)", title=label)
+    panels[0].set_ylabel("order parameter")
+    panels[0].legend(fontsize=7)
     figure.savefig(path, dpi=130)

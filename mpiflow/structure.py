@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from mpiflow.errors import InputError
+from mpiflow.structure_files import Atoms, Unfit, read_atoms
 from mpiflow.systems.alloy import ELEMENTS, LATTICE_CONSTANT, NOT_A_SITE, VACANCY, is_site
 
 #: What files call a vacancy: the symbol of no element, which ASE and OVITO know.
@@ -35,7 +34,6 @@ TOLERANCE = 0.2
 STRAIN = 0.01
 
 PICOSECONDS = 1e12  # in a second
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -89,25 +87,6 @@ def _plane(grid: np.ndarray, x: int) -> np.ndarray:
 # -- reading -----------------------------------------------------------------------------------
 
 
-class _Unfit(Exception):
-    """What is wrong with a file; becomes an InputError that names it."""
-
-    def __init__(self, allowed: str, remedy: str, atoms: int = 0) -> None:
-        self.allowed, self.remedy, self.atoms = allowed, remedy, atoms
-        super().__init__(remedy)
-
-
-@dataclass(frozen=True)
-class _Atoms:
-    """The atoms of one frame: names and words of their species (n,), positions (n, 3)."""
-
-    names: Sequence[str]
-    species: Sequence[str]
-    positions: np.ndarray
-    origin: np.ndarray
-    box: np.ndarray
-
-
 def read_structure(
     path: str | Path,
     elements: Sequence[str] = ELEMENTS,
@@ -138,187 +117,41 @@ def read_structure(
         raise InputError("file", str(path), "an existing structure file", "Check the path.")
     try:
         with path.open(encoding="utf-8") as file:
-            atoms = _read_atoms(file, frame)
+            atoms = read_atoms(file, frame)
         kinds = _kinds(atoms, elements)
         return _placed(atoms, kinds, cells) if cells else _placed_somehow(atoms, kinds)
-    except _Unfit as error:
+    except Unfit as error:
         raise InputError("file", str(path), error.allowed, error.remedy) from None
     except (OSError, UnicodeDecodeError) as error:
         allowed = "a readable LAMMPS text dump or extended XYZ file"
         raise InputError("file", str(path), allowed, f"Reading said: {error}.") from error
 
 
-def _read_atoms(file: TextIO, frame: int) -> _Atoms:
-    start = file.readline()
-    file.seek(0)
-    if start.startswith("ITEM:"):
-        return _from_dump(*_chosen(_dump_frames(file), frame))
-    if start.strip().isdecimal():
-        return _from_xyz(*_chosen(_xyz_frames(file), frame))
-    found = f"It begins with {start.strip()[:40]!r}."
-    raise _Unfit("a LAMMPS text dump or an extended XYZ file", found)
-
-
-def _chosen(frames: Iterator[_T], number: int) -> _T:
-    if number >= 0:
-        chosen = next(islice(frames, number, None), None)
-    else:
-        last = deque(frames, maxlen=-number)
-        chosen = last[0] if len(last) == -number else None
-    if chosen is None:
-        raise _Unfit(f"a file with a frame {number}", "It has fewer frames.")
-    return chosen
-
-
-def _rows(file: Iterator[str], number: int, what: str) -> list[str]:
-    rows = list(islice(file, number))
-    if len(rows) < number:
-        raise _Unfit("a whole file", f"It ends after {len(rows)} of {number} {what}.")
-    return rows
-
-
-def _whole_number(text: str, what: str) -> int:
-    if not text.strip().isdecimal():
-        raise _Unfit(f"a whole number as {what}", f"It has {text.strip()[:40]!r}.")
-    return int(text)
-
-
-def _numbers(words: Iterable[Sequence[str]], what: str) -> np.ndarray:
-    try:
-        values = np.array(list(words), np.float64)
-    except ValueError as error:
-        raise _Unfit(f"numbers as {what}", f"Reading said: {error}.") from None
-    if not np.isfinite(values).all():
-        raise _Unfit(f"finite numbers as {what}", "It has others.")
-    return values
-
-
-def _columns(rows: Sequence[str], width: int) -> list[list[str]]:
-    """The words of each row."""
-    table = [row.split() for row in rows]
-    for number, words in enumerate(table, 1):
-        if len(words) != width:
-            found = (
-                f"Row {number} of the atoms has {len(words)}: {rows[number - 1].strip()[:60]!r}."
-            )
-            raise _Unfit(f"{width} words in each row of atoms", found)
-    return table
-
-
-_Dump = tuple[Mapping[str, list[str]], str, list[str]]
-
-
-def _dump_frames(file: TextIO) -> Iterator[_Dump]:
-    """For each frame its sections, with their titles' arguments, and the rows of the atoms."""
-    sections: dict[str, list[str]] = {}
-    for line in file:
-        title = line.removeprefix("ITEM:").strip()
-        if line.startswith("ITEM: ATOMS"):
-            number = sections.get("NUMBER OF ATOMS", [""])[0]
-            atoms = _rows(file, _whole_number(number, "ITEM: NUMBER OF ATOMS"), "atoms")
-            yield sections, title, atoms
-            sections = {}
-        elif line.startswith("ITEM: BOX BOUNDS"):
-            sections["BOX BOUNDS"] = [title, *_rows(file, 3, "bounds of the box")]
-        elif line.startswith("ITEM:"):
-            sections[title] = _rows(file, 1, f"lines of {title}")
-        elif line.strip():
-            raise _Unfit("a LAMMPS text dump", f"A section begins with {line.strip()[:40]!r}.")
-    if sections:
-        raise _Unfit("a whole file", "It ends before the atoms of its last frame.")
-
-
-def _from_dump(sections: Mapping[str, list[str]], title: str, rows: list[str]) -> _Atoms:
-    flags, *bounds = sections.get("BOX BOUNDS", [""])
-    if any(word in flags for word in ("xy", "abc")):
-        raise _Unfit("an orthogonal box", f"It has {flags!r}.")
-    if set(flags.split()[2:]) - {"pp"}:
-        raise _Unfit("a box that is periodic along all axes, pp pp pp", f"It has {flags!r}.")
-    if len(bounds) != 3 or any(len(row.split()) != 2 for row in bounds):
-        raise _Unfit("a lower and an upper bound of the box along three axes", "It has others.")
-    low, high = _numbers((row.split() for row in bounds), "bounds of the box").T
-    columns = title.split()[1:]
-    table = _columns(rows, len(columns))
-    kind = "element" if "element" in columns else "type"
-    styles = [s for s in ("{}", "{}u", "{}s", "{}su") if {s.format(a) for a in "xyz"} <= {*columns}]
-    if kind not in columns or not styles:
-        raise _Unfit("columns type or element, and x y z, xu yu zu or xs ys zs", f"It has {title}.")
-    at = [columns.index(styles[0].format(axis)) for axis in "xyz"]
-    positions = _numbers(([row[i] for i in at] for row in table), "positions").reshape(-1, 3)
-    if "s" in styles[0]:
-        positions = low + positions * (high - low)
-    named = columns.index("id") if "id" in columns else None
-    names = [row[named] if named is not None else str(i) for i, row in enumerate(table, 1)]
-    word = columns.index(kind)
-    return _Atoms(names, [row[word] for row in table], positions, low, high - low)
-
-
-def _xyz_frames(file: TextIO) -> Iterator[tuple[str, list[str]]]:
-    """For each frame its comment and the rows of the atoms."""
-    for line in file:
-        if line.strip():
-            number = _whole_number(line, "the number of atoms")
-            (comment,) = _rows(file, 1, "comments")
-            yield comment, _rows(file, number, "atoms")
-
-
-def _from_xyz(comment: str, rows: list[str]) -> _Atoms:
-    found = re.findall(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|\{([^}]*)\}|(\S+))""", comment)
-    about = {key.lower(): "".join(values) for key, *values in found}
-    vectors = _numbers([about.get("lattice", "").split()], "Lattice of the comment").reshape(-1)
-    if vectors.size != 9:
-        raise _Unfit('Lattice="..." with nine numbers in the comment', "It has none such.")
-    box = np.diag(vectors.reshape(3, 3))
-    if np.abs(vectors.reshape(3, 3) - np.diag(box)).max() > 1e-6 * np.abs(box).max():
-        raise _Unfit("an orthogonal box along the axes", f"It has Lattice={vectors.tolist()}.")
-    if set(about.get("pbc", "T").upper().split()) - {"T", "TRUE", "1"}:
-        raise _Unfit("a box that is periodic along all axes", f"It has pbc={about['pbc']!r}.")
-    at, width = _xyz_columns(about.get("properties", "species:S:1:pos:R:3"))
-    table = _columns(rows, width)
-    place = at["pos"]
-    positions = _numbers((row[place : place + 3] for row in table), "positions").reshape(-1, 3)
-    origin = _numbers([about.get("origin", "0 0 0").split()], "Origin of the comment").reshape(-1)
-    names = [str(i) for i in range(1, len(table) + 1)]
-    return _Atoms(names, [row[at["species"]] for row in table], positions, origin, box)
-
-
-def _xyz_columns(properties: str) -> tuple[dict[str, int], int]:
-    """Where each property begins in a row, and the words of a row."""
-    parts, at, width = properties.split(":"), {}, 0
-    triples = list(zip(parts[0::3], parts[1::3], parts[2::3], strict=False))
-    for name, _, number in triples:
-        at[name.lower()] = width
-        width += _whole_number(number, f"the width of property {name}")
-    if len(parts) % 3 or not {("species", "S", "1"), ("pos", "R", "3")} <= set(triples):
-        raise _Unfit("Properties with species:S:1 and pos:R:3", f"It has {properties!r}.")
-    return at, width
-
-
-def _kinds(atoms: _Atoms, elements: Sequence[str]) -> np.ndarray:
+def _kinds(atoms: Atoms, elements: Sequence[str]) -> np.ndarray:
     """Species of the atoms, (n,) int8, from names of elements or from numbers."""
     known = {str(i): i for i in range(1, len(elements) + 1)}
     known |= {name: i for i, name in enumerate(elements, 1)} | {VACANCY_NAME: VACANCY}
     for name, word in zip(atoms.names, atoms.species, strict=True):
         if word not in known:
             allowed = f"atoms of {', '.join(elements)} or types 1 to {len(elements)}"
-            raise _Unfit(allowed, f"Atom {name} is {word!r}.")
+            raise Unfit(allowed, f"Atom {name} is {word!r}.")
     return np.array([known[word] for word in atoms.species], np.int8)
 
 
-def _placed_somehow(atoms: _Atoms, kinds: np.ndarray) -> np.ndarray:
+def _placed_somehow(atoms: Atoms, kinds: np.ndarray) -> np.ndarray:
     """The grid with the fewest cells that has a site for each atom."""
-    closest: _Unfit | None = None
+    closest: Unfit | None = None
     for cells in _possible_cells(atoms.box, len(kinds)):
         try:
             return _placed(atoms, kinds, cells)
-        except _Unfit as error:
+        except Unfit as error:
             if closest is None or error.atoms < closest.atoms:
                 closest = error
     if closest is None:
         box = " x ".join(f"{side:g}" for side in atoms.box)
         found = f"It has {len(kinds)} atoms in {box}."
         allowed = "a box of whole cubic cells with two sites each, half of them taken at least"
-        raise _Unfit(allowed, found)
+        raise Unfit(allowed, found)
     raise closest
 
 
@@ -338,14 +171,14 @@ def _is_cubic(spacing: np.ndarray) -> bool:
     return bool(np.ptp(spacing) <= STRAIN * spacing.min())
 
 
-def _placed(atoms: _Atoms, kinds: np.ndarray, cells: Sequence[int]) -> np.ndarray:
+def _placed(atoms: Atoms, kinds: np.ndarray, cells: Sequence[int]) -> np.ndarray:
     """The grid of (Lx, Ly, Lz) cells with the atoms on it."""
     sides = 2 * np.asarray(cells)
     if sides.shape != (3,) or not (sides > 0).all() or not (atoms.box > 0).all():
-        raise _Unfit("a box of cells along three axes", f"It has {atoms.box}, cells {cells}.")
+        raise Unfit("a box of cells along three axes", f"It has {atoms.box}, cells {cells}.")
     if not _is_cubic(atoms.box / sides):
         sizes = "the same lattice constant along all axes"
-        raise _Unfit(f"{sizes} for {tuple(cells)} cells", f"It has {2 * atoms.box / sides}.")
+        raise Unfit(f"{sizes} for {tuple(cells)} cells", f"It has {2 * atoms.box / sides}.")
     steps = (atoms.positions - atoms.origin) / atoms.box * sides
     with np.errstate(invalid="ignore"):  # a position beyond all integers is far, too
         points = np.rint(steps).astype(np.int64)
@@ -355,7 +188,7 @@ def _placed(atoms: _Atoms, kinds: np.ndarray, cells: Sequence[int]) -> np.ndarra
     if wrong.any():
         first = int(np.argmax(wrong))
         where = ", ".join(f"{value:.6g}" for value in atoms.positions[first])
-        raise _Unfit(
+        raise Unfit(
             f"atoms within {TOLERANCE} of half a lattice constant of the sites of "
             f"{' x '.join(map(str, cells))} cubic cells",
             f"Atom {atoms.names[first]} at ({where}) is not; {wrong.sum()} such in all.",
@@ -368,7 +201,7 @@ def _placed(atoms: _Atoms, kinds: np.ndarray, cells: Sequence[int]) -> np.ndarra
     if twice.size:
         one, other = (atoms.names[order[twice[0] + i]] for i in (0, 1))
         found = f"Atoms {one} and {other} share one."
-        raise _Unfit("one atom at each site", found, twice.size)
+        raise Unfit("one atom at each site", found, twice.size)
     grid.reshape(-1)[flat] = kinds
     return grid
 

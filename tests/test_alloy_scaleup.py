@@ -11,12 +11,13 @@ from exact import P_FLOOR, Z_CEILING
 from lattice_gas import PairOnLattice
 from scipy import stats
 
+from mpiflow import alloy_partial as partial
 from mpiflow import alloy_scaleup as scaleup
 from mpiflow.block import Block
 from mpiflow.errors import InputError
 from mpiflow.initial_alloy import counts_of, random_alloy
 from mpiflow.noise import MAX_MEMBER
-from mpiflow.solvers.vacancy import VacancyKMC
+from mpiflow.solvers.serial_vacancy import VacancyKMC
 from mpiflow.systems import barriers
 from mpiflow.systems.alloy import (
     ATTEMPT_FREQUENCY,
@@ -62,9 +63,9 @@ def window_of(grid: np.ndarray, origin: np.ndarray, box: int) -> np.ndarray:
     ]
 
 
-def run(states: np.ndarray, model: Barriers = PAIRWISE, **options: Any) -> scaleup.AlloyPatches:
+def run(states: np.ndarray, model: Barriers = PAIRWISE, **options: Any) -> partial.AlloyPatches:
     options.setdefault("seed", 3)
-    return scaleup.partial_evolution(
+    return partial.partial_evolution(
         states, np.arange(len(states)), SYSTEM, model, **({"patch": 8} | options)
     )
 
@@ -234,7 +235,7 @@ def test_with_a_buffer_the_vacancies_share_all_changes(model: Barriers) -> None:
     """In a box as large as the lattice: the same run, counted for one vacancy or another."""
     state = states_of(1, (12, 12, 12), vacancies=40)
     number = np.arange(40)
-    done = scaleup.partial_evolution(
+    done = partial.partial_evolution(
         np.repeat(state, 40, axis=0), np.zeros(40, int), SYSTEM, model, seed=2, patch=4,
         buffer=4, hops=2000, which=number, windows=True,
     )  # fmt: skip
@@ -320,7 +321,7 @@ def test_in_a_box_like_the_lattice_means_are_exact_for_long_times() -> None:
     ours = 3.0 * done.change[0].reshape(count, 16)
     block = Block.periodic(np.repeat(state, count, axis=0), np.arange(count), halo=5)
     VacancyKMC(SYSTEM, PAIRWISE, count).advance(block, seed=11, until=dt)
-    full = scaleup.whole_bonds(block.spins(), 4) - bonds_of(state[0])
+    full = partial.whole_bonds(block.spins(), 4) - bonds_of(state[0])
     full = full.reshape(count, 16)
     error = np.sqrt((ours.var(axis=0) + full.var(axis=0)) / count)
     difference = np.abs(ours.mean(axis=0) - full.mean(axis=0))
@@ -408,9 +409,9 @@ def test_vacancies_are_equally_likely_and_independent() -> None:
 def test_a_patch_depends_on_the_member_alone(case: str) -> None:
     states, members = states_of(7, vacancies=9), 1000 - np.arange(7)
     options: dict[str, Any] = {"seed": 9, "hops": 60, "repeats": 2, "patch": 8} | CASES[case]
-    whole = scaleup.partial_evolution(states, members, SYSTEM, PAIRWISE, **options)
+    whole = partial.partial_evolution(states, members, SYSTEM, PAIRWISE, **options)
     for share in (slice(0, 3), slice(6, 7), slice(None, None, -2)):
-        part = scaleup.partial_evolution(states[share], members[share], SYSTEM, PAIRWISE, **options)
+        part = partial.partial_evolution(states[share], members[share], SYSTEM, PAIRWISE, **options)
         for name in ("bonds_before", "change", "elapsed", "hops", "number", "origin"):
             assert np.array_equal(getattr(part, name), getattr(whole, name)[share])
 
@@ -513,12 +514,12 @@ def test_frozen_windows_leave_the_gibbs_measure_invariant(
 def test_many_vacancies_keep_their_uniform_law() -> None:
     """Constant barriers: all arrangements stay equally likely, also of vacancies that touch."""
     states = states_of(400, (16, 8, 8), vacancies=40)
-    start = scaleup.whole_bonds(states, 4)
+    start = partial.whole_bonds(states, 4)
     scaleup.local_relax(
         states, np.arange(400), SYSTEM, CONSTANT, seed=3, window=8, duration=1.0 / RATE
     )
-    end = scaleup.whole_bonds(states, 4)
-    fresh = scaleup.whole_bonds(states_of(400, (16, 8, 8), vacancies=40, seed=1), 4)
+    end = partial.whole_bonds(states, 4)
+    fresh = partial.whole_bonds(states_of(400, (16, 8, 8), vacancies=40, seed=1), 4)
     for bonds in (start, end):
         error = np.sqrt((bonds.var(axis=0) + fresh.var(axis=0)) / 400)
         assert np.all(np.abs(bonds.mean(axis=0) - fresh.mean(axis=0)) < Z_CEILING * error)

@@ -17,8 +17,6 @@ import pytest
 import mpiflow
 from mpiflow import barrier_files
 from mpiflow.barrier_files import (
-    NNK_SHAPES,
-    PUBLISHED_SHA256,
     BarrierModel,
     constant_model,
     import_nnk,
@@ -29,6 +27,7 @@ from mpiflow.barrier_files import (
 )
 from mpiflow.cli import invoke
 from mpiflow.errors import InputError
+from mpiflow.published_weights import NNK_SHAPES, PUBLISHED_SHA256
 from mpiflow.systems.alloy import DIRECTIONS, SURROUNDINGS, is_site
 
 VACANCY_AT = (5, 3, 1)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., object]
 
 LEAVES = {
+    "alloy_barriers": ["barriers.safetensors", "results.json", "table.md"],
     "demo": ["truth.h5", "rollout.h5", "demo.png", "table.md", "model/model.safetensors"],
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
     "window_bias": ["results.json", "table.md"],
@@ -34,8 +35,9 @@ def test_smoke(name: str, mpirun: Run, tmp_path: Path) -> None:
     for file in LEAVES[name]:
         assert (out / file).stat().st_size > 0, file
     assert "| T |" in (table := (out / "table.md").read_text()) or "| ours |" in table
-    # Three errors of two methods; two laws; four windows at two times.
-    entries_of = {"ising_closure": 6, "large_ising": 2, "window_bias": 8}
+    # Three errors of two methods; two laws; four windows at two times; 13 errors of barriers and
+    # seven averages at two temperatures.
+    entries_of = {"ising_closure": 6, "large_ising": 2, "window_bias": 8, "alloy_barriers": 27}
     if "results.json" in LEAVES[name]:
         entries = json.loads((out / "results.json").read_text())
         assert len(entries) == entries_of[name]

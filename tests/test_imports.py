@@ -32,7 +32,9 @@ LAYERS = {
     "systems": 4,
     "observables": 5,
     "initial": 5,
-    "barrier_files": 5,
+    "published_weights": 5,
+    "barrier_files": 6,
+    "structure_files": 4,
     "structure": 5,
     "initial_alloy": 6,
     "solvers": 6,
@@ -44,11 +46,14 @@ LAYERS = {
     "checkpoint": 9,
     "run": 10,
     "alloy_run": 10,
+    "alloy_boxes": 7,
     "alloy_scaleup": 10,
+    "alloy_partial": 10,
     "scaleup": 10,
     "plots": 10,
     "learn": 11,
     "mesoscopic": 12,
+    "alloy_bench": 12,
     "bench": 13,
     "cli": 14,
     "__main__": 15,
@@ -72,12 +77,20 @@ COMMUNICATES = {
     "alloy_simulation": frozenset({"gather", "bcast", "allreduce"}),
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
-TAKES_A_COMMUNICATOR = {"packed", "cli", "initial", "learn.dataset", "learn.model"}
+TAKES_A_COMMUNICATOR = {
+    "alloy_bench",
+    "learn.alloy_data",
+    "packed",
+    "cli",
+    "initial",
+    "learn.dataset",
+    "learn.model",
+}
 COMMUNICATORS = {"comm", "cart", "world", "comm_world", "comm_self", "node", "prequest", "request"}
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 #: May use pickle, as test_the_unpickler_calls_nothing says: the published network is a pickle.
-MAY_UNPICKLE = {"barrier_files"}
+MAY_UNPICKLE = {"published_weights"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 
 

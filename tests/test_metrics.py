@@ -65,3 +65,98 @@ def test_errors_of_constants_and_single_values() -> None:
     assert metrics.integrated_autocorrelation_time(np.ones(10)) == 1.0
     assert np.isnan(metrics.standard_error(np.array([1.0])))
     assert metrics.standard_error(np.array([1.0, 3.0])) == pytest.approx(1.0)
+
+
+# -- relaxation to a stationary state ------------------------------------------------------------
+
+
+def relaxing(
+    rng: np.random.Generator, runs: int, times: np.ndarray, rate: float, start: float, spread: float
+) -> np.ndarray:
+    """Ornstein-Uhlenbeck runs about 0, (runs, times, 1), exact at any step."""
+    x = np.full(runs, start)
+    out = [x]
+    for step in np.diff(times):
+        decay = np.exp(-rate * step)
+        x = x * decay + spread * np.sqrt(1 - decay**2) * rng.normal(size=runs)
+        out.append(x)
+    return np.array(out).T[..., None]
+
+
+def test_half_time_of_exponentials_and_lines() -> None:
+    times = np.linspace(0.0, 10.0, 20001)
+    rates = np.array([0.5, 1.0, 3.0])
+    ends = np.array([2.0, -1.0, 0.5])
+    decay = np.exp(-rates * times[:, None])
+    values = ends + (1.0 - ends) * decay
+    found = metrics.half_time(times, values, ends)
+    np.testing.assert_allclose(found, np.log(2.0) / rates, rtol=1e-6)
+    # Between two samples the value is on a line, at times that are not evenly spaced too.
+    line = np.array([[0.0], [0.2], [1.0]])
+    np.testing.assert_allclose(
+        metrics.half_time(np.array([1.0, 2.0, 6.0]), line, np.array([1.0])), [2.0 + 4.0 * 0.3 / 0.8]
+    )
+    np.testing.assert_allclose(
+        metrics.half_time(np.array([0.0, 3.0]), np.array([[4.0], [2.0]]), np.array([2.0])), [1.5]
+    )
+
+
+def test_half_time_is_nan_where_half_the_way_is_never_made() -> None:
+    times = np.arange(4.0)
+    # Not yet there; never moved, and need not; the wrong way; moved, and need not.
+    columns = [[0.0, 0.1, 0.2, 0.4], [1.0] * 4, [0.0, -1.0, -2.0, -3.0], [1.0, 2.0, 3.0, 4.0]]
+    values = np.array(columns).T
+    found = metrics.half_time(times, values, np.array([1.0, 1.0, 1.0, 1.0]))
+    assert np.isnan(found).all()
+    broken = metrics.half_time(times, np.full((4, 1), np.nan), np.array([1.0]))
+    assert np.isnan(broken).all()
+
+
+def test_relaxation_of_an_ornstein_uhlenbeck_process() -> None:
+    """Mean 0, spread and half-time log 2 / rate known exactly; the errors cover them."""
+    rng = np.random.default_rng(6)
+    times, rate, spread = np.linspace(0.0, 15.0, 301), 1.0, 0.3
+    exact = {"mean": 0.0, "spread": spread, "half_time": np.log(2.0) / rate}
+    scores: dict[str, list[float]] = {name: [] for name in exact}
+    for _ in range(100):
+        runs = relaxing(rng, 40, times, rate, -2.0, spread)
+        found = metrics.relaxation(times, runs, 7.0)
+        assert set(found) == {*exact, *(f"{name}_error" for name in exact)}
+        for name, value in exact.items():
+            assert found[name].shape == found[f"{name}_error"].shape == (1,)
+            scores[name].append((found[name][0] - value) / found[f"{name}_error"][0])
+    for name, values in scores.items():
+        # Mean 0 and standard deviation 1, of 100 values with heavier tails than a Gaussian's.
+        assert abs(np.mean(values)) < 0.4, name
+        assert 0.8 < np.std(values) < 1.3, name
+
+
+def test_relaxation_of_runs_known_by_hand() -> None:
+    """Two runs that stand still: exact mean, spread, and errors of two values."""
+    times = np.arange(5.0)
+    runs = np.zeros((2, 5, 2))
+    runs[0, 1:], runs[1, 1:] = [1.0, -2.0], [3.0, -4.0]
+    found = metrics.relaxation(times, runs, 1.0)
+    np.testing.assert_allclose(found["mean"], [2.0, -3.0])
+    np.testing.assert_allclose(found["spread"], [1.0, 1.0])
+    np.testing.assert_allclose(found["half_time"], [0.5, 0.5])
+    np.testing.assert_allclose(found["mean_error"], [1.0, 1.0])
+    np.testing.assert_allclose(found["half_time_error"], [0.0, 0.0], atol=1e-15)
+
+
+def test_relaxation_of_a_single_run_has_no_errors() -> None:
+    times = np.linspace(0.0, 10.0, 101)
+    run = (1.0 - np.exp(-times))[None, :, None]
+    found = metrics.relaxation(times, run, 8.0)
+    assert found["mean"] == pytest.approx(1.0, abs=1e-3)
+    assert found["half_time"] == pytest.approx(np.log(2.0), rel=1e-2)
+    for name in ("mean", "spread", "half_time"):
+        assert np.isnan(found[f"{name}_error"]).all()
+
+
+def test_errors_of_a_half_time_that_is_not_there() -> None:
+    runs = np.zeros((4, 5, 1))
+    found = metrics.relaxation(np.arange(5.0), runs, 2.0)
+    assert np.isnan(found["half_time"]).all()
+    assert np.isnan(found["half_time_error"]).all()
+    assert found["mean"] == found["spread"] == found["mean_error"] == 0.0

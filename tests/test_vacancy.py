@@ -20,8 +20,9 @@ from mpiflow.lattice import Lattice, Layout
 from mpiflow.observables import bond_counts
 from mpiflow.solvers import vacancy
 from mpiflow.solvers.hop_log import Tracers
+from mpiflow.solvers.serial_vacancy import VacancyKMC, total_rates, whole_lattice
 from mpiflow.solvers.tiled_vacancy import TiledKMC
-from mpiflow.solvers.vacancy import VacancyKMC, decay
+from mpiflow.solvers.vacancy import decay
 from mpiflow.systems import barriers
 from mpiflow.systems.alloy import DIRECTIONS, NOT_A_SITE, VACANCY, Alloy, is_site
 
@@ -184,14 +185,24 @@ def test_rates_after_many_hops_are_those_of_a_new_solver():
         rule = vacancy.law(SYSTEM, MODEL, block)
         fresh = vacancy.lists(n)
         fresh.place[:], fresh.flat[:] = store.place[:n], store.flat[:n]
-        vacancy.refresh_all(
+        zero = np.uint64(0)
+        vacancy.evolve(
+            block.array[0],
+            np.zeros(3, np.int64),
             n,
-            block.array[0].reshape(-1),
             rule,
-            vacancy.whole_lattice(),
+            whole_lattice(),
             fresh,
             vacancy.table(MODEL, n),
             vacancy.scratch(MODEL),
+            (zero, zero, zero),
+            zero,
+            0.0,
+            0.0,
+            0,
+            vacancy.events(0),
+            0,
+            True,
         )
         np.testing.assert_array_equal(kept[0], fresh.rates)
         np.testing.assert_array_equal(kept[1], fresh.near)
@@ -203,10 +214,10 @@ def test_table_changes_no_bit():
     layers = [(rng.normal(size=s) * 0.05, rng.normal(size=s[1]) * 0.1) for s in ((112, 8), (8, 1))]
     layers[1][1][:] = 1.2
     model = barriers.network(layers, np.arange(3)[:, None])
-    grids = []
+    grids, cold = [], Alloy(400.0, ("A", "B"))
     for table in (vacancy.table, lambda m, n: vacancy.table(barriers.constant([1.0, 1.0]), n)):
-        block, solver = boxes(random_grid((8, 8, 8), 2)), VacancyKMC(SYSTEM, model)
-        solver._lists = [(0, vacancy.lists(2), table(model, 2))]
+        block, solver = boxes(random_grid((8, 8, 8), 1)), VacancyKMC(cold, model)
+        solver._lists = [(0, vacancy.lists(1), table(model, 1))]
         solver.advance(block, seed=6, hops=2000)
         grids.append((block.array.copy(), solver.clock.copy(), solver.evaluations))
     np.testing.assert_array_equal(grids[0][0], grids[1][0])
@@ -253,7 +264,7 @@ def test_vacancies_never_swap_and_nothing_is_lost():
 def test_total_rates():
     block = boxes(random_grid((8, 8, 8), 4))
     flat = barriers.constant([1.0, 1.0])
-    rates = vacancy.total_rates(SYSTEM, flat, block)
+    rates = total_rates(SYSTEM, flat, block)
     places = np.argwhere(block.spins()[0] == VACANCY)
     free = [sum(block.spins()[0][tuple((p + d) % 8)] > 0 for d in DIRECTIONS) for p in places]
     np.testing.assert_allclose(rates, np.array(free) * 1e13 * math.exp(-SYSTEM.beta), rtol=1e-13)

@@ -26,6 +26,7 @@ from mpiflow.solvers.vacancy import (
     first_of,
     hop,
     hop_rates,
+    lists,
     look,
     others_near,
     scan,
@@ -63,7 +64,8 @@ class Queue(NamedTuple):
 
 
 @kernel
-def _region(tiles: np.ndarray, t: int, shape: Triple, whole: Triple) -> Region:
+def region_of(tiles: np.ndarray, t: int, shape: Triple, whole: Triple) -> Region:
+    """The region of a tile: row t of a table of first indices."""
     low = tiles[t, 0], tiles[t, 1], tiles[t, 2]
     return Region(low, (low[0] + shape[0], low[1] + shape[1], low[2] + shape[2]), whole)
 
@@ -108,7 +110,7 @@ def _open(
     found, first, asked = 0, 0, 0
     for t in range(tiles.shape[0]):
         room = _part(lists, first, lists.flat.size - first)
-        n = scan(grid, law, _region(tiles, t, shape, whole), room)
+        n = scan(grid, law, region_of(tiles, t, shape, whole), room)
         if n == 0:
             continue
         part = _part(lists, first, n)
@@ -144,7 +146,8 @@ def _answer(
         t, v = queue.who[q, 0], queue.who[q, 1]
         part = _part(lists, progress.first[t], progress.number[t])
         hop_rates(law.beta, barriers[q], rates)
-        accept(v, law, _region(tiles, progress.tile[t], shape, whole), part, rates)
+        region = region_of(tiles, progress.tile[t], shape, whole)
+        accept(v, law.halo, region, part.place, part.rates, part.tree, rates)
 
 
 @kernel
@@ -173,7 +176,7 @@ def _round(
         n = progress.number[t]
         part = _part(lists, progress.first[t], n)
         row = progress.tile[t]
-        region = _region(tiles, row, shape, whole)
+        region = region_of(tiles, row, shape, whole)
         total = part.tree[1]
         counter = (np.uint64(tiles[row, 3]) << np.uint64(32)) + np.uint64(progress.made[t])
         w0, w1 = threefry(keys[0], keys[1], keys[2], counter)
@@ -181,9 +184,9 @@ def _round(
         if not time <= until or not total > 0.0:
             progress.alive[t] = 0
             continue
-        v, d = choose_hop(part, to_unit(w1) * total)
+        v, d = choose_hop(part.tree, part.rates, to_unit(w1) * total)
         near = part.near[v]
-        x, y, z, atom = hop(grid, law, region, part, v, d)
+        x, y, z, atom = hop(grid, law.halo, sides, whole, part.place, part.flat, v, d)
         progress.clock[t] = time
         progress.made[t] += 1
         log.time[hops] = time
@@ -217,14 +220,7 @@ class Batches:
         self.law, self.device = law, device
         self.model = on_device(law.barriers, device)
         # No vacancy is in two tiles of a class: each is listed once.
-        self.lists = Lists(
-            np.zeros((vacancies, 3), np.int64),
-            np.zeros(vacancies, np.int64),
-            np.zeros((vacancies, NEIGHBOURS)),
-            np.zeros(vacancies, np.int64),
-            np.zeros(4 * vacancies),
-            np.zeros(vacancies, np.int64),
-        )
+        self.lists = lists(vacancies)._replace(tree=np.zeros(4 * vacancies))
         self.progress = Progress(
             np.zeros(vacancies, np.int64),
             np.zeros(vacancies, np.int64),

@@ -40,13 +40,12 @@ from mpiflow.device import Device, kernel
 from mpiflow.errors import InputError
 from mpiflow.lattice import Shape, divisors
 from mpiflow.noise import stream_key
-from mpiflow.solvers.batched_vacancy import Batches
+from mpiflow.solvers.batched_vacancy import Batches, region_of
 from mpiflow.solvers.vacancy import (
     HALO,
     Events,
     Law,
     Lists,
-    Region,
     Scratch,
     Table,
     check,
@@ -56,7 +55,6 @@ from mpiflow.solvers.vacancy import (
     law,
     lists,
     put,
-    refresh_all,
     scan,
     scratch,
     table,
@@ -172,15 +170,12 @@ def _pass(
     """
     noted, logged = 0, 0
     for t in range(tiles.shape[0]):
-        low = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-        high = low[0] + shape[0], low[1] + shape[1], low[2] + shape[2]
-        region = Region(low, high, whole)
+        region = region_of(tiles, t, shape, whole)
         n = scan(grid, law, region, lists)
         hops[t] = 0
         if n == 0:
             continue
         here = first_of(lists, n)
-        refresh_all(n, grid.reshape(-1), law, region, here, table, s)
         counter = np.uint64(tiles[t, 3]) << np.uint64(32)
         room = recent.time.size
         most = room if room else _NO_LIMIT
@@ -202,6 +197,7 @@ def _pass(
                 most,
                 recent,
                 0,
+                hops[t] == 0,
             )
             hops[t] += made
             for r in range(min(made, room)):

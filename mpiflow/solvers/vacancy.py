@@ -9,9 +9,9 @@ the two changed sites among their 112, so a hop costs the same for any number of
 A region owns bonds: those whose corner site (see :mod:`mpiflow.systems.alloy`) lies in it.
 Every bond has one corner, so regions that tile the lattice own each bond once; a hop and its
 reverse use the same bond, so within a region each hop can be undone, and detailed balance
-holds region by region. The whole periodic lattice is one region for :class:`VacancyKMC`,
-the serial reference; tiles are regions for :mod:`mpiflow.solvers.tiled_vacancy`; a patch in
-its surroundings is one for partial evolution.
+holds region by region. The whole periodic lattice is one region for
+:mod:`mpiflow.solvers.serial_vacancy`, the reference; tiles are regions for
+:mod:`mpiflow.solvers.tiled_vacancy`; a patch in its surroundings is one for partial evolution.
 
 A barrier depends on 112 species alone. Where these fit 28 bytes, they are the exact key of
 a small table of rates met before: vacancies flicker to and fro, so it saves a third of the
@@ -28,7 +28,7 @@ import numpy as np
 from mpiflow.block import Block
 from mpiflow.device import inlined, kernel
 from mpiflow.errors import InputError
-from mpiflow.noise import stream_key, threefry, to_unit
+from mpiflow.noise import threefry, to_unit
 from mpiflow.solvers.nfold import exponential
 from mpiflow.systems.alloy import (
     ATTEMPT_FREQUENCY,
@@ -43,7 +43,6 @@ from mpiflow.systems.barriers import NETWORK, SITES, Barriers, evaluate, work_si
 
 #: Halo of a block for vacancies inside it; one more if they may step over its edge.
 HALO = REACH
-_NO_LIMIT = np.iinfo(np.int64).max
 _WAYS, _WORDS, _PER_WORD = 4, 4, 28
 #: Entries of the table of rates for each vacancy; more only cost memory traffic.
 _ENTRIES = 16
@@ -88,12 +87,13 @@ class Table(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory for one evaluation: (112,) uint8, float32, (8,) float32, (8,) float64."""
+    """Memory for one evaluation: (112,) uint8, float32, (8,) float32, (8,) float64, (4,) uint64."""
 
     types: np.ndarray
     work: np.ndarray
     barriers: np.ndarray
     rates: np.ndarray
+    key: np.ndarray
 
 
 class Law(NamedTuple):
@@ -111,6 +111,9 @@ class Law(NamedTuple):
     offsets: np.ndarray
     sides: tuple[int, int, int]
     halo: int
+
+
+Triple = tuple[int, int, int]
 
 
 class Region(NamedTuple):
@@ -166,6 +169,7 @@ def scratch(model: Barriers) -> Scratch:
         np.zeros(work_size(model), np.float32),
         np.zeros(NEIGHBOURS, np.float32),
         np.zeros(NEIGHBOURS),
+        np.zeros(_WORDS, np.uint64),
     )
 
 
@@ -175,6 +179,21 @@ def law(system: Alloy, model: Barriers, block: Block) -> Law:
     offsets = (SURROUNDINGS[:, 0] * ny + SURROUNDINGS[:, 1]) * nz + SURROUNDINGS[:, 2]
     x, y, z = block.lattice.shape if block.policy != "wrap" else block.shape
     return Law(model, system.beta, offsets.astype(np.uint64), (x, y, z), block.halo)
+
+
+def check(system: Alloy, model: Barriers, block: Block) -> None:
+    """Raise if blocks and models do not go with the solvers of vacancies."""
+    if block.halo < HALO or len(block.shape) != 3:
+        raise InputError("halo", block.halo, f"{HALO} or more points in 3-D", "Make it wider.")
+    if len(model.base) != len(system.elements) + 1:
+        raise InputError(
+            "barriers",
+            f"{len(model.base) - 1} elements",
+            f"a model of {len(system.elements)}: {', '.join(system.elements)}",
+            "Use another model, or name as many elements.",
+        )
+    if block.device.is_cuda:
+        raise InputError("device", "cuda", "'cpu' for the serial solver", "Use --solver tiled.")
 
 
 # -- rates ---------------------------------------------------------------------------------
@@ -236,58 +255,61 @@ def _pack(types: np.ndarray, w: int) -> np.uint64:
 
 
 @inlined
-def _rates(law: Law, table: Table, s: Scratch) -> None:
-    """All eight rates in the surroundings that scratch holds, from the table if it has them."""
-    # Names for arrays: each reading of a tuple's array costs as much as a multiplication or two,
-    # in a loop again and again.
-    keys, known, counts, rates = table.keys, table.rates, table.counts, s.rates
-    counts[0] += 1
-    sets = np.uint64(keys.shape[0])
-    if sets == 0:
-        counts[1] += 1
-        evaluate(law.barriers, s.types, s.work, s.barriers)
-        hop_rates(law.beta, s.barriers, rates)
-    else:
-        types = s.types
-        k0, k1 = _pack(types, 0) | np.uint64(1) << np.uint64(63), _pack(types, 1)
-        k2, k3 = _pack(types, 2), _pack(types, 3)
-        h = k0 * np.uint64(0x9E3779B97F4A7C15)
-        h = (h ^ (h >> np.uint64(32)) ^ k1) * np.uint64(0xBF58476D1CE4E5B9)
-        h = (h ^ (h >> np.uint64(32)) ^ k2) * np.uint64(0x94D049BB133111EB)
-        h = (h ^ (h >> np.uint64(32)) ^ k3) * np.uint64(0x9E3779B97F4A7C15)
-        bucket = (h >> np.uint64(40)) & (sets - np.uint64(1))  # a power of two
-        entry = _WAYS
-        for w in range(_WAYS):
-            i = np.uint64(w)
-            if (
-                (keys[bucket, i, 0] == k0)
-                & (keys[bucket, i, 1] == k1)
-                & (keys[bucket, i, 2] == k2)
-                & (keys[bucket, i, 3] == k3)
-            ):
-                entry = w
-                break
-        if entry < _WAYS:
+def _recall(
+    types: np.ndarray, keys: np.ndarray, known: np.ndarray, key: np.ndarray, rates: np.ndarray
+) -> tuple[np.uint64, int]:
+    """Set rates to those of the table, if it has these surroundings; the set, and entry or -1."""
+    k0, k1 = _pack(types, 0) | np.uint64(1) << np.uint64(63), _pack(types, 1)
+    k2, k3 = _pack(types, 2), _pack(types, 3)
+    h = k0 * np.uint64(0x9E3779B97F4A7C15)
+    h = (h ^ (h >> np.uint64(32)) ^ k1) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(32)) ^ k2) * np.uint64(0x94D049BB133111EB)
+    h = (h ^ (h >> np.uint64(32)) ^ k3) * np.uint64(0x9E3779B97F4A7C15)
+    bucket = (h >> np.uint64(40)) & np.uint64(keys.shape[0] - 1)  # a power of two
+    key[0], key[1], key[2], key[3] = k0, k1, k2, k3
+    entry = -1
+    for w in range(_WAYS):
+        i = np.uint64(w)
+        if (
+            (keys[bucket, i, 0] == k0)
+            & (keys[bucket, i, 1] == k1)
+            & (keys[bucket, i, 2] == k2)
+            & (keys[bucket, i, 3] == k3)
+        ):
+            entry = w
             for d in range(NEIGHBOURS):
-                rates[d] = known[bucket, np.uint64(entry), d]
-        else:
-            counts[1] += 1
-            evaluate(law.barriers, types, s.work, s.barriers)
-            hop_rates(law.beta, s.barriers, rates)
-            entry = _WAYS - 1
-        if entry > 0 or keys[bucket, 0, 0] != k0:  # the latest comes first
-            for w in range(entry, 0, -1):
-                i = np.uint64(w)
-                for d in range(_WORDS):
-                    keys[bucket, i, d] = keys[bucket, i - np.uint64(1), d]
-                for d in range(NEIGHBOURS):
-                    known[bucket, i, d] = known[bucket, i - np.uint64(1), d]
-            keys[bucket, 0, 0] = k0
-            keys[bucket, 0, 1] = k1
-            keys[bucket, 0, 2] = k2
-            keys[bucket, 0, 3] = k3
-            for d in range(NEIGHBOURS):
-                known[bucket, 0, d] = rates[d]
+                rates[d] = known[bucket, i, d]
+            break
+    return bucket, entry
+
+
+@kernel
+def _to_front(
+    bucket: np.uint64,
+    entry: int,
+    keys: np.ndarray,
+    known: np.ndarray,
+    key: np.ndarray,
+    rates: np.ndarray,
+) -> None:
+    """Make these the first entry of a set, in place of one or of the last."""
+    for w in range(entry if entry >= 0 else _WAYS - 1, 0, -1):
+        i = np.uint64(w)
+        for d in range(_WORDS):
+            keys[bucket, i, d] = keys[bucket, i - np.uint64(1), d]
+        for d in range(NEIGHBOURS):
+            known[bucket, i, d] = known[bucket, i - np.uint64(1), d]
+    for d in range(_WORDS):
+        keys[bucket, 0, d] = key[d]
+    for d in range(NEIGHBOURS):
+        known[bucket, 0, d] = rates[d]
+
+
+@kernel
+def _compute(law: Law, s: Scratch) -> None:
+    """All eight rates in the surroundings that scratch holds."""
+    evaluate(law.barriers, s.types, s.work, s.barriers)
+    hop_rates(law.beta, s.barriers, s.rates)
 
 
 # -- lists ---------------------------------------------------------------------------------
@@ -313,11 +335,18 @@ def _owns(region: Region, x: int, y: int, z: int) -> bool:
 
 
 @inlined
-def accept(v: int, law: Law, region: Region, lists: Lists, fresh: np.ndarray) -> None:
+def accept(
+    v: int,
+    halo: int,
+    region: Region,
+    place: np.ndarray,
+    rates: np.ndarray,
+    tree: np.ndarray,
+    fresh: np.ndarray,
+) -> None:
     """Take the rates (8,) of a vacancy into its lists, those of the region's bonds."""
-    place, rates = lists.place, lists.rates
     x, y, z = place[v, 0], place[v, 1], place[v, 2]
-    corner = (x - law.halo) & 1 == 0
+    corner = (x - halo) & 1 == 0
     here = _owns(region, x, y, z)
     total = 0.0
     for d in range(NEIGHBOURS):
@@ -325,17 +354,7 @@ def accept(v: int, law: Law, region: Region, lists: Lists, fresh: np.ndarray) ->
         rate = fresh[d] if (here if corner else there) else 0.0
         rates[v, d] = rate
         total += rate
-    _set_leaf(lists.tree, v, total)
-
-
-@inlined
-def refresh(
-    v: int, flat: np.ndarray, law: Law, region: Region, lists: Lists, table: Table, s: Scratch
-) -> None:
-    """Bring the rates of one vacancy up to date."""
-    lists.near[v] = look(flat, lists.flat[v], law.offsets, s.types)
-    _rates(law, table, s)
-    accept(v, law, region, lists, s.rates)
+    _set_leaf(tree, v, total)
 
 
 @kernel
@@ -382,16 +401,6 @@ def scan(grid: np.ndarray, law: Law, region: Region, lists: Lists) -> int:
 
 
 @kernel
-def refresh_all(
-    n: int, flat: np.ndarray, law: Law, region: Region, lists: Lists, table: Table, s: Scratch
-) -> None:
-    """Bring the rates of the first n vacancies, which are all, up to date."""
-    lists.tree[:] = 0.0
-    for v in range(n):
-        refresh(v, flat, law, region, lists, table, s)
-
-
-@kernel
 def put(grid: np.ndarray, sides: tuple[int, int, int], x: int, y: int, z: int, value: int) -> None:
     """Set a point, given by its index modulo the lattice, and its images in the padded box."""
     for i in range(x % sides[0], grid.shape[0], sides[0]):
@@ -401,9 +410,8 @@ def put(grid: np.ndarray, sides: tuple[int, int, int], x: int, y: int, z: int, v
 
 
 @inlined
-def within(law: Law, region: Region, x: int, y: int, z: int) -> tuple[int, int, int]:
+def within(halo: int, sides: Triple, whole: Triple, x: int, y: int, z: int) -> tuple[int, int, int]:
     """A point with its coordinates along whole axes brought into the box."""
-    halo, sides, whole = law.halo, law.sides, region.whole
     x = halo + (x - halo) % sides[0] if whole[0] == 1 else x
     y = halo + (y - halo) % sides[1] if whole[1] == 1 else y
     z = halo + (z - halo) % sides[2] if whole[2] == 1 else z
@@ -428,11 +436,17 @@ def others_near(
     flat = grid.reshape(-1)
     at = np.uint64((x * ny + y) * nz + z)
     offsets, known, found = law.offsets, lists.flat, lists.found
+    halo, sides, whole = law.halo, law.sides, region.whole
     for i in range(SITES):
         if flat[at + offsets[i]] != VACANCY:
             continue
         x1, y1, z1 = within(
-            law, region, x + SURROUNDINGS[i, 0], y + SURROUNDINGS[i, 1], z + SURROUNDINGS[i, 2]
+            halo,
+            sides,
+            whole,
+            x + SURROUNDINGS[i, 0],
+            y + SURROUNDINGS[i, 1],
+            z + SURROUNDINGS[i, 2],
         )
         target = (x1 * ny + y1) * nz + z1
         for u in range(n):
@@ -447,9 +461,9 @@ def others_near(
 
 
 @inlined
-def choose_hop(lists: Lists, target: float) -> tuple[int, int]:
+def choose_hop(tree: np.ndarray, rates: np.ndarray, target: float) -> tuple[int, int]:
     """The vacancy and hop at which the running sum of rates passes the target."""
-    tree, rates, leaves = lists.tree, lists.rates, np.uint64(lists.tree.size >> 1)
+    leaves = np.uint64(tree.size >> 1)
     node = np.uint64(1)
     while node < leaves:
         node *= np.uint64(2)
@@ -470,18 +484,24 @@ def choose_hop(lists: Lists, target: float) -> tuple[int, int]:
 
 @inlined
 def hop(
-    grid: np.ndarray, law: Law, region: Region, lists: Lists, v: int, d: int
+    grid: np.ndarray,
+    halo: int,
+    sides: Triple,
+    whole: Triple,
+    place: np.ndarray,
+    flat: np.ndarray,
+    v: int,
+    d: int,
 ) -> tuple[int, int, int, int]:
     """Let a vacancy hop; returns the place it left, and the species of the atom."""
-    place, sides = lists.place, law.sides
     x, y, z = place[v, 0], place[v, 1], place[v, 2]
     i, j, k = x + DIRECTIONS[d, 0], y + DIRECTIONS[d, 1], z + DIRECTIONS[d, 2]
     atom = grid[i, j, k]
     put(grid, sides, x, y, z, atom)
     put(grid, sides, i, j, k, VACANCY)
-    i, j, k = within(law, region, i, j, k)
+    i, j, k = within(halo, sides, whole, i, j, k)
     place[v, 0], place[v, 1], place[v, 2] = i, j, k
-    lists.flat[v] = (i * grid.shape[1] + j) * grid.shape[2] + k
+    flat[v] = (i * grid.shape[1] + j) * grid.shape[2] + k
     return x, y, z, atom
 
 
@@ -520,8 +540,9 @@ def evolve(
     most: int,
     log: Events,
     logged: int,
+    everything: bool,
 ) -> tuple[int, float]:
-    """Let the n listed vacancies of a region hop; rates must be up to date.
+    """Let the n listed vacancies of a region hop.
 
     Parameters
     ----------
@@ -532,18 +553,52 @@ def evolve(
     until : hops that would come after this time wait
     most : stop after so many hops
     log, logged : hops are written from this row on, as far as there is room
+    everything : look at all vacancies first; without it rates must be up to date, as every call
+        leaves them
 
     Returns
     -------
     the number of hops, and the time of the last one
     """
     flat = grid.reshape(-1)
-    place, nearby, tree, found = lists.place, lists.near, lists.tree, lists.found
-    sides, room = law.sides, log.time.size
-    hops = 0
-    while hops < most:
+    # Names for all arrays: reading one from its tuple costs as much as a division, and handing
+    # a whole tuple to an inlined function as much for each of its arrays.
+    place, at, nearby, rates = lists.place, lists.flat, lists.near, lists.rates
+    tree, found = lists.tree, lists.found
+    keys_met, rates_met, counts = table.keys, table.rates, table.counts
+    types, fresh, key = s.types, s.rates, s.key
+    offsets, sides, halo, whole = law.offsets, law.sides, law.halo, region.whole
+    sets, room = keys_met.shape[0], log.time.size
+    hops, count = 0, 0
+    if everything:
+        count = n
+        tree[:] = 0.0
+        for u in range(n):
+            found[u] = u
+    x, y, z, near = 0, 0, 0, 0
+    while True:
+        looked = 0
+        while looked < count:
+            u = found[looked]
+            nearby[u] = look(flat, at[u], offsets, types)
+            counts[0] += 1
+            bucket, entry = np.uint64(0), -1
+            if sets > 0:
+                bucket, entry = _recall(types, keys_met, rates_met, key, fresh)
+            if entry < 0:
+                counts[1] += 1
+                _compute(law, s)
+            if sets > 0 and entry != 0:
+                _to_front(bucket, entry, keys_met, rates_met, key, fresh)
+            accept(u, halo, region, place, rates, tree, fresh)
+            looked += 1
+            if looked == 1 and hops > 0 and n > 1 and near + nearby[u] > 0:
+                # This one has hopped: those that see the place it left, or the one it came to.
+                count = others_near(x, y, z, u, n, grid, law, region, lists, count)
+                i, j, k = place[u, 0], place[u, 1], place[u, 2]
+                count = others_near(i, j, k, u, n, grid, law, region, lists, count)
         total = tree[1]
-        if not total > 0.0:
+        if hops >= most or not total > 0.0:
             break
         w0, w1 = threefry(keys[0], keys[1], keys[2], counter)
         time = clock + exponential(w0) / total
@@ -551,9 +606,9 @@ def evolve(
             break
         clock = time
         counter += np.uint64(1)
-        v, d = choose_hop(lists, to_unit(w1) * total)
+        v, d = choose_hop(tree, rates, to_unit(w1) * total)
         near = nearby[v]
-        x, y, z, atom = hop(grid, law, region, lists, v, d)
+        x, y, z, atom = hop(grid, halo, sides, whole, place, at, v, d)
         if logged + hops < room:
             row = log.hop[logged + hops]
             log.time[logged + hops] = clock
@@ -563,212 +618,5 @@ def evolve(
             row[3] = d
             row[4] = atom
         hops += 1
-        refresh(v, flat, law, region, lists, table, s)
-        if n > 1 and near + nearby[v] > 0:
-            count = others_near(x, y, z, v, n, grid, law, region, lists, 0)
-            i, j, k = place[v, 0], place[v, 1], place[v, 2]
-            count = others_near(i, j, k, v, n, grid, law, region, lists, count)
-            for other in range(count):
-                refresh(found[other], flat, law, region, lists, table, s)
+        found[0], count = v, 1
     return hops, clock
-
-
-@kernel
-def _keep(grid: np.ndarray, n: int, lists: Lists, law: Law, region: Region) -> int:
-    """The number of vacancies if the list still holds them all, else they are listed anew."""
-    flat = grid.reshape(-1)
-    found = 0
-    for v in range(n):
-        found += flat[lists.flat[v]] == VACANCY
-    h, s = law.halo, law.sides
-    inner = grid[h : h + s[0], h : h + s[1], h : h + s[2]]
-    present = 0
-    for x in range(inner.shape[0]):
-        for y in range(x % 2, inner.shape[1], 2):
-            for z in range(inner.shape[2]):
-                present += inner[x, y, z] == VACANCY
-    return n if n > 0 and found == n and present == n else scan(grid, law, region, lists)
-
-
-@kernel
-def _run(
-    grid: np.ndarray,
-    origin: np.ndarray,
-    n: int,
-    law: Law,
-    region: Region,
-    lists: Lists,
-    table: Table,
-    s: Scratch,
-    keys: tuple[np.uint64, np.uint64, np.uint64],
-    counter: np.uint64,
-    clock: float,
-    until: float,
-    most: int,
-    log: Events,
-) -> tuple[int, int, float]:
-    """One call of the serial solver for one box; returns vacancies, hops and the time."""
-    n = _keep(grid, n, lists, law, region)
-    if n > lists.flat.size:
-        return n, 0, clock
-    refresh_all(n, grid.reshape(-1), law, region, lists, table, s)
-    hops, clock = evolve(
-        grid, origin, n, law, region, lists, table, s, keys, counter, clock, until, most, log, 0
-    )
-    return n, hops, clock
-
-
-class VacancyKMC:
-    """Serial rejection-free kinetic Monte Carlo of periodic boxes, each on one rank.
-
-    The vacancies of a box keep their order for its life: a trajectory depends on the species,
-    that order and the number of events so far, not on how it was cut into calls. Event e of
-    a box uses the noise at (its member, counter e).
-
-    Parameters
-    ----------
-    system : temperature and elements
-    model : barriers, see :mod:`mpiflow.systems.barriers`
-    batch : number of boxes
-
-    Attributes
-    ----------
-    clock : (B,) float64, time of the last hop of each box, s
-    hops : (B,) int64, hops so far
-    log : None, or a list that every call appends an :class:`Events` of each box to
-    """
-
-    name = "serial"
-
-    def __init__(self, system: Alloy, model: Barriers, batch: int = 1) -> None:
-        self.system, self.model = system, model
-        self.clock = np.zeros(batch)
-        self.hops = np.zeros(batch, np.int64)
-        self.log: list[list[Events]] | None = None
-        self._lists: list[tuple[int, Lists, Table]] = []
-        self._scratch = scratch(model)
-
-    @property
-    def evaluations(self) -> tuple[int, int]:
-        """How often rates of a vacancy were needed, and how often barriers were computed."""
-        counts = sum((table.counts for _, _, table in self._lists), np.zeros(2, np.int64))
-        return int(counts[0]), int(counts[1])
-
-    def advance(
-        self,
-        block: Block,
-        *,
-        seed: int,
-        until: float = np.inf,
-        hops: int | None = None,
-        stream: str = "vacancy",
-    ) -> np.ndarray:
-        """Let every box hop to a time, or for a number of hops, whichever comes first.
-
-        Parameters
-        ----------
-        until : time in s since the first call; a hop that would come later waits
-        hops : at most so many in this call
-
-        Returns
-        -------
-        (B,) int64, hops made in this call
-        """
-        check(self.system, self.model, block)
-        if not block.closed:
-            raise InputError(
-                "ranks", "several", "1 rank for each lattice of the serial solver", "Use tiled."
-            )
-        if hops is None and not np.isfinite(until):
-            raise InputError("until", until, "a finite time, or a number of hops", "Give one.")
-        key = stream_key(seed, stream)
-        rule, region = law(self.system, self.model, block), whole_lattice()
-        made = np.zeros(block.batch, np.int64)
-        grids = block.array
-        for b in range(block.batch):
-            if len(self._lists) <= b:
-                self._lists.append((0, lists(1), table(self.model, 1)))
-            while made[b] < (_NO_LIMIT if hops is None else hops):
-                n, store, met = self._lists[b]
-                most = _NO_LIMIT if hops is None else hops - int(made[b])
-                log = events(0 if self.log is None else 2**16)
-                most = most if self.log is None else min(most, 2**16)
-                n, count, clock = _run(
-                    grids[b],
-                    block.origins[b] - block.halo,
-                    n,
-                    rule,
-                    region,
-                    store,
-                    met,
-                    self._scratch,
-                    (key[0], key[1] + block.members[b], np.uint64(0)),
-                    np.uint64(self.hops[b]),
-                    self.clock[b],
-                    until,
-                    most,
-                    log,
-                )
-                if n > store.flat.size:
-                    self._lists[b] = (0, lists(n), table(self.model, n))
-                    continue
-                self._lists[b] = (n, store, met)
-                made[b] += count
-                self.hops[b] += count
-                self.clock[b] = clock
-                if self.log is not None:
-                    while len(self.log) <= b:
-                        self.log.append([])
-                    self.log[b].append(Events(log.time[:count], log.hop[:count]))
-                if count < most:  # the time is over, or nothing can hop
-                    break
-        return made
-
-
-def whole_lattice() -> Region:
-    """All bonds of a periodic box."""
-    return Region((0, 0, 0), (0, 0, 0), (1, 1, 1))
-
-
-def check(system: Alloy, model: Barriers, block: Block) -> None:
-    """Raise if blocks and models do not go with the solvers of this module."""
-    if block.halo < HALO or len(block.shape) != 3:
-        raise InputError("halo", block.halo, f"{HALO} or more points in 3-D", "Make it wider.")
-    if len(model.base) != len(system.elements) + 1:
-        raise InputError(
-            "barriers",
-            f"{len(model.base) - 1} elements",
-            f"a model of {len(system.elements)}: {', '.join(system.elements)}",
-            "Use another model, or name as many elements.",
-        )
-    if block.device.is_cuda:
-        raise InputError("device", "cuda", "'cpu' for the serial solver", "Use --solver tiled.")
-
-
-@kernel
-def _totals(
-    grid: np.ndarray,
-    law: Law,
-    region: Region,
-    lists: Lists,
-    table: Table,
-    s: Scratch,
-) -> int:
-    n = scan(grid, law, region, lists)
-    if n <= lists.flat.size:
-        refresh_all(n, grid.reshape(-1), law, region, lists, table, s)
-    return n
-
-
-def total_rates(system: Alloy, model: Barriers, block: Block) -> np.ndarray:
-    """Sum of the eight rates of every vacancy in the boxes, (n,) float64 in 1 / s, box by box."""
-    check(system, model, block)
-    rule, s, out = law(system, model, block), scratch(model), [np.empty(0)]
-    for grid in block.array:
-        inner = grid[(slice(block.halo, -block.halo),) * 3]
-        store = lists(max(1, int((inner == VACANCY).sum())))
-        # A box of a rank, not closed, has its bounds; the vacancies in it use any bond.
-        box = rule._replace(sides=(block.shape[0], block.shape[1], block.shape[2]))
-        n = _totals(grid, box, whole_lattice(), store, table(model, 1), s)
-        out.append(store.rates[:n].sum(axis=1))
-    return np.concatenate(out)

@@ -1,0 +1,155 @@
+"""Bias of the tiled solver of vacancies against the serial one, by window and tile.
+
+NbMoTa relaxing from random states of 65,536 sites at 2000 K: short-range order, hops of a
+vacancy, and mean square displacements of vacancies and atoms (tracer diffusion, from the logs of
+all hops), as relative changes against the exact solver. Windows are given in mean hops of a
+vacancy. Writes into --out: results.json, table.md.
+
+    mpirun -n 2 .venv/bin/python drivers/alloy_window.py --out results/alloy_window
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow import metrics, parallel
+from mpiflow.alloy_simulation import AlloySimulation
+from mpiflow.barrier_files import BarrierModel, load_barrier_model
+from mpiflow.errors import InputError
+from mpiflow.initial_alloy import counts_of, random_alloy
+from mpiflow.learn.experiment import farm, results_directory
+from mpiflow.solvers.hop_log import Tracers
+from mpiflow.solvers.tiled_vacancy import TiledKMC
+from mpiflow.solvers.vacancy import Events
+from mpiflow.systems.alloy import Alloy, pair_names, short_range_order
+
+QUANTITIES = [
+    *(f"SRO {pair}" for pair in pair_names(("Nb", "Mo", "Ta"))),
+    "hops of a vacancy",
+    "r^2 of vacancies",
+    *(f"r^2 of {element}" for element in ("Nb", "Mo", "Ta")),
+]
+#: The windows of a pair of neighbours divide each other, so that the order can be seen.
+SERIAL = (0, 0.0)
+
+
+def main() -> None:
+    options = parse()
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        if options.seeds < 2:
+            raise InputError("seeds", options.seeds, "2 or more", "Leave it out.")
+        model = load_barrier_model(options.barriers, options.axis_order)
+    out = results_directory(options.out, comm)
+    cases = [SERIAL, *((tile, w) for tile in options.tiles for w in options.windows)]
+    tasks = [(*case, seed) for seed in range(options.seeds) for case in cases]
+    found = farm(tasks, lambda task: run(options, model, *task), comm)
+    if comm.rank > 0:
+        return
+    exact = np.array([found[*SERIAL, seed] for seed in range(options.seeds)])
+    mean, error = exact.mean(axis=0), exact.std(axis=0, ddof=1) / np.sqrt(options.seeds)
+    lines = ["| tile | window [hops] | " + " | ".join(QUANTITIES) + " |"]
+    lines.append("|---|---|" + "---|" * len(QUANTITIES))
+    serial = [f"{m:.4g} ± {e:.2g}" for m, e in zip(mean, error, strict=True)]
+    lines.append("| serial | | " + " | ".join(serial) + " |")
+    entries = []
+    for tile, window in cases[1:]:
+        values = np.array([found[tile, window, seed] for seed in range(options.seeds)])
+        cells = []
+        for i, name in enumerate(QUANTITIES):
+            # The same initial states: the difference of pairs has the smaller error.
+            ratio = 100 * (values[:, i] - exact[:, i]) / abs(mean[i])
+            bias, stderr = float(ratio.mean()), metrics.standard_error(ratio)
+            cells.append(f"{bias:+.2f} ± {stderr:.2f} %")
+            entries.append(
+                {
+                    "quantity": f"bias in percent, tile {tile}, window {window:g} hops, {name}",
+                    "ours": bias,
+                    "stderr": stderr,
+                    "published": None,
+                    "exact": 0.0,
+                }
+            )
+        lines.append(f"| {tile} | {window:g} | " + " | ".join(cells) + " |")
+    lines.append(
+        f"\n{2 * options.cells**3} sites, {options.temperature:g} K, to {options.time:g} s, "
+        f"{options.seeds} seeds, barriers {model.name}, r^2 in (half a lattice constant)^2."
+    )
+    table = "\n".join(lines)
+    print(table)
+    (out / "table.md").write_text(table + "\n")
+    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+
+
+def run(
+    options: argparse.Namespace, model: BarrierModel, tile: int, window: float, seed: int
+) -> np.ndarray:
+    """All quantities at the end of one run; tile 0 is the serial solver."""
+    sim = AlloySimulation(
+        Alloy(options.temperature, model.species),
+        model.parameters,
+        options.cells,
+        seed=seed,
+        comm=MPI.COMM_SELF,
+        **({"solver": "tiled", "tile": tile} if tile else {}),
+    )
+    vacancies = max(1, sim.sites // 1024)
+    sim.set_species(random_alloy, counts=counts_of(sim.sites, vacancies))
+    if tile:
+        sim.choose_window(options.time, window)
+    tracers = Tracers(sim.block.spins()[0])
+    # In parts: a log of all hops would take memory.
+    for part in range(options.parts):
+        sim.solver.log = []
+        if isinstance(sim.solver, TiledKMC):
+            steps = sim.steps_in(options.time)
+            first, last = (steps * (part + k) // options.parts for k in (0, 1))
+            sim.advance((last - first) * sim.solver.time_per_step)
+            logs: list[Events] = sim.solver.log
+        else:
+            sim.advance(options.time / options.parts)
+            logs = [log for box in sim.solver.log for log in box]
+        tracers.follow([log.hop for log in logs])
+    frame = sim.measure()
+    return np.concatenate(
+        [
+            short_range_order(frame.bonds[0]),
+            [frame.hops[0] / vacancies],
+            tracers.mean_square(len(model.species)),
+        ]
+    )
+
+
+def parse() -> argparse.Namespace:
+    def floats(text: str) -> list[float]:
+        return [float(word) for word in text.split(",")]
+
+    def numbers(text: str) -> list[int]:
+        return [int(word) for word in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--out", default="results/alloy_window", help="directory for the results")
+    add("--cells", type=int, default=32, help="cells a side")
+    add("--temperature", type=float, default=2000.0, help="K")
+    add("--time", type=float, default=4e-7, help="s: half the way to equilibrium")
+    add("--tiles", type=numbers, default=[8, 16], help="points a side of the tiles")
+    add("--windows", type=floats, default=[64.0, 32.0, 16.0, 8.0, 4.0], help="hops of a vacancy")
+    add("--seeds", type=int, default=24, help="independent runs of each case")
+    add("--parts", type=int, default=4, help="parts in which the log of a run is followed")
+    add("--barriers", default="default", help="barrier model, as of mpiflow simulate alloy")
+    add("--axis-order", default="paper", choices=["nkk", "paper"], help="of published weights")
+    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args()
+    if options.smoke:
+        options.cells, options.time, options.seeds = 8, 4e-9, 2
+        options.tiles, options.windows = [8], [8.0, 4.0]
+    return options
+
+
+if __name__ == "__main__":
+    main()
