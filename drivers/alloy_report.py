@@ -204,7 +204,7 @@ class Report:
                 temperature, None, times, size=8192, seed=self.options.seed, members=20
             )
             means.append(path[40:].mean(axis=(0, 1)))
-        counted = counted_runs(Path(self.options.truth))
+        counted = counted_runs(Path(self.options.hops or self.options.truth))
         for temperature, mean in zip(grid, means, strict=True):
             for i, pair in enumerate(PAIRS):
                 published = other[temperature][i] if other else None
@@ -223,7 +223,7 @@ class Report:
             values = np.array([mean for mean, _ in counted.values()])
             series["microscopic, 1024, last half"] = np.array(list(counted)), values
         temperature_figure(self.out / "temperatures.png", series, PAIRS)
-        curves = hop_curves(Path(self.options.truth))
+        curves = hop_curves(Path(self.options.hops or self.options.truth))
         if curves:
             title = "microscopic SRO of 1024 sites against hops of the vacancy"
             relaxation_figure(
@@ -306,6 +306,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--out", default="results/alloy_report", help="directory for the results")
     add("--truth", default="results/alloy_truth", help="results of drivers/alloy_truth.py")
+    add("--hops", help="results of drivers/alloy_truth.py --temperatures, if elsewhere")
     add("--model", default="results/alloy_learn", help="results of drivers/alloy_learn.py")
     add("--temperature", type=float, default=2000.0, help="K, of the truth")
     add("--stationary", type=float, default=3e-6, help="means from this time on, s")

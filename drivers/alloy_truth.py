@@ -3,7 +3,8 @@
 The ground truth that the published learned models were never compared with: vacancy kinetic
 Monte Carlo from random equimolar states, one vacancy for each 1024 sites. Small lattices are
 exact and dealt to the ranks, large ones are cut into tiles over all ranks. With --temperatures
-also the order against the number of hops at other temperatures, 1024 sites. Writes into --out:
+also the order against the number of hops at other temperatures, 1024 sites (with --cells "" and
+--runs "" only that). Writes into --out:
 results.json, table.md, every run, and alloy_truth.png.
 
     mpirun -n 2 .venv/bin/python drivers/alloy_truth.py --out results/alloy_truth
@@ -209,7 +210,8 @@ def report(
     print(table)
     (out / "table.md").write_text(table + "\n")
     (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
-    relaxation_figure(out / "alloy_truth.png", curves, PAIRS, title="microscopic SRO")
+    if curves:
+        relaxation_figure(out / "alloy_truth.png", curves, PAIRS, title="microscopic SRO")
 
 
 def hops_of(out: Path, temperature: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +222,7 @@ def hops_of(out: Path, temperature: float, seed: int) -> tuple[np.ndarray, np.nd
 
 def parse() -> argparse.Namespace:
     def numbers(text: str) -> list[int]:
-        return [int(word) for word in text.split(",")]
+        return [int(word) for word in text.split(",")] if text else []
 
     def floats(text: str) -> list[float]:
         return [float(word) for word in text.split(",")] if text else []

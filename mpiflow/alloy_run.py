@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time as clock
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -84,9 +86,16 @@ def build_alloy(config: AlloyConfig, model: BarrierModel, comm: MPI.Intracomm) -
     set_initial(sim, config)
     if config.solver == "tiled" and config.window is None:
         # Hops are counted, not timed: any window will do there.
-        every = config.save_every if config.time is not None else None
-        sim.choose_window(every)
+        sim.choose_window(_common_part(config.time, config.save_every))
     return sim
+
+
+def _common_part(time: float | None, every: float | None) -> float | None:
+    """The longest time that goes a whole number of times into both, if there is a simple one."""
+    if time is None or every is None:
+        return None
+    ratio = Fraction(time / every).limit_denominator(1000)
+    return every / ratio.denominator if math.isclose(ratio, time / every) else every
 
 
 def set_initial(sim: AlloySimulation, config: AlloyConfig) -> None:

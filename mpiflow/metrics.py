@@ -119,9 +119,11 @@ def relaxation(times: np.ndarray, runs: np.ndarray, stationary: float) -> dict[s
     late = times >= stationary
 
     def spread(values: np.ndarray) -> np.ndarray:
-        """Root of the variance over runs and time about the mean of all."""
+        """Root of the variance between runs, mean over time; of a single run, over time."""
         part = values[:, late]
-        return np.sqrt(((part - part.mean(axis=(0, 1))) ** 2).mean(axis=(0, 1)))
+        if len(part) == 1:
+            return part[0].std(axis=0)
+        return np.sqrt(part.var(axis=0, ddof=1).mean(axis=0))
 
     def half(values: np.ndarray) -> np.ndarray:
         return half_time(times, values.mean(axis=0), values[:, late].mean(axis=(0, 1)))
@@ -137,4 +139,6 @@ def relaxation(times: np.ndarray, runs: np.ndarray, stationary: float) -> dict[s
         kept = np.array([function(np.delete(runs, group, axis=0)) for group in groups])
         squares = ((kept - kept.mean(axis=0)) ** 2).sum(axis=0)
         out[f"{name}_error"] = np.sqrt(squares * (len(groups) - 1) / len(groups))
+    if number == 2:  # what is left of two has no spread between runs
+        out["spread_error"] = np.full(runs.shape[-1], np.nan)
     return out

@@ -44,6 +44,10 @@ PLAIN_SAME_BITS = (
     "[shuffled-Ising(temperature=1.5, field=-0.2, coupling=1.0)-(18, 30)-1.0-3]"
 )
 
+VACANCY_TESTS = "test_vacancy.py::test"
+PRODUCT = f"{VACANCY_TESTS}_tiled_law_is_the_product_of_exponentials[sides0-tile0]"
+HOPS, TILES = "solvers/vacancy.py", "solvers/tiled_vacancy.py"
+
 PACKED, PLAIN, SLICED = (f"solvers/{name}.py" for name in ("multispin", "heatbath", "sliced"))
 SOLVER, PLANES = "solvers/sublattice.py", "solvers/bitplanes.py"
 
@@ -245,6 +249,53 @@ MUTANTS: list[list[Mutant]] = [
             "neighbour counted twice where two are opposite, packed and sliced",
             (Change(PLANES, "return x ^ z, (y ^ q", "return x | z, (y ^ q"),),
             (Named(f"{LAW}[field-inf-packed]"), Named(f"{LAW}[field-inf-sliced]")),
+        ),
+    ],
+    [
+        Mutant(
+            "hop forgets the images of a site",
+            (Change(HOPS, "put(grid, sides, i, j, k, VACANCY)", "grid[i, j, k] = VACANCY"),),
+            (Named(f"{VACANCY_TESTS}_calls_do_not_matter_and_halo_is_current"),),
+        ),
+    ],
+    [
+        Mutant(
+            "sign of the energy in pairwise barriers",
+            (Change("systems/barriers.py", "] + 0.5 * change", "] - 0.5 * change"),),
+            (Named(f"{VACANCY_TESTS}_serial_stationary_law_is_gibbs"),),
+        ),
+    ],
+    [
+        Mutant(
+            "tiles own vacancies, not bonds",
+            (Change(HOPS, "(here if corner else there)", "here"),),
+            (Named(PRODUCT),),
+        ),
+    ],
+    [
+        Mutant(
+            "half windows are whole",
+            (Change(TILES, "half = [(c, 0.5)", "half = [(c, 1.0)"),),
+            (Named(PRODUCT),),
+        ),
+        Mutant(
+            "vacancies that saw the old place forgotten",
+            (Change(HOPS, "and near + nearby[u] > 0", "and near > nearby[u]"),),
+            (Named(f"{VACANCY_TESTS}_rates_after_many_hops_are_those_of_a_new_solver"),),
+        ),
+    ],
+    [
+        Mutant(
+            "all hops share a number",
+            (Change(HOPS, "        counter += np.uint64(1)\n", ""),),
+            (Named(f"{VACANCY_TESTS}_serial_law_in_time_is_the_master_equation"),),
+        ),
+    ],
+    [
+        Mutant(
+            "letters leave out sites near the boundary",
+            (Change(TILES, "(2 * halo, n) if c", "(halo, n + halo) if c"),),
+            (Named(f"{VACANCY_TESTS}_same_bits_on_any_number_of_ranks[40-tile0]", ranks=2),),
         ),
     ],
 ]

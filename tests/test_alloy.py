@@ -155,7 +155,9 @@ def test_rows_are_exact() -> None:
 
 
 def test_bonds_that_cannot_be_are_found() -> None:
-    bonds = bonds_of(random_states(1, (8, 8, 8), (0.01, 0.33, 0.33, 0.33), np.random.default_rng(3)))
+    bonds = bonds_of(
+        random_states(1, (8, 8, 8), (0.01, 0.33, 0.33, 0.33), np.random.default_rng(3))
+    )
     bonds[0, 1, 2] += 1
     with pytest.raises(AssertionError, match="eight"):
         species_numbers(bonds)

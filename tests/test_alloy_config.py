@@ -1,4 +1,4 @@
-"""The options of ``mpiflow simulate alloy``: what they accept, what is filled in, how they say no."""
+"""The options of ``mpiflow simulate alloy``: what is accepted and filled in, how they say no."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_every_option_has_its_error_message_and_its_help(
 
 def test_toml_and_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[AlloyConfig] = []
-    monkeypatch.setattr("mpiflow.alloy_run.simulate_alloy", lambda config, comm: seen.append(config))
+    monkeypatch.setattr("mpiflow.alloy_run.simulate_alloy", lambda given, _: seen.append(given))
     file = tmp_path / "run.toml"
     file.write_text(
         'system = "alloy"\ncells = [8, 8, 12]\ntemperature = 1500\ntime = 1e-7\nout = "a.h5"\n'

@@ -104,7 +104,7 @@ def test_a_run_of_hops(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
         assert counts == [list(counts_of(128, 1))] * 5
         assert np.array_equal(run["sro"], alloy.short_range_order(run["bonds"]))
         assert np.array_equal(alloy.species_numbers(run["bonds"]), counts)
-        assert "1000" in run.summary()
+        assert "alloy, complete" in run.summary()
     # The mean time between hops at 2000 K is 1.6e-10 s, with the published barriers.
     assert 0.5e-10 < times[-1] / 1000 < 5e-10
 
@@ -371,9 +371,7 @@ def test_numbers_of_vacancies_that_differ_from_the_file(
     with pytest.raises(InputError, match=r"vacancies=3: allowed is 2, as in .*run.h5"):
         command(*line, "--initial", saved, "--out", tmp_path / "x.h5")
     tiled = [*line, "--solver", "tiled", "--tile", "8,10,6", "--ranks-grid", "1,1,2"]
-    done = mpirun(
-        2, "mpiflow", *tiled, "--initial", saved, "--out", tmp_path / "x.h5", check=False
-    )
+    done = mpirun(2, "mpiflow", *tiled, "--initial", saved, "--out", tmp_path / "x.h5", check=False)
     assert done.returncode == 2
     assert done.stderr.count("mpiflow: vacancies=3") == 1
     assert not list(tmp_path.iterdir())
@@ -479,3 +477,15 @@ def test_the_window_is_chosen_from_the_state(tmp_path: Path) -> None:
         MPI.COMM_SELF,
     )
     assert counted.window == pytest.approx(4 * 1.6e-10, rel=0.7)
+
+
+@pytest.mark.parametrize(("time", "every"), [(5e-9, 3e-9), (1e-9, 4e-9), (2.5e-9, 1e-9)])
+def test_a_chosen_window_divides_the_run_too(tmp_path: Path, time: float, every: float) -> None:
+    """Nobody asked for a window, so nobody is told that theirs does not fit."""
+    given = config(tmp_path / "run.h5", time=time, save_every=every)
+    simulate_alloy(given, MPI.COMM_SELF)
+    count = int(time // every)
+    times = contents(tmp_path / "run.h5")["time"]
+    np.testing.assert_allclose(times, [*(every * np.arange(count + 1)), time], rtol=1e-12)
+    with Trajectory(tmp_path / "run.h5") as run:
+        assert run.attributes["window_s"] < 1e-9

@@ -1,4 +1,4 @@
-"""The simulation of alloys: same bits on any number of ranks, times and hops, ensembles, bad input."""
+"""The simulation of alloys: same bits on any number of ranks, times, ensembles, bad input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpiflow.initial_alloy import counts_of, random_alloy
 from mpiflow.lattice import factorisations
 from mpiflow.solvers.hop_log import Tracers
 from mpiflow.systems import alloy, barriers
-from mpiflow.systems.alloy import ATTEMPT_FREQUENCY, VACANCY, Alloy, is_site
+from mpiflow.systems.alloy import ATTEMPT_FREQUENCY, Alloy, is_site
 from mpiflow.systems.barriers import Barriers
 
 SYSTEM = Alloy(2000.0)
@@ -196,12 +196,12 @@ def test_frames_now_every_so_often_and_at_the_end(
 def test_a_frame_holds_the_state_in_force_at_its_time() -> None:
     """That after the last hop before it, found again from the log of all hops."""
     sim = made(cells=4, vacancies=2)
-    sim.solver.log = []  # type: ignore[assignment]
+    sim.solver.log = []
     start, states, frames = sim.block.spins()[0].copy(), [], []
     for frame in sim.frames(30 * HOP, 3 * HOP):
         frames.append(frame)
         states.append(sim.species()[0].copy())
-    (logs,) = sim.solver.log  # type: ignore[misc]
+    (logs,) = sim.solver.log
     times = np.concatenate([log.time for log in logs])
     hops = np.concatenate([log.hop for log in logs])
     assert len(times) == frames[-1].hops[0] > 30

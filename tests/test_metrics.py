@@ -138,7 +138,8 @@ def test_relaxation_of_runs_known_by_hand() -> None:
     runs[0, 1:], runs[1, 1:] = [1.0, -2.0], [3.0, -4.0]
     found = metrics.relaxation(times, runs, 1.0)
     np.testing.assert_allclose(found["mean"], [2.0, -3.0])
-    np.testing.assert_allclose(found["spread"], [1.0, 1.0])
+    np.testing.assert_allclose(found["spread"], np.sqrt([2.0, 2.0]))
+    assert np.isnan(found["spread_error"]).all()
     np.testing.assert_allclose(found["half_time"], [0.5, 0.5])
     np.testing.assert_allclose(found["mean_error"], [1.0, 1.0])
     np.testing.assert_allclose(found["half_time_error"], [0.0, 0.0], atol=1e-15)

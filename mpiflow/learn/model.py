@@ -135,6 +135,7 @@ def write_model(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), directory / "model.safetensors")
+    (directory / "model.safetensors").chmod(0o644)  # safetensors makes it private
     whole = {"kind": kind, "mpiflow_version": mpiflow.__version__, **description}
     (directory / "model.json").write_text(json.dumps(whole, indent=2) + "\n")
 

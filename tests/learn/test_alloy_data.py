@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from exact import Z_CEILING
+from mpi4py import MPI
 
 import mpiflow.learn.alloy_data as made
 from mpiflow.alloy_partial import whole_bonds
+from mpiflow.alloy_simulation import AlloySimulation
 from mpiflow.errors import InputError
-from mpiflow.initial_alloy import counts_of
+from mpiflow.initial_alloy import counts_of, random_alloy
 from mpiflow.learn.alloy import independent
 from mpiflow.learn.alloy_data import AlloyPlan, joined, pairs_at, small_runs
 from mpiflow.systems import barriers
@@ -19,10 +21,12 @@ from mpiflow.systems.alloy import VACANCY, Alloy, is_site, short_range_order
 
 SYSTEM = Alloy(2000.0)
 CONSTANT = barriers.constant([1.0, 1.0, 1.0])
-#: With five cells a side, 249 atoms are three times 83: nothing is changed when states are put
-#: together.
+#: So high that no vacancy ever hops.
+STUCK = barriers.constant([200.0, 200.0, 200.0])
+#: With eight cells a side, 1023 atoms are three times 341: no site is changed when states are
+#: put together.
 TINY: dict[str, Any] = {
-    "cells": 5, "factor": 2, "seeds": 3, "frames": 10, "states": 12, "repeats": 4, "patch": 20,
+    "cells": 8, "factor": 2, "seeds": 3, "frames": 10, "states": 12, "repeats": 4, "patch": 16,
     "pair": 20.0,
 }  # fmt: skip
 
@@ -33,7 +37,7 @@ def plan(**options: Any) -> AlloyPlan:
 
 def test_sizes_of_a_plan() -> None:
     assert (AlloyPlan().patches, AlloyPlan().sites) == (8, 8192)
-    assert (plan(factor=3).patches, plan(factor=3).sites) == (27, 2 * 15**3)
+    assert (plan(factor=3).patches, plan(factor=3).sites) == (27, 2 * 24**3)
 
 
 @pytest.mark.parametrize(
@@ -49,23 +53,31 @@ def test_plans_that_cannot_be(options: dict[str, Any], name: str) -> None:
 def test_small_runs_go_on_for_the_same_time() -> None:
     """Frames at times that grow as k^2, all lattices at the same ones, one vacancy in each."""
     snapshots, times, waiting = small_runs(SYSTEM, CONSTANT, plan(), 2000, seed=1)
-    assert snapshots.shape == (11, 3, 10, 10, 10)
+    assert snapshots.shape == (11, 3, 16, 16, 16)
     np.testing.assert_allclose(times, times[-1] * (np.arange(11) / 10) ** 2)
-    sites = snapshots[:, :, is_site((10, 10, 10))]
+    sites = snapshots[:, :, is_site((16, 16, 16))]
     assert np.all((sites == VACANCY).sum(axis=-1) == 1)
     for kind in (1, 2, 3):
-        assert np.all((sites == kind).sum(axis=-1) == 83)
+        assert np.all((sites == kind).sum(axis=-1) == 341)
     assert len(np.unique(sites.reshape(33, -1), axis=0)) == 33
-    # Over barriers of 1 eV the rate is known: about 2000 hops of the first lattice in all, and
-    # of three lattices in the last half, three quarters of the time.
+    # Over barriers of 1 eV the rate is known: 2000 hops of the fastest lattice in all, and of
+    # three lattices in the last half, three quarters of the time.
     hop = np.exp(SYSTEM.beta) / 8e13
-    assert abs(times[-1] / hop - 2000) < Z_CEILING * np.sqrt(2000)
+    assert -(Z_CEILING + 1) * np.sqrt(2000) < times[-1] / hop - 2000 < Z_CEILING * np.sqrt(2000)
     assert abs(waiting / hop - 1) < Z_CEILING / np.sqrt(3 * 0.75 * 2000)
+    # Snapshots are states of the simulation at those times.
+    sim = AlloySimulation(SYSTEM, CONSTANT, 8, seed=1, members=3, comm=MPI.COMM_SELF)
+    sim.set_species(random_alloy, counts=(1, 341, 341, 341))
+    for time, snapshot in zip(times[[0, 4, 9]], snapshots[[0, 4, 9]], strict=True):
+        sim.advance(time - sim.time)
+        assert np.array_equal(sim.block.spins(), snapshot)
+    sim.advance(times[-1] - sim.time)
+    assert sim.measure().hops.max() in (1999, 2000)  # the last one is at the end, rounded
 
 
 def test_small_runs_without_hops_are_refused() -> None:
     with pytest.raises(InputError, match="hops"):
-        small_runs(SYSTEM, CONSTANT, plan(seeds=1), 1, seed=2)
+        small_runs(SYSTEM, STUCK, plan(), 10, seed=2)
 
 
 def test_arrays_of_one_temperature() -> None:
@@ -87,13 +99,13 @@ def test_arrays_of_one_temperature() -> None:
     assert np.array_equal(out["times"], times)
     np.testing.assert_allclose(out["dt"], chosen.pair * waiting, rtol=1e-14)
     # Each of V vacancies changes whole bonds: steps of 2 V / n_i of a like pair.
-    steps = out["increments"] / (2 * 8 / 664)
+    steps = out["increments"] / (2 * 8 / 2728)
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
     assert (steps != 0).mean() > 0.5
-    # Eight vacancies have at most eight times eight neighbours among three times 664 atoms.
+    # Eight vacancies have at most eight times eight neighbours among three times 2728 atoms.
     near = out["vacancy_neighbours"]
     assert np.all(near > 0)
-    assert 664 * near.sum() <= 64 + 1e-9
+    assert 2728 * near.sum() <= 64 + 1e-9
 
 
 def test_the_same_seed_gives_the_same_arrays() -> None:
@@ -115,15 +127,15 @@ def test_z0_is_the_order_of_the_states(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def spy(states: np.ndarray, *rest: Any, **options: Any) -> Any:
         seen.append(states.copy())
-        assert (options["patch"], options["repeats"]) == (20, 4)
+        assert (options["patch"], options["repeats"]) == (16, 4)
         return evolve(states, *rest, **options)
 
     monkeypatch.setattr(made, "partial_evolution", spy)
     out = pairs_at(SYSTEM, CONSTANT, plan(), 500, seed=3)
     (states,) = seen
-    sites = states[:, is_site((20, 20, 20))]
+    sites = states[:, is_site((32, 32, 32))]
     counts = [np.bincount(row, minlength=4).tolist() for row in sites]
-    assert counts == [list(counts_of(2000, 8))] * 12 == [[8, 664, 664, 664]] * 12
+    assert counts == [list(counts_of(8192, 8))] * 12 == [[8, 2728, 2728, 2728]] * 12
     sro = short_range_order(whole_bonds(states, 4))
     np.testing.assert_allclose(out["z0"], independent(sro), rtol=1e-14)
     # The definition, for one of them.
@@ -131,23 +143,23 @@ def test_z0_is_the_order_of_the_states(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in np.argwhere(np.ones((2, 2, 2))) * 2 - 1:
         other = np.roll(grid, tuple(step), (0, 1, 2))
         like += ((grid == 2) & (other == 2)).sum()
-    assert out["z0"][7, 1] == pytest.approx(like / 664 - 8 / 3)
+    assert out["z0"][7, 1] == pytest.approx(like / 2728 - 8 / 3)
 
 
 def test_starts_and_changes_without_a_preference_have_none() -> None:
     """Where all barriers are equal, all arrangements are equally likely at any time.
 
     Random states then stay random. Two sites of shifted blocks of one small state hold the same
-    element as often as two sites of that state do: 83 82 / (250 249) times. Increments have
+    element as often as two sites of that state do: 341 340 / (1024 1023) times. Increments have
     mean zero but for what the patches of one state forget: nothing.
     """
     starts, changes = [], []
-    for seed in range(24):
-        out = pairs_at(SYSTEM, CONSTANT, plan(alike=1.0, seeds=8, states=40), 3000, seed=seed)
+    for seed in range(20):
+        out = pairs_at(SYSTEM, CONSTANT, plan(alike=1.0, seeds=8, states=30), 5000, seed=seed)
         starts.append(out["z0"].mean(axis=0))
         changes.append(out["increments"].mean(axis=(0, 1)))
-    # Relaxation brings them towards random states of 2000 sites, which differ little.
-    small, large = 8 * 82 / 249 - 8 / 3, 8 * 663 / 1999 - 8 / 3
+    # Relaxation brings them towards random states of 8192 sites, which differ little.
+    small, large = 8 * 340 / 1023 - 8 / 3, 8 * 2727 / 8191 - 8 / 3
     for values, low, high in ((starts, small, large), (changes, 0.0, 0.0)):
         error = np.std(values, axis=0, ddof=1) / np.sqrt(len(values))
         mean = np.mean(values, axis=0)
@@ -194,19 +206,17 @@ def test_blocks_come_from_their_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = plan(alike=1.0)
     pairs_at(SYSTEM, CONSTANT, chosen, 500, seed=3)
     snapshots, *_ = small_runs(SYSTEM, CONSTANT, chosen, 500, seed=3)
-    known = whole_bonds(snapshots.reshape(-1, 10, 10, 10), 4)
+    known = whole_bonds(snapshots.reshape(-1, 16, 16, 16), 4)
     for state in seen[0]:
-        cut = state.reshape(2, 10, 2, 10, 2, 10).transpose(0, 2, 4, 1, 3, 5).reshape(8, 10, 10, 10)
-        bonds = whole_bonds(np.ascontiguousarray(cut), 4)
+        blocks = state.reshape(2, 16, 2, 16, 2, 16).transpose(0, 2, 4, 1, 3, 5)
+        bonds = whole_bonds(np.ascontiguousarray(blocks).reshape(8, 16, 16, 16), 4)
         assert np.all(bonds == bonds[0])
         assert (known == bonds[0]).all(axis=(1, 2)).any()
 
 
 def test_temperatures_together() -> None:
     chosen = plan(states=5)
-    data = {
-        t: pairs_at(Alloy(t), CONSTANT, chosen, 500, seed=1) for t in (1500.0, 2000.0, 2500.0)
-    }
+    data = {t: pairs_at(Alloy(t), CONSTANT, chosen, 500, seed=1) for t in (1500.0, 2000.0, 2500.0)}
     pairs = joined(data, chosen)
     assert pairs.z0.shape == (15, 3)
     assert pairs.increments.shape == (15, 4, 3)
@@ -214,7 +224,7 @@ def test_temperatures_together() -> None:
     for i, (t, part) in enumerate(data.items()):
         assert np.array_equal(pairs.z0[5 * i : 5 * i + 5], part["z0"]), t
         assert np.array_equal(pairs.dt[5 * i : 5 * i + 5], part["dt"]), t
-    assert (pairs.patches, pairs.sites) == (8, 2000)
-    assert pairs.counts == (664.0, 664.0, 664.0)
+    assert (pairs.patches, pairs.sites) == (8, 8192)
+    assert pairs.counts == (2728.0, 2728.0, 2728.0)
     mean = np.mean([part["vacancy_neighbours"] for part in data.values()], axis=0)
     np.testing.assert_allclose(pairs.vacancy_neighbours, mean)
