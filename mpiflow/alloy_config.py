@@ -124,7 +124,7 @@ class AlloyConfig(RunConfig):
     window: float | None = option(
         None,
         "Window of the tiled solver in s.",
-        shown="about 4 hops of a vacancy",
+        shown="about 2 hops of a vacancy",
         gt=0,
         allowed="a number of seconds above 0 that divides --save-every",
         remedy="Leave it out.",
@@ -133,7 +133,7 @@ class AlloyConfig(RunConfig):
         None,
         "Points of a tile of the tiled solver along each axis, two to a cell; whole sides are "
         "not cut.",
-        shown="about 16",
+        shown="slabs, 16 along x",
         metavar="TILE",
         allowed="whole sides, or even numbers from 6 that go an even number of times into them",
         remedy="Leave it out.",

@@ -470,15 +470,16 @@ def test_members_have_no_common_number_of_hops() -> None:
 @pytest.mark.parametrize(
     ("shape", "tile"),
     [
-        ((16, 16, 16), (8, 8, 8)),
-        ((24, 24, 24), (12, 12, 12)),
-        ((64, 128, 40), (16, 16, 20)),
+        ((16, 16, 16), (8, 16, 16)),
+        ((24, 24, 24), (12, 24, 24)),
+        ((64, 128, 40), (16, 128, 40)),
         ((8, 10, 14), (8, 10, 14)),
-        ((12, 8, 96), (6, 8, 16)),
+        ((12, 8, 96), (6, 8, 96)),
+        ((40, 40, 40), (20, 40, 40)),
     ],
 )
 def test_default_tiles(shape: tuple[int, int, int], tile: tuple[int, int, int]) -> None:
-    """Near 16 points, an even number of times in the side, or the whole side."""
+    """Slabs near 16 points along x, an even number of times in the side, or all of it."""
     assert default_tile(shape) == tile
 
 

@@ -138,7 +138,7 @@ class TimeScale:
     high: float
 
     @staticmethod
-    def fit(temperature: np.ndarray, time: np.ndarray, degree: int = 3) -> TimeScale:
+    def fit(temperature: np.ndarray, time: np.ndarray, degree: int = 7) -> TimeScale:
         """Law of the mean of ``time`` (N,) in s at ``temperature`` (N,) in K."""
         temperature, time = np.asarray(temperature, float), np.asarray(time, float)
         if not (np.all(temperature > 0) and np.all(time > 0) and np.all(np.isfinite(time))):

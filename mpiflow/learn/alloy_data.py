@@ -184,6 +184,21 @@ def pairs_at(
     return out
 
 
+#: Temperatures at which more of the pairs show no change are not learned from.
+STILL = 0.35
+
+
+def moving(data: Mapping[float, Mapping[str, np.ndarray]]) -> dict[float, Mapping[str, np.ndarray]]:
+    """The temperatures at which vacancies get away from their place within a pair's time.
+
+    Where they only flicker, increments are mostly 0 and now and then large: no Gaussian, and no
+    information on the drift, but in one model with the others it spoils those.
+    """
+    return {
+        t: part for t, part in data.items() if np.mean((part["increments"] == 0).all(-1)) < STILL
+    }
+
+
 def joined(data: Mapping[float, Mapping[str, np.ndarray]], plan: AlloyPlan) -> PairsData:
     """The pairs of all temperatures together."""
     names = ("z0", "increments", "dt", "temperature")

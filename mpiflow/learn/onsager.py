@@ -1,7 +1,7 @@
 r"""SDE whose drift is an OnsagerNet and depends on the temperature.
 
 .. math:: dz = \mu(z, T)\,d\tau + \Sigma^{1/2}(z, T)\,dB, \qquad
-          \mu = -(M + W + \alpha I)\,\nabla V + f,
+          \mu = -S\,(M + W + \alpha I)\,S\,\nabla V + S^2 f,
 
 arXiv:2511.12842, equations (5) and (31), on standardised latents x = (z - mean) / std:
 
@@ -11,6 +11,10 @@ arXiv:2511.12842, equations (5) and (31), on standardised latents x = (z - mean)
   autograd;
 * f(x, T): what no potential explains, as in the published network. Barriers that obey no
   detailed balance need it; without it, V never grows along the drift.
+
+S(T) is diagonal, the strength of the noise at T over its mean, a polynomial in 1/T fitted to the
+data before training: where atoms hardly move the drift is small as the noise is, and temperatures
+of all strengths weigh the same.
 
 A temperature enters all networks through a small embedding e(T). Sigma has a Cholesky factor
 with a positive diagonal, see :mod:`mpiflow.learn.sde`.
@@ -30,6 +34,9 @@ from mpiflow.learn.training import mlp
 #: Least mobility alpha, and beta, the least curvature of the potential.
 MOBILITY = 0.1
 CURVATURE = 0.1
+#: Coefficients of the polynomial of log S in 1 / T, and the least S that it is fitted to.
+TERMS = 6
+FAINTEST = 0.02
 
 
 class Parts(NamedTuple):
@@ -39,9 +46,9 @@ class Parts(NamedTuple):
     ----------
     potential : V, (B,)
     gradient : of V, (B, d)
-    dissipation : M + alpha I, (B, d, d), symmetric and positive definite
-    conservation : W, (B, d, d), antisymmetric
-    force : f, (B, d)
+    dissipation : S (M + alpha I) S, (B, d, d), symmetric and positive definite
+    conservation : S W S, (B, d, d), antisymmetric
+    force : S^2 f, (B, d)
     """
 
     potential: torch.Tensor
@@ -52,7 +59,7 @@ class Parts(NamedTuple):
 
     @property
     def drift(self) -> torch.Tensor:
-        """-(M + W + alpha I) grad V + f, (B, d)."""
+        """-S (M + W + alpha I) S grad V + S^2 f, (B, d)."""
         matrix = self.dissipation + self.conservation
         return self.force - (matrix @ self.gradient[..., None])[..., 0]
 
@@ -75,6 +82,7 @@ class OnsagerSDE(LearnedSDE):
     EMBEDDING = 6
 
     kelvin: torch.Tensor
+    strength: torch.Tensor
     speed: torch.Tensor
     identity: torch.Tensor
 
@@ -97,6 +105,7 @@ class OnsagerSDE(LearnedSDE):
         nn.init.orthogonal_(self.frame.weight, gain=0.5**0.5)
         self.register_buffer("kelvin", torch.tensor([1.0, 2.0]))
         self.register_buffer("speed", torch.ones(()))
+        self.register_buffer("strength", torch.zeros(TERMS, dim))
         self.register_buffer("identity", torch.eye(dim), persistent=False)
 
     def set_conditions(
@@ -109,15 +118,45 @@ class OnsagerSDE(LearnedSDE):
         """
         self.set_scales(z, increments, dt)
         self.kelvin.copy_(torch.as_tensor([temperature.min(), temperature.max()]))
+        self.strength.copy_(torch.as_tensor(self._fit_strength(increments, dt, temperature)))
         x = (z - z.mean(axis=0)) / np.maximum(z.std(axis=0), 1e-8)
         pace = increments.sum(axis=1) / dt.sum(axis=1)[:, None] / np.maximum(z.std(axis=0), 1e-8)
         slope = -float((x * pace).mean())
         self.speed.fill_(max(slope, 1e-3 * float(self.noise.mean()) ** 2))
 
+    def _fit_strength(
+        self, increments: np.ndarray, dt: np.ndarray, temperature: np.ndarray
+    ) -> np.ndarray:
+        """Polynomial in the inverse temperature of the logarithm of the noise, (TERMS, d)."""
+        kelvin = np.unique(temperature)
+        rate = increments / self.std.numpy() / np.sqrt(self.factor * dt)[..., None]
+        noise = np.array([rate[temperature == t].std(axis=(0, 1)) for t in kelvin])
+        noise = np.maximum(noise / self.noise.numpy(), FAINTEST)
+        terms = min(TERMS, len(kelvin))
+        powers = self._inverse(torch.as_tensor(kelvin)).numpy()[:, None] ** np.arange(terms)
+        out = np.zeros((TERMS, self.dim))
+        out[:terms] = np.linalg.lstsq(powers, np.log(noise), rcond=None)[0]
+        return out
+
+    def _inverse(self, temperature: torch.Tensor) -> torch.Tensor:
+        """1 / T scaled to [-1, 1]."""
+        low, high = self.kelvin
+        if low == high:
+            return torch.zeros_like(temperature)
+        return (2.0 / temperature - 1.0 / low - 1.0 / high) / (1.0 / low - 1.0 / high)
+
+    def scale_of(self, temperature: torch.Tensor) -> torch.Tensor:
+        """S(T), noise in units of its mean over all temperatures: (B, 1) K to (B, d)."""
+        powers = self._inverse(temperature) ** torch.arange(TERMS)
+        return (powers.to(self.strength.dtype) @ self.strength).exp()
+
+    def _noise(self, *context: torch.Tensor) -> torch.Tensor:
+        return self.noise * self.scale_of(context[0])
+
     def embed(self, temperature: torch.Tensor) -> torch.Tensor:
         """e(T) from 1 / T and log T, either scaled to [-1, 1]: (B, 1) K to (B, 6)."""
         low, high = self.kelvin
-        inverse = (2.0 / temperature - 1.0 / low - 1.0 / high) / (1.0 / low - 1.0 / high)
+        inverse = self._inverse(temperature)
         logarithm = (2.0 * temperature.log() - low.log() - high.log()) / (high.log() - low.log())
         out: torch.Tensor = self.embedding(torch.cat([inverse, logarithm], dim=-1))
         return out
@@ -142,12 +181,14 @@ class OnsagerSDE(LearnedSDE):
         upper = numbers.new_zeros(*x.shape[:-1], self.dim, self.dim)
         off = self.rows != self.columns
         upper[..., self.columns[off], self.rows[off]] = numbers[..., entries:]
+        s = self.scale_of(temperature)
+        both = s[:, :, None] * s[:, None, :]
         return Parts(
             potential,
             gradient,
-            factor @ factor.mT + MOBILITY * self.identity,
-            upper - upper.mT,
-            self.push(hidden) if self.force else torch.zeros_like(x),
+            both * (factor @ factor.mT + MOBILITY * self.identity),
+            both * (upper - upper.mT),
+            s**2 * self.push(hidden) if self.force else torch.zeros_like(x),
         )
 
     def _rate(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:

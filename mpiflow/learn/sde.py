@@ -71,6 +71,10 @@ class LearnedSDE(nn.Module):
         """Lower triangle of the diffusion before scaling: (B, d), (B, c) to (B, d (d + 1) / 2)."""
         raise NotImplementedError
 
+    def _noise(self, *context: torch.Tensor) -> torch.Tensor:
+        """Unit of the noise of the standardised latents, (d,) or (B, d)."""
+        return self.noise
+
     def set_scales(self, z: np.ndarray, increments: np.ndarray, dt: np.ndarray) -> None:
         """Standardise by the training pairs: (N, d), (N, P, d), (N, P), see :meth:`forward`."""
         std = np.maximum(z.std(axis=0), 1e-8)
@@ -104,8 +108,8 @@ class LearnedSDE(nn.Module):
 
     def cholesky(self, z: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
         """Lower triangular L with Sigma(z) = L L^T, latent units, (B, d, d)."""
-        scale = self.std * self.noise
-        return scale[:, None] * self._scaled_cholesky(self._standard(z), *context)
+        scale = self.std * self._noise(*context)
+        return scale[..., None] * self._scaled_cholesky(self._standard(z), *context)
 
     def forward(
         self, z: torch.Tensor, increments: torch.Tensor, dt: torch.Tensor, *context: torch.Tensor
@@ -118,10 +122,12 @@ class LearnedSDE(nn.Module):
         x = self._standard(z)
         time = dt[..., None]
         residual = increments / self.std - self._rate(x, *context)[:, None] * time
-        scaled = residual / (self.factor * time).sqrt() / self.noise
+        unit = self._noise(*context)
+        scaled = residual / (self.factor * time).sqrt() / unit.reshape(-1, 1, self.dim)
         factor = self._scaled_cholesky(x, *context)
         white = torch.linalg.solve_triangular(factor, scaled.mT, upper=False)
         log_det = torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(dim=-1)
+        # The unit is not learned: leaving out its logarithm changes no gradient.
         return (white**2).sum(dim=1).mean(dim=1) + 2.0 * log_det
 
     @torch.no_grad()
