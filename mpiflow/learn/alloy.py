@@ -138,7 +138,7 @@ class TimeScale:
     high: float
 
     @staticmethod
-    def fit(temperature: np.ndarray, time: np.ndarray, degree: int = 7) -> TimeScale:
+    def fit(temperature: np.ndarray, time: np.ndarray, degree: int = 3) -> TimeScale:
         """Law of the mean of ``time`` (N,) in s at ``temperature`` (N,) in K."""
         temperature, time = np.asarray(temperature, float), np.asarray(time, float)
         if not (np.all(temperature > 0) and np.all(time > 0) and np.all(np.isfinite(time))):
@@ -438,7 +438,9 @@ def train_alloy(
     factor = float(pairs.patches) if factor is None else factor
     if not factor > 0:
         raise InputError("factor", factor, "above 0", "Leave it out for lambda = K.")
-    law = TimeScale.fit(np.repeat(pairs.temperature, pairs.dt.shape[1]), pairs.dt.ravel())
+    # Durations are the same or their means well known: any smooth law through them will do.
+    kelvin = np.repeat(pairs.temperature, pairs.dt.shape[1])
+    law = TimeScale.fit(kelvin, pairs.dt.ravel(), degree=7)
     seconds = mean_durations(pairs, law) if mean_times else pairs.dt
     tau = seconds / law(pairs.temperature)[:, None]
     torch.manual_seed(seed)

@@ -128,9 +128,13 @@ class OnsagerSDE(LearnedSDE):
         self, increments: np.ndarray, dt: np.ndarray, temperature: np.ndarray
     ) -> np.ndarray:
         """Polynomial in the inverse temperature of the logarithm of the noise, (TERMS, d)."""
-        kelvin = np.unique(temperature)
+        kelvin, counts = np.unique(temperature, return_counts=True)
+        groups = [temperature == t for t in kelvin]
+        if counts.min() < 10:  # groups of neighbouring temperatures
+            groups = np.array_split(np.argsort(temperature), min(2 * TERMS, len(temperature)))
+            kelvin = np.array([temperature[group].mean() for group in groups])
         rate = increments / self.std.numpy() / np.sqrt(self.factor * dt)[..., None]
-        noise = np.array([rate[temperature == t].std(axis=(0, 1)) for t in kelvin])
+        noise = np.array([rate[group].std(axis=(0, 1)) for group in groups])
         noise = np.maximum(noise / self.noise.numpy(), FAINTEST)
         terms = min(TERMS, len(kelvin))
         powers = self._inverse(torch.as_tensor(kelvin)).numpy()[:, None] ** np.arange(terms)

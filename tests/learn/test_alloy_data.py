@@ -15,7 +15,7 @@ from mpiflow.alloy_simulation import AlloySimulation
 from mpiflow.errors import InputError
 from mpiflow.initial_alloy import counts_of, random_alloy
 from mpiflow.learn.alloy import independent
-from mpiflow.learn.alloy_data import AlloyPlan, joined, pairs_at, small_runs
+from mpiflow.learn.alloy_data import AlloyPlan, joined, moving, pairs_at, small_runs
 from mpiflow.systems import barriers
 from mpiflow.systems.alloy import VACANCY, Alloy, is_site, short_range_order
 
@@ -228,3 +228,11 @@ def test_temperatures_together() -> None:
     assert pairs.counts == (2728.0, 2728.0, 2728.0)
     mean = np.mean([part["vacancy_neighbours"] for part in data.values()], axis=0)
     np.testing.assert_allclose(pairs.vacancy_neighbours, mean)
+
+
+def test_temperatures_without_moves_are_left_out() -> None:
+    still = np.zeros((10, 2, 3))
+    moved = still.copy()
+    moved[:7] = 0.1
+    data = {300.0: {"increments": still}, 2000.0: {"increments": moved}}
+    assert list(moving(data)) == [2000.0]

@@ -65,21 +65,24 @@ def test_the_drift_is_the_formula() -> None:
 def test_dissipation_is_positive_and_conservation_antisymmetric() -> None:
     sde = random_sde().double()
     with torch.no_grad():
-        parts = sde.parts(*points())
+        x, temperature = points()
+        parts, s = sde.parts(x, temperature), sde.scale_of(temperature)
     assert torch.equal(parts.conservation, -parts.conservation.mT)
-    assert parts.conservation.abs().max() > 0.01
+    assert parts.conservation.abs().max() > 1e-3
     torch.testing.assert_close(parts.dissipation, parts.dissipation.mT)
-    assert torch.linalg.eigvalsh(parts.dissipation).min() >= MOBILITY * (1 - 1e-9)
+    unscaled = parts.dissipation / s[:, :, None] / s[:, None, :]
+    assert torch.linalg.eigvalsh(unscaled).min() >= MOBILITY * (1 - 1e-6)
 
 
 def test_without_force_the_potential_never_grows_and_confines() -> None:
-    """dV/dt = -grad V . (M + alpha I) grad V; W does not enter."""
+    """dV/dt = -grad V . S (M + alpha I) S grad V; W does not enter."""
     sde = random_sde(force=False).double()
     x, temperature = points()
     with torch.no_grad():
         parts = sde.parts(x, temperature)
         change = (parts.gradient * parts.drift).sum(dim=1)
-        assert torch.all(change <= -MOBILITY * (parts.gradient**2).sum(dim=1) * (1 - 1e-9))
+        pulled = sde.scale_of(temperature) * parts.gradient
+        assert torch.all(change <= -MOBILITY * (pulled**2).sum(dim=1) * (1 - 1e-6))
         far = sde.parts(100.0 * x, temperature)
         assert torch.all(far.potential > 0.05 * (100.0 * x).square().sum(dim=1) * (1 - 1e-9))
         # Along the flow itself, with steps short enough for the stiffest potential.
@@ -178,3 +181,21 @@ def test_it_trains_over_ranks(comm: MPI.Intracomm) -> None:
         fit(sde, data, seed=0, schedule=Schedule(epochs=2, batch=16), comm=ranks)
         results.append(torch.cat([p.detach().ravel() for p in sde.parameters()]))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+
+
+def test_strength_of_the_noise_by_temperature() -> None:
+    """An Arrhenius law of the noise is found; the model's noise then has it untrained."""
+    rng = np.random.default_rng(6)
+    kelvin = np.repeat(np.linspace(800.0, 3000.0, 12), 500)
+    law = np.exp(-2000.0 / kelvin)
+    increments = law[:, None, None] * rng.normal(size=(6000, 2, DIM))
+    sde = OnsagerSDE(DIM)
+    sde.set_conditions(rng.normal(size=(6000, DIM)), increments, np.ones((6000, 2)), kelvin)
+    grid = torch.linspace(800.0, 3000.0, 40)[:, None]
+    with torch.no_grad():
+        scale = sde.scale_of(grid).numpy()
+        cholesky = sde.cholesky(sde.mean + 0.0 * sde.std.repeat(40, 1), grid)
+    exact = np.exp(-2000.0 / grid.numpy())
+    np.testing.assert_allclose(scale / scale[-1], np.repeat(exact / exact[-1], DIM, 1), rtol=0.1)
+    found = torch.diagonal(cholesky, dim1=1, dim2=2).numpy()
+    np.testing.assert_allclose(found, np.repeat(exact, DIM, 1), rtol=0.1)
