@@ -132,7 +132,7 @@ def parse() -> argparse.Namespace:
     add("--budget", type=float, default=1.0, help="hops of the small lattices, 1 for the default")
     add("--seeds", type=int, default=10, help="small lattices at each temperature")
     add("--states", type=int, default=4000, help="large states at each temperature")
-    add("--repeats", type=int, default=8, help="pairs of each state")
+    add("--repeats", type=int, default=24, help="pairs of each state")
     add("--epochs", type=int, default=0, help="of training; 0 for the default")
     add("--barriers", default="default", help="barrier model, as of mpiflow simulate alloy")
     add("--axis-order", default="paper", choices=["nkk", "paper"], help="of published weights")

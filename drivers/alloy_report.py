@@ -20,7 +20,7 @@ import numpy as np
 from mpiflow import metrics, parallel
 from mpiflow.errors import InputError
 from mpiflow.learn.alloy import AlloyModel, load_alloy_model
-from mpiflow.learn.experiment import results_directory
+from mpiflow.learn.experiment import published_order, results_directory
 from mpiflow.plots import relaxation_figure, temperature_figure
 from mpiflow.schema import STANDARD
 from mpiflow.systems.alloy import pair_names, row_sums
@@ -274,22 +274,8 @@ def blocks(values: np.ndarray, frames: int = 10) -> np.ndarray:
 
 def published_sizes(sites: int) -> dict[str, np.ndarray] | None:
     """Means, spreads and half-times of the published model of a size."""
-    path = REFERENCE / "paper_alloy_T2000_sizes.csv"
-    if not path.is_file():
-        return None
-    with path.open() as file:
-        rows = [row for row in csv.DictReader(file) if int(row["n_atoms"]) == sites]
-    if not rows:
-        return None
-    times = np.array([float(row["kmc_time_s"]) for row in rows])
-    mean, std = (
-        np.array([[float(row[f"{kind}_{pair}"]) for pair in PAIRS] for row in rows])
-        for kind in ("mean", "std")
-    )
-    late = times >= 0.5 * times[-1]
-    final = mean[late].mean(axis=0)
-    half = metrics.half_time(times, mean, final)
-    return {"mean": final, "spread": std[late].mean(axis=0), "half_time": half}
+    found = published_order(REFERENCE / "paper_alloy_T2000_sizes.csv", sites, PAIRS)
+    return None if found is None else dict(zip(("mean", "spread", "half_time"), found, strict=True))
 
 
 def published_temperatures() -> dict[float, list[float]] | None:

@@ -13,7 +13,6 @@ results.json, table.md, every run, and alloy_truth.png.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time as clock
 from pathlib import Path
@@ -27,7 +26,7 @@ from mpiflow.alloy_simulation import AlloySimulation
 from mpiflow.barrier_files import BarrierModel, load_barrier_model
 from mpiflow.errors import InputError
 from mpiflow.initial_alloy import counts_of, random_alloy
-from mpiflow.learn.experiment import farm, results_directory
+from mpiflow.learn.experiment import farm, published_order, results_directory
 from mpiflow.plots import relaxation_figure
 from mpiflow.systems.alloy import Alloy, pair_names, row_sums
 from mpiflow.trajectory import Trajectory
@@ -126,24 +125,6 @@ def runs_of(out: Path, sites: int, seeds: range) -> tuple[np.ndarray, np.ndarray
     return times, np.array(series)
 
 
-def published(sites: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Stationary means, spreads and half-times of the published learned model."""
-    if not PUBLISHED.is_file():
-        return None
-    with PUBLISHED.open() as file:
-        rows = [row for row in csv.DictReader(file) if int(row["n_atoms"]) == sites]
-    if not rows:
-        return None
-    times = np.array([float(row["kmc_time_s"]) for row in rows])
-    mean, std = (
-        np.array([[float(row[f"{kind}_{pair}"]) for pair in PAIRS] for row in rows])
-        for kind in ("mean", "std")
-    )
-    late = times >= 0.5 * times[-1]
-    final = mean[late].mean(axis=0)
-    return final, std[late].mean(axis=0), metrics.half_time(times, mean, final)
-
-
 def report(
     out: Path,
     options: argparse.Namespace,
@@ -178,7 +159,8 @@ def report(
         sites = 2 * cells**3
         seeds = range(options.seed, options.seed + count)
         times, runs = runs_of(out, sites, seeds)
-        facts, other = metrics.relaxation(times, runs, options.stationary), published(sites)
+        facts = metrics.relaxation(times, runs, options.stationary)
+        other = published_order(PUBLISHED, sites, PAIRS)
         curves[f"{sites} sites"] = times, runs.mean(axis=0), runs.std(axis=0)
         for i, pair in enumerate(PAIRS):
             mean = None if other is None else other[0][i]

@@ -5,6 +5,7 @@ Work is dealt to ranks by index, so results do not depend on their number.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,29 @@ def results_directory(path: str | Path, comm: MPI.Intracomm) -> Path:
                 allowed = "a directory that can be made and written"
                 raise InputError("out", str(path), allowed, f"{error.strerror}.") from error
     return path
+
+
+def published_order(
+    path: Path, sites: int, pairs: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Final mean and spread (6,) and half-times (6,) in s of a published table of order in time.
+
+    None without the table or a model of so many sites in it.
+    """
+    if not path.is_file():
+        return None
+    with path.open() as file:
+        rows = [row for row in csv.DictReader(file) if int(row["n_atoms"]) == sites]
+    if not rows:
+        return None
+    times = np.array([float(row["kmc_time_s"]) for row in rows])
+    mean, std = (
+        np.array([[float(row[f"{kind}_{pair}"]) for pair in pairs] for row in rows])
+        for kind in ("mean", "std")
+    )
+    late = times >= 0.5 * times[-1]
+    final = mean[late].mean(axis=0)
+    return final, std[late].mean(axis=0), metrics.half_time(times, mean, final)
 
 
 def farm(tasks: Sequence[Any], work: Callable[[Any], T], comm: MPI.Intracomm) -> Results[T]:

@@ -72,7 +72,10 @@ def test_small_runs_go_on_for_the_same_time() -> None:
         sim.advance(time - sim.time)
         assert np.array_equal(sim.block.spins(), snapshot)
     sim.advance(times[-1] - sim.time)
-    assert sim.measure().hops.max() in (1999, 2000)  # the last one is at the end, rounded
+    # The end was chosen in runs of other seeds: these are not just after a hop of theirs.
+    made = sim.measure().hops
+    assert np.all(abs(made - 2000) < (Z_CEILING + 1) * np.sqrt(2 * 2000))
+    assert made.max() not in (1999, 2000)
 
 
 def test_small_runs_without_hops_are_refused() -> None:

@@ -1,0 +1,289 @@
+r"""Fields of runs at equal times, and the rates of change that a generator is learned from.
+
+Which estimate of :math:`\partial_t m` is right depends on where the noise comes from.
+
+*Measured* noise: a smooth solution is observed with independent errors in every value. A rate
+from frames on both sides (orders 2 and 4, or a local polynomial, Savitzky-Golay) has an error
+that is independent of the value that it belongs to; order 1 shares a value with it, which biases
+A by :math:`\sigma^2 / (\delta t \, \mathrm{var}\, m)`. What is left is that F is evaluated at
+values with errors, which pulls all slopes down (errors in variables), most for short waves, of
+which there is little. A second value of the field with independent errors, taken from frames
+that do not overlap, is an *instrument* (Z below) that removes it to first order.
+
+*Dynamic* noise: block means of a microscopic run are themselves the state. The rate of a block
+of spins is :math:`-m + \langle \tanh \beta h_\gamma \rangle` with the noisy m of the same spins,
+so that increments *forward* in time, :math:`E[m(t + \delta t) - m(t) \mid m(t)]`, are those of
+the generator without any bias but of order :math:`\delta t`, which :mod:`mpiflow.learn.generator`
+removes. Values before t are of no use: given m(t), the past is correlated with the noise in it,
+so that central differences are wrong (at equilibrium they vanish). Nor is the noise a nuisance:
+it excites all waves alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.fft
+
+from mpiflow import noise
+from mpiflow.errors import InputError
+from mpiflow.trajectory import Trajectory
+
+#: Finite differences: offsets of frames, and weights of the rate, by order.
+DIFFERENCES = {
+    1: ((0, 1), (-1.0, 1.0)),
+    2: ((-1, 0, 1), (-0.5, 0.0, 0.5)),
+    4: ((-2, -1, 0, 1, 2), (1 / 12, -2 / 3, 0.0, 2 / 3, -1 / 12)),
+}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Fields, their rates of change, and instruments.
+
+    Attributes
+    ----------
+    state, rate : (n, M, M) float64, m and its observed rate
+    instrument : (n, M, M), m with independent errors; ``state`` itself where it has none
+    beta, field, run : (n,), inverse temperature, external field and number of the run
+    interval : dt if ``rate`` is (m(t + dt) - m(t)) / dt, of which the error of order dt is to be
+        removed; 0 if there is none worth removing
+    """
+
+    state: np.ndarray
+    rate: np.ndarray
+    instrument: np.ndarray
+    beta: np.ndarray
+    field: np.ndarray
+    run: np.ndarray
+    interval: float = 0.0
+
+
+@dataclass(frozen=True)
+class FieldData:
+    """Observed fields.
+
+    Parameters
+    ----------
+    fields : (runs, times, M, M) float64, -1 to 1 but for noise
+    times : (times,), with equal steps
+    temperature, field : (runs,), of each run
+    """
+
+    fields: np.ndarray
+    times: np.ndarray
+    temperature: np.ndarray
+    field: np.ndarray
+
+    def __post_init__(self) -> None:
+        fields, times = np.asarray(self.fields), np.asarray(self.times)
+        if fields.ndim != 4 or fields.shape[2] != fields.shape[3] or fields.shape[2] < 4:
+            raise InputError(
+                "fields", fields.shape, "(runs, times, M, M) with M of 4 or more", "Reshape it."
+            )
+        if not np.isfinite(fields).all():
+            raise InputError("fields", "nan or inf", "finite numbers", "Drop those runs.")
+        runs, frames = fields.shape[:2]
+        for name, shape in (("times", (frames,)), ("temperature", (runs,)), ("field", (runs,))):
+            if np.shape(getattr(self, name)) != shape:
+                raise InputError(name, np.shape(getattr(self, name)), f"shape {shape}", "Fix it.")
+        steps = np.diff(times)
+        if frames < 2 or not (steps > 0).all() or np.ptp(steps) > 1e-6 * steps.mean():
+            raise InputError("times", frames, "2 or more times in equal steps", "Save so.")
+        if not np.all(np.asarray(self.temperature) > 0):
+            raise InputError("temperature", self.temperature, "above 0", "Fix it.")
+        if not np.isfinite(self.field).all():
+            raise InputError("field", self.field, "finite numbers", "Fix it.")
+
+    @property
+    def points(self) -> int:
+        """M, points a side."""
+        return int(self.fields.shape[2])
+
+    @property
+    def interval(self) -> float:
+        """Time between frames."""
+        return float((self.times[-1] - self.times[0]) / (len(self.times) - 1))
+
+    def select(self, runs: np.ndarray | Sequence[int]) -> FieldData:
+        """Some of the runs, by a mask or by numbers."""
+        some = np.asarray(runs)
+        return FieldData(self.fields[some], self.times, self.temperature[some], self.field[some])
+
+    def with_noise(self, level: float, seed: int) -> FieldData:
+        """With independent Gaussian errors of ``level`` times the root mean square of the fields.
+
+        Keyed by run and frame (stream "sample").
+        """
+        if not (level >= 0 and np.isfinite(level)):
+            raise InputError("level", level, "a finite number, 0 or more", "Try 0.01.")
+        if level == 0:
+            return self
+        size = level * float(np.sqrt(np.mean(self.fields**2)))
+        members = np.arange(len(self.fields))
+        out = np.array(self.fields, np.float64)
+        for frame in range(len(self.times)):
+            draws = noise.normals(seed, "sample", members, frame + 1, self.points**2)
+            out[:, frame] += size * draws.reshape(out[:, frame].shape)
+        return replace(self, fields=out)
+
+    def smoothed(self, width: float) -> FieldData:
+        """Fields smoothed in space by a Gaussian of ``width`` points, a fitted smooth function.
+
+        The convolution with J commutes with it, so it biases F through its curvature only.
+        """
+        if not (width >= 0 and np.isfinite(width)):
+            raise InputError("width", width, "a finite number, 0 or more", "Try 1.")
+        k = 2 * np.pi * np.fft.fftfreq(self.points)
+        line = np.exp(-0.5 * (width * k) ** 2)
+        damped = scipy.fft.rfft2(self.fields) * (line[:, None] * line[: self.points // 2 + 1])
+        return replace(self, fields=scipy.fft.irfft2(damped, s=(self.points,) * 2))
+
+    def rates(
+        self,
+        order: int = 2,
+        *,
+        window: int = 0,
+        degree: int = 3,
+        instrument: bool = False,
+        every: int = 1,
+    ) -> Rates:
+        """States and rates at all frames that have the neighbours needed.
+
+        Parameters
+        ----------
+        order : 1 (forward, for microscopic runs), 2 or 4 (central differences)
+        window : instead, the odd number of frames through which a polynomial of ``degree`` is
+            fitted (Savitzky-Golay), which gives the state and its rate in their middle
+        instrument : take instruments from the next frames that do not overlap with those of the
+            state and rate; for measured noise
+        every : take one frame of so many
+        """
+        offsets, value, slope = _stencil(order, window, degree)
+        frames = len(self.times)
+        reach = max(abs(o) for o in offsets)
+        shift = reach + int(np.abs(offsets[value != 0]).max()) + 1 if instrument else 0
+        # An instrument lies before or behind, where there is room.
+        low, high = -int(offsets.min()), frames - int(offsets.max())
+        middle = np.arange(low, high)[::every]
+        ahead = middle + shift < frames - (reach if window else 0)
+        behind = middle - shift >= (reach if window else 0)
+        middle, ahead = middle[ahead | behind], ahead[ahead | behind]
+        if len(middle) == 0:
+            raise InputError(
+                "times", frames, f"more frames for order {order}, window {window}", "Save more."
+            )
+
+        def combined(weights: np.ndarray, at: np.ndarray) -> np.ndarray:
+            total = sum(
+                w * self.fields[:, at + int(o)]
+                for o, w in zip(offsets, weights, strict=True)
+                if w != 0
+            )
+            return np.asarray(total).reshape(-1, self.points, self.points)
+
+        state = combined(value, middle)
+        shifted = middle + np.where(ahead, shift, -shift)
+        repeat = len(middle)
+        return Rates(
+            state,
+            combined(slope / self.interval, middle),
+            combined(value, shifted) if instrument else state,
+            np.repeat(1.0 / np.asarray(self.temperature, float), repeat),
+            np.repeat(np.asarray(self.field, float), repeat),
+            np.repeat(np.arange(len(self.fields)), repeat),
+            self.interval if order == 1 and not window else 0.0,
+        )
+
+
+def _stencil(order: int, window: int, degree: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Offsets of frames, and the weights that make of them the state and its rate times dt."""
+    if window:
+        if window < 3 or window % 2 == 0 or not 1 <= degree < window:
+            raise InputError(
+                "window", window, f"odd, 3 or more, above the degree {degree}", "Try 7 and 3."
+            )
+        offsets = np.arange(window) - window // 2
+        fit = np.linalg.pinv(np.vander(offsets.astype(float), degree + 1, increasing=True))
+        return offsets, fit[0], fit[1]
+    if order not in DIFFERENCES:
+        raise InputError("order", order, f"one of {sorted(DIFFERENCES)}", "Use 2.")
+    near, slope = DIFFERENCES[order]
+    offsets = np.array(near)
+    return offsets, (offsets == 0).astype(float), np.array(slope)
+
+
+def random_starts(
+    runs: int, points: int, seed: int, *, amplitude: float = 0.7, lengths: Sequence[float]
+) -> np.ndarray:
+    r"""Smooth random fields to start from, (runs, M, M) float64, inside (-1, 1).
+
+    :math:`m = \tanh(\mu + a\,g)`, g a Gaussian field of covariance :math:`e^{-r^2/2\xi^2}`,
+    with :math:`\mu` uniform in (-1/2, 1/2). Run i has the correlation length ``lengths[i]``
+    points, over and over: the kernel is learned on the waves that are excited, and no others.
+    """
+    k = 2 * np.pi * np.fft.fftfreq(points)
+    out = np.empty((runs, points, points))
+    mean = noise.uniforms(seed, "sample", 0, 0, np.arange(runs))[:, 0] - 0.5
+    white = noise.normals(seed, "sample", np.arange(runs), 0, points**2)
+    for i in range(runs):
+        line = np.exp(-0.25 * (lengths[i % len(lengths)] * k) ** 2)
+        filtered = np.outer(line, line[: points // 2 + 1])
+        g = scipy.fft.irfft2(
+            filtered * scipy.fft.rfft2(white[i].reshape(points, points)), s=(points,) * 2
+        )
+        out[i] = np.tanh(mean[i] + amplitude * g / g.std())
+    return out
+
+
+def from_solver(
+    solve: Callable[[np.ndarray, np.ndarray, float, float], np.ndarray],
+    starts: np.ndarray,
+    times: np.ndarray,
+    temperature: np.ndarray,
+    field: np.ndarray,
+) -> FieldData:
+    """Data of an equation: ``solve(start, times, temperature, field)`` is (times, M, M)."""
+    runs = [
+        solve(start, times, float(t), float(h))
+        for start, t, h in zip(starts, temperature, field, strict=True)
+    ]
+    return FieldData(np.stack(runs), np.asarray(times), np.asarray(temperature), np.asarray(field))
+
+
+def from_files(paths: Sequence[str | Path]) -> FieldData:
+    """Data of Trajectory files of Kac runs: block means, times, temperature and field.
+
+    Raises
+    ------
+    InputError : no files, files without block means, or of different sizes, times or kernels
+    """
+    if not paths:
+        raise InputError("files", "none", "one Trajectory file or more", "Name some.")
+    fields, times, temperature, field = [], [], [], []
+    first: tuple[Any, ...] | None = None
+    for path in paths:
+        with Trajectory(path) as file:
+            config = file.config
+            if "coarse_magnetization" not in file or "gamma" not in config:
+                raise InputError(
+                    "files", str(path), "a kac run with block means", "Save it with --coarse."
+                )
+            mine = (config["gamma"], config.get("coarse"), file["coarse_magnetization"].shape[1:])
+            if first is None:
+                first = mine
+            if mine != first or (times and not np.allclose(times[0], file.time)):
+                raise InputError(
+                    "files", str(path), f"gamma, blocks, shape and times of {paths[0]}: "
+                    f"{json.dumps(first)}", "Learn from alike runs.",
+                )  # fmt: skip
+            fields.append(np.asarray(file["coarse_magnetization"], np.float64))
+            times.append(file.time)
+            temperature.append(float(config["temperature"]))
+            field.append(float(config["field"]))
+    return FieldData(np.stack(fields), times[0], np.array(temperature), np.array(field))
