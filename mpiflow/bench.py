@@ -17,7 +17,7 @@ import numpy as np
 from mpi4py import MPI
 from scipy.optimize import nnls
 
-from mpiflow import alloy_bench, initial
+from mpiflow import alloy_bench, initial, kac_bench
 from mpiflow.barrier_files import load_barrier_model
 from mpiflow.block import Block
 from mpiflow.device import Device, kernel, rule, threads
@@ -62,7 +62,7 @@ def run(
     """
     if name not in BENCHES:
         raise InputError("bench", name, f"one of {', '.join(BENCHES)}", "Try ising.")
-    if device != "cpu" and name not in ("ising", "alloy"):
+    if device != "cpu" and name not in ("ising", "kac", "alloy"):
         raise InputError("device", device, f"'cpu' for the {name} benchmark", "Try ising.")
     if barriers is not None and name != "alloy":
         raise InputError("barriers", barriers, "none but for the alloy benchmark", "Leave it out.")
@@ -369,6 +369,12 @@ def _alloy(meter: Meter, device: str, small: bool, barriers: str = "default") ->
         meter.rate(case, unit, 1.0, work)
 
 
+def _kac(meter: Meter, device: str, small: bool) -> None:
+    """Steps of a Kac model, fields and flips, and events."""
+    for case, unit, scale, work in kac_bench.cases(meter.comm, device, small):
+        meter.cost(case, unit, scale, work)
+
+
 def _noise(meter: Meter, device: str, small: bool) -> None:
     """64-bit words per nanosecond of our generator and of the one we did not choose."""
     sites = np.arange(64 if small else 4096, dtype=np.uint64)
@@ -390,6 +396,7 @@ BENCHES: dict[str, Callable[[Meter, str, bool], None]] = {
     "halo": _halo,
     "scaling": _scaling,
     "partial-evolution": _partial_evolution,
+    "kac": _kac,
     "alloy": _alloy,
     "noise": _noise,
 }

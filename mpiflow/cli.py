@@ -20,8 +20,9 @@ from pydantic_core import PydanticUndefined
 
 from mpiflow import __version__, parallel
 from mpiflow.alloy_config import AlloyConfig
-from mpiflow.config import Config, IsingConfig, did_you_mean
+from mpiflow.config import Config, IsingConfig, SpinConfig, did_you_mean
 from mpiflow.errors import InputError
+from mpiflow.kac_config import KacConfig
 
 _STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
 app = typer.Typer(
@@ -146,7 +147,7 @@ def _command(model: type[Config], run: Callable[[Any], None]) -> Callable[..., N
 # -- commands ------------------------------------------------------------------------------
 
 
-def _simulate(config: IsingConfig) -> None:
+def _simulate(config: SpinConfig) -> None:
     from mpiflow.run import simulate
 
     simulate(config, parallel.start())
@@ -154,6 +155,11 @@ def _simulate(config: IsingConfig) -> None:
 
 simulate_app.command("ising", help="Nearest-neighbour Ising model with Glauber dynamics.")(
     _command(IsingConfig, _simulate)
+)
+
+
+simulate_app.command("kac", help="Ising model whose spins feel many others (Kac coupling).")(
+    _command(KacConfig, _simulate)
 )
 
 
@@ -251,7 +257,7 @@ def bench(
     name: str = typer.Argument(
         ...,
         metavar="NAME",
-        help="ising, ising-exact, halo, scaling, partial-evolution, alloy or noise.",
+        help="ising, ising-exact, halo, scaling, partial-evolution, kac, alloy or noise.",
     ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object a line, not a table."),
     device: str = typer.Option("cpu", "--device", metavar="cpu|cuda", help="Where to compute."),

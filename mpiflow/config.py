@@ -99,7 +99,7 @@ class Config(BaseModel):
     @classmethod
     def options(cls) -> dict[str, FieldInfo]:
         """The fields that are options of the command line, those of the system first."""
-        own = [name for name in cls.model_fields if name in cls.__annotations__]
+        own = [name for name in cls.model_fields if name not in RunConfig.model_fields]
         names = [*own, *(name for name in cls.model_fields if name not in own)]
         return {name: f for name in names if (f := cls.model_fields[name]).json_schema_extra}
 
@@ -148,10 +148,8 @@ class RunConfig(Config):
     quiet: bool = option(False, "Show nothing.", allowed="true or false", remedy="Try true.")
 
 
-class IsingConfig(RunConfig):
-    """``mpiflow simulate ising``: what to simulate, and what to save of it."""
-
-    system: Literal["ising"] = "ising"
+class SpinConfig(RunConfig):
+    """Options of all systems of spins on a square lattice."""
 
     size: Sides = option(
         ...,
@@ -162,50 +160,12 @@ class IsingConfig(RunConfig):
     )
     temperature: float = option(
         ...,
-        "Temperature in units of J / k_B.",
+        "Temperature.",
         gt=0,
         allowed="a finite number above 0",
-        remedy="Try 2.269 (critical).",
-    )
-    field: float = option(0.0, "External field h.", allowed="a finite number", remedy="Try 0.1.")
-    coupling: float = option(
-        1.0,
-        "Coupling J: 1 is the ferromagnet, -1 the antiferromagnet.",
-        allowed="a finite number",
         remedy="Try 1.",
     )
-    solver: Literal["sublattice", "nfold", "tiled-nfold"] = option(
-        "sublattice",
-        "sublattice: fixed step, any number of ranks. nfold: exact, one rank for each lattice. "
-        "tiled-nfold: events in tiles, any number of ranks, for low temperature.",
-        allowed="'sublattice', 'nfold' or 'tiled-nfold'",
-        remedy="Use sublattice.",
-    )
-    kernel: Literal["auto", "packed", "sliced", "plain"] = option(
-        "auto",
-        "Of the sublattice solver: packed (bits; a multiple of 8 rows and 128 columns), sliced "
-        "(bits; many small lattices) or plain (bytes, any size). Same law, each its own bits.",
-        allowed="'auto', 'packed', 'sliced' or 'plain'",
-        remedy="Leave it out.",
-    )
-    tile: int | None = option(
-        None,
-        "Side of the tiles of tiled-nfold, in sites.",
-        shown="64 for tiled-nfold",
-        ge=2,
-        allowed="2 to 255, an even number of times in every side",
-        remedy="Try 64.",
-    )
-    dt: Step | None = option(
-        None,
-        "Time step of the sublattice solver in attempts per spin, inf for checkerboard sweeps; "
-        "window of tiled-nfold.",
-        shown="0.25, tiled-nfold 1",
-        gt=0,
-        allow_inf_nan=True,
-        allowed="a number above 0, or inf",
-        remedy="Try 0.25.",
-    )
+    field: float = option(0.0, "External field h.", allowed="a finite number", remedy="Try 0.1.")
     time: float = option(
         ...,
         "Time to simulate, in attempts per spin.",
@@ -256,39 +216,6 @@ class IsingConfig(RunConfig):
         allowed="a number above 0",
         remedy="Try 8.",
     )
-    ranks_grid: Grid | None = option(
-        None,
-        "Ranks along y and x.",
-        metavar="NY,NX",
-        shown="the shortest boundaries",
-        allowed="two positive numbers NY,NX whose product is the number of ranks",
-        remedy="Leave it out to let mpiflow choose.",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        lattice = Lattice(self.size)
-        Layout(lattice, (1, 1), self.coarse or 1)  # coarse divides the sides
-        if self.solver == "sublattice":
-            lattice.require_bipartite()
-            self._fill("dt", 0.25)
-        elif self.kernel != "auto":
-            raise idle("kernel", self.kernel, f"with the {self.solver} solver, which has one")
-        if self.solver == "tiled-nfold":
-            self._fill("dt", 1.0)  # no bias seen at this window (docs/performance.md)
-            self._fill("tile", 64)
-        elif self.tile is not None:
-            raise idle("tile", self.tile, f"with the {self.solver} solver, which has none")
-        if self.solver == "nfold" and self.dt is not None:
-            raise idle("dt", self.dt, "with the nfold solver, which has no step")
-        step = self.dt if self.dt is not None and math.isfinite(self.dt) else 1.0
-        if self.solver == "nfold":
-            self._fill("save_every", self.time / FRAMES)
-        self._fill("save_every", max(1, round(self.time / step / FRAMES)) * step)
-        self._check_initial()
-        if self.ranks_grid is not None and self.members > 1:
-            raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
-        return self
 
     def _check_initial(self) -> None:
         names = ("shuffled", "random", "up", "gaussian")
@@ -314,6 +241,96 @@ class IsingConfig(RunConfig):
                 f"{', '.join(names)}, or the path of an existing file",
                 did_you_mean(self.initial, names) or "Check the path.",
             )
+
+    def _check_lattice(self) -> Lattice:
+        """The lattice; coarse blocks divide its sides."""
+        lattice = Lattice(self.size)
+        Layout(lattice, (1, 1), self.coarse or 1)
+        return lattice
+
+
+class IsingConfig(SpinConfig):
+    """``mpiflow simulate ising``: what to simulate, and what to save of it."""
+
+    system: Literal["ising"] = "ising"
+
+    temperature: float = option(
+        ...,
+        "Temperature in units of J / k_B.",
+        gt=0,
+        allowed="a finite number above 0",
+        remedy="Try 2.269 (critical).",
+    )
+    coupling: float = option(
+        1.0,
+        "Coupling J: 1 is the ferromagnet, -1 the antiferromagnet.",
+        allowed="a finite number",
+        remedy="Try 1.",
+    )
+    solver: Literal["sublattice", "nfold", "tiled-nfold"] = option(
+        "sublattice",
+        "sublattice: fixed step, any number of ranks. nfold: exact, one rank for each lattice. "
+        "tiled-nfold: events in tiles, any number of ranks, for low temperature.",
+        allowed="'sublattice', 'nfold' or 'tiled-nfold'",
+        remedy="Use sublattice.",
+    )
+    kernel: Literal["auto", "packed", "sliced", "plain"] = option(
+        "auto",
+        "Of the sublattice solver: packed (bits; a multiple of 8 rows and 128 columns), sliced "
+        "(bits; many small lattices) or plain (bytes, any size). Same law, each its own bits.",
+        allowed="'auto', 'packed', 'sliced' or 'plain'",
+        remedy="Leave it out.",
+    )
+    tile: int | None = option(
+        None,
+        "Side of the tiles of tiled-nfold, in sites.",
+        shown="64 for tiled-nfold",
+        ge=2,
+        allowed="2 to 255, an even number of times in every side",
+        remedy="Try 64.",
+    )
+    dt: Step | None = option(
+        None,
+        "Time step of the sublattice solver in attempts per spin, inf for checkerboard sweeps; "
+        "window of tiled-nfold.",
+        shown="0.25, tiled-nfold 1",
+        gt=0,
+        allow_inf_nan=True,
+        allowed="a number above 0, or inf",
+        remedy="Try 0.25.",
+    )
+    ranks_grid: Grid | None = option(
+        None,
+        "Ranks along y and x.",
+        metavar="NY,NX",
+        shown="the shortest boundaries",
+        allowed="two positive numbers NY,NX whose product is the number of ranks",
+        remedy="Leave it out to let mpiflow choose.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        lattice = self._check_lattice()
+        if self.solver == "sublattice":
+            lattice.require_bipartite()
+            self._fill("dt", 0.25)
+        elif self.kernel != "auto":
+            raise idle("kernel", self.kernel, f"with the {self.solver} solver, which has one")
+        if self.solver == "tiled-nfold":
+            self._fill("dt", 1.0)  # no bias seen at this window (docs/performance.md)
+            self._fill("tile", 64)
+        elif self.tile is not None:
+            raise idle("tile", self.tile, f"with the {self.solver} solver, which has none")
+        if self.solver == "nfold" and self.dt is not None:
+            raise idle("dt", self.dt, "with the nfold solver, which has no step")
+        step = self.dt if self.dt is not None and math.isfinite(self.dt) else 1.0
+        if self.solver == "nfold":
+            self._fill("save_every", self.time / FRAMES)
+        self._fill("save_every", max(1, round(self.time / step / FRAMES)) * step)
+        self._check_initial()
+        if self.ranks_grid is not None and self.members > 1:
+            raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
+        return self
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

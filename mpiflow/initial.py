@@ -14,16 +14,18 @@ from typing import Any, Protocol
 
 import h5py
 import numpy as np
+import scipy.fft
 
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Shape
-from mpiflow.noise import Word, site_counter, stream_key, threefry, to_unit
+from mpiflow.noise import Word, site_counter, stream_key, threefry, to_unit, uniforms
 
 _BINS = 2**19  # of all histograms of the selection together: 4 MB
 _DIGITS = 16  # bits that a round of the selection settles at most
 _STRIP = 256  # columns that are smoothed together: they stay in cache
 _TALL = 64  # rows for which white noise costs little more than smoothing it
+_FALL = 60.0  # -ln of the power of the shortest wave of a smooth profile
 _CACHE = 2**24  # bytes: a row of compressed chunks of a large frame, which several bands share
 
 
@@ -264,8 +266,7 @@ def gaussian(
     amplitude : a, 0 or more
     """
     _require_magnetization(magnetization)
-    if not (amplitude >= 0 and np.isfinite(amplitude)):
-        raise InputError("amplitude", amplitude, "a finite number, 0 or more", "Try 0.5.")
+    _require_amplitude(amplitude)
     width = correlation_length / np.sqrt(2.0)
     widest = (min(block.lattice.shape) - 1) // 2
     if not 0.0 < 4.0 * width <= widest:
@@ -407,34 +408,199 @@ def _toss(
             _toss_row(words, field[i], m, a, spins[b, i])
 
 
+# -- a given local mean -----------------------------------------------------------------------
+
+
+@kernel
+def _mark_each(words: np.ndarray, bounds: np.ndarray, up: np.ndarray) -> None:
+    for i in range(words.size):
+        up[i] = 1 if words[i] >> np.uint64(11) < bounds[i] else -1
+
+
+@kernel
+def _bounds_of_row(means: np.ndarray, gx: int, lx: int, bounds: np.ndarray) -> bool:
+    """Bounds (columns,) of the sites from global gx on; whether all means are -1 to 1."""
+    width = lx // means.size
+    fine = True
+    x, i = gx % lx, 0
+    while i < bounds.size:
+        mean = means[x // width]
+        fine &= -1.0 <= mean <= 1.0
+        bound = np.uint64(np.ceil(0.5 * (1.0 + mean) * 2.0**53)) if fine else np.uint64(0)
+        stop = min(i + width - x % width, bounds.size)
+        x = (x + stop - i) % lx
+        while i < stop:
+            bounds[i] = bound
+            i += 1
+    return fine
+
+
+@kernel
+def _mark_profile(
+    origins: np.ndarray,
+    members: np.ndarray,
+    lattice: Shape,
+    key: np.ndarray,
+    top: int,
+    means: np.ndarray,
+    spins: np.ndarray,
+) -> bool:
+    """Spins with local means; ``top`` is the first row. Whether all means are -1 to 1."""
+    ly, lx = lattice
+    height = ly // means.shape[0]
+    words, bounds = np.empty(spins.shape[2], np.uint64), np.empty(spins.shape[2], np.uint64)
+    fine = True
+    for b in range(spins.shape[0]):
+        last = -1
+        for i in range(spins.shape[1]):
+            gy = (origins[b, 0] + top + i) % ly
+            if gy // height != last:
+                last = gy // height
+                fine &= _bounds_of_row(means[last], origins[b, 1], lx, bounds)
+            _row_words(key, members[b], gy, origins[b, 1], lx, words)
+            _mark_each(words, bounds, spins[b, i])
+    return fine
+
+
+def profile(block: Spins, seed: int, means: np.ndarray) -> None:
+    """Independent spins, each with the mean of its place.
+
+    With the same ``means`` everywhere the spins are those of :func:`independent`.
+
+    Parameters
+    ----------
+    means : (ny, nx) numbers of -1 to 1, one for each block of sites; the sides divide the
+        lattice's. The same on all ranks; every member starts from them, with its own noise.
+    """
+    with block.agreed():
+        _store_profile(block, seed, np.asarray(means), "means", "an array")
+    block.fill_halo()
+
+
+def _store_profile(block: Spins, seed: int, means: np.ndarray, name: str, value: str) -> None:
+    """Set the inner spins; ``name`` and ``value`` are what errors call the means."""
+    lattice = block.lattice.shape
+    if means.ndim != 2 or any(
+        n < 1 or side % n for n, side in zip(means.shape, lattice, strict=True)
+    ):
+        raise InputError(
+            name,
+            value,
+            f"means on a grid whose sides divide the lattice's, {lattice}; it is {means.shape}",
+            "Use another grid or size.",
+        )
+    means = np.ascontiguousarray(means, np.float64)
+    key = stream_key(seed, "initial")
+    for rows in block.bands():
+        spins = _empty(block, rows)
+        boxes = block.origins, block.members, lattice
+        if not _mark_profile(*boxes, key, rows.start, means, spins):
+            raise InputError(name, value, "means of -1 to 1", "Scale or clip them.")
+        block.store(rows, spins)
+
+
+def smooth_profile(
+    shape: Shape,
+    seed: int,
+    *,
+    correlation_length: float,
+    magnetization: float = 0.0,
+    amplitude: float = 0.5,
+) -> np.ndarray:
+    r"""A smooth random field of means on a periodic grid, for :func:`profile` and equations.
+
+    .. math:: m_0 = \mathrm{clip}(m + a g, -1, 1), \qquad
+        g(x) = \mathrm{Re} \sum_n \sqrt{S_n}\, (a_n - i b_n) e^{2 \pi i n x / L}, \quad
+        S_n \propto e^{-2 \pi^2 \xi^2 n^2 / L^2},
+
+    with normal :math:`a_n, b_n` of each wave n alone: g has unit variance and the covariance
+    :math:`e^{-r^2 / 2 \xi^2}`, summed over periodic images. The sum is that of all waves
+    that matter, also of ones too short for the grid, at the centres x of its cells: a finer
+    grid with as much longer a ``correlation_length`` shows the same field in more detail.
+
+    Parameters
+    ----------
+    shape : (ny, nx), points of the grid
+    correlation_length : xi in points of the grid, from 1 to a fifth of the shorter side
+    magnetization : m, -1 to 1
+    amplitude : a, 0 or more
+
+    Returns
+    -------
+    (ny, nx) float64
+    """
+    _require_magnetization(magnetization)
+    _require_amplitude(amplitude)
+    if not 1.0 <= correlation_length <= min(shape) / 5:
+        raise InputError(
+            "correlation_length",
+            correlation_length,
+            f"1 to {min(shape) / 5:g} points of this grid",
+            "Choose another one, or another grid.",
+        )
+    waves, falls, phases = [], [], []
+    for side in shape:
+        # Beyond the last wave amplitudes are below e^-30 of the largest.
+        last = int(np.ceil(side / (2 * np.pi * correlation_length) * np.sqrt(2 * _FALL)))
+        n = np.arange(-last, last + 1)
+        waves.append(n)
+        falls.append(0.5 * (2 * np.pi * correlation_length / side * n) ** 2)
+        phases.append(np.exp(1j * np.pi * n / side))  # to the centre of a cell
+    norm = np.exp(-falls[0]).sum() * np.exp(-falls[1]).sum()
+    spectrum = np.zeros(shape, np.complex128)
+    for y, fall, phase in zip(waves[0].tolist(), falls[0], phases[0], strict=True):
+        near = fall + falls[1] <= _FALL
+        x = waves[1][near]
+        sites = np.uint64((y + 2**31) << 32) | (x + 2**31).astype(np.uint64)
+        # The counters of initial-radius have step 0 in :func:`gaussian`.
+        u = uniforms(seed, "initial-radius", 0, 1, sites)
+        normals = np.sqrt(-2.0 * np.log(u[:, 0])) * np.exp(2j * np.pi * u[:, 1])
+        sizes = np.sqrt(np.exp(-fall - falls[1][near]) / norm)
+        terms = sizes * normals * phase * phases[1][near]
+        np.add.at(spectrum[y % shape[0]], x % shape[1], terms)
+    field = scipy.fft.ifft2(spectrum, norm="forward").real
+    return np.asarray(np.clip(magnetization + amplitude * field, -1.0, 1.0))
+
+
 # -- files ------------------------------------------------------------------------------------
 
 
-def from_file(block: Spins, path: str | Path) -> None:
+def from_file(block: Spins, path: str | Path, seed: int = 0) -> None:
     """Spins from a ``.npy`` file or from the last frame of a Trajectory's ``spin``.
 
     The array must be (Ly, Lx) of +1 and -1. Each rank reads only its own box, and all
-    stop together if one cannot use what it finds.
+    stop together if one cannot use what it finds. A ``.npy`` of floating-point numbers holds
+    the means of a :func:`profile` with this ``seed``.
     """
     path = Path(path)
     top, left = (int(o) for o in block.origins[0]) if block.batch else (0, 0)
     with block.agreed(), _opened(path, block) as read:
-        for rows in block.bands():
-            box = slice(top + rows.start, top + rows.stop), slice(left, left + block.shape[1])
-            spins = read(box)
-            if not ((spins == 1) | (spins == -1)).all():
-                raise InputError("initial", str(path), "values +1 and -1 only", "Check the file.")
-            block.store(rows, np.repeat(spins.astype(np.int8)[None], block.batch, axis=0))
+        if isinstance(read, np.ndarray):
+            _store_profile(block, seed, read, "initial", str(path))
+        else:
+            for rows in block.bands():
+                box = slice(top + rows.start, top + rows.stop), slice(left, left + block.shape[1])
+                spins = read(box)
+                if not ((spins == 1) | (spins == -1)).all():
+                    raise InputError(
+                        "initial", str(path), "values +1 and -1 only", "Check the file."
+                    )
+                block.store(rows, np.repeat(spins.astype(np.int8)[None], block.batch, axis=0))
     block.fill_halo()
 
 
 @contextmanager
-def _opened(path: Path, block: Spins) -> Iterator[Callable[[tuple[slice, ...]], np.ndarray]]:
-    """A function that reads a box of the lattice from the file."""
+def _opened(
+    path: Path, block: Spins
+) -> Iterator[Callable[[tuple[slice, ...]], np.ndarray] | np.ndarray]:
+    """A function that reads a box of the lattice from the file, or all means, mapped."""
     if not path.is_file():
         raise InputError("initial", str(path), "an existing file", "Check the path.")
     try:
         if path.suffix == ".npy":
+            if _mapped(path).dtype.kind == "f":
+                yield _mapped(path)
+                return
             # Mapped anew for each box: the pages that were read leave the memory.
             _require_shape(path, _mapped(path).shape, block)
             yield lambda box: np.array(_mapped(path)[box])
@@ -474,3 +640,8 @@ def _require_shape(path: Path, shape: tuple[int, ...], block: Spins) -> None:
 def _require_magnetization(m: float) -> None:
     if not -1.0 <= m <= 1.0:
         raise InputError("initial_magnetization", m, "-1 to 1", "Try 0.5.")
+
+
+def _require_amplitude(amplitude: float) -> None:
+    if not (amplitude >= 0 and np.isfinite(amplitude)):
+        raise InputError("amplitude", amplitude, "a finite number, 0 or more", "Try 0.5.")

@@ -32,7 +32,9 @@ STREAMS = {
     "sublattice": 1,
     "nfold": 2,  # waiting times and event choice; step = event, site = 0
     "initial": 3,  # initial spins; step = 0
-    "initial-radius": 4,  # white noise behind a Gaussian random field, Box-Muller
+    # White noise behind a Gaussian random field, Box-Muller; step 1: waves of a smooth profile,
+    # site = (ky + 2^31) << 32 | kx + 2^31.
+    "initial-radius": 4,
     "relax": 5,  # sublattice passes inside local_relax windows
     "partial": 6,  # sublattice passes inside partial_evolution patches
     "patch": 7,  # which patch partial_evolution evolves
@@ -48,6 +50,8 @@ STREAMS = {
     "vacancy": 16,  # hops; step = 0, site = event
     "tiled-vacancy": 17,  # step = pass, site = (global tile << 32) | event in that tile and pass
     "vacancy-partial": 18,  # hops inside patches of partial evolution
+    "kac": 21,  # flips of a Kac model; step = half step, site = (y, x // 4), four sites a call
+    "kac-gillespie": 22,  # waiting times and event choice; step = 0, site = event
     "vacancy-relax": 19,  # hops inside windows of local relaxation; step = window, site = event
 }
 

@@ -290,3 +290,74 @@ def temperature_figure(
     panels[0].set_ylabel("order parameter")
     panels[0].legend(fontsize=7)
     figure.savefig(path, dpi=130)
+
+
+def field_figure(
+    path: str | Path,
+    times: np.ndarray,
+    data: Mapping[str, np.ndarray],
+    equation: Mapping[str, np.ndarray],
+    *,
+    title: str = "",
+) -> None:
+    """Two rows of four panels: fields of the spins and of an equation, and both in time.
+
+    Above: the spins at the start and at the end, magnetisation, free energy. Below: the equation
+    at the start and at the end, the absolute difference at the end, phase fraction.
+
+    Parameters
+    ----------
+    data, equation : ``field`` (times, ny, nx), ``magnetization``, ``free energy`` and
+        ``phase fraction`` (times,)
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15.0, 6.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 4)
+    last = f"t = {times[-1]:g}"
+    for row, (name, series) in enumerate((("spins", data), ("equation", equation))):
+        for column, (frame, when) in enumerate(((0, "t = 0"), (-1, last))):
+            ax = axes[row][column]
+            both = abs(data["field"][frame]).max(), abs(equation["field"][frame]).max()
+            limit = max(*both, 1e-9)
+            image = ax.imshow(series["field"][frame], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            ax.set_title(f"{name}, {when}", fontsize=9)
+            figure.colorbar(image, ax=ax, shrink=0.8)
+    gap = abs(equation["field"][-1] - data["field"][-1])
+    image = axes[1][2].imshow(gap, cmap="magma", vmin=0)
+    axes[1][2].set_title(f"|equation - spins|, {last}", fontsize=9)
+    figure.colorbar(image, ax=axes[1][2], shrink=0.8)
+    for ax in (*axes[0][:2], *axes[1][:3]):
+        ax.set_xticks([])
+        ax.set_yticks([])
+    panels = (axes[0][2], "magnetization"), (axes[0][3], "free energy")
+    for ax, name in (*panels, (axes[1][3], "phase fraction")):
+        ax.plot(times, data[name], "o", ms=3.5, label="spins")
+        ax.plot(times, equation[name], "k-", lw=1.2, label="nonlocal equation")
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel("time (attempts per spin)")
+        ax.legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def limits_figure(
+    path: str | Path, limits: Mapping[str, tuple[np.ndarray, np.ndarray, float]], label: str
+) -> None:
+    """Differences against what they vanish with, a panel each: values, differences, power."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(limits), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, (name, (x, y, power)) in zip(
+        figure.subplots(1, len(limits), squeeze=False)[0], limits.items(), strict=True
+    ):
+        ax.loglog(x, y, "o", label="measured")
+        ax.loglog(x, y[-1] * (x / x[-1]) ** power, "k--", lw=1, label=f"power {power:g}")
+        ax.set_xlabel(name)
+        ax.set_ylabel(label)
+        ax.legend(fontsize=8)
+    figure.savefig(path, dpi=120)

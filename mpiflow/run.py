@@ -6,7 +6,6 @@ import json
 import math
 import time as clock
 from collections.abc import Mapping
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,22 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiflow import initial
-from mpiflow.config import IsingConfig, number_to_json
+from mpiflow.config import IsingConfig, SpinConfig, number_to_json
 from mpiflow.device import Device
 from mpiflow.errors import InputError
+from mpiflow.kac_config import KacConfig
+from mpiflow.kac_simulation import KacSimulation
 from mpiflow.lattice import Layout
-from mpiflow.noise import BIT_RNG, RNG
 from mpiflow.parallel import agreed
 from mpiflow.progress import Progress
 from mpiflow.schema import STANDARD, Variable, block_centres
-from mpiflow.simulation import Frame, Simulation
+from mpiflow.simulation import Frame, Simulation, SpinSimulation
 from mpiflow.systems.ising import Ising
+from mpiflow.systems.kac import Kac
 from mpiflow.trajectory import Backend, TrajectoryWriter, Value
 
 
-def simulate(config: IsingConfig, comm: MPI.Intracomm | None = None) -> Path:
+def simulate(config: SpinConfig, comm: MPI.Intracomm | None = None) -> Path:
     """Run what a configuration says and write its file. Collective.
 
     Raises
@@ -58,29 +59,62 @@ def simulate(config: IsingConfig, comm: MPI.Intracomm | None = None) -> Path:
     return config.out
 
 
-def build(config: IsingConfig, comm: MPI.Intracomm) -> Simulation:
+def build(config: SpinConfig, comm: MPI.Intracomm) -> SpinSimulation:
     """The simulation of a configuration, in its initial state. Collective."""
     with agreed(comm):
         Device(config.device)  # a machine without a GPU may be one of many
-    sim = Simulation(
-        Ising(config.temperature, config.field, config.coupling),
-        config.size,
-        dt=math.inf if config.dt is None else config.dt,
-        solver=config.solver,
-        seed=config.seed,
-        members=config.members,
-        comm=comm,
-        ranks_grid=config.ranks_grid,
-        granularity=config.coarse or 1,
-        device=config.device,
-        kernel=config.kernel,
-        tile=config.tile or 64,
-    )
+    sim: SpinSimulation
+    common: dict[str, Any] = {
+        "size": config.size,
+        "seed": config.seed,
+        "members": config.members,
+        "comm": comm,
+        "granularity": config.coarse or 1,
+        "device": config.device,
+    }
+    if isinstance(config, KacConfig):
+        sim = KacSimulation(
+            Kac(config.temperature, config.gamma, config.field),
+            solver=config.solver,
+            tau=config.tau,
+            eps=config.eps,
+            method=config.method,
+            external=_field_of(config, comm),
+            **common,
+        )
+    else:
+        assert isinstance(config, IsingConfig)  # noqa: S101 - for the type checker
+        sim = Simulation(
+            Ising(config.temperature, config.field, config.coupling),
+            dt=math.inf if config.dt is None else config.dt,
+            solver=config.solver,
+            ranks_grid=config.ranks_grid,
+            kernel=config.kernel,
+            tile=config.tile or 64,
+            **common,
+        )
     set_initial(sim, config)
     return sim
 
 
-def set_initial(sim: Simulation, config: IsingConfig) -> None:
+def _field_of(config: KacConfig, comm: MPI.Intracomm) -> np.ndarray | None:
+    """The external field of a file, mapped: ranks read their own rows. Collective."""
+    path = config.field_file
+    if path is None:
+        return None
+    allowed = f"a .npy file of real numbers of shape {config.size}"
+    with agreed(comm):
+        try:
+            field = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError("field_file", str(path), allowed, f"Reading said: {error}.") from None
+        if field.shape != config.size or field.dtype.kind not in "fiu":
+            found = f"{path}: {field.dtype} {field.shape}"
+            raise InputError("field_file", found, allowed, "Use a matching --size.")
+    return np.asanyarray(field)
+
+
+def set_initial(sim: SpinSimulation, config: SpinConfig) -> None:
     """Set the spins that a configuration starts from. Collective."""
     m = config.initial_magnetization
     if config.initial == "shuffled":
@@ -98,7 +132,7 @@ def set_initial(sim: Simulation, config: IsingConfig) -> None:
 
 
 def record(
-    sim: Simulation,
+    sim: SpinSimulation,
     out: str | Path,
     *,
     time: float,
@@ -150,7 +184,7 @@ def record(
             bar.update(frame.time - start, t=frame.time, **facts)
 
 
-def _check_coarse(sim: Simulation, coarse: int) -> None:
+def _check_coarse(sim: SpinSimulation, coarse: int) -> None:
     Layout(sim.lattice, (1,) * sim.lattice.ndim, coarse)  # divides the lattice
     layout = sim.block.layout
     boxes = [] if layout is None else [layout.bounds(rank) for rank in range(layout.ranks)]
@@ -164,7 +198,7 @@ def _check_coarse(sim: Simulation, coarse: int) -> None:
 
 
 def _schema(
-    sim: Simulation, coarse: int | None, spins: bool
+    sim: SpinSimulation, coarse: int | None, spins: bool
 ) -> tuple[dict[str, int], dict[str, np.ndarray], list[Variable]]:
     """Dimensions, coordinates and variables; a ``member`` dimension for an ensemble.
 
@@ -189,7 +223,7 @@ def _schema(
     return dims, coordinates, variables
 
 
-def _values(sim: Simulation, frame: Frame, coarse: int | None, spins: bool) -> dict[str, Value]:
+def _values(sim: SpinSimulation, frame: Frame, coarse: int | None, spins: bool) -> dict[str, Value]:
     """This rank's part of everything that a frame holds."""
     one = sim.members == 1
     members = () if one else (sim.local_members,)
@@ -209,23 +243,15 @@ def _values(sim: Simulation, frame: Frame, coarse: int | None, spins: bool) -> d
     return values
 
 
-def _attributes(sim: Simulation) -> dict[str, Any]:
+def _attributes(sim: SpinSimulation) -> dict[str, Any]:
     """Standard attributes, with the configuration as far as the simulation knows it."""
-    config = {
-        "system": "ising",
-        "size": sim.lattice.shape,
-        **asdict(sim.system),
-        "solver": sim.solver.name,
-        "kernel": sim.kernel,
-        "dt": number_to_json(sim.dt),
-        "members": sim.members,
-        "seed": sim.seed,
+    facts = {
+        name: number_to_json(value) if isinstance(value, float) else value
+        for name, value in sim.facts().items()
     }
-    return {
-        "system": "ising",
-        "config_json": json.dumps(config),
-        "seed": sim.seed,
-        "rng": BIT_RNG if sim.kernel in ("packed", "sliced") else RNG,
-        "kernel": sim.kernel,
+    named = {name: facts[name] for name in ("system", "kernel", "seed") if name in facts}
+    return named | {
+        "config_json": json.dumps(facts),
+        "rng": sim.rng,
         "decomposition_invariant": 1,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ from mpiflow.block import Block
 from mpiflow.device import Device, threads
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape, split
+from mpiflow.noise import BIT_RNG, RNG
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
 from mpiflow.parallel import local_rank
 from mpiflow.solvers.nfold import NFold
@@ -47,7 +48,132 @@ class Frame:
         }
 
 
-class Simulation:
+class SpinSimulation:
+    """What simulations of spins share: members and boxes, initial states, frames.
+
+    Attributes
+    ----------
+    lattice, block, members, comm, seed, time : see :class:`Simulation`
+    """
+
+    lattice: Lattice
+    block: Block | PackedBlock
+    members: int
+    comm: MPI.Intracomm
+    seed: int
+    time: float
+
+    @property
+    def step_length(self) -> float | None:
+        """The time that durations must be multiples of; None if there is no such."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> Block | PackedBlock:
+        """The spins at the present time. Collective."""
+        return self.block
+
+    @property
+    def rng(self) -> str:
+        """Name of the generator of random numbers."""
+        return RNG
+
+    def describe(self) -> str:
+        """One line: size, kernel and how the work is divided."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """The configuration, as far as the simulation knows it: for files."""
+        raise NotImplementedError
+
+    def advance(self, duration: float) -> None:
+        """Advance the state by ``duration``. Collective."""
+        raise NotImplementedError
+
+    def measure(self) -> Frame:
+        """Observables of the present state. Collective."""
+        raise NotImplementedError
+
+    def set_spins(self, fill: Callable[..., None], **options: Any) -> None:
+        """Set the initial state with a function of :mod:`mpiflow.initial`.
+
+        Functions that draw random numbers get this simulation's seed.
+        """
+        if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
+            options.setdefault("seed", self.seed)
+        fill(self.block, **options)
+
+    @property
+    def local_members(self) -> slice:
+        """The members that this rank holds."""
+        if self.members == 1:
+            return slice(0, 1)
+        return slice(*split(self.members, self.comm.size, self.comm.rank))
+
+    def local_box(self, unit: int = 1) -> tuple[slice, ...]:
+        """This rank's box as slices of a global array with one entry per ``unit`` sites."""
+        if self.block.layout is not None:
+            return self.block.layout.slices(self.comm.rank, unit)
+        return tuple(slice(0, side // unit) for side in self.lattice.shape)
+
+    def spins(self) -> np.ndarray:
+        """A host view or copy of this rank's spins, (members here, ny, nx) int8."""
+        return self.state.spins()
+
+    def gather(self, root: int = 0) -> np.ndarray | None:
+        """All spins (members, Ly, Lx) int8 on rank ``root``, None elsewhere.
+
+        For small systems and tests: one rank holds everything.
+        """
+        pieces = self.comm.gather(
+            (self.local_members, self.local_box(), self.spins().copy()), root=root
+        )
+        if pieces is None:
+            return None
+        out = np.empty((self.members, *self.lattice.shape), np.int8)
+        for members, box, spins in pieces:
+            out[(members, *box)] = spins
+        return out
+
+    def steps_in(self, duration: float, name: str = "time") -> int:
+        """Whole steps in ``duration``; raises if it is not a multiple of the step."""
+        step = duration if self.step_length is None else self.step_length
+        if not (duration >= 0 and math.isfinite(duration)):
+            raise InputError(name, duration, "a finite number, 0 or more", "Try 10.")
+        if duration == 0:
+            return 0
+        steps = round(duration / step)
+        rounding = 1e-12 * self.time  # of a difference of two late times
+        if steps < 1 or not math.isclose(steps * step, duration, rel_tol=1e-9, abs_tol=rounding):
+            raise InputError(
+                name,
+                duration,
+                f"a multiple of the time step {step:g}",
+                f"Use {max(1, steps) * step:.12g}, or another step.",
+            )
+        return steps
+
+    def coarse_sums(self, size: int) -> np.ndarray:
+        """Sums of spins over coarse blocks, this rank's part, (members, ny, nx) int32."""
+        return observables.block_sums(self.state, size)
+
+    def frames(self, time: float, every: float) -> Iterator[Frame]:
+        """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
+        self.steps_in(time, "time")
+        if self.steps_in(every, "save_every") == 0:
+            raise InputError("save_every", every, "a number above 0", "Try 1.")
+        count = math.floor(time / every * (1 + 1e-12))
+        start = self.time
+        yield self.measure()
+        for i in range(1, count + 1):
+            self.advance(start + i * every - self.time)
+            yield self.measure()
+        if not math.isclose(self.time, start + time, rel_tol=1e-12):
+            self.advance(start + time - self.time)
+            yield self.measure()
+
+
+class Simulation(SpinSimulation):
     """Glauber dynamics of one lattice cut into tiles, or of many lattices dealt to ranks.
 
     With ``members=1`` the lattice is cut into one tile per rank with halo
@@ -206,15 +332,29 @@ class Simulation:
 
     # -- state ---------------------------------------------------------------------
 
-    def set_spins(self, fill: Callable[..., None], **options: Any) -> None:
-        """Set the initial state with a function of :mod:`mpiflow.initial`.
+    def facts(self) -> dict[str, Any]:
+        return {
+            "system": "ising",
+            "size": self.lattice.shape,
+            **asdict(self.system),
+            "solver": self.solver.name,
+            "kernel": self.kernel,
+            "dt": self.dt,
+            "members": self.members,
+            "seed": self.seed,
+        }
 
-        Functions that draw random numbers get this simulation's seed.
-        """
-        if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
-            options.setdefault("seed", self.seed)
-        fill(self.block, **options)
+    @property
+    def rng(self) -> str:
+        return BIT_RNG if self.kernel in ("packed", "sliced") else RNG
+
+    def set_spins(self, fill: Callable[..., None], **options: Any) -> None:
+        super().set_spins(fill, **options)
         self._opening, self._looked = self.step, -1
+
+    @property
+    def step_length(self) -> float | None:
+        return None if isinstance(self.solver, NFold) else self.solver.time_per_step
 
     @property
     def state(self) -> Block | PackedBlock:
@@ -244,57 +384,7 @@ class Simulation:
         """
         return self._flips + self._view_flips if self.state is not self.block else self._flips
 
-    @property
-    def local_members(self) -> slice:
-        """The members that this rank holds."""
-        if self.members == 1:
-            return slice(0, 1)
-        return slice(*split(self.members, self.comm.size, self.comm.rank))
-
-    def local_box(self, unit: int = 1) -> tuple[slice, ...]:
-        """This rank's box as slices of a global array with one entry per ``unit`` sites."""
-        if self.block.layout is not None:
-            return self.block.layout.slices(self.comm.rank, unit)
-        return tuple(slice(0, side // unit) for side in self.lattice.shape)
-
-    def spins(self) -> np.ndarray:
-        """A host view or copy of this rank's spins, (members here, ny, nx) int8."""
-        return self.state.spins()
-
-    def gather(self, root: int = 0) -> np.ndarray | None:
-        """All spins (members, Ly, Lx) int8 on rank ``root``, None elsewhere.
-
-        For small systems and tests: one rank holds everything.
-        """
-        pieces = self.comm.gather(
-            (self.local_members, self.local_box(), self.spins().copy()), root=root
-        )
-        if pieces is None:
-            return None
-        out = np.empty((self.members, *self.lattice.shape), np.int8)
-        for members, box, spins in pieces:
-            out[(members, *box)] = spins
-        return out
-
     # -- dynamics ------------------------------------------------------------------
-
-    def steps_in(self, duration: float, name: str = "time") -> int:
-        """Whole steps in ``duration``; raises if it is not a multiple of the step."""
-        step = duration if isinstance(self.solver, NFold) else self.solver.time_per_step
-        if not (duration >= 0 and math.isfinite(duration)):
-            raise InputError(name, duration, "a finite number, 0 or more", "Try 10.")
-        if duration == 0:
-            return 0
-        steps = round(duration / step)
-        rounding = 1e-12 * self.time  # of a difference of two late times
-        if steps < 1 or not math.isclose(steps * step, duration, rel_tol=1e-9, abs_tol=rounding):
-            raise InputError(
-                name,
-                duration,
-                f"a multiple of the time step {step:g}",
-                f"Use {max(1, steps) * step:.12g}, or another --dt.",
-            )
-        return steps
 
     def advance(self, duration: float) -> None:
         """Advance the state by ``duration``, a multiple of dt unless the solver is n-fold."""
@@ -333,25 +423,6 @@ class Simulation:
             domain_wall_density=observables.domain_wall_density(bonds, sites),
             flips=self.block.total(self.flips),
         )
-
-    def coarse_sums(self, size: int) -> np.ndarray:
-        """Sums of spins over coarse blocks, this rank's part, (members, ny, nx) int32."""
-        return observables.block_sums(self.state, size)
-
-    def frames(self, time: float, every: float) -> Iterator[Frame]:
-        """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
-        self.steps_in(time, "time")
-        if self.steps_in(every, "save_every") == 0:
-            raise InputError("save_every", every, "a number above 0", "Try 1.")
-        count = math.floor(time / every * (1 + 1e-12))
-        start = self.time
-        yield self.measure()
-        for i in range(1, count + 1):
-            self.advance(start + i * every - self.time)
-            yield self.measure()
-        if not math.isclose(self.time, start + time, rel_tol=1e-12):
-            self.advance(start + time - self.time)
-            yield self.measure()
 
 
 def _pack(kernel: KernelName, lattice: Lattice) -> bool:

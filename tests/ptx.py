@@ -20,7 +20,7 @@ from numba.core.types import Tuple, UniTuple
 from numba.cuda import dispatcher
 
 from mpiflow import device, packed
-from mpiflow.solvers import heatbath, multispin, sliced
+from mpiflow.solvers import heatbath, kac_cuda, multispin, sliced
 from mpiflow.solvers.bitplanes import PLANES, Thresholds
 from mpiflow.systems import barriers
 from mpiflow.systems.ising import Ising
@@ -31,6 +31,7 @@ dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=TARGE
 
 i8, i64, u64 = types.int8, types.int64, types.uint64
 u8, u16, f32, f64 = types.uint8, types.uint16, types.float32, types.float64
+i16, i32 = types.int16, types.int32
 MASKS, NO_MASKS = UniTuple(UniTuple(u64, 10), PLANES), Tuple(())
 THRESHOLDS = Thresholds.of((0.2 * Ising(2.269, 0.05).flip_rates_by_opposites()).tolist())
 
@@ -45,6 +46,9 @@ PACKED = (*[WORDS] * 3, i64, UniTuple(i64, 3), UniTuple(i64, 2), array(i64, 2), 
 SLICED = (WORDS, WORDS, i64, i64, i64, LIST, LIST)
 PLAIN = (SPINS, SPINS, i64, array(i64, 2), LIST, i64, i64, LIST, u64, i64, UniTuple(u64, 10))
 MODEL = (i64, array(f64, 1), array(f64, 2), array(f32, 2), array(u16, 2), array(i64, 2), i64, i64)
+WALK = (UniTuple(i64, 4), array(i32, 1), array(i64, 1), array(i32, 1), i64, i64)
+SUMS, FIELD = array(i32, 3), (i64, array(i32, 2), i64, i64)
+TABLE, NOISE = (array(i64, 1), i64, i64), (u64, u64, LIST, LIST, u64, i64)
 
 #: What the solvers pass to each kernel.
 KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
@@ -64,6 +68,28 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
     "edges of packed": (packed.copy_edges_cuda, (WORDS, i64, array(u64, 2), i64)),
     "copy box": (device._copy_box, (array(i8, 3, "A"), array(i8, 3, "A"))),
     "barriers": (barriers._evaluate_cuda, (*MODEL, array(f32, 1), array(u8, 2), array(f32, 2))),
+    "Kac sums along y": (kac_cuda._walk, (array(i8, 1), *WALK, array(i16, 1))),
+    "Kac sums along x": (kac_cuda._walk, (array(i16, 1), *WALK, array(i32, 1))),
+    "nearest neighbours": (kac_cuda._nearest, (SPINS, SUMS)),
+    "Kac fastest spin": (kac_cuda._lowest, (SPINS, SUMS, *FIELD, array(i64, 2))),
+    "Kac flips": (
+        kac_cuda._flip,
+        (
+            SPINS,
+            SUMS,
+            SPINS,
+            SUMS,
+            types.boolean,
+            *FIELD,
+            *TABLE,
+            *NOISE,
+            SPINS,
+            array(i64, 2),
+            types.boolean,
+        ),
+    ),
+    "Kac second half": (kac_cuda._adopt, (SPINS, SPINS, array(i64, 2))),
+    "copy box of sums": (device._copy_box, (array(i16, 3, "A"), array(i16, 3, "A"))),
     "copy box of words": (device._copy_box, (array(u64, 3, "A"), WORDS)),
 }
 

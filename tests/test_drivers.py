@@ -20,6 +20,8 @@ LEAVES = {
     "alloy_learn": ["model/model.safetensors", "pairs.npz", "results.json", "alloy_learn.png"],
     "alloy_report": ["rollout_128_2000.h5", "results.json", "sizes.png", "temperatures.png"],
     "alloy_window": ["results.json", "table.md"],
+    "kac_solvers": ["results.json", "table.md", "kac_solvers.png", "cost.png"],
+    "pde_comparison": ["results.json", "table.md", "case_h1_T4_gamma32.png", "limits.png"],
     "demo": ["truth.h5", "rollout.h5", "demo.png", "table.md", "model/model.safetensors"],
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
     "window_bias": ["results.json", "table.md"],
@@ -38,6 +40,8 @@ ENTRIES = {
     "ising_closure": 6,
     "large_ising": 2,
     "window_bias": 8,
+    "kac_solvers": 8,
+    "pde_comparison": 10 * 4 + 3 + 9,
     "alloy_barriers": 27,
     "alloy_truth": 2 * 18 + 2 * 6,
     "alloy_learn": 4,
@@ -46,7 +50,7 @@ ENTRIES = {
 }
 #: Options of a driver that name the results of others.
 NEEDS = {"alloy_report": {"--truth": "alloy_truth", "--model": "alloy_learn"}}
-TITLES = ("| T |", "| ours |", "| learned (ours) |", "| window [hops] |")
+TITLES = ("| T |", "| ours |", "| learned (ours) |", "| window [hops] |", "| case |")
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,22 @@ it excites all waves alike.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.fft
 
 from mpiflow import noise
 from mpiflow.errors import InputError
+from mpiflow.mesoscopic import NonlocalEquation
+from mpiflow.systems.kac import KacKernel
 from mpiflow.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 #: Finite differences: offsets of frames, and weights of the rate, by order.
 DIFFERENCES = {
@@ -241,19 +246,37 @@ def random_starts(
     return out
 
 
-def from_solver(
-    solve: Callable[[np.ndarray, np.ndarray, float, float], np.ndarray],
+def from_equation(
+    kernel: KacKernel,
     starts: np.ndarray,
     times: np.ndarray,
     temperature: np.ndarray,
     field: np.ndarray,
+    *,
+    block: int,
+    comm: MPI.Intracomm,
+    tolerance: float = 1e-8,
 ) -> FieldData:
-    """Data of an equation: ``solve(start, times, temperature, field)`` is (times, M, M)."""
-    runs = [
-        solve(start, times, float(t), float(h))
-        for start, t, h in zip(starts, temperature, field, strict=True)
-    ]
-    return FieldData(np.stack(runs), np.asarray(times), np.asarray(temperature), np.asarray(field))
+    """Solutions of the nonlocal equation, tolerance as in :mod:`mpiflow.mesoscopic`.
+
+    Parameters
+    ----------
+    starts : (runs, M, M), the fields at times[0]
+    temperature, field : (runs,)
+    block : sites a side of a point of the grid
+    comm : ranks that share each field; every rank must hold whole fields, so one rank
+    """
+    if comm.size != 1:
+        raise InputError("comm", comm.size, "a communicator of one rank", "Use COMM_SELF.")
+    starts, times = np.asarray(starts, np.float64), np.asarray(times, np.float64)
+    fields = np.empty((len(starts), len(times), *starts.shape[1:]))
+    for i, start in enumerate(starts):
+        equation = NonlocalEquation(
+            kernel, temperature[i], start.shape, field=field[i], block=block, comm=comm
+        )
+        for j, (_, m) in enumerate(equation.evolve(start, (times - times[0]).tolist(), tolerance)):
+            fields[i, j] = m
+    return FieldData(fields, times, np.asarray(temperature, float), np.asarray(field, float))
 
 
 def from_files(paths: Sequence[str | Path]) -> FieldData:
@@ -265,7 +288,10 @@ def from_files(paths: Sequence[str | Path]) -> FieldData:
     """
     if not paths:
         raise InputError("files", "none", "one Trajectory file or more", "Name some.")
-    fields, times, temperature, field = [], [], [], []
+    fields: list[np.ndarray] = []
+    times: list[np.ndarray] = []
+    temperature: list[float] = []
+    field: list[float] = []
     first: tuple[Any, ...] | None = None
     for path in paths:
         with Trajectory(path) as file:
@@ -274,6 +300,8 @@ def from_files(paths: Sequence[str | Path]) -> FieldData:
                 raise InputError(
                     "files", str(path), "a kac run with block means", "Save it with --coarse."
                 )
+            if config.get("field_file") is not None:
+                raise InputError("files", str(path), "a uniform field", "Leave it out.")
             mine = (config["gamma"], config.get("coarse"), file["coarse_magnetization"].shape[1:])
             if first is None:
                 first = mine

@@ -179,9 +179,8 @@ class Generator(nn.Module):
         """F of ``drive`` = (kernel that acts) * m, all of the same shape or broadcast to it."""
         if self.prior == "strong":
             return -self.constants[0] * m + torch.tanh(beta * (drive + h))
-        if self.prior == "linear":
+        if self.network is None:
             return -self.constants[0] * m + torch.tanh(drive + self.constants[1] * h)
-        assert self.network is not None
         inputs = torch.stack(torch.broadcast_tensors(drive, m, beta, h), dim=-1)
         return self.unit * self.network((inputs - self.shift) / self.scale)[..., 0]
 
@@ -193,7 +192,7 @@ class Generator(nn.Module):
         if self.network is None:
             _, b, c = in_gauge(self.kernel_array())
         with torch.no_grad():
-            given = (torch.as_tensor(a, dtype=DOUBLE) for a in (b * drive + c * m, m, beta, h))
+            given = (torch.tensor(a, dtype=DOUBLE) for a in (b * drive + c * m, m, beta, h))
             return self.law(*given).numpy()
 
     def slopes(

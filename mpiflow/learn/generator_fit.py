@@ -37,6 +37,8 @@ from mpiflow.learn.training import Schedule, TrainingLog, fit
 
 #: Fields at a time; fields that the Jacobian is taken from.
 CHUNK, JACOBIAN = 32, 96
+#: Steps before the smoothing is chosen; weight of G^2, which only keeps matrices regular.
+SETTLED, RIDGE = 5, 1e-9
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,27 @@ def _jacobian(model: Generator, rates: Rates) -> np.ndarray:
     return np.asarray(total) * (len(rates.state) / len(chosen))
 
 
+def _laplacian(kernels: np.ndarray) -> np.ndarray:
+    """The lattice Laplacian of kernels (P, M, M)."""
+    around = [np.roll(kernels, by, axis) for by in (1, -1) for axis in (-2, -1)]
+    return np.asarray(sum(around)) - 4.0 * kernels
+
+
 def solve(
-    model: Generator, rates: Rates, *, ridge: float = 1e-9, steps: int = 30, tolerance: float = 1e-7
+    model: Generator,
+    rates: Rates,
+    *,
+    smoothing: float | None = None,
+    steps: int = 30,
+    tolerance: float = 1e-7,
 ) -> Solution:
     r"""Set kernel and constants (of a network: the kernel only) by Newton steps.
 
     Parameters
     ----------
-    ridge : weight of :math:`\sum_x G(x)^2` against the data, in units of the largest
-        eigenvalue of the Jacobian: what the data do not show is taken to be 0
+    smoothing : weight of :math:`\sum_x (\Delta G)^2` against the data, in units of that of the
+        weight of delta: what the data do not show is as smooth as can be. By default it is what
+        makes the data most likely [MacKay, Neural Computation 4, 415 (1992)]: none without noise
     tolerance : of the last step, relative to the weights
 
     Raises
@@ -142,34 +156,45 @@ def solve(
     if model.network is not None:  # hold the gauge: it is bound to the law
         with torch.no_grad():
             model.weights.copy_(model.own_weights())
-    gram = np.zeros((p + k, p + k))
     flat = model.basis.reshape(p, -1)
-    gram[:p, :p] = flat @ flat.T
+    rough = _laplacian(model.basis).reshape(p, -1)
+    gram, curvature = np.zeros((2, p + k, p + k))
+    gram[:p, :p], curvature[:p, :p] = flat @ flat.T, rough @ rough.T
     free = np.eye(p + k)
     if model.network is not None:
         free = scipy.linalg.null_space(np.stack([model.sums, model.centres]))
     elif model.prior == "linear" and not rates.field.any():
         free = free[:, :-1]  # D is not known
-    done = 0
+    done, weight = 0, 0.0
     for done in range(1, steps + 1):
-        scores, _ = _scores(model, rates)
+        scores, square = _scores(model, rates)
         jacobian = _jacobian(model, rates)
-        weight = ridge * float(abs(np.linalg.eigvals(jacobian[:p, :p])).max())
+        unit = float(model.delta @ jacobian[:p, :p] @ model.delta)
         theta = torch.cat([model.weights, model.constants]).detach().numpy()
-        jacobian = free.T @ (jacobian + weight * gram) @ free
-        wanted = free.T @ (scores.sum(axis=0) - weight * gram @ theta)
+        if smoothing is not None:
+            weight = smoothing * unit
+        elif done > SETTLED:
+            inner = free.T @ (jacobian + RIDGE * unit * gram + weight * curvature) @ free
+            used = np.trace(np.linalg.solve(inner, free.T @ (weight * curvature) @ free))
+            known = max(1.0, free[:p].shape[1] - k - float(used))
+            weight = square * known / float(theta @ curvature @ theta)
+        penalty = RIDGE * unit * gram + weight * curvature
+        jacobian = free.T @ (jacobian + penalty) @ free
+        wanted = free.T @ (scores.sum(axis=0) - penalty @ theta)
         change = free @ np.linalg.solve(jacobian, wanted)
         # Far from the solution the tanh must not saturate.
         reach = abs(change[:p] @ flat).sum() / 2
         change /= max(1.0, reach)
         with torch.no_grad():
-            model.weights += torch.as_tensor(change[:p])
-            model.constants += torch.as_tensor(change[p:])
+            model.weights.add_(torch.as_tensor(change[:p]))
+            model.constants.add_(torch.as_tensor(change[p:]))
         size = float(np.linalg.norm(change) / np.linalg.norm(theta + change))
-        if size < tolerance:
+        if size < tolerance and (smoothing is not None or done > SETTLED + 1):
             break
     if not np.isfinite(size) or size > 1e-2:
-        raise InputError("ridge", ridge, "one for which Newton converges", "Use more, or data.")
+        raise InputError(
+            "smoothing", smoothing, "one for which Newton converges", "Use more of it, or of data."
+        )
     scores, residual = _scores(model, rates)
     runs = np.stack([scores[rates.run == i].sum(axis=0) for i in np.unique(rates.run)])
     runs = (runs - runs.mean(axis=0)) @ free
@@ -300,7 +325,7 @@ def polish(
         seen.append(value.item())
         return value
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return seen
 
 

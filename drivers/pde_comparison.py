@@ -1,0 +1,319 @@
+"""Microscopic Kac runs beside the nonlocal equation, the eight cases of Table 1 and more.
+
+Table 1 and Figures 1 to 8 of the seed "mesoscopic model": fields h = 0, 1, temperatures 1, 4 and
+couplings of width 1/64, 1/32 of the box, L = 1024 in blocks of 8, to t = 5; and T = 0.5, h = 0,
+below the critical temperature 1. Spins start from a smooth random field of means m_0, equations
+from m_0 itself. Then the law of large numbers: the difference to the equation against L at a
+fixed width of the box; and the local (Allen-Cahn) equation against the nonlocal one as the width
+shrinks. Writes into --out: table.md, results.json, case_*.png, limits.png, and every run as a
+Trajectory.
+
+    mpirun -n 2 .venv/bin/python drivers/pde_comparison.py --out results/pde_comparison
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time as clock
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow import initial, parallel
+from mpiflow.kac_simulation import KacSimulation
+from mpiflow.learn.experiment import results_directory
+from mpiflow.mesoscopic import LocalEquation, NonlocalEquation
+from mpiflow.plots import field_figure, limits_figure
+from mpiflow.run import record
+from mpiflow.schema import STANDARD, block_centres
+from mpiflow.systems.kac import Kac, kac_kernel
+from mpiflow.trajectory import Trajectory, TrajectoryWriter
+
+#: Blocks a side of what is compared, and points a side of the equation's grid.
+BLOCKS, GRID = 128, 1024
+TIME, EVERY = 5.0, 0.25
+Series = dict[str, np.ndarray]
+
+
+def main() -> None:
+    options = parse()
+    comm = parallel.start()
+    out = results_directory(options.out, comm)
+    study = Study(options, comm, out)
+    widths = (1 / 64, 1 / 32)
+    for field, temperature, width in product((0.0, 1.0), (1.0, 4.0), widths):
+        study.case(temperature, field, width)
+    for width in widths:
+        study.case(0.5, 0.0, width)
+    study.large_numbers()
+    study.short_ranges()
+    study.write()
+
+
+class Study:
+    """All comparisons; rank 0 keeps what is written."""
+
+    def __init__(self, options: argparse.Namespace, comm: MPI.Intracomm, out: Path) -> None:
+        self.options, self.comm, self.out = options, comm, out
+        self.blocks, self.grid = options.blocks, options.grid
+        self.times = np.arange(0.0, options.time + 1e-9, EVERY)
+        self.entries: list[dict[str, object]] = []
+        self.lines: list[str] = []
+        self.limits: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
+
+    def add(self, quantity: str, ours: float, error: float | None, exact: float | None) -> None:
+        self.entries.append(
+            {
+                "quantity": quantity,
+                "ours": float(ours),
+                "stderr": error,
+                "published": None,
+                "exact": exact,
+            }
+        )
+
+    # -- runs ----------------------------------------------------------------------------
+
+    def start(self, grid: int, amplitude: float = 0.5) -> np.ndarray:
+        """m_0 on a grid; correlated over a sixteenth of the box, the same on every grid."""
+        return initial.smooth_profile(
+            (grid, grid), self.options.seed, correlation_length=grid / 16, amplitude=amplitude
+        )
+
+    def spins(self, system: Kac, size: int, seed: int) -> Series:
+        """A microscopic run from m_0; its blocks in time, on all ranks."""
+        name = f"T{system.temperature:g}_h{system.field:g}_gamma{system.gamma:g}_L{size}_{seed}"
+        path = self.out / f"spins_{name}.h5"
+        sim = KacSimulation(
+            system,
+            size,
+            solver="midpoint",
+            tau=self.options.tau,
+            seed=seed,
+            comm=self.comm,
+            granularity=size // self.blocks,
+        )
+        sim.set_spins(initial.profile, means=self.start(min(self.grid, size)))
+        coarse = size // self.blocks
+        record(
+            sim,
+            path,
+            time=float(self.times[-1]),
+            save_every=EVERY,
+            coarse=coarse,
+            overwrite=True,
+            progress=False,
+        )
+        self.comm.Barrier()
+        with Trajectory(path) as file:
+            field = np.asarray(file["coarse_magnetization"], np.float64)
+        return self.observed(system, size, field)
+
+    def equation(self, system: Kac, size: int) -> Series:
+        """The nonlocal equation from m_0 with the same kernel; its blocks, on all ranks."""
+        grid = min(self.grid, size)
+        equation = NonlocalEquation(
+            system.kernel,
+            system.temperature,
+            (grid, grid),
+            field=system.field,
+            block=size // grid,
+            comm=self.comm,
+            smooth=True,
+        )
+        states = equation.evolve(self.start(grid)[equation.slabs.rows], self.times)
+        field = np.array([self.blocks_of(equation, m) for _, m in states])
+        out = self.observed(system, size, field)
+        if self.comm.rank == 0:
+            self.save(f"equation_T{system.temperature:g}_h{system.field:g}", system, out)
+        return out
+
+    def blocks_of(self, equation: NonlocalEquation | LocalEquation, m: np.ndarray) -> np.ndarray:
+        """Means of blocks of a field of slabs, on all ranks; a block may lie on two of them."""
+        rows, n = equation.slabs.rows, equation.slabs.shape[0] // self.blocks
+        part = np.zeros((self.blocks, self.blocks))
+        across = m.reshape(m.shape[0], self.blocks, n).mean(axis=2) / n
+        np.add.at(part, np.arange(rows.start, rows.stop) // n, across)
+        self.comm.Allreduce(MPI.IN_PLACE, part)
+        return part
+
+    def observed(self, system: Kac, size: int, field: np.ndarray) -> Series:
+        """Magnetisation, free energy and phase fraction of fields of blocks (times, n, n)."""
+        shape = (self.blocks, self.blocks)
+        functional = NonlocalEquation(
+            system.kernel,
+            system.temperature,
+            shape,
+            field=system.field,
+            block=size // self.blocks,
+            comm=MPI.COMM_SELF,
+        )
+        return {
+            "field": field,
+            "magnetization": field.mean(axis=(1, 2)),
+            "free energy": np.array([functional.free_energy(m) for m in field]),
+            "phase fraction": (field > 0).mean(axis=(1, 2)),
+        }
+
+    def save(self, name: str, system: Kac, series: Series) -> None:
+        size = self.options.size
+        with TrajectoryWriter(
+            self.out / f"{name}_gamma{system.gamma:g}.h5",
+            comm=MPI.COMM_SELF,
+            dims={"y": self.blocks, "x": self.blocks},
+            variables=[STANDARD["magnetization"], STANDARD["coarse_magnetization"]],
+            coordinates={a: block_centres(size, size // self.blocks) for a in ("y", "x")},
+            attributes={
+                "system": "nonlocal equation",
+                "config_json": json.dumps(
+                    {
+                        "temperature": system.temperature,
+                        "gamma": system.gamma,
+                        "field": system.field,
+                    }
+                ),
+                "seed": self.options.seed,
+                "rng": "none",
+                "decomposition_invariant": 1,
+            },
+            overwrite=True,
+        ) as file:
+            for t, m, field in zip(
+                self.times, series["magnetization"], series["field"], strict=True
+            ):
+                file.append(float(t), {"magnetization": m, "coarse_magnetization": field})
+
+    # -- comparisons ---------------------------------------------------------------------
+
+    def case(self, temperature: float, field: float, width: float) -> None:
+        """One row of the table and one figure."""
+        size = self.options.size
+        system = Kac(temperature, width * size, field)
+        start = clock.monotonic()
+        data = self.spins(system, size, self.options.seed)
+        middle = clock.monotonic()
+        pde = self.equation(system, size)
+        spent = middle - start, clock.monotonic() - middle
+        if self.comm.rank > 0:
+            return
+        last = data["field"][-1], pde["field"][-1]
+        norm = np.sqrt((last[1] ** 2).mean())
+        off = np.sqrt(((last[1] - last[0]) ** 2).mean())
+        # A block is a mean of independent spins, next to the equation's prediction.
+        sampling = np.sqrt((1 - last[1] ** 2).mean()) / (size // self.blocks)
+        gaps = {
+            name: float(abs(data[name] - pde[name]).max())
+            for name in ("magnetization", "free energy", "phase fraction")
+        }
+        title = f"h={field:g}, T={temperature:g}, gamma=1/{1 / width:g}"
+        if not self.lines:
+            self.lines += [
+                "| case | rms of m at the end | rms difference | of it sampling | relative L2 | "
+                "magnetization | free energy | phase fraction | seconds spins, equation |",
+                "|---|---|---|---|---|---|---|---|---|",
+            ]
+        self.lines.append(
+            f"| {title} | {norm:.4f} | {off:.4f} | {sampling:.4f} | {off / norm:.4f} | "
+            + " | ".join(f"{gap:.4f}" for gap in gaps.values())
+            + f" | {spent[0]:.1f}, {spent[1]:.1f} |"
+        )
+        self.add(f"{title}: relative L2 at the end", off / norm, None, sampling / norm)
+        for name, gap in gaps.items():
+            self.add(f"{title}: largest difference of {name}", gap, None, 0.0)
+        name = f"case_h{field:g}_T{temperature:g}_gamma{1 / width:g}.png"
+        field_figure(self.out / name, self.times, data, pde, title=title)
+
+    def large_numbers(self) -> None:
+        """The difference to the equation against L: theory says 1 / L, as 1 / sqrt(spins)."""
+        sizes, found, errors, theory = self.options.sizes, [], [], []
+        for size in sizes:
+            system = Kac(4.0, size / 64, 1.0)
+            pde = self.equation(system, size)["field"]
+            runs = []
+            for seed in range(self.options.runs if size < max(sizes) else 1):
+                data = self.spins(system, size, self.options.seed + 1 + seed)["field"]
+                runs.append(np.sqrt(((data - pde) ** 2).mean(axis=(1, 2)))[1:].mean())
+            found.append(np.mean(runs))
+            errors.append(np.std(runs, ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else np.nan)
+            theory.append(np.sqrt((1 - pde[1:] ** 2).mean()) * self.blocks / size)
+        power = float(np.polyfit(np.log(sizes), np.log(found), 1)[0])
+        if self.comm.rank > 0:
+            return
+        self.lines += [
+            "\n| L | rms difference of blocks, T=4, h=1, gamma=1/64 | sampling |",
+            "|---|---|---|",
+        ]
+        for size, value, error, exact in zip(sizes, found, errors, theory, strict=True):
+            bar = f" ± {error:.1g}" if np.isfinite(error) else ""
+            self.lines.append(f"| {size} | {value:.6f}{bar} | {exact:.6f} |")
+            self.add(f"rms difference, L={size}", value, None if np.isnan(error) else error, exact)
+        self.lines.append(f"\nFitted power of L: {power:.3f}; theory -1.")
+        self.add("power of L", power, None, -1.0)
+        self.limits["L"] = np.array(sizes, float), np.array(found), -1.0
+
+    def short_ranges(self) -> None:
+        """The local equation against the nonlocal one: gamma^4 apart for small m."""
+        grid, widths = self.options.local_grid, np.array([1 / 16, 1 / 32, 1 / 64, 1 / 128])
+        rows: dict[float, list[float]] = {}
+        for amplitude in (0.01, 0.5):
+            rows[amplitude] = []
+            for width in widths:
+                kernel = kac_kernel(float(width * grid))
+                ends = []
+                for kind in (NonlocalEquation, LocalEquation):
+                    equation = kind(kernel, 1.0, (grid, grid), comm=self.comm)
+                    m = self.start(grid, amplitude)[equation.slabs.rows]
+                    for _, last in equation.evolve(m, [self.times[-1]], 1e-8 * amplitude):
+                        ends.append(self.blocks_of(equation, last))
+                norm = np.sqrt((ends[0] ** 2).mean())
+                rows[amplitude].append(float(np.sqrt(((ends[0] - ends[1]) ** 2).mean()) / norm))
+        if self.comm.rank > 0:
+            return
+        self.lines += [
+            "\n| gamma | relative L2 of local and nonlocal equation, m_0 of 0.01 | of 0.5 |",
+            "|---|---|---|",
+        ]
+        for width, small, large in zip(widths, rows[0.01], rows[0.5], strict=True):
+            self.lines.append(f"| 1/{1 / width:g} | {small:.2e} | {large:.4f} |")
+            self.add(f"local equation, gamma=1/{1 / width:g}, m_0 of 0.01", small, None, 0.0)
+            self.add(f"local equation, gamma=1/{1 / width:g}, m_0 of 0.5", large, None, 0.0)
+        power = float(np.polyfit(np.log(widths[1:]), np.log(rows[0.01][1:]), 1)[0])
+        self.lines.append(f"\nFitted power of gamma for small m: {power:.2f}; theory 4.")
+        self.add("power of gamma", power, None, 4.0)
+        self.limits["gamma"] = widths, np.array(rows[0.01]), 4.0
+
+    def write(self) -> None:
+        if self.comm.rank > 0:
+            return
+        limits_figure(self.out / "limits.png", self.limits, "relative or rms difference")
+        table = "\n".join(self.lines)
+        print(table)
+        (self.out / "table.md").write_text(table + "\n")
+        (self.out / "results.json").write_text(json.dumps(self.entries, indent=2) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--out", default="results/pde_comparison", help="directory for the results")
+    add("--size", type=int, default=1024, help="L of the cases")
+    add("--sizes", type=lambda t: [int(w) for w in t.split(",")], default=[1024, 4096])
+    add("--runs", type=int, default=4, help="runs of each size but the largest, which has one")
+    add("--tau", type=float, default=0.05, help="step of the spins (midpoint)")
+    add("--seed", type=int, default=0, help="of initial fields and runs")
+    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args()
+    options.blocks, options.grid, options.time = BLOCKS, GRID, TIME
+    options.local_grid = 512
+    if options.smoke:
+        options.size, options.sizes, options.runs = 128, [128, 256], 2
+        options.blocks, options.grid, options.time = 16, 64, 0.5
+        options.local_grid = 128
+    return options
+
+
+if __name__ == "__main__":
+    main()

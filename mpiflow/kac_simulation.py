@@ -1,0 +1,189 @@
+"""The simulation loop of a Kac model: one lattice cut into slabs of rows, or many lattices."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal, get_args
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow import observables
+from mpiflow.block import Block
+from mpiflow.device import Device
+from mpiflow.errors import InputError
+from mpiflow.lattice import Lattice, Layout, Shape, split
+from mpiflow.parallel import agreed, local_rank
+from mpiflow.simulation import Frame, SpinSimulation
+from mpiflow.slabs import Slabs
+from mpiflow.solvers.gillespie import Gillespie
+from mpiflow.solvers.kac import KacSteps
+from mpiflow.solvers.kac_field import Fields, Method
+from mpiflow.systems.kac import Kac
+
+SolverName = Literal["sublattice", "midpoint", "tau-leap", "gillespie"]
+
+
+class KacSimulation(SpinSimulation):
+    """Glauber dynamics with a Kac coupling.
+
+    With ``members=1`` each rank has a slab of whole rows of the lattice; fields need the rows in
+    reach, from as many ranks as it takes. With more members every rank holds whole lattices.
+
+    Parameters
+    ----------
+    system : the model
+    size : sites a side, or (Ly, Lx)
+    solver : ``sublattice``, ``midpoint``, ``tau-leap`` (:mod:`mpiflow.solvers.kac`) or
+        ``gillespie`` (exact; a lattice is on one rank)
+    tau : step of the first three, 0.1 unless given
+    eps : of tau-leap instead of tau: tau = eps / largest rate, in each step anew
+    method : how fields are added up, ``steps`` or ``fft`` (on the CPU): the same bits
+    external : h(x) in addition to the system's field, (Ly, Lx) float64; each rank reads its
+        rows only, so it may be mapped from a file
+    seed, members, comm, granularity, device : as of :class:`mpiflow.Simulation`
+
+    Examples
+    --------
+    >>> sim = KacSimulation(Kac(temperature=0.8, gamma=8), size=512, tau=0.05, seed=7)
+    >>> sim.set_spins(initial.gaussian, magnetization=0.1, correlation_length=32)
+    >>> for frame in sim.frames(time=5, every=0.5):
+    ...     ...
+    """
+
+    def __init__(
+        self,
+        system: Kac,
+        size: int | Shape,
+        *,
+        solver: SolverName = "sublattice",
+        tau: float | None = None,
+        eps: float | None = None,
+        method: Method = "steps",
+        external: np.ndarray | None = None,
+        seed: int = 0,
+        members: int = 1,
+        comm: MPI.Intracomm | None = None,
+        granularity: int = 1,
+        device: str = "cpu",
+    ) -> None:
+        self.system, self.seed, self.members = system, seed, members
+        self.comm = MPI.COMM_WORLD if comm is None else comm
+        self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
+        self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
+        if members < 1:
+            raise InputError("members", members, "1 or more", "Leave it out for one lattice.")
+        if solver not in get_args(SolverName):
+            raise InputError("solver", solver, f"one of {get_args(SolverName)}", "Use sublattice.")
+        if self.device.is_cuda and method != "steps":
+            raise InputError("method", method, "'steps' on a CUDA device", "Leave it out.")
+        system.kernel.require_room(self.lattice.shape)
+        slabs = None
+        if members == 1:
+            layout = Layout(self.lattice, (self.comm.size, 1), granularity)
+            self.block = Block.tile(layout, self.comm, device=self.device)
+            edges = [layout.offset(rank)[0] for rank in range(layout.ranks)]
+            shape = self.lattice.shape[0], self.lattice.shape[1]
+            slabs = Slabs(self.comm, shape, [*edges, shape[0]])
+        else:
+            Layout(self.lattice, (1, 1), granularity)  # checks divisibility
+            numbers = np.arange(*split(members, self.comm.size, self.comm.rank))
+            zeros = np.zeros((len(numbers), *self.lattice.shape), np.int8)
+            self.block = Block.periodic(zeros, numbers, device=self.device)
+        self.fields = Fields(
+            system, method=method, external=self._here(external, slabs), slabs=slabs
+        )
+        self.solver: KacSteps | Gillespie
+        if solver == "gillespie":
+            if tau is not None or eps is not None:
+                raise InputError("tau, eps", (tau, eps), "none with gillespie", "Leave them out.")
+            self.solver = Gillespie(
+                system, self.block.batch, external=self.fields.external, scale=self.fields.scale
+            )
+            self.solver.check(self.block)
+        else:
+            if tau is not None and eps is not None:
+                raise InputError("tau, eps", (tau, eps), "one of the two", "Give one.")
+            if eps is None and tau is None:
+                tau = 0.1
+            if eps is not None and solver != "tau-leap":
+                raise InputError("eps", eps, "none but with tau-leap", "Leave it out.")
+            self.solver = KacSteps(self.fields, solver, tau=tau, eps=eps)
+        self.time, self.step = 0.0, 0
+        self._flips = np.zeros(self.block.batch, np.int64)
+
+    def _here(self, external: np.ndarray | None, slabs: Slabs | None) -> np.ndarray | None:
+        """This rank's rows of h(x). Collective."""
+        if external is None:
+            return None
+        with agreed(self.comm):
+            if external.shape != self.lattice.shape:
+                raise InputError(
+                    "external", external.shape, f"{self.lattice.shape}, as the lattice", "Cut it."
+                )
+            rows = np.asarray(external if slabs is None else external[slabs.rows], np.float64)
+            if not np.isfinite(rows).all():
+                raise InputError("external", "some", "finite numbers", "Check the file.")
+        return rows
+
+    @property
+    def step_length(self) -> float | None:
+        return self.solver.tau if isinstance(self.solver, KacSteps) else None
+
+    @property
+    def operations(self) -> int:
+        """Fields of sites computed or changed so far on this rank: what the run costs."""
+        return self.solver.operations
+
+    def describe(self) -> str:
+        """One line: size, kernel and how the work is divided."""
+        size = " x ".join(map(str, self.lattice.shape))
+        what = f"{size} spins" if self.members == 1 else f"{self.members} lattices of {size} spins"
+        kernel = self.system.kernel
+        text = "nearest neighbours" if kernel.nearest else f"kernel of {2 * kernel.reach + 1}^2"
+        if not kernel.nearest:
+            text += f" sites, {100 * kernel.distance():.1f} % from the Gaussian"
+        ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}"
+        return f"{what}, {text}, {self.solver.name} on {self.device.name}, {ranks}"
+
+    def facts(self) -> dict[str, Any]:
+        steps = self.solver if isinstance(self.solver, KacSteps) else None
+        return {
+            "system": "kac",
+            "size": self.lattice.shape,
+            **asdict(self.system),
+            "solver": self.solver.name,
+            "tau": steps.tau if steps else None,
+            "eps": steps.eps if steps else None,
+            "members": self.members,
+            "seed": self.seed,
+        }
+
+    def advance(self, duration: float) -> None:
+        """Advance the state by ``duration``, a multiple of tau if there is one. Collective."""
+        block, solver = self.block, self.solver
+        if not isinstance(block, Block):
+            raise AssertionError("a block of bytes")  # for the type checker
+        steps = self.steps_in(duration)
+        if isinstance(solver, Gillespie):
+            flips = solver.advance(block, seed=self.seed, until=self.time + duration)
+        elif solver.tau is None:
+            flips = solver.leap(block, duration, seed=self.seed)
+        else:
+            flips = solver.advance(block, steps, seed=self.seed)
+        self._flips = self._flips + flips  # a new array: frames keep theirs
+        self.step += steps
+        tau = self.step_length
+        self.time = self.time + duration if tau is None else self.step * tau
+
+    def measure(self) -> Frame:
+        self.block.fill_halo()
+        sums = observables.spin_sums(self.block)
+        sites = self.lattice.sites
+        return Frame(
+            time=self.time,
+            magnetization=sums[:, 0] / sites,
+            energy=self.fields.energy(self.block.spins()) / sites,
+            domain_wall_density=observables.domain_wall_density(sums[:, 1], sites),
+            flips=self.block.total(self._flips),
+        )

@@ -1,0 +1,324 @@
+r"""Gillespie's algorithm for a Kac model: one flip after the other, in exact continuous time.
+
+With the rate r_x of each site and their sum R, the time to the next flip and its site are
+[Gillespie, J. Comput. Phys. 22, 403 (1976)]
+
+.. math:: \Delta t = -\ln(u) / R, \qquad P(x) = r_x / R.
+
+A flip changes the fields of all sites in reach, by twice the weight of the pair, and with them
+their rates. Sums of weighted spins, rates (in units of 2^-32) and sums of rates are integers:
+they gather no rounding errors however many flips there are, and the choice of a site is exact.
+Sums of rows lead to its row, the rates there to the site. Event e of a box uses the noise at
+(its member, step 0, site e), so that an event beyond the end of a call is drawn again, the
+same, in the next.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpiflow.block import Block
+from mpiflow.device import kernel, rule
+from mpiflow.errors import InputError
+from mpiflow.noise import stream_key, threefry
+from mpiflow.solvers.kac_tables import (
+    BITS,
+    LANES,
+    flip_table,
+    in_32_bits,
+    refresh,
+    uniform_field,
+)
+from mpiflow.solvers.nfold import exponential
+from mpiflow.systems.kac import Kac, KacKernel, Scale, lookup
+
+_NO_LIMIT = np.iinfo(np.int64).max
+
+
+@kernel
+def _all_rates(
+    spins: np.ndarray,
+    sums: np.ndarray,
+    external: np.ndarray,
+    multiplier: int,
+    down: int,
+    table: np.ndarray,
+    shift: int,
+    offset: int,
+    rates: np.ndarray,
+    rows: np.ndarray,
+) -> None:
+    """Rates of all sites of all boxes, and their sums over rows."""
+    for b in range(spins.shape[0]):
+        for y in range(spins.shape[1]):
+            rows[b, y] = 0
+            for x in range(spins.shape[2]):
+                u = (multiplier * np.int64(sums[b, y, x]) >> down) + external[y, x]
+                rate = lookup(table, shift, offset, u if spins[b, y, x] > 0 else -u)
+                rates[b, y, x] = rate
+                rows[b, y] += rate
+
+
+# -- events ---------------------------------------------------------------------------------
+
+
+@rule
+def share(word: np.uint64, total: np.uint64) -> np.uint64:
+    """floor(word * total / 2^64), all uint64: below ``total``, in proportion to the word."""
+    half, mask = np.uint64(32), np.uint64(2**32 - 1)
+    a, b, c, d = word >> half, word & mask, total >> half, total & mask
+    middle = (b * d >> half) + (a * d & mask) + (b * c & mask)
+    return a * c + (a * d >> half) + (b * c >> half) + (middle >> half)
+
+
+@kernel
+def find(amounts: np.ndarray, number: np.uint64) -> tuple[int, np.uint64]:
+    """The first entry with more than ``number`` up to it, and how far into it the number lies."""
+    i = 0
+    while i + LANES < amounts.size:
+        several = np.uint64(0)
+        for j in range(LANES):
+            several += np.uint64(amounts[i + j])
+        if number < several:
+            break
+        number -= several
+        i += LANES
+    while number >= np.uint64(amounts[i]):
+        number -= np.uint64(amounts[i])
+        i += 1
+    return i, number
+
+
+@kernel
+def _flip(
+    y: int,
+    x: int,
+    spins: np.ndarray,
+    sums: np.ndarray,
+    external: np.ndarray,
+    rates: np.ndarray,
+    rows: np.ndarray,
+    stamp: np.ndarray,
+    table: np.ndarray,
+    numbers: tuple[int, ...],
+    gained: np.ndarray,
+) -> int:
+    """Flip a spin and bring all rates up to date; what their sum has gained."""
+    multiplier, down, lowest, highest, shift, left, right = numbers
+    ny, nx = spins.shape
+    width = stamp.shape[0]
+    reach = width // 2
+    spins[y, x] = -spins[y, x]
+    sign = np.int64(spins[y, x])
+    before = (x - reach) % nx
+    total = 0
+    for i in range(width):
+        row = (y + i - reach) % ny
+        gained[0] = 0
+        done, column = 0, before
+        while done < width:
+            # As many as fit a vector and the row: it goes on at the other edge.
+            count = min(LANES, width - done, nx - column)
+            refresh(
+                spins,
+                sums,
+                external,
+                rates,
+                row * nx + column,
+                stamp,
+                i * width + done,
+                count,
+                sign,
+                table,
+                multiplier,
+                down,
+                lowest,
+                highest,
+                shift,
+                left,
+                right,
+                gained,
+            )
+            done += count
+            column = column + count if column + count < nx else 0
+        rows[row] += gained[0]
+        total += gained[0]
+    return total
+
+
+@kernel
+def _run(
+    members: np.ndarray,
+    key: np.ndarray,
+    until: float,
+    most: np.ndarray,
+    clock: np.ndarray,
+    events: np.ndarray,
+    spins: np.ndarray,
+    sums: np.ndarray,
+    external: np.ndarray,
+    rates: np.ndarray,
+    rows: np.ndarray,
+    stamp: np.ndarray,
+    table: np.ndarray,
+    numbers: tuple[int, ...],
+) -> None:
+    """Advance every box to time ``until``, or to a total of ``most`` events if that is first."""
+    gained = np.zeros(1, np.int64)
+    for b in range(spins.shape[0]):
+        total = rows[b].sum()
+        while total > 0 and events[b] < most[b]:
+            w0, w1 = threefry(key[0], key[1] + members[b], np.uint64(0), np.uint64(events[b]))
+            wait = exponential(w0) * (2.0**BITS / np.float64(total))
+            if clock[b] + wait > until:
+                break
+            clock[b] += wait
+            events[b] += 1
+            y, rest = find(rows[b], share(w1, np.uint64(total)))
+            x, rest = find(rates[b, y], rest)
+            box = spins[b], sums[b], external, rates[b], rows[b]
+            total += _flip(y, x, *box, stamp, table, numbers, gained)
+
+
+class Gillespie:
+    """Exact event-driven solver of a Kac model on whole lattices, on the CPU.
+
+    One object follows one batch of boxes. To go on with a trajectory bit for bit, keep the
+    spins and the first two attributes.
+
+    Parameters
+    ----------
+    system : the model
+    batch : number of boxes
+    external : H, the external field as integers in units of 1 / ``scale.unit``, (Ly, Lx) or
+        (1, 1); by default the model's uniform one
+    scale : of the fields as integers; with ``external``, ``system.scale`` of its largest value
+
+    Attributes
+    ----------
+    clock : (B,) float64, the time of each box's last event
+    events : (B,) int64, how many there were
+    neighbours : sites that a flip acts on
+    """
+
+    name = "gillespie"
+
+    def __init__(
+        self,
+        system: Kac,
+        batch: int = 1,
+        *,
+        external: np.ndarray | None = None,
+        scale: Scale | None = None,
+    ) -> None:
+        self.system = system
+        self.clock = np.zeros(batch)
+        self.events = np.zeros(batch, np.int64)
+        self.scale = system.scale(abs(system.field)) if scale is None else scale
+        field = uniform_field(system, self.scale) if external is None else np.asarray(external)
+        # Rounding may add 1 to the largest field that the scale has room for.
+        room = 2**30 + 1 - self.scale.unit
+        if field.ndim != 2 or field.dtype.kind not in "iu" or abs(field).max() > room:
+            raise InputError(
+                "external",
+                f"{field.dtype} {field.shape}",
+                f"(Ly, Lx) or (1, 1) integers of at most {room:.0f}",
+                "Round it to the units of a scale with room for it: system.scale(largest).",
+            )
+        self.external = field.astype(np.int32)
+        self._stamp = stamp(system.kernel)
+        self.neighbours = int(np.count_nonzero(self._stamp))
+        self._spins = np.empty((batch, 0, 0), np.int8)
+
+    @property
+    def operations(self) -> int:
+        """Fields that were updated in all boxes so far: events times neighbours."""
+        return int(self.events.sum()) * self.neighbours
+
+    def advance(
+        self,
+        block: Block,
+        *,
+        seed: int,
+        until: float = np.inf,
+        flips: int | None = None,
+        stream: str = "kac-gillespie",
+    ) -> np.ndarray:
+        """Advance every box to the absolute time ``until`` or by ``flips`` events, in place.
+
+        With ``flips``, :attr:`clock` is afterwards the time of each box's last event. The halo
+        is current afterwards. Spins may be changed between calls.
+
+        Returns
+        -------
+        (B,) int64, the number of flips of each box
+        """
+        self.check(block)
+        if len(self.clock) != block.batch:
+            raise InputError(
+                "batch", len(self.clock), f"{block.batch}, as many as boxes", "Make a new solver."
+            )
+        if np.isnan(until) or (flips is None and np.isinf(until)):
+            raise InputError("until", until, "a finite time, or flips", "Give one of them.")
+        if flips is not None and flips < 0:
+            raise InputError("flips", flips, "0 or more", "Try the number of sites.")
+        self._follow(block.spins())
+        before = self.events.copy()
+        most = np.full_like(before, _NO_LIMIT) if flips is None else before + flips
+        noise = block.members, stream_key(seed, stream)
+        _run(*noise, until, most, self.clock, self.events, self._spins, *self._state)
+        block.load(self._spins)
+        return self.events - before
+
+    def _follow(self, spins: np.ndarray) -> None:
+        """Take the spins, and compute all anew if they are not those of the last call."""
+        if np.array_equal(self._spins, spins):
+            return
+        if not np.isin(spins, (-1, 1)).all():
+            raise InputError("spins", "another", "-1 or 1 at every site", "Set an initial state.")
+        self._spins = np.array(spins, np.int8, order="C")
+        external = np.array(np.broadcast_to(self.external, spins.shape[1:]), np.int32, order="C")
+        sums = weighted_sums(self._spins, self.system.kernel)
+        rates, rows = np.empty(spins.shape, np.uint32), np.empty(spins.shape[:2], np.int64)
+        table, shift, offset = flip_table(self.system, self.scale)
+        factors = self.scale.multiplier, self.scale.shift
+        _all_rates(self._spins, sums, external, *factors, table, shift, offset, rates, rows)
+        packed, numbers = in_32_bits(table, shift, offset, self.scale)
+        self._state = sums, external, rates, rows, self._stamp, packed, numbers
+
+    def check(self, block: Block) -> None:
+        """Raise if the blocks cannot be advanced by this solver."""
+        if block.device.is_cuda:
+            raise InputError("device", "cuda", "'cpu' for Gillespie", "Use --solver sublattice.")
+        if not block.closed:
+            raise InputError(
+                "ranks",
+                block.layout.ranks if block.layout else 0,
+                "1 rank per lattice for Gillespie, which is closed on itself",
+                "Use one rank, several members, or --solver sublattice.",
+            )
+        if self.external.shape not in ((1, 1), block.shape):
+            raise InputError(
+                "external", self.external.shape, f"(1, 1) or {block.shape}", "Use a matching field."
+            )
+        self.system.kernel.require_room(block.shape)
+
+
+def stamp(kernel: KacKernel) -> np.ndarray:
+    """What a spin that turns up adds to the sums around it: (2 reach + 1, 2 reach + 1) int32."""
+    return np.rint(2 * kernel.norm * kernel.dense()).astype(np.int32)
+
+
+def weighted_sums(spins: np.ndarray, kernel: KacKernel) -> np.ndarray:
+    """The sum of the integer weights times the spins of all neighbours, (B, Ly, Lx) int32."""
+
+    def along(field: np.ndarray, axis: int) -> np.ndarray:
+        out = int(kernel.weights[0]) * field
+        for k, weight in enumerate(kernel.weights[1:].tolist(), 1):
+            out += weight * (np.roll(field, k, axis) + np.roll(field, -k, axis))
+        return out
+
+    wide = spins.astype(np.int32)
+    if kernel.nearest:
+        return along(wide, 1) + along(wide, 2)
+    return along(along(wide, 1), 2) - int(kernel.weights[0]) ** 2 * wide

@@ -1,0 +1,407 @@
+"""The learned generator: kernels, gauge, estimators against noise, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from mpiflow.errors import InputError
+from mpiflow.learn import generator_fit as learn
+from mpiflow.learn.field_data import FieldData, from_equation, from_files, random_starts
+from mpiflow.learn.generator import (
+    Generator,
+    in_gauge,
+    kernel_basis,
+    load_generator,
+    true_kernel,
+)
+from mpiflow.learn.training import Schedule
+from mpiflow.systems.kac import Kac
+
+POINTS, BLOCK, SYSTEM = 16, 8, Kac(1.0, 8.0)
+TRUTH = true_kernel(SYSTEM, POINTS, BLOCK)
+KINDS = ("free", "radial", "spectral")
+
+
+@cache
+def solved(step: float = 0.1, end: float = 2.0) -> FieldData:
+    """Solutions of the nonlocal equation by its own solver."""
+    starts = random_starts(4, POINTS, 1, lengths=(0.25, 1.0, 1.0, 2.0))
+    times = np.arange(round(end / step) + 1) * step
+    temperature, field = np.array([1.0, 1.0, 2.0, 2.0]), np.array([0.0, 0.5, 0.0, 0.5])
+    return from_equation(
+        SYSTEM.kernel, starts, times, temperature, field, block=BLOCK, comm=MPI.COMM_SELF
+    )
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def exact() -> Generator:
+    """The truth as a model: every orbit of offsets has its weight."""
+    model = Generator("strong", "free", POINTS, POINTS / 2)
+    flat = model.basis.reshape(len(model.basis), -1)
+    weights = np.linalg.lstsq(flat.T, TRUTH.ravel(), rcond=None)[0]
+    with torch.no_grad():
+        model.weights.copy_(torch.as_tensor(weights))
+    return model
+
+
+# -- kernels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("points", [15, 16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_have_the_symmetries_of_the_square(kind: str, points: int) -> None:
+    basis = kernel_basis(kind, points, 5)  # type: ignore[arg-type]
+    mirror = np.roll(basis[:, ::-1], 1, axis=1)
+    np.testing.assert_allclose(basis, mirror, atol=1e-15)
+    np.testing.assert_allclose(basis, basis.transpose(0, 2, 1), atol=1e-15)
+    assert np.linalg.matrix_rank(basis.reshape(len(basis), -1)) == len(basis)
+    far = np.hypot(*np.meshgrid(*[np.minimum(np.arange(points), points - np.arange(points))] * 2))
+    if kind != "spectral":
+        assert not basis[:, far > 5 * np.sqrt(2)].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_delta_is_among_the_kernels(kind: str) -> None:
+    model = Generator("strong", kind, POINTS, 5)  # type: ignore[arg-type]
+    delta = np.tensordot(model.delta, model.basis, 1)
+    np.testing.assert_allclose(delta.ravel(), np.eye(POINTS**2)[0], atol=1e-12)
+
+
+def test_the_true_kernel_is_the_mean_over_pairs_of_sites_of_blocks() -> None:
+    dense, reach = SYSTEM.kernel.dense(), SYSTEM.kernel.reach
+    for gy, gx in ((0, 0), (0, 1), (2, 1)):
+        total = 0.0
+        for y in range(BLOCK):
+            for x in range(BLOCK):
+                dy = np.arange(gy * BLOCK, (gy + 1) * BLOCK) - y + reach
+                dx = np.arange(gx * BLOCK, (gx + 1) * BLOCK) - x + reach
+                dy, dx = (d[(d >= 0) & (d <= 2 * reach)] for d in (dy, dx))
+                total += dense[np.ix_(dy, dx)].sum()
+        assert TRUTH[gy, gx] == pytest.approx(total / BLOCK**2, rel=1e-9)
+    assert TRUTH.sum() == pytest.approx(1.0)
+
+
+# -- gauge ---------------------------------------------------------------------------------
+
+
+def test_law_in_gauge_is_the_law() -> None:
+    rng = np.random.default_rng(0)
+    m = rng.uniform(-0.9, 0.9, (2, POINTS, POINTS))
+    beta, h = np.full((2, 1, 1), 0.8), np.full((2, 1, 1), 0.3)
+    for prior in ("strong", "linear"):
+        model = Generator(prior, "free", POINTS, 5)  # type: ignore[arg-type]
+        with torch.no_grad():
+            model.weights.copy_(torch.as_tensor(rng.normal(size=len(model.weights)) / 20 + 0.05))
+        shape, b, c = in_gauge(model.kernel_array())
+        assert shape.sum() == pytest.approx(1.0)
+        assert shape[0, 0] == 0
+        drive = np.fft.irfft2(np.fft.rfft2(m) * np.fft.rfft2(shape), s=m.shape[-2:])
+        value = model.rate(*(torch.as_tensor(a) for a in (m, beta, h))).detach().numpy()
+        np.testing.assert_allclose(model.law_in_gauge(drive, m, beta, h), value, atol=1e-12)
+        told = model.report()
+        # The published constants give the same law: B J + delta, or B J + C delta.
+        delta = np.eye(POINTS**2)[0].reshape(POINTS, POINTS)
+        if prior == "strong":
+            again = told["B"] * (shape + told["J(0)"] * delta) + delta
+        else:
+            again = told["B"] * shape + told["C"] * delta
+        np.testing.assert_allclose(again, model.kernel_array(), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scale_and_centre_of_a_network_s_kernel_are_no_parameters(kind: str) -> None:
+    model = Generator("mlp", kind, POINTS, 5, width=8)  # type: ignore[arg-type]
+    rng = np.random.default_rng(1)
+    with torch.no_grad():
+        model.weights.add_(torch.as_tensor(rng.normal(size=len(model.weights)) * 0.01))
+    before = model.kernel_array()
+    with torch.no_grad():
+        model.weights.copy_(3.0 * model.weights - 0.7 * torch.as_tensor(model.delta))
+    np.testing.assert_allclose(model.kernel_array(), before, atol=1e-11)
+    assert before.sum() == pytest.approx(1.0)
+    assert before[0, 0] == pytest.approx(0.0, abs=1e-12)
+
+
+# -- estimators ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_orders_of_the_differences(order: int) -> None:
+    """Errors of the rates fall as dt^order."""
+    errors = []
+    for step in (0.1, 0.05):
+        data = solved(step)
+        rates = data.rates(order)
+        beta, h = (torch.as_tensor(v)[:, None, None] for v in (rates.beta, rates.field))
+        with torch.no_grad():
+            true = exact().rate(torch.as_tensor(rates.state), beta, h).numpy()
+        times = np.tile(np.round(data.times[(order > 1) * order // 2 :], 9), 1)
+        frames = len(rates.state) // 4
+        at = np.isin(times[:frames], np.round(np.arange(0.4, 1.6, 0.1), 9))
+        gap = (rates.rate - true).reshape(4, frames, -1)[:, at]
+        errors.append(np.sqrt(np.mean(gap**2)))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
+
+
+def test_a_local_polynomial_keeps_polynomials() -> None:
+    times = 0.2 * np.arange(9)
+    field = np.multiply.outer(1 + 2 * times - 3 * times**2 + times**3, np.ones((4, 4)))
+    data = FieldData(field[None], times, np.ones(1), np.zeros(1))
+    rates = data.rates(window=7, degree=3)
+    middle = times[3:6]
+    np.testing.assert_allclose(rates.state[:, 0, 0], field[3:6, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(rates.rate[:, 0, 0], 2 - 6 * middle + 3 * middle**2, atol=1e-10)
+
+
+def test_instruments_share_no_frame_with_what_they_stand_for() -> None:
+    """Of fields that are independent in all frames, they are independent."""
+    rng = np.random.default_rng(2)
+    data = FieldData(rng.normal(size=(2, 40, 16, 16)), np.arange(40.0), np.ones(2), np.zeros(2))
+    for options in ({"order": 2}, {"order": 4}, {"window": 5}):
+        rates = data.rates(instrument=True, **options)  # type: ignore[arg-type]
+        for other in (rates.state, rates.rate):
+            product = (rates.instrument * other).ravel()
+            assert abs(product.mean()) < 5 * product.std() / np.sqrt(product.size)
+
+
+@pytest.mark.parametrize("prior", ["strong", "linear"])
+def test_scores_are_the_gradient_of_the_loss(prior: str) -> None:
+    data = solved().select([0, 1])
+    rates = data.rates(2, every=4)
+    model = Generator(prior, "radial", POINTS, 5)  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.weights.add_(0.02)
+    scores, square = learn._scores(model, rates)
+    phi = learn.features(model, rates.state).transpose(0, 2, 3, 1).reshape(-1, len(model.weights))
+    rows = [np.repeat(v, POINTS**2) for v in (rates.beta, rates.field)]
+    loss = learn.sample_loss(model, (phi, rates.state.ravel(), *rows, rates.rate.ravel()))()
+    assert loss.item() == pytest.approx(square)
+    gradient = torch.autograd.grad(loss, [model.weights, model.constants])
+    whole = torch.cat(gradient).numpy() * rates.state.size
+    np.testing.assert_allclose(-2 * scores.sum(axis=0), whole, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["free", "spectral"])
+def test_the_strong_prior_is_recovered(kind: str) -> None:
+    model = Generator("strong", kind, POINTS, 5)  # type: ignore[arg-type]
+    solution = learn.solve(model, solved().rates(4))
+    assert distance(model.kernel_array(), TRUTH) < (1e-3 if kind == "free" else 0.03)
+    told = model.report()
+    for name, value in {"A": 1.0, "mass": 1.0, "B": 1 - TRUTH[0, 0]}.items():
+        assert told[name] == pytest.approx(value, rel=1e-3)
+    assert solution.residual < 2e-3
+
+
+def test_the_linear_prior_is_recovered_up_to_its_gauge() -> None:
+    model = Generator("linear", "free", POINTS, 5)
+    learn.solve(model, solved().select([2, 3]).rates(4))
+    beta = 0.5
+    assert distance(model.kernel_array(), beta * TRUTH) < 1e-3
+    told = model.report()
+    centre = TRUTH[0, 0]
+    wanted = {"A": 1.0, "B": beta * (1 - centre), "C": beta * centre, "D": beta}
+    for name, value in wanted.items():
+        assert told[name] == pytest.approx(value, rel=2e-3)
+
+
+def test_increments_over_long_steps_need_the_flow() -> None:
+    data = solved(0.2)
+    errors = []
+    for interval in (0.2, 0.0):
+        model = Generator("strong", "free", POINTS, 5)
+        learn.solve(model, replace(data.rates(1), interval=interval))
+        errors.append(distance(model.kernel_array(), TRUTH))
+    assert errors[0] < 1e-3
+    assert errors[1] > 0.05
+
+
+def test_instruments_remove_the_bias_of_measured_noise() -> None:
+    data = solved(0.1, 5.0).with_noise(0.05, 4)
+    errors = []
+    for instrument in (True, False):
+        model = Generator("strong", "radial", POINTS, 4)
+        learn.solve(model, data.rates(2, instrument=instrument), tolerance=1e-5)
+        errors.append(distance(model.kernel_array(), TRUTH))
+    assert errors[0] < 0.2
+    assert errors[1] > 2 * errors[0]
+
+
+def noisy_runs(seed: int, runs: int = 8, frames: int = 40, dt: float = 0.2) -> FieldData:
+    """Fields whose noise is part of their dynamics, as that of block means."""
+    rng, truth = np.random.default_rng(seed), exact()
+    m = 0.2 * rng.normal(size=(runs, POINTS, POINTS))
+    beta, h = np.full((runs, 1, 1), 1.0), np.zeros((runs, 1, 1))
+    fields = []
+    with torch.no_grad():
+        for _ in range(frames):
+            fields.append(m)
+            m = truth.flow(*(torch.as_tensor(a) for a in (m, beta, h)), dt, 2).numpy()
+            m = m + 0.05 * rng.normal(size=m.shape)
+    return FieldData(np.stack(fields, 1), dt * np.arange(frames), np.ones(runs), np.zeros(runs))
+
+
+def test_forward_increments_are_right_for_dynamic_noise_and_central_ones_wrong() -> None:
+    """Also the errors told: the scatter over independent data is theirs."""
+    scores = []
+    for seed in range(6):
+        rates = noisy_runs(seed).rates(1)
+        model = Generator("strong", "free", POINTS, 4)
+        told = learn.errors(model, learn.solve(model, rates, tolerance=1e-5))
+        scores.append((model.report()["A"] - 1.0) / told["A"])
+    assert abs(np.mean(scores)) < 3.5 / np.sqrt(6)
+    assert 0.4 < np.sqrt(np.mean(np.square(scores))) < 2.2
+    model = Generator("strong", "free", POINTS, 4)
+    learn.solve(model, noisy_runs(0).rates(2), tolerance=1e-4)
+    assert abs(model.report()["A"] - 1.0) > 0.3
+
+
+# -- network, rollouts ---------------------------------------------------------------------
+
+
+def test_rollouts_solve_the_equation() -> None:
+    data = solved()
+    times = data.times[[0, 5, 20]]
+    found = exact().rollout(data.fields[:, 0], times, data.temperature, data.field, step=0.1)
+    np.testing.assert_allclose(found, data.fields[:, [0, 5, 20]], atol=2e-6)
+
+
+def test_the_rollout_loss_is_least_for_the_truth() -> None:
+    loss = learn.rollout_loss(exact(), solved(), 3, 8)()
+    assert loss.item() < 1e-11
+    model = Generator("strong", "free", POINTS, 4)
+    seen = learn.polish(model, learn.rollout_loss(model, solved(), 3, 8), 60)
+    assert min(seen) < 1e-4 * seen[0]
+    assert distance(model.kernel_array(), TRUTH) < 0.1
+
+
+def test_a_network_learns_kernel_and_law() -> None:
+    torch.manual_seed(0)
+    rates = solved().rates(4)
+    model = Generator("mlp", "radial", POINTS, 4, width=24)
+    data = learn.samples(model, rates, 2000, 0)
+    learn.descend(model, data, schedule=Schedule(epochs=40, batch=128, learning_rate=1e-2))
+    learn.polish(model, learn.sample_loss(model, data), 150)
+    assert learn.sample_loss(model, data)().item() < 1e-3
+    assert distance(model.kernel_array(), in_gauge(TRUTH)[0]) < 0.12
+    before = model.kernel_array()
+    learn.solve(model, replace(rates, **some(rates, 8)), tolerance=1e-3)
+    after = model.kernel_array()
+    assert after.sum() == pytest.approx(1.0)
+    assert distance(after, before) < 0.1
+
+
+def some(rates: object, step: int) -> dict[str, np.ndarray]:
+    names = ("state", "rate", "instrument", "beta", "field", "run")
+    out = {name: getattr(rates, name)[::step] for name in names}
+    return out | {"instrument": out["state"]}
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("prior", ["strong", "mlp"])
+def test_it_trains_over_ranks(prior: str, comm: MPI.Intracomm) -> None:
+    """The same result as on one rank, up to rounding."""
+    logs, results = [], []
+    for ranks in (None, comm):
+        torch.manual_seed(0)
+        model = Generator(prior, "radial", POINTS, 4, width=8)  # type: ignore[arg-type]
+        data = learn.samples(model, solved().rates(2), 400, 0)
+        logs.append(
+            learn.descend(model, data, schedule=Schedule(epochs=2, batch=51), comm=ranks)
+        )
+        results.append(torch.cat([p.detach().ravel() for p in model.parameters()]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(logs[0].validation, logs[1].validation, rtol=1e-3)
+
+
+# -- data, files, errors -------------------------------------------------------------------
+
+
+def test_noise_has_the_level_asked_for_and_is_its_seed() -> None:
+    data = solved()
+    noisy = data.with_noise(0.05, 7)
+    ratio = (noisy.fields - data.fields).std() / np.sqrt(np.mean(data.fields**2))
+    assert ratio == pytest.approx(0.05, rel=0.02)
+    np.testing.assert_array_equal(noisy.fields, data.with_noise(0.05, 7).fields)
+    assert not np.array_equal(noisy.fields, data.with_noise(0.05, 8).fields)
+
+
+def test_smoothing_in_space_keeps_long_waves_and_damps_short_ones() -> None:
+    x = 2 * np.pi * np.arange(POINTS) / POINTS
+    waves = np.stack([np.tile(np.cos(n * x), (POINTS, 1)) for n in (1, 4)])
+    data = FieldData(waves[:, None].repeat(2, 1), np.arange(2.0), np.ones(2), np.zeros(2))
+    out = data.smoothed(1.5).fields[:, 0]
+    for n, before, after in zip((1, 4), waves, out, strict=True):
+        k = 2 * np.pi * n / POINTS
+        np.testing.assert_allclose(after, np.exp(-0.5 * (1.5 * k) ** 2) * before, atol=1e-12)
+
+
+def test_fields_of_files(mpirun: Callable[..., object], tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.h5" for i in range(2)]
+    for i, path in enumerate(paths):
+        mpirun(
+            1, "mpiflow", "simulate", "kac", "--size", "64", "--gamma", "4", "--temperature",
+            "1.5", "--field", f"0.{i}", "--time", "0.6", "--save-every", "0.2", "--coarse", "8",
+            "--tau", "0.1", "--seed", str(i), "--out", path,
+        )  # fmt: skip
+    data = from_files(paths)
+    assert data.fields.shape == (2, 4, 8, 8)
+    assert data.field.tolist() == [0.0, 0.1]
+    assert data.temperature.tolist() == [1.5, 1.5]
+    assert data.interval == pytest.approx(0.2)
+    with pytest.raises(InputError, match="files"):
+        from_files([])
+
+
+@pytest.mark.parametrize("prior", ["strong", "linear", "mlp"])
+def test_a_saved_model_is_the_same(prior: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = Generator(prior, "free", POINTS, 3, width=8)  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.weights.add_(0.1 * torch.rand(len(model.weights), dtype=torch.float64))
+    model.card = {"seed": 3}
+    model.save(tmp_path)
+    again = load_generator(tmp_path)
+    assert again.card == {"seed": 3}
+    start, times = solved().fields[:, 0], np.array([0.0, 0.3])
+    np.testing.assert_array_equal(
+        again.rollout(start, times, 1.0, 0.2), model.rollout(start, times, 1.0, 0.2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: Generator("weak"), "prior"),  # type: ignore[arg-type]
+        (lambda: Generator(kernel="box"), "kernel"),  # type: ignore[arg-type]
+        (lambda: Generator(points=16, radius=9), "radius"),
+        (lambda: Generator(points=2), "points"),
+        (lambda: solved().rates(3), "order"),
+        (lambda: solved().rates(window=4), "window"),
+        (lambda: solved().rates(window=41), "times"),
+        (lambda: solved().with_noise(-0.1, 0), "level"),
+        (lambda: solved().smoothed(-1.0), "width"),
+        (lambda: replace(solved(), times=np.arange(21.0) ** 2), "times"),
+        (lambda: replace(solved(), fields=np.full((4, 21, 8, 8), np.nan)), "fields"),
+        (lambda: replace(solved(), fields=np.zeros((4, 21, 8, 9))), "fields"),
+        (lambda: replace(solved(), temperature=np.zeros(4)), "temperature"),
+        (lambda: learn.solve(Generator("linear", points=POINTS), solved().rates()), "temperature"),
+        (lambda: learn.rollout_loss(exact(), solved(), 50, 1), "steps"),
+        (lambda: exact().rollout(np.zeros((1, 8, 8)), np.ones(1), 1.0, 0.0), "m"),
+        (lambda: exact().rollout(np.zeros((1, 16, 16)), np.ones(1), 0.0, 0.0), "temperature"),
+        (lambda: load_generator("/nowhere"), "model"),
+    ],
+)
+def test_bad_input_is_named(call: Callable[[], object], name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}="):
+        call()
