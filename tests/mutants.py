@@ -51,6 +51,9 @@ HOPS, TILES = "solvers/vacancy.py", "solvers/tiled_vacancy.py"
 PACKED, PLAIN, SLICED = (f"solvers/{name}.py" for name in ("multispin", "heatbath", "sliced"))
 SOLVER, PLANES = "solvers/sublattice.py", "solvers/bitplanes.py"
 
+KAC, SUMS = "solvers/kac.py", "solvers/kac_field.py"
+KAC_LAW = "test_kac.py::test_a_step_has_the_law_of_its_solver"
+
 #: Mutants of one list are in one copy of the package.
 MUTANTS: list[list[Mutant]] = [
     [
@@ -296,6 +299,45 @@ MUTANTS: list[list[Mutant]] = [
             "letters leave out sites near the boundary",
             (Change(TILES, "(2 * halo, n) if c", "(halo, n + halo) if c"),),
             (Named(f"{VACANCY_TESTS}_same_bits_on_any_number_of_ranks[40-tile0]", ranks=2),),
+        ),
+    ],
+    [
+        Mutant(
+            "sums: the last pair of a group of steps left out",
+            (Change(SUMS, "out[x] += first + second", "out[x] += first"),),
+            (Named("test_kac.py::test_sums_over_neighbours_are_exact[1.7-steps]"),),
+        ),
+        Mutant(
+            "tau-leap: odd numbers of flips of 0.95 tau",
+            (Change(KAC, "-0.5 * np.expm1(-2.0 * tau", "-0.5 * np.expm1(-1.9 * tau"),),
+            (Named(f"{KAC_LAW}[tau-leap-0]"),),
+        ),
+        Mutant(
+            "midpoint: rates not extrapolated",
+            (
+                Change(
+                    KAC,
+                    "ahead = 2 * np.int64(limits[x]) - np.int64(before[x])",
+                    "ahead = np.int64(limits[x])",
+                ),
+            ),
+            (Named(f"{KAC_LAW}[midpoint-0]"),),
+        ),
+        Mutant(
+            "Kac noise by the row of the slab",
+            (Change(KAC, "            top + rows.start,", "            rows.start,"),),
+            (Named("test_kac.py::test_ranks_change_nothing[sublattice]", 2),),
+        ),
+        Mutant(
+            "Gillespie: waits 3 % too long",
+            (
+                Change(
+                    "solvers/gillespie.py",
+                    "wait = exponential(w0) *",
+                    "wait = 1.03 * exponential(w0) *",
+                ),
+            ),
+            (Named("test_gillespie.py::test_magnetisation_of_free_spins"),),
         ),
     ],
 ]

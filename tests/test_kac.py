@@ -323,7 +323,7 @@ def run(comm: MPI.Intracomm, **options: Any) -> tuple[np.ndarray, list[float], l
         {"tau": 0.2, "system": Kac(0.5, 0.0)},
         {"tau": 0.2, "external": np.random.default_rng(1).normal(size=(24, 22))},
     ],
-    ids=str,
+    ids=["sublattice", "fft", "midpoint", "tau-leap", "eps", "nearest", "h(x)"],
 )
 def test_ranks_change_nothing(options: dict[str, Any], comm: MPI.Intracomm) -> None:
     one, many = run(MPI.COMM_SELF, **options), run(comm, **options)

@@ -26,7 +26,8 @@ therefore reported in one gauge: **J has the sum 1 without its centre, and J(0) 
 with B = b (and :math:`J_\theta(0) = (c - 1) / b`) for the strong form, B = b, C = c for the
 linear one. The true kernel on a grid of blocks has a centre c, from pairs of sites inside a
 block, and b = 1 - c for the strong form; b = beta (1 - c), C = beta c, D = beta for the linear
-one. For a network only J is known. D is known only from runs with a field.
+one. For a network only J is known. D is known only from runs with a field, and A apart from G(0)
+only from fields that are large enough for the tanh to bend: small ones relax by A - beta G(0).
 
 Kernels are even under all symmetries of the square, J(x) = sum_p w_p phi_p(x):
 
@@ -133,7 +134,8 @@ class Generator(nn.Module):
         if prior == "mlp":  # any kernel with some mass outside its centre
             start = np.linalg.lstsq(flat.T, np.ones(flat.shape[1]), rcond=None)[0]
         self.weights = nn.Parameter(torch.as_tensor(start, dtype=DOUBLE))
-        self.constants = nn.Parameter(torch.ones(len(CONSTANTS[prior]), dtype=DOUBLE))
+        constants = torch.ones(len(CONSTANTS[prior]), dtype=DOUBLE)
+        self.constants = nn.Parameter(constants, requires_grad=len(constants) > 0)
         self.network = mlp((4, width, width, width, 1)).double() if prior == "mlp" else None
         for name, size in (("shift", 4), ("scale", 4), ("unit", 1)):
             self.register_buffer(name, torch.full((size,), float(name != "shift"), dtype=DOUBLE))

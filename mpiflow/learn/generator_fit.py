@@ -16,7 +16,8 @@ from some of the fields, which does not move the solution.
 microscopic increments exact to the order of the fluctuations (:mod:`mpiflow.learn.field_data`).
 
 **Errors.** Runs are independent: :math:`\mathrm{cov} = H^{-1} (\sum_i s_i s_i^T) H^{-T}` with
-the sums s_i over each run, the bootstrap over runs to first order.
+the sums s_i over each run, the bootstrap over runs to first order. It does not hold the bias
+that smoothing has, nor that of a kernel that is not among the phi_p.
 """
 
 from __future__ import annotations

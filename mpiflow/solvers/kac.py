@@ -35,8 +35,7 @@ from mpiflow.errors import InputError
 from mpiflow.noise import Word, site_counter, stream_key, threefry
 from mpiflow.solvers.kac_cuda import CudaSites
 from mpiflow.solvers.kac_field import Fields
-from mpiflow.solvers.kac_tables import to_integers
-from mpiflow.systems.kac import lookup
+from mpiflow.solvers.kac_tables import LANES, in_32_bits, look_up, to_integers
 
 KacSolver = Literal["sublattice", "tau-leap", "midpoint"]
 _NONE = np.empty((0, 0, 0), np.int32)
@@ -71,6 +70,8 @@ class KacSteps:
         self._rates = system.rates(self._points)
         self._check_step()
         self._table, self._table_tau = np.empty(0, np.int64), math.nan
+        self._packed_of = self._table
+        self._packed: tuple[np.ndarray, tuple[int, ...]] = self._table, ()
         self._cuda: CudaSites | None = None
         self.steps = np.empty(0, np.int64)
 
@@ -212,15 +213,16 @@ class KacSteps:
         before: np.ndarray = _NONE,
     ) -> None:
         top = 0 if self.fields.slabs is None else self.fields.slabs.rows.start
+        table = self._table_of(tau)
+        if table is not self._packed_of:
+            self._packed = in_32_bits(table, self._shift, self._offset, self._scale)
+            self._packed_of = table
         _flip_rows(
             source[:, rows],
             sums,
             before,
             self.fields.at(rows),
-            *self._integers,
-            self._table_of(tau),
-            self._shift,
-            self._offset,
+            *self._packed,
             key,
             members,
             counters.astype(np.uint64),
@@ -302,17 +304,29 @@ def _limits_of_row(
     spins: np.ndarray,
     sums: np.ndarray,
     external: np.ndarray,
-    multiplier: int,
-    down: int,
     table: np.ndarray,
-    shift: int,
-    offset: int,
+    numbers: tuple[int, ...],
     out: np.ndarray,
 ) -> None:
-    """A spin flips if its 32-bit word is below this. A loop of its own: it has no branch."""
-    for x in range(spins.size):
-        u = (np.int64(sums[x]) * multiplier >> down) + np.int64(external[x])
-        out[x] = lookup(table, shift, offset, np.int64(spins[x]) * u)
+    """A spin flips if its 32-bit word is below this."""
+    multiplier, down, lowest, highest, shift, left, right = numbers
+    for x in range(0, spins.size, LANES):
+        look_up(
+            spins,
+            sums,
+            external,
+            x,
+            min(LANES, spins.size - x),
+            table,
+            multiplier,
+            down,
+            lowest,
+            highest,
+            shift,
+            left,
+            right,
+            out,
+        )
 
 
 @kernel
@@ -340,11 +354,8 @@ def _flip_rows(
     sums: np.ndarray,
     before: np.ndarray,
     external: np.ndarray,
-    multiplier: int,
-    down: int,
     table: np.ndarray,
-    shift: int,
-    offset: int,
+    numbers: tuple[int, ...],
     key: np.ndarray,
     members: np.ndarray,
     steps: np.ndarray,
@@ -360,7 +371,7 @@ def _flip_rows(
     drawn = np.empty((nx + 3) // 4 * 2, np.uint64)
     words = drawn.view(np.uint32)
     limits, old_limits = np.empty(nx, np.uint32), np.empty(nx, np.uint32)
-    integers = multiplier, down, table, shift, offset
+    source, found = np.empty(nx, np.int8), np.empty(nx, np.int32)
     extra = np.empty(nx, np.int32)
     extra[:] = external[0]
     for b in range(spins.shape[0]):
@@ -368,9 +379,11 @@ def _flip_rows(
             if external.shape[0] > 1:
                 extra[:] = external[y]
             _draw_row(key[0], key[1] + members[b], steps[b], top + y, drawn)
-            source, found = spins[b, y], sums[b, y]
-            _limits_of_row(source, found, extra, *integers, limits)
+            source[:] = spins[b, y]  # next to each other in memory, as look_up wants them
+            found[:] = sums[b, y]
+            _limits_of_row(source, found, extra, table, numbers, limits)
             if before.size:
-                _limits_of_row(source, before[b, y], extra, *integers, old_limits)
+                found[:] = before[b, y]
+                _limits_of_row(source, found, extra, table, numbers, old_limits)
                 _extrapolate(old_limits, limits)
             flips[b] += _flip_below(source, words, limits, out[b, y])

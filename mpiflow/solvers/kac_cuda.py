@@ -385,8 +385,8 @@ def _flip(cuda: Any) -> Callable[..., None]:
                 if ahead:
                     near = np.int64(before[b, y, x]) - own * np.int64(old[b, y + 1, x + 1])
                     u = (near * multiplier >> down) + extra
-                    limit = 2 * limit - find(table, shift, offset, spin * u)  # may be below 0
-                    limit = min(np.int64(limit), _WORD)
+                    # It may be below 0; steps of at most 1 keep it below the largest word.
+                    limit = 2 * limit - find(table, shift, offset, spin * u)
                 if word < limit:
                     spin = -spin
                     flips += 1

@@ -1,10 +1,11 @@
 """Rates of a Kac model as a table of integers, one for all solvers: none evaluates ``exp``.
 
-Where many sites are looked up one after the other, :func:`refresh` does 16 at once.
+Where many sites are looked up one after the other, 16 are done at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mpiflow.systems.kac import Kac, Scale
 
 #: Rates and probabilities are in units of 2^-32, and below 1.
 BITS = 32
-#: Sites whose rates :func:`refresh` finds together.
+#: Sites whose rates are found together.
 LANES = 16
 
 
@@ -46,11 +47,109 @@ def uniform_field(system: Kac, scale: Scale) -> np.ndarray:
 def in_32_bits(
     table: np.ndarray, shift: int, offset: int, scale: Scale
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The table, each entry with its step to the next, and the numbers, as refresh takes them."""
+    """The table, each entry with its step to the next, and the numbers of the intrinsics."""
     packed = np.append(np.diff(table), 0) << BITS | table
     highest = (len(table) - 1 << shift) - 1 - offset
     halves = max(0, 16 - shift), max(0, shift - 16)
     return packed, (scale.multiplier, scale.shift, -offset, highest, shift, *halves)
+
+
+class _Lanes:
+    """Instructions for up to 16 neighbouring sites at once, for the two intrinsics below."""
+
+    def __init__(self, ir: Any, builder: Any, count: Any) -> None:
+        self.ir, self.builder = ir, builder
+        self.i8, self.i32, self.i64 = (ir.IntType(bits) for bits in (8, 32, 64))
+        kinds = self.i8, self.i32, self.i64
+        self.few, self.words, self.longs = (ir.VectorType(kind, LANES) for kind in kinds)
+        places = ir.Constant(self.words, list(range(LANES)))
+        self.inside = builder.icmp_unsigned("<", places, self.word(count))
+
+    def call(self, name: str, result: Any, *arguments: Any) -> Any:
+        function = self.builder.module.globals.get(name)
+        if function is None:
+            kind = self.ir.FunctionType(result, [a.type for a in arguments])
+            function = self.ir.Function(self.builder.module, kind, name)
+        return self.builder.call(function, arguments)
+
+    def every(self, value: Any, kind: Any) -> Any:
+        empty = self.ir.Constant(kind, self.ir.Undefined)
+        one = self.builder.insert_element(empty, value, self.i32(0))
+        return self.builder.shuffle_vector(one, one, self.constant(0))
+
+    def word(self, value: Any) -> Any:
+        return self.every(self.builder.trunc(value, self.i32), self.words)
+
+    def constant(self, number: int, kind: Any = None) -> Any:
+        return self.ir.Constant(kind or self.words, [number] * LANES)
+
+    def load(self, array: Any, place: Any, kind: Any = None, bits: int = 32) -> Any:
+        kind = kind or self.words
+        pointer = self.builder.bitcast(self.builder.gep(array, [place]), kind.as_pointer())
+        name, rest = f"llvm.masked.load.v{LANES}i{bits}.p0", self.constant(0, kind)
+        return self.call(name, kind, pointer, self.i32(bits // 8), self.inside, rest)
+
+    def store(self, value: Any, array: Any, place: Any) -> None:
+        pointer = self.builder.bitcast(self.builder.gep(array, [place]), self.words.as_pointer())
+        name = f"llvm.masked.store.v{LANES}i32.p0"
+        self.call(name, self.ir.VoidType(), value, pointer, self.i32(4), self.inside)
+
+    def rates(self, sums: Any, external: Any, spins: Any, at: Any, integers: Sequence[Any]) -> Any:
+        """Entries of the table at s U, to the bit those of :func:`mpiflow.systems.kac.lookup`."""
+        builder, word, constant = self.builder, self.word, self.constant
+        table, multiplier, down, lowest, highest, shift, left, right = integers
+        u = builder.ashr(builder.mul(word(multiplier), sums), word(down))
+        u = builder.add(u, self.load(external, at))
+        up = builder.icmp_signed(">", self.load(spins, at, self.few, 8), constant(0, self.few))
+        v = builder.select(up, u, builder.sub(constant(0), u))
+        # Clipped before the offset is added: nothing exceeds 32 bits.
+        v = builder.select(builder.icmp_signed(">", v, word(lowest)), v, word(lowest))
+        v = builder.select(builder.icmp_signed("<", v, word(highest)), v, word(highest))
+        place = builder.sub(v, word(lowest))
+        index = builder.lshr(place, word(shift))
+        part = builder.sub(place, builder.shl(index, word(shift)))
+        part = builder.lshr(builder.shl(part, word(left)), word(right))
+        offset = builder.shl(builder.zext(index, self.longs), constant(3, self.longs))
+        start = self.every(builder.ptrtoint(table, self.i64), self.longs)
+        pointers = builder.inttoptr(
+            builder.add(start, offset), self.ir.VectorType(table.type, LANES)
+        )
+        gather, none = f"llvm.masked.gather.v{LANES}i64.v{LANES}p0", constant(0, self.longs)
+        entry = self.call(gather, self.longs, pointers, self.i32(8), self.inside, none)
+        slope = builder.trunc(builder.lshr(entry, constant(32, self.longs)), self.words)
+        # (slope * part) >> 16 in two halves, of which none exceeds 32 bits.
+        high = builder.mul(builder.ashr(slope, constant(16)), part)
+        low = builder.mul(builder.and_(slope, constant(0xFFFF)), part)
+        rate = builder.add(builder.trunc(entry, self.words), high)
+        return builder.add(rate, builder.lshr(low, constant(16)))
+
+
+@intrinsic
+def look_up(
+    ir: Any,
+    builder: Any,
+    spins: Any,
+    sums: Any,
+    external: Any,
+    at: Any,
+    count: Any,
+    table: Any,
+    multiplier: Any,
+    down: Any,
+    lowest: Any,
+    highest: Any,
+    shift: Any,
+    left: Any,
+    right: Any,
+    out: Any,
+) -> None:
+    """Table entries of ``count`` <= 16 neighbouring sites from ``at`` on, to ``out`` there.
+
+    ``table`` and the numbers after it are those of :func:`in_32_bits`.
+    """
+    lanes = _Lanes(ir, builder, count)
+    integers = table, multiplier, down, lowest, highest, shift, left, right
+    lanes.store(lanes.rates(lanes.load(sums, at), external, spins, at, integers), out, at)
 
 
 @intrinsic
@@ -78,69 +177,19 @@ def refresh(
 ) -> None:
     """Add ``sign`` times the stamp from ``first`` on to the sums of ``count`` <= 16 sites ``at``.
 
-    Their rates are those of :func:`mpiflow.systems.kac.lookup`, to the bit, in 32-bit arithmetic
-    and with both entries in one word; what they gain is added to ``gained``. Written out
+    Their rates are brought up to date; what they gain is added to ``gained``. Written out
     because LLVM cannot know that a loop that stores does not change the table it reads.
     """
-    i8, i32, i64 = (ir.IntType(bits) for bits in (8, 32, 64))
-    few, words, longs = (ir.VectorType(kind, LANES) for kind in (i8, i32, i64))
-
-    def call(name: str, result: Any, *arguments: Any) -> Any:
-        function = builder.module.globals.get(name)
-        if function is None:
-            kind = ir.FunctionType(result, [a.type for a in arguments])
-            function = ir.Function(builder.module, kind, name)
-        return builder.call(function, arguments)
-
-    def every(value: Any, kind: Any) -> Any:
-        empty = ir.Constant(kind, ir.Undefined)
-        one = builder.insert_element(empty, value, i32(0))
-        return builder.shuffle_vector(one, one, ir.Constant(words, [0] * LANES))
-
-    def word(value: Any) -> Any:
-        return every(builder.trunc(value, i32), words)
-
-    def constant(number: int, kind: Any = words) -> Any:
-        return ir.Constant(kind, [number] * LANES)
-
-    inside = builder.icmp_unsigned("<", ir.Constant(words, list(range(LANES))), word(count))
-
-    def load(array: Any, place: Any, kind: Any = words, bits: int = 32) -> Any:
-        pointer = builder.bitcast(builder.gep(array, [place]), kind.as_pointer())
-        name = f"llvm.masked.load.v{LANES}i{bits}.p0"
-        return call(name, kind, pointer, i32(bits // 8), inside, constant(0, kind))
-
-    def store(value: Any, array: Any, place: Any) -> None:
-        pointer = builder.bitcast(builder.gep(array, [place]), words.as_pointer())
-        name = f"llvm.masked.store.v{LANES}i32.p0"
-        call(name, ir.VoidType(), value, pointer, i32(4), inside)
-
-    total = builder.add(load(sums, at), builder.mul(word(sign), load(stamp, first)))
-    store(total, sums, at)
-    u = builder.ashr(builder.mul(word(multiplier), total), word(down))
-    u = builder.add(u, load(external, at))
-    up = builder.icmp_signed(">", load(spins, at, few, 8), constant(0, few))
-    v = builder.select(up, u, builder.sub(constant(0), u))
-    # Clipped before the offset is added: nothing exceeds 32 bits.
-    v = builder.select(builder.icmp_signed(">", v, word(lowest)), v, word(lowest))
-    v = builder.select(builder.icmp_signed("<", v, word(highest)), v, word(highest))
-    place = builder.sub(v, word(lowest))
-    index = builder.lshr(place, word(shift))
-    part = builder.sub(place, builder.shl(index, word(shift)))
-    part = builder.lshr(builder.shl(part, word(left)), word(right))
-    offset = builder.shl(builder.zext(index, longs), constant(3, longs))
-    address = builder.add(every(builder.ptrtoint(table, i64), longs), offset)
-    pointers = builder.inttoptr(address, ir.VectorType(table.type, LANES))
-    gather = f"llvm.masked.gather.v{LANES}i64.v{LANES}p0"
-    entry = call(gather, longs, pointers, i32(8), inside, constant(0, longs))
-    slope = builder.trunc(builder.lshr(entry, constant(32, longs)), words)
-    # (slope * part) >> 16 in two halves, of which none exceeds 32 bits.
-    high = builder.mul(builder.ashr(slope, constant(16)), part)
-    low = builder.mul(builder.and_(slope, constant(0xFFFF)), part)
-    rate = builder.add(builder.trunc(entry, words), high)
-    rate = builder.add(rate, builder.lshr(low, constant(16)))
-    gain = builder.sub(builder.zext(rate, longs), builder.zext(load(rates, at), longs))
-    gain = builder.select(inside, gain, constant(0, longs))
-    store(rate, rates, at)
-    gain = call(f"llvm.vector.reduce.add.v{LANES}i64", i64, gain)
+    lanes = _Lanes(ir, builder, count)
+    total = builder.add(
+        lanes.load(sums, at), builder.mul(lanes.word(sign), lanes.load(stamp, first))
+    )
+    lanes.store(total, sums, at)
+    integers = table, multiplier, down, lowest, highest, shift, left, right
+    rate = lanes.rates(total, external, spins, at, integers)
+    before = builder.zext(lanes.load(rates, at), lanes.longs)
+    gain = builder.sub(builder.zext(rate, lanes.longs), before)
+    gain = builder.select(lanes.inside, gain, lanes.constant(0, lanes.longs))
+    lanes.store(rate, rates, at)
+    gain = lanes.call(f"llvm.vector.reduce.add.v{LANES}i64", lanes.i64, gain)
     builder.store(builder.add(builder.load(gained), gain), gained)
