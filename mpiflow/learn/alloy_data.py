@@ -34,7 +34,7 @@ class AlloyPlan:
     ----------
     cells : a side of the small lattice
     factor : large lattice / small lattice, a side
-    seeds : independent small lattices
+    seeds : independent small lattices: with 10 half-times came out up to 15 % off
     frames : snapshots of each; the k-th at a time that grows as k^2
     states : large states
     repeats : pairs of each state
@@ -50,7 +50,7 @@ class AlloyPlan:
 
     cells: int = 8
     factor: int = 2
-    seeds: int = 10
+    seeds: int = 40
     frames: int = 100
     states: int = 4000
     repeats: int = 24
