@@ -28,9 +28,9 @@ from mpiflow.systems.kac import Kac, KacKernel
 Method = Literal["steps", "fft"]
 
 #: Bytes of the strip of columns that is worked on: it stays in a core's cache.
-_CACHE = 2**20
-#: Sites of a band of rows, and its fewest rows.
-_BAND, _ROWS = 2**21, 128
+_CACHE = 2**21
+#: Sites of a band of rows, its fewest rows, and sites that are made ready together.
+_BAND, _ROWS, _AT_ONCE = 2**21, 128, 2**17
 _Index = np.uint64  # no index is negative: the compiler need not ask
 
 
@@ -117,22 +117,35 @@ class Sums:
         n = rows - 2 * self.reach
         height = max(_ROWS, 2 * self.reach, _BAND // (batch * nx)) if n else 1
         out = np.empty((batch, min(height, n), nx), np.int32)
+        short = max(1, _AT_ONCE // (batch * nx)) if n else 1
         for start in range(0, n, height):
             stop = min(start + height, n)
-            sums = out[:, : stop - start]
-            self.fill(padded[:, start : stop + 2 * self.reach], sums)
-            yield slice(start, stop), sums
+            around, sums = padded[:, start : stop + 2 * self.reach], out[:, : stop - start]
+            self._along_columns(around, sums)
+            for top in range(0, stop - start, short):
+                part = slice(top, min(top + short, stop - start))
+                self._along_rows(around[:, self.reach :], sums, part)
+                yield slice(start + part.start, start + part.stop), sums[:, part]
 
-    def fill(self, padded: np.ndarray, out: np.ndarray) -> None:
-        """Sums of the rows between ``reach`` others above and below, to ``out`` int32."""
+    def _along_columns(self, padded: np.ndarray, out: np.ndarray) -> None:
+        """Sums along y, of the rows between ``reach`` others above and below, to ``out`` int32."""
         w = self.kernel.weights
         if self.kernel.nearest:
             _nearest(padded, out)
             return
-        width = max(64, min(padded.shape[2], _CACHE // (4 * self.reach + 4)))
+        # A row gains at most 2 w_0 over the one above it, and as many bytes must hold that.
+        change = np.int8 if w[0] < 64 else np.int16
+        room = _CACHE // ((2 * self.reach + 2) * np.dtype(change).itemsize)
+        width = max(64, min(padded.shape[2], room))
         for b in range(len(padded)):
-            _columns(padded[b], w, *self.steps, width, out[b])
-            _rows(padded[b], self.reach, np.int32(w[0] ** 2), *self.steps, out[b])
+            _columns(padded[b], w, *self.steps, np.empty(width, change), out[b])
+
+    def _along_rows(self, spins: np.ndarray, sums: np.ndarray, rows: slice) -> None:
+        """Sums along x of some rows of ``sums``, in place: then they are whole."""
+        if not self.kernel.nearest:
+            own = np.int32(self.kernel.weights[0] ** 2)
+            for b in range(len(sums)):
+                _rows(spins[b, rows], self.reach, own, *self.steps, sums[b, rows])
 
     def by_fft(self, spins: np.ndarray, slabs: Slabs | None) -> np.ndarray:
         """All sums at once by a rounded float64 transform, (B, n, nx) int32.
@@ -311,21 +324,40 @@ def _gain_alike(
 
 
 @kernel
+def _gain_one(
+    flat: np.ndarray,
+    count: int,
+    plus: tuple[int, int, int, int],
+    minus: tuple[int, int, int, int],
+    out: np.ndarray,
+) -> None:
+    """The same for four steps of height 1: no CPU multiplies bytes."""
+    a0, a1, a2, a3 = _Index(plus[0]), _Index(plus[1]), _Index(plus[2]), _Index(plus[3])
+    b0, b1, b2, b3 = _Index(minus[0]), _Index(minus[1]), _Index(minus[2]), _Index(minus[3])
+    for i in range(count):
+        x = _Index(i)
+        gain = (flat[a0 + x] - flat[b0 + x]) + (flat[a1 + x] - flat[b1 + x])
+        out[x] += gain + (flat[a2 + x] - flat[b2 + x]) + (flat[a3 + x] - flat[b3 + x])
+
+
+@kernel
 def _columns(
     padded: np.ndarray,
     weights: np.ndarray,
     places: np.ndarray,
     heights: np.ndarray,
     alike: np.ndarray,
-    width: int,
+    change: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Weighted sums along y, in strips of columns: each row from the one above it."""
-    reach = weights.size - 1
+    """Weighted sums along y, in strips of columns: each row from the one above it.
+
+    ``change`` is room for a row of a strip; its type is that of all differences.
+    """
+    reach, width = weights.size - 1, change.size
     n, nx = out.shape
-    strip = np.empty((padded.shape[0], width), np.int16)
+    strip = np.empty((padded.shape[0], width), change.dtype)
     flat = strip.reshape(-1)
-    change = np.empty(width, np.int16)  # at most 2 w_0 < 2^13
     for left in range(0, nx, width):
         w = min(width, nx - left)
         _copy_strip(padded, left, strip[:, :w])
@@ -342,7 +374,9 @@ def _columns(
                 k2, k3 = places[g, 2] * width, places[g, 3] * width
                 plus = (high + k0, high + k1, high + k2, high + k3)
                 minus = (low - k0, low - k1, low - k2, low - k3)
-                if alike[g]:
+                if alike[g] and heights[g, 0] == 1:
+                    _gain_one(flat, w, plus, minus, change)
+                elif alike[g]:
                     _gain_alike(flat, w, plus, minus, np.int16(heights[g, 0]), change)
                 else:
                     d0, d1 = np.int16(heights[g, 0]), np.int16(heights[g, 1])
@@ -359,7 +393,7 @@ def _add_to(change: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
 
 @kernel
 def _rows(
-    padded: np.ndarray,
+    spins: np.ndarray,
     reach: int,
     own: np.int32,
     places: np.ndarray,
@@ -383,15 +417,16 @@ def _rows(
         for i in range(reach):
             total += row[i]
             running[reach + nx + 1 + i] = total
-        spins = padded[reach + y]
         for x in range(nx):
-            row[x] = -own * np.int32(spins[x])
+            row[x] = -own * np.int32(spins[y, x])
         for g in range(alike.size):
             k0, k1, k2, k3 = places[g, 0], places[g, 1], places[g, 2], places[g, 3]
             high = reach + 1
             plus = (high + k0, high + k1, high + k2, high + k3)
             minus = (reach - k0, reach - k1, reach - k2, reach - k3)
-            if alike[g]:
+            if alike[g] and heights[g, 0] == 1:
+                _gain_one(running, nx, plus, minus, row)
+            elif alike[g]:
                 _gain_alike(running, nx, plus, minus, np.int32(heights[g, 0]), row)
             else:
                 d0, d1 = np.int32(heights[g, 0]), np.int32(heights[g, 1])

@@ -32,7 +32,7 @@ from mpiflow.lattice import Shape
 #: Bound of S: every sum of S^2 signs fits int32, with room for sums of two.
 MAX_SUM = 2**15 - 1
 #: S of short kernels (12 bits), and the fewest levels of long ones.
-SUM, LEVELS = 4095, 64
+SUM, LEVELS = 4095, 48
 #: The smallest standard deviation that a Gaussian of integer weights can have here.
 SMALLEST = 0.25
 
