@@ -21,6 +21,7 @@ LEAVES = {
     "alloy_report": ["rollout_128_2000.h5", "results.json", "sizes.png", "temperatures.png"],
     "alloy_window": ["results.json", "table.md"],
     "kac_solvers": ["results.json", "table.md", "kac_solvers.png", "cost.png"],
+    "learn_generator": ["results.json", "table.md", "learn_generator.png"],
     "pde_comparison": ["results.json", "table.md", "case_h1_T4_gamma32.png", "limits.png"],
     "demo": ["truth.h5", "rollout.h5", "demo.png", "table.md", "model/model.safetensors"],
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
@@ -42,6 +43,7 @@ ENTRIES = {
     "window_bias": 8,
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
+    "learn_generator": 33,
     "alloy_barriers": 27,
     "alloy_truth": 2 * 18 + 2 * 6,
     "alloy_learn": 4,
@@ -50,7 +52,7 @@ ENTRIES = {
 }
 #: Options of a driver that name the results of others.
 NEEDS = {"alloy_report": {"--truth": "alloy_truth", "--model": "alloy_learn"}}
-TITLES = ("| T |", "| ours |", "| learned (ours) |", "| window [hops] |", "| case |")
+TITLES = ("| T |", "| ours |", "| learned (ours) |", "| window [hops] |", "| case |", "| data |")
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from frames on both sides (orders 2 and 4, or a local polynomial, Savitzky-Golay
 that is independent of the value that it belongs to; order 1 shares a value with it, which biases
 A by :math:`\sigma^2 / (\delta t \, \mathrm{var}\, m)`. What is left is that F is evaluated at
 values with errors, which pulls all slopes down (errors in variables), most for short waves, of
-which there is little. A second value of the field with independent errors, taken from frames
-that do not overlap, is an *instrument* (Z below) that removes it to first order.
+which there is little. A second value of the field with independent errors, taken from other
+frames round the same time, is an *instrument* that removes it to first order.
 
 *Dynamic* noise: block means of a microscopic run are themselves the state. The rate of a block
 of spins is :math:`-m + \langle \tanh \beta h_\gamma \rangle` with the noisy m of the same spins,
@@ -165,20 +165,19 @@ class FieldData:
         order : 1 (forward, for microscopic runs), 2 or 4 (central differences)
         window : instead, the odd number of frames through which a polynomial of ``degree`` is
             fitted (Savitzky-Golay), which gives the state and its rate in their middle
-        instrument : take instruments from the next frames that do not overlap with those of the
-            state and rate; for measured noise
+        instrument : for measured noise: the state from every second frame of those that the rate
+            takes, and an instrument from the others. Both have weights that are even in time
+            and the rate odd ones, so that the errors of all three are uncorrelated
         every : take one frame of so many
         """
         offsets, value, slope = _stencil(order, window, degree)
+        other = value
+        if instrument:
+            if order == 1 and not window:
+                raise InputError("order", 1, "2 or 4 with instruments", "Use 2, or a window.")
+            value, other = (_value(offsets, offsets % 2 == odd, degree) for odd in (0, 1))
         frames = len(self.times)
-        reach = max(abs(o) for o in offsets)
-        shift = reach + int(np.abs(offsets[value != 0]).max()) + 1 if instrument else 0
-        # An instrument lies before or behind, where there is room.
-        low, high = -int(offsets.min()), frames - int(offsets.max())
-        middle = np.arange(low, high)[::every]
-        ahead = middle + shift < frames - (reach if window else 0)
-        behind = middle - shift >= (reach if window else 0)
-        middle, ahead = middle[ahead | behind], ahead[ahead | behind]
+        middle = np.arange(-int(offsets.min()), frames - int(offsets.max()))[::every]
         if len(middle) == 0:
             raise InputError(
                 "times", frames, f"more frames for order {order}, window {window}", "Save more."
@@ -193,12 +192,11 @@ class FieldData:
             return np.asarray(total).reshape(-1, self.points, self.points)
 
         state = combined(value, middle)
-        shifted = middle + np.where(ahead, shift, -shift)
         repeat = len(middle)
         return Rates(
             state,
             combined(slope / self.interval, middle),
-            combined(value, shifted) if instrument else state,
+            combined(other, middle) if instrument else state,
             np.repeat(1.0 / np.asarray(self.temperature, float), repeat),
             np.repeat(np.asarray(self.field, float), repeat),
             np.repeat(np.arange(len(self.fields)), repeat),
@@ -223,18 +221,28 @@ def _stencil(order: int, window: int, degree: int) -> tuple[np.ndarray, np.ndarr
     return offsets, (offsets == 0).astype(float), np.array(slope)
 
 
+def _value(offsets: np.ndarray, some: np.ndarray, degree: int) -> np.ndarray:
+    """Weights of the value in the middle of a polynomial through some of the frames."""
+    out = np.zeros(len(offsets))
+    powers = np.arange(min(degree + 1, some.sum()))
+    out[some] = np.linalg.pinv(offsets[some, None].astype(float) ** powers)[0]
+    return out
+
+
 def random_starts(
     runs: int, points: int, seed: int, *, amplitude: float = 0.7, lengths: Sequence[float]
 ) -> np.ndarray:
     r"""Smooth random fields to start from, (runs, M, M) float64, inside (-1, 1).
 
     :math:`m = \tanh(\mu + a\,g)`, g a Gaussian field of covariance :math:`e^{-r^2/2\xi^2}`,
-    with :math:`\mu` uniform in (-1/2, 1/2). Run i has the correlation length ``lengths[i]``
-    points, over and over: the kernel is learned on the waves that are excited, and no others.
+    with :math:`\mu` spread evenly over (-1/2, 1/2), by steps of the golden ratio from run to run.
+    Run i has the correlation length ``lengths[i]`` points, over and over: the kernel is learned
+    on the waves that are excited, the law on the values that I and m take, and on no others.
     """
     k = 2 * np.pi * np.fft.fftfreq(points)
     out = np.empty((runs, points, points))
-    mean = noise.uniforms(seed, "sample", 0, 0, np.arange(runs))[:, 0] - 0.5
+    offset = noise.uniforms(seed, "sample", 0, 0, np.arange(1))[0, 0]
+    mean = (offset + np.arange(runs) * (np.sqrt(5) - 1) / 2) % 1.0 - 0.5
     white = noise.normals(seed, "sample", np.arange(runs), 0, points**2)
     for i in range(runs):
         line = np.exp(-0.25 * (lengths[i % len(lengths)] * k) ** 2)

@@ -99,6 +99,7 @@ class Generator(nn.Module):
     points : M, points of the grid a side
     radius : reach of ``free`` and ``radial`` kernels in points; more than 1, at most M / 2
     width : of the three hidden layers of ``mlp``
+    mirror : F(-I, -m, -h) = -F(I, m, h) by construction (``mlp``; the others are so anyway)
 
     Attributes
     ----------
@@ -114,6 +115,7 @@ class Generator(nn.Module):
         points: int = 64,
         radius: float = 8,
         width: int = 128,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         for name, value, known in (("prior", prior, Prior), ("kernel", kernel, KernelKind)):
@@ -124,7 +126,7 @@ class Generator(nn.Module):
         if not 1 < radius <= points / 2:
             raise InputError("radius", radius, f"above 1, at most {points / 2:g}", "Try 8.")
         self.prior, self.kernel, self.points, self.radius = prior, kernel, points, radius
-        self.width, self.card = width, dict[str, Any]()
+        self.width, self.mirror, self.card = width, mirror, dict[str, Any]()
         self.basis = kernel_basis(kernel, points, radius)
         flat = self.basis.reshape(len(self.basis), -1)
         #: Sum and centre of each phi_p, and the weights of delta.
@@ -184,7 +186,11 @@ class Generator(nn.Module):
         if self.network is None:
             return -self.constants[0] * m + torch.tanh(drive + self.constants[1] * h)
         inputs = torch.stack(torch.broadcast_tensors(drive, m, beta, h), dim=-1)
-        return self.unit * self.network((inputs - self.shift) / self.scale)[..., 0]
+        value = self.network((inputs - self.shift) / self.scale)
+        if self.mirror:
+            inputs = inputs * torch.tensor([-1, -1, 1, -1], dtype=inputs.dtype)
+            value = 0.5 * (value - self.network((inputs - self.shift) / self.scale))
+        return self.unit * value[..., 0]
 
     def law_in_gauge(
         self, drive: np.ndarray, m: np.ndarray, beta: np.ndarray, h: np.ndarray
@@ -209,6 +215,10 @@ class Generator(nn.Module):
         if self.prior == "linear":
             by_constants.append(by_drive * h)
         return value.detach(), by_drive, by_constants
+
+    def slots(self, beta: torch.Tensor, h: torch.Tensor) -> np.ndarray:
+        """Which of the constants :meth:`slopes` are by, (n, k) for fields with these beta, h."""
+        return np.broadcast_to(np.arange(len(self.constants)), (len(beta), len(self.constants)))
 
     def drive(self, m: torch.Tensor, symbol: torch.Tensor | None = None) -> torch.Tensor:
         """The convolution, of fields (..., M, M)."""
@@ -277,10 +287,15 @@ class Generator(nn.Module):
         beta: torch.Tensor,
         h: torch.Tensor,
         rate: torch.Tensor,
+        weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Loss (19) of samples in units of the rates' variance: phi_p * m (n, P), the rest (n,)."""
-        guess = self.law(features @ self.own_weights(), m, beta, h)
-        return ((guess - rate) / self.unit) ** 2
+        """Loss (19) of samples in units of the rates' variance, times ``weight``.
+
+        ``features`` are phi_p * m (n, P), or (n,) their sum with the weights; the rest (n,).
+        """
+        drive = features if features.ndim == 1 else features @ self.own_weights()
+        loss = ((self.law(drive, m, beta, h) - rate) / self.unit) ** 2
+        return loss if weight is None else weight * loss
 
     # -- files --------------------------------------------------------------------------------
 
@@ -292,6 +307,7 @@ class Generator(nn.Module):
             "points": self.points,
             "radius": self.radius,
             "width": self.width,
+            "mirror": self.mirror,
             "card": self.card,
         }
         tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
@@ -304,7 +320,7 @@ def load_generator(directory: str | Path) -> Generator:
 
 
 def _built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Generator:
-    names = ("prior", "kernel", "points", "radius", "width")
+    names = ("prior", "kernel", "points", "radius", "width", "mirror")
     model = Generator(**{name: description[name] for name in names})
     model.load_state_dict(dict(tensors))
     model.card = description["card"]

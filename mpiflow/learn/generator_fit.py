@@ -38,8 +38,12 @@ from mpiflow.learn.training import Schedule, TrainingLog, fit
 
 #: Fields at a time; fields that the Jacobian is taken from.
 CHUNK, JACOBIAN = 32, 96
+#: Points it is taken from for a law of unknown form, which depends on few points with large values.
+ALL = 20_000_000
 #: Steps before the smoothing is chosen; weight of G^2, which only keeps matrices regular.
 SETTLED, RIDGE = 5, 1e-9
+#: A Jacobian serves for further steps once they are shorter than this.
+REUSED = 0.02
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def features(model: Generator, m: np.ndarray) -> np.ndarray:
     return np.fft.irfft2(np.fft.rfft2(m)[:, None] * hats, s=m.shape[-2:])
 
 
-def _conditions(rates: Rates, some: np.ndarray | slice) -> tuple[torch.Tensor, torch.Tensor]:
+def conditions(rates: Rates, some: np.ndarray | slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """beta and h of some fields, (n, 1, 1)."""
     beta, h = (torch.as_tensor(v[some], dtype=DOUBLE) for v in (rates.beta, rates.field))
     return beta[:, None, None], h[:, None, None]
 
@@ -84,7 +89,7 @@ def _scores(model: Generator, rates: Rates) -> tuple[np.ndarray, float]:
         for start in range(0, len(rates.state), CHUNK):
             some = slice(start, start + CHUNK)
             m, r = torch.as_tensor(rates.state[some]), torch.as_tensor(rates.rate[some])
-            beta, h = _conditions(rates, some)
+            beta, h = conditions(rates, some)
             value, slope, by_constants = model.slopes(model.drive(m, symbol), m, beta, h)
             if rates.interval > 0:
                 value = (model.flow(m, beta, h, rates.interval, 1) - m) / rates.interval
@@ -94,32 +99,38 @@ def _scores(model: Generator, rates: Rates) -> tuple[np.ndarray, float]:
                 z = torch.as_tensor(rates.instrument[some])
                 _, slope, by_constants = model.slopes(model.drive(z, symbol), z, beta, h)
             product = (torch.fft.rfft2(r * slope) * torch.fft.rfft2(z).conj()).real
-            parts = [product.reshape(len(z), -1) @ half.T]
-            parts += [(r * c).sum(dim=(1, 2))[:, None] for c in by_constants]
-            out.append(torch.cat(parts, dim=1).numpy())
+            sums = np.zeros((len(z), len(half) + len(model.constants)))
+            sums[:, : len(half)] = (product.reshape(len(z), -1) @ half.T).numpy()
+            slots = len(half) + model.slots(beta, h)
+            for i, c in enumerate(by_constants):
+                sums[np.arange(len(z)), slots[:, i]] = torch.einsum("nij,nij->n", r, c).numpy()
+            out.append(sums)
             total += float((r * r).sum())
     return np.concatenate(out), total / rates.state.size
 
 
 def _jacobian(model: Generator, rates: Rates) -> np.ndarray:
     """The sum of Z_p F_q over all fields, estimated from some of them."""
-    chosen = np.unique(np.linspace(0, len(rates.state) - 1, JACOBIAN).astype(int))
+    count = JACOBIAN if model.network is None else ALL // model.points**2
+    chosen = np.unique(np.linspace(0, len(rates.state) - 1, count).astype(int))
     symbol = model.symbol().detach()
 
     def rows(field: np.ndarray, i: int) -> np.ndarray:
-        beta, h = _conditions(rates, slice(i, i + 1))
+        beta, h = conditions(rates, slice(i, i + 1))
         m = torch.as_tensor(field[i : i + 1])
         _, slope, by_constants = model.slopes(model.drive(m, symbol), m, beta, h)
         parts = [(features(model, field[i : i + 1]) * slope.numpy()[:, None])[0]]
         parts += [c.numpy() for c in by_constants]
         return np.concatenate(parts).reshape(-1, field[i].size)
 
-    total = 0.0
+    p = len(model.weights)
+    total = np.zeros((p + len(model.constants),) * 2)
     for i in chosen:
         own = rows(rates.state, i)
         same = rates.instrument is rates.state
-        total = total + (own if same else rows(rates.instrument, i)) @ own.T
-    return np.asarray(total) * (len(rates.state) / len(chosen))
+        at = [*range(p), *(p + model.slots(*conditions(rates, slice(i, i + 1)))[0])]
+        total[np.ix_(at, at)] += (own if same else rows(rates.instrument, i)) @ own.T
+    return total * (len(rates.state) / len(chosen))
 
 
 def _laplacian(kernels: np.ndarray) -> np.ndarray:
@@ -149,7 +160,7 @@ def solve(
     ------
     InputError : the steps do not converge
     """
-    p, k = len(model.weights), len(CONSTANTS[model.prior])
+    p, k = len(model.weights), len(model.constants)
     if model.prior == "linear" and len(np.unique(rates.beta)) > 1:
         raise InputError(
             "temperature", "several", "one for the linear form", "Select runs, or use strong."
@@ -163,13 +174,18 @@ def solve(
     gram[:p, :p], curvature[:p, :p] = flat @ flat.T, rough @ rough.T
     free = np.eye(p + k)
     if model.network is not None:
-        free = scipy.linalg.null_space(np.stack([model.sums, model.centres]))
+        gauge = scipy.linalg.null_space(np.stack([model.sums, model.centres]))
+        free = scipy.linalg.block_diag(gauge, np.eye(k))
     elif model.prior == "linear" and not rates.field.any():
         free = free[:, :-1]  # D is not known
-    done, weight = 0, 0.0
+    done, weight, size = 0, 0.0, 1.0
     for done in range(1, steps + 1):
         scores, square = _scores(model, rates)
-        jacobian = _jacobian(model, rates)
+        if size > REUSED:
+            whole = _jacobian(model, rates)
+            # Constants that the data do not show stay where they are.
+            whole[p:, p:] += np.diag(RIDGE * np.diag(whole)[p:])
+        jacobian = whole
         unit = float(model.delta @ jacobian[:p, :p] @ model.delta)
         theta = torch.cat([model.weights, model.constants]).detach().numpy()
         if smoothing is not None:
@@ -189,7 +205,7 @@ def solve(
         with torch.no_grad():
             model.weights.add_(torch.as_tensor(change[:p]))
             model.constants.add_(torch.as_tensor(change[p:]))
-        size = float(np.linalg.norm(change) / np.linalg.norm(theta + change))
+        size = float(np.linalg.norm(change[:p]) / np.linalg.norm((theta + change)[:p]))
         if size < tolerance and (smoothing is not None or done > SETTLED + 1):
             break
     if not np.isfinite(size) or size > 1e-2:
@@ -224,7 +240,9 @@ def errors(model: Generator, solution: Solution, draws: int = 200, seed: int = 0
         samples.append([*extra, b, b + c, centre])
     last = "C" if model.prior == "linear" else "J(0)"
     names = [*CONSTANTS[model.prior], "B", "mass", last]
-    out = dict(zip(names, np.std(samples, axis=0).tolist(), strict=True))
+    out = {}
+    if model.network is None:
+        out = dict(zip(names, np.std(samples, axis=0).tolist(), strict=True))
     gram = flat @ flat.T
     variance = float(np.trace(gram @ solution.covariance[:p, :p]))
     return out | {"kernel": float(np.sqrt(variance) / np.linalg.norm(own @ flat))}
@@ -269,9 +287,7 @@ def descend(
 
     Single precision; for any prior, but :func:`solve` is faster and exact for the strong ones.
     """
-    _, m, beta, h, rate = data
     _set_scales(model, data)
-    del m, beta, h, rate
     order = np.argsort(noise.uniforms(seed, "sample", 3, 0, np.arange(len(data[0])))[:, 0])
     model.float()
     log = fit(model, [a[order] for a in data], seed=seed, schedule=schedule, comm=comm,
@@ -296,11 +312,16 @@ def _set_scales(model: Generator, data: tuple[np.ndarray, ...]) -> None:
             w = np.linalg.solve(normal, design.T @ (rate - rate.mean()))
             if (w @ model.sums - w @ model.centres) > 0:
                 model.weights.copy_(torch.as_tensor(w))
-            drive = phi @ model.own_weights().numpy()
-            inputs = np.stack([drive, m, beta, h])
-            spread = inputs.std(axis=1)
-            model.shift.copy_(torch.as_tensor(inputs.mean(axis=1)))
-            model.scale.copy_(torch.as_tensor(np.where(spread > 1e-9, spread, 1.0)))
+        set_units(model, phi @ model.own_weights().numpy(), m, beta, h, rate)
+
+
+def set_units(model: Generator, *points: np.ndarray) -> None:
+    """Units of a network's inputs I, m, beta, h and of its output, the rate, all (n,)."""
+    inputs, rate = np.stack(points[:4]), points[4]
+    spread = inputs.std(axis=1)
+    with torch.no_grad():
+        model.shift.copy_(torch.as_tensor(inputs.mean(axis=1)))
+        model.scale.copy_(torch.as_tensor(np.where(spread > 1e-9, spread, 1.0)))
         model.unit.fill_(max(float(np.std(rate)), 1e-12))
 
 
