@@ -302,7 +302,7 @@ def parse() -> argparse.Namespace:
     add("--size", type=int, default=1024, help="L of the cases")
     add("--sizes", type=lambda t: [int(w) for w in t.split(",")], default=[1024, 4096])
     add("--runs", type=int, default=4, help="runs of each size but the largest, which has one")
-    add("--tau", type=float, default=0.1, help="step of the spins (midpoint)")
+    add("--tau", type=float, default=0.125, help="step of the spins (midpoint)")
     add("--seed", type=int, default=0, help="of initial fields and runs")
     add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()

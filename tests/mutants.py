@@ -264,7 +264,13 @@ MUTANTS: list[list[Mutant]] = [
     [
         Mutant(
             "sign of the energy in pairwise barriers",
-            (Change("systems/barriers.py", "] + 0.5 * change", "] - 0.5 * change"),),
+            (
+                Change(
+                    "systems/barriers.py",
+                    "out[d] = model.base[atom] + 0.5",
+                    "out[d] = model.base[atom] - 0.5",
+                ),
+            ),
             (Named(f"{VACANCY_TESTS}_serial_stationary_law_is_gibbs"),),
         ),
     ],
@@ -374,11 +380,17 @@ def _outcome(case: xml.Element) -> str:
     return "passed" if len(case) == 0 or case.find("system-out") is not None else case[0].tag
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
+    """With words, only mutants whose names have one of them."""
     start = time.monotonic()
     problems = 0
+    chosen = [
+        [m for m in group if not words or any(word in m.name for word in words)]
+        for group in MUTANTS
+    ]
+    chosen = [group for group in chosen if group]
     with tempfile.TemporaryDirectory(prefix="mpiflow-mutants-") as folder:
-        every = dict.fromkeys(test for group in MUTANTS for m in group for test in m.tests)
+        every = dict.fromkeys(test for group in chosen for m in group for test in m.tests)
         unchanged = variants.make(Path(folder) / "unchanged")
         for test, outcome in outcomes(unchanged, list(every)).items():
             if outcome != "passed":
@@ -386,7 +398,7 @@ def main() -> int:
                 print(f"on the unchanged package: {test.name}: {outcome}", flush=True)
         print(f"unchanged package: {len(every)} tests, {time.monotonic() - start:.0f} s\n")
         print("mutant | test that caught it | s")
-        for number, group in enumerate(MUTANTS):
+        for number, group in enumerate(chosen):
             began = time.monotonic()
             changes = [change for mutant in group for change in mutant.changes]
             variant = variants.make(Path(folder) / str(number), changes)
@@ -407,4 +419,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
