@@ -159,7 +159,7 @@ def kac_kernel(gamma: float) -> KacKernel:
     r"""The kernel of standard deviation ``gamma`` sites.
 
     Weights are :math:`w_k = \mathrm{round}(P e^{-k^2 / 2 \sigma^2})`. P gives sums S of about
-    4095, and at least 64 levels for wide kernels as long as S < 2^15; sigma is such that
+    4095, and at least 48 levels for wide kernels as long as S < 2^15; sigma is such that
     :math:`\sum_k k^2 w_k / S` is as near to gamma^2 as rounding allows (gamma itself below 1).
 
     Raises
