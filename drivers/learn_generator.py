@@ -60,11 +60,12 @@ def main() -> None:
         # The network's law is nothing to a kernel of hundreds of weights but time.
         if prior != "mlp" or (kernel != "spectral" and gamma == options.gammas[0])
     ]
-    found = farm(tasks, lambda task: learned(task, options, micro, out), comm)
+    every = farm(tasks, lambda task: attempted(task, options, micro, out), comm)
+    found = {task: result for task, result in every.items() if result is not None}
     extra = farm(["order 1", "order 2", "order 4", "rollout", "least squares", "central"],
                  lambda name: estimator(name, options, micro), comm)  # fmt: skip
     if comm.rank == 0:
-        report(out, found, extra, options)
+        report(out, found, extra, options, [task for task in tasks if task not in found])
         figure(out / "learn_generator.png", found, options)
 
 
@@ -151,6 +152,17 @@ def rates_of(task: Task, options: argparse.Namespace, micro: dict[float, FieldDa
 
 
 # -- learning ------------------------------------------------------------------------------
+
+
+def attempted(
+    task: Task, options: argparse.Namespace, micro: dict[float, FieldData], out: Path
+) -> dict[str, Any] | None:
+    """What :func:`learned` returns; None, and a word, where it finds no solution."""
+    try:
+        return learned(task, options, micro, out)
+    except InputError as error:
+        print(*task, f"failed: {error}", flush=True)
+        return None
 
 
 def learned(
@@ -311,7 +323,7 @@ def estimator(name: str, options: argparse.Namespace, micro: dict[float, FieldDa
 
 def report(
     out: Path, found: dict[Task, dict[str, Any]], extra: dict[str, float],
-    options: argparse.Namespace,
+    options: argparse.Namespace, failed: list[Task],
 ) -> None:  # fmt: skip
     """table.md and results.json."""
     lines = [
@@ -365,6 +377,9 @@ def report(
         lines.append(f"| {notes[name]} | {100 * error:.2f} |")
         entry(f"kernel error, {notes[name]}", error)
     lines += ["", *verification(found)]
+    if failed:
+        names = "; ".join(" ".join(map(str, task)) for task in failed)
+        lines += ["", f"Without a solution, and left out: {names}."]
     table = "\n".join(lines)
     print(table)
     (out / "table.md").write_text(table + "\n")
