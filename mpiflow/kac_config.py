@@ -8,7 +8,6 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mpiflow.config import FRAMES, SpinConfig, idle, option
-from mpiflow.systems.kac import kac_kernel
 
 
 class KacConfig(SpinConfig):
@@ -71,6 +70,8 @@ class KacConfig(SpinConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        from mpiflow.systems.kac import kac_kernel  # compiles: not for the sake of --help
+
         lattice = self._check_lattice()
         kac_kernel(self.gamma).require_room(lattice.shape)
         if self.solver != "tau-leap":
