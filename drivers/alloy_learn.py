@@ -27,8 +27,8 @@ from mpiflow.learn.training import Schedule
 from mpiflow.plots import relaxation_figure
 from mpiflow.systems.alloy import Alloy, pair_names
 
-#: Of the 18 temperatures of arXiv:2511.12842, in K, those at which vacancies move in a pair's time.
-TEMPERATURES = [800, 900, 1000, *range(1200, 3001, 200)]
+#: The 18 temperatures of arXiv:2511.12842, in K.
+TEMPERATURES = [*range(300, 1001, 100), *range(1200, 3001, 200)]
 #: Hops of a small lattice: more where it relaxes slowly, nowhere many more than it needs, for
 #: what counts are snapshots on the way.
 HOPS = {900: 5_000_000, 1200: 1_000_000, 1600: 100_000}

@@ -195,7 +195,7 @@ class SpinConfig(RunConfig):
     initial: str = option(
         "shuffled",
         "shuffled (exact magnetization), random, up, gaussian (smooth random field), or the "
-        "path of a .npy file or of a run saved with --spins.",
+        "path of a .npy file (spins, or their means) or of a run saved with --spins.",
         metavar="KIND|PATH",
         allowed="shuffled, random, up, gaussian, or the path of a file",
         remedy="Try shuffled.",

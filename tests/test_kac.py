@@ -355,6 +355,21 @@ def test_members_do_not_see_each_other(solver: Any) -> None:
     assert not np.array_equal(three[0], three[1])
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("solver", [*STEPS, "gillespie"])
+def test_ranks_without_members_have_nothing_to_do(solver: Any, comm: MPI.Intracomm) -> None:
+    """Two members on up to four ranks, and those of one rank."""
+
+    def spins(where: MPI.Intracomm) -> np.ndarray:
+        sim = KacSimulation(Kac(0.8, 1.5), 16, solver=solver, seed=3, members=2, comm=where)
+        sim.set_spins(initial.independent, magnetization=0.2)
+        for frame in sim.frames(0.4, 0.2):
+            assert len(frame.energy) == len(frame.flips) == sim.block.batch
+        return np.array(sim.spins()) if where is MPI.COMM_SELF else where.bcast(sim.gather())
+
+    assert np.array_equal(spins(comm), spins(MPI.COMM_SELF))
+
+
 def test_a_field_of_the_same_value_everywhere_is_the_uniform_field() -> None:
     common: dict[str, Any] = {"size": 16, "solver": "tau-leap", "tau": 0.2}
     uniform = run(MPI.COMM_SELF, system=Kac(0.9, 1.0, 0.5), **common)

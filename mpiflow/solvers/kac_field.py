@@ -114,7 +114,7 @@ class Sums:
         pairs of rows (of the n) and sums (B, rows, nx) int32, which the next pair overwrites
         """
         batch, rows, nx = padded.shape
-        n = rows - 2 * self.reach
+        n = rows - 2 * self.reach if batch else 0  # a rank may have no member, or no row
         height = max(_ROWS, 2 * self.reach, _BAND // (batch * nx)) if n else 1
         out = np.empty((batch, min(height, n), nx), np.int32)
         short = max(1, _AT_ONCE // (batch * nx)) if n else 1
