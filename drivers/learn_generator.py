@@ -463,7 +463,7 @@ def parse() -> argparse.Namespace:
     add("--points", type=int, default=64, help="M of the equation")
     add("--micro-points", type=int, default=128, help="M of microscopic runs")
     add("--runs", type=int, default=36, help="solutions of the equation to learn from")
-    add("--micro-runs", type=int, default=24, help="microscopic runs to learn from")
+    add("--micro-runs", type=int, default=36, help="microscopic runs to learn from")
     add("--window", type=int, default=7, help="frames of a local polynomial where there is noise")
     add("--degree", type=int, default=6, help="of the polynomials the network's kernel is found by")
     add("--epochs", type=int, default=100, help="of the network")
