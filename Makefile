@@ -1,5 +1,5 @@
 # make help lists the targets. Everything runs from .venv, which jobs/setup.sh makes and keeps current.
-.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu mutants bench lint format clean distclean
+.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm mutants bench lint format clean distclean
 .DEFAULT_GOAL := help
 # In order, also under make -j: the parts share two cores.
 .NOTPARALLEL:
@@ -54,6 +54,9 @@ test-gpu: setup ## kernels on the GPU of this machine: same bits as the CPU
 	@jobs/cuda.sh
 	timeout -k 10 1800 .venv-cuda/bin/python -m pytest -q -m kernel
 	.venv-cuda/bin/python -m mpiflow bench ising --device cuda
+
+test-slurm: setup ## the array job on a two-node Slurm on this machine: stopped, requeued, same bits
+	$(PY) tests/slurm/array_job.py
 
 test-validate: setup ## long physics tests, one rank
 	$(PYTEST) --validate -m validate --timeout 7200

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from mpiflow.lattice import Layout as Layout
     from mpiflow.learn.model import MacroscopicModel as MacroscopicModel
     from mpiflow.learn.model import load_model as load_model
+    from mpiflow.learn.runs import RunDataset as RunDataset
     from mpiflow.run import record as record
     from mpiflow.run import simulate as simulate
+    from mpiflow.runs import Runs as Runs
+    from mpiflow.runs import open_path
     from mpiflow.scaleup import local_relax as local_relax
     from mpiflow.scaleup import partial_evolution as partial_evolution
     from mpiflow.scaleup import upsample as upsample
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from mpiflow.trajectory import Trajectory as Trajectory
     from mpiflow.trajectory import TrajectoryWriter as TrajectoryWriter
 
-    open = Trajectory
+    open = open_path
 
 __version__ = "0.1.0"
 
@@ -45,6 +48,8 @@ _PUBLIC = {
     "Layout": ("mpiflow.lattice", "Layout"),
     "MacroscopicModel": ("mpiflow.learn.model", "MacroscopicModel"),
     "NFold": ("mpiflow.solvers.nfold", "NFold"),
+    "RunDataset": ("mpiflow.learn.runs", "RunDataset"),
+    "Runs": ("mpiflow.runs", "Runs"),
     "Simulation": ("mpiflow.simulation", "Simulation"),
     "Sublattice": ("mpiflow.solvers.sublattice", "Sublattice"),
     "Trajectory": ("mpiflow.trajectory", "Trajectory"),
@@ -52,7 +57,7 @@ _PUBLIC = {
     "load_barrier_model": ("mpiflow.barrier_files", "load_barrier_model"),
     "load_model": ("mpiflow.learn.model", "load_model"),
     "local_relax": ("mpiflow.scaleup", "local_relax"),
-    "open": ("mpiflow.trajectory", "Trajectory"),
+    "open": ("mpiflow.runs", "open_path"),
     "partial_evolution": ("mpiflow.scaleup", "partial_evolution"),
     "record": ("mpiflow.run", "record"),
     "simulate": ("mpiflow.run", "simulate"),

@@ -5,45 +5,52 @@ from __future__ import annotations
 import json
 import math
 import time as clock
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
+from mpiflow import checkpoint
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_simulation import AlloyFrame, AlloySimulation
 from mpiflow.barrier_files import BarrierModel, load_barrier_model
+from mpiflow.checkpoint import Checkpoint
 from mpiflow.errors import InputError
 from mpiflow.initial_alloy import counts_of, from_structure, place_vacancies, random_alloy
 from mpiflow.noise import RNG
 from mpiflow.parallel import agreed
-from mpiflow.progress import Progress
+from mpiflow.recording import Content, Walk, beginning, facts_of, follow, keep_of, unchanged
 from mpiflow.schema import STANDARD, TIME
+from mpiflow.stopping import Keep
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
-from mpiflow.trajectory import Backend, TrajectoryWriter, Value
+from mpiflow.trajectory import Backend, Value
 
 _TIME = replace(TIME, units="s", long_name="time")
 
 
-def simulate_alloy(config: AlloyConfig, comm: MPI.Intracomm | None = None) -> Path:
-    """Run what a configuration says and write its file. Collective.
+def simulate_alloy(
+    config: AlloyConfig, comm: MPI.Intracomm | None = None, *, changed: Container[str] = ()
+) -> Path:
+    """Run what a configuration says and write its file. Collective; see :func:`run.simulate`.
 
     Raises
     ------
     InputError
         on all ranks, before the first step and before anything is written
+    Stopped
+        on all ranks, after a checkpoint: a signal, or the walltime
     """
     comm = MPI.COMM_WORLD if comm is None else comm
     start = clock.monotonic()
+    point, overwrite = beginning(config, comm, changed)
     with agreed(comm):
         model = load_barrier_model(config.barriers, config.axis_order)
-    sim = build_alloy(config, model, comm)
+    sim = build_alloy(config, model, comm, point)
     if comm.rank == 0 and not config.quiet:
         print(f"{config.out}: {sim.describe()}, barriers {model.name}")
     record_alloy(
@@ -53,7 +60,7 @@ def simulate_alloy(config: AlloyConfig, comm: MPI.Intracomm | None = None) -> Pa
         hops=config.hops,
         save_every=config.save_every,
         species=config.species,
-        overwrite=config.overwrite,
+        overwrite=overwrite,
         writer=config.writer,
         attributes={
             "config_json": config.model_dump_json(),
@@ -61,6 +68,9 @@ def simulate_alloy(config: AlloyConfig, comm: MPI.Intracomm | None = None) -> Pa
             "barriers_sha256": model.sha256,
         },
         progress=not config.quiet,
+        keep=keep_of(config),
+        point=point,
+        changed=changed,
     )
     load = sim.load()
     if comm.rank == 0 and not config.quiet:
@@ -68,14 +78,23 @@ def simulate_alloy(config: AlloyConfig, comm: MPI.Intracomm | None = None) -> Pa
     return config.out
 
 
-def build_alloy(config: AlloyConfig, model: BarrierModel, comm: MPI.Intracomm) -> AlloySimulation:
-    """The simulation of a configuration, in its initial state. Collective."""
+def build_alloy(
+    config: AlloyConfig,
+    model: BarrierModel,
+    comm: MPI.Intracomm,
+    point: Checkpoint | None = None,
+) -> AlloySimulation:
+    """The simulation of a configuration, in its initial state, unless a checkpoint has another.
+
+    Collective.
+    """
     sim = AlloySimulation(
         Alloy(config.temperature, config.elements),
         model.parameters,
         config.cells,
         solver=config.solver,
-        window=config.window,
+        # The window that was chosen for the initial state stays.
+        window=config.window if point is None else point.numbers.get("window"),
         tile=config.tile,
         seed=config.seed,
         members=config.members,
@@ -83,6 +102,8 @@ def build_alloy(config: AlloyConfig, model: BarrierModel, comm: MPI.Intracomm) -
         ranks_grid=config.ranks_grid,
         device=config.device,
     )
+    if point is not None:
+        return sim
     set_initial(sim, config)
     if config.solver == "tiled" and config.window is None:
         # Hops are counted, not timed: any window will do there.
@@ -129,6 +150,9 @@ def record_alloy(
     writer: Backend = "auto",
     attributes: Mapping[str, Any] | None = None,
     progress: bool = True,
+    keep: Keep | None = None,
+    point: Checkpoint | None = None,
+    changed: Container[str] = (),
 ) -> None:
     """Advance a simulation and write a frame now, every ``save_every``, and at the end.
 
@@ -139,19 +163,26 @@ def record_alloy(
     time, hops : how far, in s or in hops; one of the two
     save_every : in the same unit, by default all of it
     species : also save the species of every site
-    overwrite, writer, attributes, progress : as in :func:`mpiflow.run.record`
+    overwrite, writer, attributes, progress, keep, point, changed : as in
+        :func:`mpiflow.run.record`
     """
     if (time is None) == (hops is None):
         raise InputError("time, hops", (time, hops), "one of the two", "Give one.")
     if hops is not None:
-        end, every = float(hops), hops if save_every is None else save_every
-        if not float(every).is_integer():
-            raise InputError("save_every", every, "a whole number of hops", "Round it.")
-        frames = sim.frames_by_hops(hops, int(every))
+        count = hops if save_every is None else save_every
+        if not float(count).is_integer():
+            raise InputError("save_every", count, "a whole number of hops", "Round it.")
+        schedule = sim.schedule_of_hops(hops, int(count))
+        unit, grain = "hops", 1.0
     else:
         end = time or 0.0
-        frames = sim.frames(end, end if save_every is None else save_every)
-    first = next(frames)  # checks the times, before a file is made
+        schedule = sim.schedule(end, end if save_every is None else save_every)
+        unit, grain = "time", sim.grain or 0.0
+    about = _attributes(sim) | dict(attributes or {})
+    facts = facts_of(sim.facts(), about)
+    if point is not None:
+        unchanged(point, facts, changed)
+        checkpoint.load(point, sim)
     ensemble: dict[str, int] = {"member": sim.members} if sim.members > 1 else {}
     names = ("vacancy", *sim.system.elements)
     pairs = alloy.pair_names(sim.system.elements)
@@ -171,26 +202,32 @@ def record_alloy(
             sim.local_sites()  # ranks may not be slabs
         dims["site"] = sim.sites
         variables.append(STANDARD["species"].over(*ensemble, "site"))
-    began = sim.time
-    with (
-        TrajectoryWriter(
-            out,
-            comm=sim.comm,
-            dims=dims,
-            variables=variables,
-            coordinates=coordinates,
-            attributes=_attributes(sim) | dict(attributes or {}),
-            overwrite=overwrite,
-            backend=writer,
-            time=_TIME,
-        ) as trajectory,
-        Progress(end, Path(out).name, sim.comm, show=progress) as bar,
-    ):
-        for frame in chain([first], frames):
-            trajectory.append(frame.time, _values(sim, frame, species))
-            done = frame.time - began if hops is None else float(frame.hops.max(initial=0))
-            made = {"hops": int(frame.hops[0])} if frame.hops.size else {}
-            bar.update(done, t=frame.time, **made)
+
+    def frame() -> tuple[float, dict[str, Value], dict[str, Any]]:
+        now = sim.measure()
+        shown = {"hops": int(now.hops[0])} if now.hops.size else {}
+        return now.time, _values(sim, now, species), shown
+
+    def position() -> float:
+        return sim.time if unit == "time" else float(sim.hops_made)
+
+    def move(place: float) -> None:
+        if unit == "time":
+            sim.advance_to(place)
+        else:
+            sim.advance_hops(int(place))
+
+    follow(
+        Walk(sim, schedule, position, move, grain, unit),
+        Content(dims, coordinates, variables, about, frame, _TIME),
+        out,
+        facts=facts,
+        point=point,
+        keep=keep,
+        overwrite=overwrite,
+        writer=writer,
+        progress=progress,
+    )
 
 
 def _values(sim: AlloySimulation, frame: AlloyFrame, species: bool) -> dict[str, Value]:
@@ -209,18 +246,9 @@ def _values(sim: AlloySimulation, frame: AlloyFrame, species: bool) -> dict[str,
 
 def _attributes(sim: AlloySimulation) -> dict[str, Any]:
     """Standard attributes, with the configuration as far as the simulation knows it."""
-    config = {
-        "system": "alloy",
-        "cells": sim.cells,
-        "temperature": sim.system.temperature,
-        "elements": sim.system.elements,
-        "solver": sim.solver.name,
-        "members": sim.members,
-        "seed": sim.seed,
-    }
     facts: dict[str, Any] = {
         "system": "alloy",
-        "config_json": json.dumps(config),
+        "config_json": json.dumps(sim.facts()),
         "seed": sim.seed,
         "rng": RNG,
         "lattice_constant_angstrom": alloy.LATTICE_CONSTANT,

@@ -16,6 +16,7 @@ from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape, factorisations, split
 from mpiflow.parallel import local_rank
+from mpiflow.schedule import Number, Schedule, State
 from mpiflow.solvers.serial_vacancy import VacancyKMC, total_rates
 from mpiflow.solvers.tiled_vacancy import SMALLEST_TILE, TiledKMC
 from mpiflow.solvers.vacancy import check
@@ -289,6 +290,19 @@ class AlloySimulation:
         ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}{grid}"
         return f"{what}, {self.system.temperature:g} K, {how}, {ranks}"
 
+    def facts(self) -> dict[str, Any]:
+        """The configuration, as far as the simulation knows it: for files."""
+        return {
+            "system": "alloy",
+            "cells": self.cells,
+            "temperature": self.system.temperature,
+            "elements": self.system.elements,
+            "solver": self.solver.name,
+            "tile": self.tile if isinstance(self.solver, TiledKMC) else None,
+            "members": self.members,
+            "seed": self.seed,
+        }
+
     def load(self) -> str:
         """Work of every rank: hops, looks at a vacancy, barriers computed, seconds. Collective."""
         solver = self.solver
@@ -312,12 +326,27 @@ class AlloySimulation:
         """Advance the state by a time in s, a multiple of the window of the tiled solver."""
         steps = self.steps_in(duration)
         if isinstance(self.solver, VacancyKMC):
-            self.time += duration
-            self._hops = self._hops + self.solver.advance(
-                self.block, seed=self.seed, until=self.time
-            )
+            self.advance_to(self.time + duration)
         else:
             self._windows(steps)
+
+    def advance_to(self, time: float) -> None:
+        """Advance the state to a time in s, whole windows from now. Collective."""
+        if not isinstance(self.solver, VacancyKMC):
+            self.advance(time - self.time)
+            return
+        self.time = time  # exactly: not a sum of durations, which rounds
+        self._hops = self._hops + self.solver.advance(self.block, seed=self.seed, until=time)
+
+    @property
+    def grain(self) -> float | None:
+        """A run may be interrupted after whole multiples of this time; 0: anywhere."""
+        return self.window or 0.0
+
+    @property
+    def hops_made(self) -> int:
+        """Hops of the first lattice since time 0. Collective."""
+        return int(self.block.total(self._hops)[0])
 
     def _windows(self, steps: int) -> None:
         assert isinstance(self.solver, TiledKMC)  # noqa: S101 - for the type checker
@@ -345,7 +374,7 @@ class AlloySimulation:
                 )
             return
         before = -1
-        while (made := int(self.block.total(self._hops)[0])) < hops:
+        while (made := self.hops_made) < hops:
             if made == before and not self._can_hop():
                 raise InputError(
                     "hops", hops, f"{made}: no vacancy can hop any more", "Use --time."
@@ -391,34 +420,64 @@ class AlloySimulation:
             raise RuntimeError(f"atoms were lost: {self._counts} became {counts}")
         return AlloyFrame(self.time, bonds, self.block.total(self._hops))
 
-    def frames(self, time: float, every: float) -> Iterator[AlloyFrame]:
-        """Run for a time, yielding the observables now, every ``every`` s, and at the end."""
+    def schedule(self, time: float, every: float) -> Schedule:
+        """Frames now, every ``every`` s, and after ``time``; raises if windows do not fit."""
         self.steps_in(time, "time")
         if self.steps_in(every, "save_every") == 0:
             raise InputError("save_every", every, "a number above 0", "Try 1e-8.")
-        count = math.floor(time / every * (1 + 1e-12))
-        start = self.time
-        yield self.measure()
-        for i in range(1, count + 1):
-            self.advance(start + i * every - self.time)
-            yield self.measure()
-        if not math.isclose(self.time, start + time, rel_tol=1e-12):
-            self.advance(start + time - self.time)
-            yield self.measure()
+        return Schedule(self.time, self.time + time, every)
 
-    def frames_by_hops(self, hops: int, every: int) -> Iterator[AlloyFrame]:
-        """Run for a number of hops, yielding the observables now, every so many, and at the end."""
+    def schedule_of_hops(self, hops: int, every: int) -> Schedule:
+        """Frames now, every so many hops, and after ``hops``. Collective."""
         self._require_one_clock(hops)
         for name, number in (("hops", hops), ("save_every", every)):
             if number < 1:
                 raise InputError(name, number, "a whole number above 0", "Try 1000.")
-        start = int(self.block.total(self._hops)[0])
+        start = self.hops_made
+        return Schedule(start, start + hops, every)
+
+    def frames(self, time: float, every: float) -> Iterator[AlloyFrame]:
+        """Run for a time, yielding the observables now, every ``every`` s, and at the end."""
+        schedule = self.schedule(time, every)
         yield self.measure()
-        for target in [*range(every, hops, every), hops]:
+        for number in range(1, schedule.last + 1):
+            self.advance_to(schedule.target(number))
+            yield self.measure()
+
+    def frames_by_hops(self, hops: int, every: int) -> Iterator[AlloyFrame]:
+        """Run for a number of hops, yielding the observables now, every so many, and at the end."""
+        schedule = self.schedule_of_hops(hops, every)
+        yield self.measure()
+        for number in range(1, schedule.last + 1):
             before = self.time
-            self.advance_hops(start + target)
+            self.advance_hops(int(schedule.target(number)))
             if self.time > before:  # a window may hold more hops than lie between frames
                 yield self.measure()
+
+    # -- to go on later --------------------------------------------------------------
+
+    def state_of(self) -> State:
+        """What, with the species of :attr:`block`, the trajectory goes on from. Collective."""
+        numbers: dict[str, Number] = {"time": self.time, "step": self.step}
+        arrays = {"hops": self.block.total(self._hops)}
+        if isinstance(self.solver, VacancyKMC):
+            arrays |= {"clock": self.solver.clock, "order": self.solver.order(self.block)}
+        elif self.window is not None:
+            numbers["window"] = self.window
+        return State(numbers, arrays)
+
+    def restore(self, state: State) -> None:
+        """Go on from such a state; the species are there already. Collective."""
+        self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
+        hops = state.arrays["hops"].astype(np.int64)
+        whole = self.members > 1 or self.comm.rank == 0
+        self._hops, self._counts = hops if whole else np.zeros_like(hops), None
+        if isinstance(self.solver, VacancyKMC):
+            self.solver.clock = state.arrays["clock"].astype(np.float64)
+            self.solver.hops = hops.copy()
+            self.solver.set_order(self.block, state.arrays["order"])
+        else:
+            self.solver.window = float(state.numbers["window"])
 
 
 def default_tile(shape: Shape) -> Shape:

@@ -174,6 +174,45 @@ simulate_app.command("alloy", help="Body-centred cubic alloy whose vacancies hop
 )
 
 
+@app.command()
+def resume(
+    path: Path = typer.Argument(..., metavar="FILE", help="The Trajectory file of the run."),
+    time: str = typer.Option(None, "--time", help="Run to this time since the start of the run."),
+    hops: str = typer.Option(None, "--hops", help="Run to so many hops, of an alloy run."),
+    walltime: str = typer.Option(None, "--walltime", help="As of simulate."),
+    checkpoint_every: str = typer.Option(None, "--checkpoint-every", help="As of simulate."),
+    device: str = typer.Option(None, "--device", metavar="cpu|cuda", help="As of simulate."),
+    ranks_grid: str = typer.Option(None, "--ranks-grid", metavar="NY,NX", help="As of simulate."),
+    writer: str = typer.Option(None, "--writer", help="As of simulate."),
+    reseed: str = typer.Option(None, "--reseed", metavar="SEED", help="Go on with another seed."),
+    override: list[str] = typer.Option(
+        [], "--override", metavar="NAME=VALUE", help="Change another option from here on."
+    ),
+    quiet: bool = typer.Option(None, "--quiet/--no-quiet", help="Show nothing."),
+) -> None:
+    """Go on with a run from its newest good checkpoint, on any number of ranks."""
+    from mpiflow import resume as resuming
+
+    changes = {
+        "time": time,
+        "hops": hops,
+        "walltime": walltime,
+        "checkpoint_every": checkpoint_every,
+        "device": device,
+        "ranks_grid": ranks_grid,
+        "writer": writer,
+        "seed": reseed,
+        "quiet": quiet,
+    }
+    for text in override:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError("override", text, "NAME=VALUE", "Try --override temperature=2.5.")
+        changes[name.strip().replace("-", "_")] = value.strip()
+    given = {name: value for name, value in changes.items() if value is not None}
+    resuming.resume(path, parallel.start(), given)
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
@@ -199,6 +238,27 @@ def info(path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory fil
                 print(trajectory.summary())
 
 
+@app.command()
+def verify(
+    paths: list[Path] = typer.Argument(
+        ..., metavar="PATH...", help="Trajectory files, checkpoints, or folders of runs."
+    ),
+    quick: bool = typer.Option(False, "--quick", help="Only sha256 and structure; read no values."),
+) -> None:
+    """Check that files are intact and obey the physics. Exit code 1 if one does not."""
+    from mpiflow import verify as checks
+
+    comm = parallel.start()
+    if comm.rank > 0:
+        return
+    bad = 0
+    for finding in checks.verify(paths, quick):
+        print(finding, flush=True)
+        bad += not finding.good
+    if bad:
+        raise typer.Exit(1)
+
+
 @app.command("import-nnk")
 def import_nnk(
     weights: Path = typer.Argument(
@@ -219,37 +279,131 @@ def import_nnk(
 
 @app.command()
 def export(
-    path: Path = typer.Argument(..., metavar="FILE", help="The file of an alloy run."),
-    to: str = typer.Option(..., "--to", metavar="lammpsdump|extxyz", help="Format to write."),
+    path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory file."),
+    to: str = typer.Option(
+        ..., "--to", metavar="netcdf|xdmf|lammpsdump|extxyz", help="Format to write."
+    ),
     out: Path | None = typer.Option(
         None, "--out", metavar="PATH", help="File to write.  [default: FILE, another suffix]"
     ),
-    frame: str = typer.Option(
-        "-1", "--frame", metavar="N|all", help="Its number; negative from the end."
+    variables: str | None = typer.Option(
+        None, "--variables", metavar="A,B", help="netcdf, xdmf: only these.  [default: all]"
     ),
-    member: int = typer.Option(0, "--member", metavar="M", help="Of an ensemble."),
-    vacancies: bool = typer.Option(False, "--vacancies", help="Write them too, as element X."),
+    frames: str | None = typer.Option(
+        None, "--frames", metavar="START:STOP:STEP", help="netcdf, xdmf: as in Python."
+    ),
+    frame: str | None = typer.Option(
+        None, "--frame", metavar="N|all", help="Of atoms: negative from the end.  [default: -1]"
+    ),
+    member: int | None = typer.Option(
+        None, "--member", metavar="M", help="Of an ensemble; not for netcdf.  [default: 0]"
+    ),
+    vacancies: bool = typer.Option(
+        False, "--vacancies", help="Of atoms: write vacancies too, as element X."
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
 ) -> None:
-    """Write the atoms of a run for other programs, as OVITO, ASE and LAMMPS."""
-    from mpiflow import structure
+    """Write a run for other programs: netCDF, fields for ParaView, atoms for OVITO and ASE."""
+    from mpiflow import exports
     from mpiflow.trajectory import Trajectory
 
     comm = parallel.start()
     with parallel.agreed(comm):
         if comm.rank == 0:
-            number = structure.frame_number(frame)
             with Trajectory(path) as trajectory:
-                written, frames = structure.export(
+                written, count = exports.export(
                     trajectory,
                     to,
                     out,
-                    frame=number,
+                    variables=variables,
+                    frames=frames,
+                    frame=frame,
                     member=member,
                     vacancies=vacancies,
                     overwrite=overwrite,
                 )
-            print(f"{written}: {frames} frame{'s' * (frames != 1)}")
+            print(f"{written}: {count} frame{'s' * (count != 1)}")
+
+
+@app.command()
+def plot(
+    path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory file."),
+    out: Path | None = typer.Option(
+        None, "--out", metavar="PNG", help="Picture to write.  [default: text, to the terminal]"
+    ),
+    variable: list[str] | None = typer.Option(
+        None, "--variable", metavar="NAME", help="Only this; may be given several times."
+    ),
+    frame: int | None = typer.Option(
+        None, "--frame", metavar="N", help="Of the fields; negative from the end."
+    ),
+    member: int = typer.Option(0, "--member", metavar="M", help="Of the fields of an ensemble."),
+    live: bool = typer.Option(False, "--live", help="Redraw the text until the run is complete."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing picture."),
+) -> None:
+    """Show a run: its variables in time and its fields, as a picture or in the terminal."""
+    from mpiflow import plot_run
+
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        if comm.rank == 0:
+            plot_run.plot(
+                path,
+                out,
+                variables=variable or None,
+                frame=frame,
+                member=member,
+                live=live,
+                overwrite=overwrite,
+            )
+
+
+@app.command()
+def plan(
+    path: Path = typer.Argument(
+        ..., metavar="CONFIG", help="TOML file as of --config, or a Trajectory: its configuration."
+    ),
+    options: list[str] | None = typer.Argument(
+        None, metavar="[NAME=VALUE]...", help="Options that replace those of the file."
+    ),
+    ranks: int | None = typer.Option(
+        None, "--ranks", metavar="N", help="Ranks to plan for.  [default: those that run this]"
+    ),
+    system: str | None = typer.Option(
+        None, "--system", metavar="ising|kac|alloy", help="Where the file does not say it."
+    ),
+    measure: bool = typer.Option(
+        False, "--measure", help="Build it here, time a few steps, and estimate the time."
+    ),
+) -> None:
+    """Say what a run will need: memory, bytes on disk, and time; before it runs."""
+    from mpiflow import plan as plans
+    from mpiflow import plan_time
+
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        config = plans.read(path, system, options or [])
+        made = plans.plan(config, ranks or comm.size)
+        if measure and made.ranks != comm.size:
+            raise InputError("ranks", ranks, f"{comm.size} to measure here", "Leave one out.")
+    if measure:
+        made = plan_time.estimate(made, comm)
+    print(made.text())
+
+
+@app.command()
+def doctor(
+    folder: Path = typer.Option(
+        Path(), "--folder", metavar="DIR", help="Where runs will write.  [default: here]"
+    ),
+    device: str = typer.Option("cpu", "--device", metavar="cpu|cuda", help="Where they compute."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object."),
+) -> None:
+    """Check MPI, parallel HDF5, GPUs, files and packages on the ranks that run this."""
+    from mpiflow import doctor as checks
+
+    # Not parallel.start(): what it would refuse is for a check to say.
+    raise typer.Exit(checks.main(folder, device, as_json))
 
 
 @app.command()

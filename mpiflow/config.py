@@ -75,6 +75,15 @@ def number_to_json(value: float | None) -> float | str | None:
     return "inf" if value is not None and math.isinf(value) else value  # JSON has no infinity
 
 
+def _seconds(value: Any) -> Any:
+    """'1:30:00' to 5400."""
+    parts = value.split(":") if isinstance(value, str) else []
+    if not (1 < len(parts) <= 3 and all(part.isdecimal() for part in parts)):
+        return value
+    return float(sum(int(part) * 60**i for i, part in enumerate(reversed(parts))))
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
 Sides = Annotated[tuple[int, int], BeforeValidator(_sides)]
 Grid = Annotated[tuple[int, int], BeforeValidator(_pair)]
 Step = Annotated[float, PlainSerializer(number_to_json, when_used="json")]
@@ -145,7 +154,44 @@ class RunConfig(Config):
         allowed="'auto', 'parallel' or 'gather'",
         remedy="Use auto.",
     )
+    resume: bool = option(
+        False,
+        "Go on from the newest checkpoint of OUT if there is one, else start.",
+        allowed="true or false",
+        remedy="Leave it out to start a new run.",
+    )
+    checkpoints: bool = option(
+        True,
+        "Write checkpoints, beside OUT in checkpoints/, also at the end.",
+        allowed="true or false",
+        remedy="Leave it out.",
+    )
+    checkpoint_every: float | None = option(
+        None,
+        "Distance of checkpoints, in the run's unit: time, or hops.",
+        shown="10 minutes of work",
+        gt=0,
+        allowed="a finite number above 0",
+        remedy="Leave it out.",
+    )
+    walltime: Seconds | None = option(
+        None,
+        "Stop with a checkpoint and exit code 75 before the process is this old: seconds or "
+        "HH:MM:SS.",
+        shown="none",
+        metavar="TIME",
+        gt=0,
+        allowed="seconds above 0, or HH:MM:SS",
+        remedy="Try 3600.",
+    )
     quiet: bool = option(False, "Show nothing.", allowed="true or false", remedy="Try true.")
+
+    @model_validator(mode="after")
+    def _check_keeping(self) -> Self:
+        for name in ("walltime", "checkpoint_every"):
+            if not self.checkpoints and getattr(self, name) is not None:
+                raise idle(name, getattr(self, name), "without checkpoints")
+        return self
 
 
 class SpinConfig(RunConfig):

@@ -153,6 +153,15 @@ def in_threads(work: Sequence[Callable[..., object]], *arguments: Any) -> None:
         other.result()
 
 
+def compiler() -> dict[str, Any]:
+    """Numba's version, whether it uses Intel's vector mathematics (SVML), and its cache."""
+    return {
+        "version": numba.__version__,
+        "svml": bool(numba.config.USING_SVML),  # type: ignore[attr-defined]
+        "cache": str(numba.config.CACHE_DIR),  # type: ignore[attr-defined]
+    }
+
+
 class CudaKernel:
     """A CUDA kernel, made and compiled at its first launch.
 
@@ -191,13 +200,34 @@ def simulated() -> bool:
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
 
+def gpus() -> list[str]:
+    """Identities of the CUDA devices that this process may use, alike in all processes.
+
+    Nothing is allocated on a device. Empty without one, and in the simulator, which has none to
+    run short of. Raises :class:`InputError` where ``numba.cuda`` cannot be imported.
+    """
+    module = cuda()
+    if simulated() or not module.is_available():
+        return []
+    # Parts of a divided GPU (MIG) have the identity of the whole; a process sees only one.
+    part = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    part = part if "MIG" in part else ""
+    return [f"{gpu.uuid}{part}" for gpu in module.gpus]
+
+
+def gpu_capabilities() -> list[str]:
+    """Compute capability of each device of :func:`gpus`, such as "9.0"."""
+    return [".".join(map(str, gpu.compute_capability)) for gpu in cuda().gpus] if gpus() else []
+
+
 class Device:
     """Where a block's field lives: ``Device("cpu")`` or ``Device("cuda")``.
 
-    With several GPUs, ``local_rank`` picks one.
+    ``gpu`` picks one of several GPUs, :func:`mpiflow.parallel.local_rank` for example. Left out,
+    none is touched yet, so that asking whether there is one costs no memory on it.
     """
 
-    def __init__(self, name: str = "cpu", local_rank: int = 0) -> None:
+    def __init__(self, name: str = "cpu", gpu: int | None = None) -> None:
         if name not in ("cpu", "cuda"):
             raise InputError("device", name, "'cpu' or 'cuda'", "Use --device cpu.")
         self.name = name
@@ -210,8 +240,8 @@ class Device:
                     "a CUDA device that Numba can see",
                     "Use --device cpu, or NUMBA_ENABLE_CUDASIM=1 to test without a GPU.",
                 )
-            if not simulated():
-                module.select_device(local_rank % len(module.gpus))
+            if gpu is not None and not simulated():
+                module.select_device(gpu % len(module.gpus))
 
     @property
     def is_cuda(self) -> bool:

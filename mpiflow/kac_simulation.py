@@ -14,6 +14,7 @@ from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.parallel import agreed, local_rank
+from mpiflow.schedule import State
 from mpiflow.simulation import Frame, SpinSimulation
 from mpiflow.slabs import Slabs
 from mpiflow.solvers.gillespie import Gillespie
@@ -159,22 +160,59 @@ class KacSimulation(SpinSimulation):
             "seed": self.seed,
         }
 
+    @property
+    def grain(self) -> float | None:
+        # A leap of its own length would be cut short where the run is interrupted.
+        adaptive = isinstance(self.solver, KacSteps) and self.solver.tau is None
+        return None if adaptive else super().grain
+
     def advance(self, duration: float) -> None:
         """Advance the state by ``duration``, a multiple of tau if there is one. Collective."""
-        block, solver = self.block, self.solver
-        if not isinstance(block, Block):
-            raise AssertionError("a block of bytes")  # for the type checker
+        if self.step_length is None:
+            self.advance_to(self.time + duration)
+            return
+        assert isinstance(self.solver, KacSteps)  # noqa: S101 - for the type checker
         steps = self.steps_in(duration)
-        if isinstance(solver, Gillespie):
-            flips = solver.advance(block, seed=self.seed, until=self.time + duration)
-        elif solver.tau is None:
-            flips = solver.leap(block, duration, seed=self.seed)
-        else:
-            flips = solver.advance(block, steps, seed=self.seed)
-        self._flips = self._flips + flips  # a new array: frames keep theirs
+        self._count(self.solver.advance(self._bytes, steps, seed=self.seed))
         self.step += steps
-        tau = self.step_length
-        self.time = self.time + duration if tau is None else self.step * tau
+        self.time = self.step * self.step_length
+
+    def advance_to(self, time: float) -> None:
+        solver = self.solver
+        if isinstance(solver, Gillespie):
+            self._count(solver.advance(self._bytes, seed=self.seed, until=time))
+        elif solver.tau is None:
+            self._count(solver.leap(self._bytes, time - self.time, seed=self.seed))
+        else:
+            super().advance_to(time)
+            return
+        self.time = time
+
+    def _count(self, flips: np.ndarray) -> None:
+        self._flips = self._flips + flips  # a new array: frames keep theirs
+
+    @property
+    def _bytes(self) -> Block:
+        if not isinstance(self.block, Block):
+            raise AssertionError("a block of bytes")  # for the type checker
+        return self.block
+
+    def state_of(self) -> State:
+        arrays = {"flips": self.block.total(self._flips)}
+        if isinstance(self.solver, Gillespie):
+            arrays |= {"clock": self.solver.clock, "events": self.solver.events}
+        else:
+            arrays["steps"] = self.solver.steps
+        return State({"time": self.time, "step": self.step}, arrays)
+
+    def restore(self, state: State) -> None:
+        self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
+        self._flips = self._shares(state.arrays["flips"])
+        if isinstance(self.solver, Gillespie):
+            self.solver.clock = state.arrays["clock"].astype(np.float64)
+            self.solver.events = state.arrays["events"].astype(np.int64)
+        else:
+            self.solver.steps = state.arrays["steps"].astype(np.int64)
 
     def measure(self) -> Frame:
         self.block.fill_halo()

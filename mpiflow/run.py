@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time as clock
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import initial
+from mpiflow import checkpoint, initial
+from mpiflow.checkpoint import Checkpoint
 from mpiflow.config import IsingConfig, SpinConfig, number_to_json
 from mpiflow.device import Device
 from mpiflow.errors import InputError
@@ -21,25 +22,36 @@ from mpiflow.kac_config import KacConfig
 from mpiflow.kac_simulation import KacSimulation
 from mpiflow.lattice import Layout
 from mpiflow.parallel import agreed
-from mpiflow.progress import Progress
+from mpiflow.recording import Content, Walk, beginning, facts_of, follow, keep_of, unchanged
 from mpiflow.schema import STANDARD, Variable, block_centres
 from mpiflow.simulation import Frame, Simulation, SpinSimulation
+from mpiflow.stopping import Keep
 from mpiflow.systems.ising import Ising
 from mpiflow.systems.kac import Kac
-from mpiflow.trajectory import Backend, TrajectoryWriter, Value
+from mpiflow.trajectory import Backend, Value
 
 
-def simulate(config: SpinConfig, comm: MPI.Intracomm | None = None) -> Path:
+def simulate(
+    config: SpinConfig, comm: MPI.Intracomm | None = None, *, changed: Container[str] = ()
+) -> Path:
     """Run what a configuration says and write its file. Collective.
+
+    Parameters
+    ----------
+    changed : options that may differ from those of the run that ``config.resume`` goes on with
 
     Raises
     ------
     InputError
         on all ranks, before the first step and before anything is written
+    Stopped
+        on all ranks, after a checkpoint: a signal, or the walltime
     """
     comm = MPI.COMM_WORLD if comm is None else comm
     start = clock.monotonic()
-    sim = build(config, comm)
+    point, overwrite = beginning(config, comm, changed)
+    sim = build(config, comm, fresh=point is None)
+    attributes = {"config_json": config.model_dump_json(), **_field_attributes(config)}
     if comm.rank == 0 and not config.quiet:
         print(f"{config.out}: {sim.describe()}")
     record(
@@ -49,18 +61,30 @@ def simulate(config: SpinConfig, comm: MPI.Intracomm | None = None) -> Path:
         save_every=config.save_every,
         coarse=config.coarse,
         spins=config.spins,
-        overwrite=config.overwrite,
+        overwrite=overwrite,
         writer=config.writer,
-        attributes={"config_json": config.model_dump_json()},
+        attributes=attributes,
         progress=not config.quiet,
+        keep=keep_of(config),
+        point=point,
+        changed=changed,
     )
     if comm.rank == 0 and not config.quiet:
-        print(f"{config.out}: to time {config.time:g} in {clock.monotonic() - start:.1f} s")
+        print(f"{config.out}: to time {sim.time:g} in {clock.monotonic() - start:.1f} s")
     return config.out
 
 
-def build(config: SpinConfig, comm: MPI.Intracomm) -> SpinSimulation:
-    """The simulation of a configuration, in its initial state. Collective."""
+def _field_attributes(config: SpinConfig) -> dict[str, str]:
+    """What tells a file of an external field from another."""
+    path = getattr(config, "field_file", None)
+    if path is None:
+        return {}
+    with open(path, "rb") as file:
+        return {"field_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def build(config: SpinConfig, comm: MPI.Intracomm, fresh: bool = True) -> SpinSimulation:
+    """The simulation of a configuration, in its initial state if ``fresh``. Collective."""
     with agreed(comm):
         Device(config.device)  # a machine without a GPU may be one of many
     sim: SpinSimulation
@@ -93,7 +117,8 @@ def build(config: SpinConfig, comm: MPI.Intracomm) -> SpinSimulation:
             tile=config.tile or 64,
             **common,
         )
-    set_initial(sim, config)
+    if fresh:
+        set_initial(sim, config)
     return sim
 
 
@@ -143,6 +168,9 @@ def record(
     writer: Backend = "auto",
     attributes: Mapping[str, Any] | None = None,
     progress: bool = True,
+    keep: Keep | None = None,
+    point: Checkpoint | None = None,
+    changed: Container[str] = (),
 ) -> None:
     """Advance a simulation by ``time`` and write a frame now, every ``save_every``, and at the end.
 
@@ -157,31 +185,40 @@ def record(
     writer : ``auto``, ``parallel`` (MPI-IO) or ``gather`` (through rank 0)
     attributes : root attributes to add to the standard ones, or to replace them with
     progress : show progress on rank 0
+    keep : write checkpoints, and stop on signals or at a walltime; none by default
+    point : go on from this checkpoint of the run (:func:`mpiflow.checkpoint.newest`) with a
+        simulation made like the first one; ``time`` still counts from the beginning of the run
+    changed : what may be different from then
     """
     if coarse is not None:
         _check_coarse(sim, coarse)
-    frames = sim.frames(time, save_every)
-    first = next(frames)  # checks the times, before a file is made
+    schedule = sim.schedule(time, save_every)  # checks the times, before a file is made
     dims, coordinates, variables = _schema(sim, coarse, spins)
-    start = sim.time
-    with (
-        TrajectoryWriter(
-            out,
-            comm=sim.comm,
-            dims=dims,
-            variables=variables,
-            coordinates=coordinates,
-            attributes=_attributes(sim) | dict(attributes or {}),
-            overwrite=overwrite,
-            backend=writer,
-        ) as trajectory,
-        Progress(time, Path(out).name, sim.comm, show=progress) as bar,
-    ):
-        for frame in chain([first], frames):
-            trajectory.append(frame.time, _values(sim, frame, coarse, spins))
-            # With more ranks than members rank 0 may have none.
-            facts = {"m": float(frame.magnetization[0])} if frame.magnetization.size else {}
-            bar.update(frame.time - start, t=frame.time, **facts)
+    about = _attributes(sim) | dict(attributes or {})
+    facts = facts_of(sim.facts(), about)
+    if point is not None:
+        unchanged(point, facts, changed)
+        checkpoint.load(point, sim)
+
+    def frame() -> tuple[float, dict[str, Value], dict[str, Any]]:
+        now = sim.measure()
+        # With more ranks than members rank 0 may have none.
+        shown = {"m": float(now.magnetization[0])} if now.magnetization.size else {}
+        return now.time, _values(sim, now, coarse, spins), shown
+
+    walk = Walk(sim, schedule, lambda: sim.time, sim.advance_to, sim.grain)
+    content = Content(dims, coordinates, variables, about, frame)
+    follow(
+        walk,
+        content,
+        out,
+        facts=facts,
+        point=point,
+        keep=keep,
+        overwrite=overwrite,
+        writer=writer,
+        progress=progress,
+    )
 
 
 def _check_coarse(sim: SpinSimulation, coarse: int) -> None:

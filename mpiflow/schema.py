@@ -7,6 +7,7 @@ The schema is written in one place, so that both writers of
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,44 +162,82 @@ class Schema:
                 allowed = f"a value for each index of a dimension of {self.dims}"
                 raise InputError(f"coordinate {name}", np.shape(values), allowed, "Correct it.")
 
+    @classmethod
+    def of(cls, file: h5py.File) -> Schema:
+        """The schema of a Trajectory that exists."""
+        # Not items(), which leaves out what it cannot open.
+        objects = {name: file[name] for name in file}
+        datasets = {k: v for k, v in objects.items() if isinstance(v, h5py.Dataset)}
+        variables = [describe(v) for v in datasets.values() if not v.is_scale]
+        scales = {k: v for k, v in datasets.items() if v.is_scale and k != "time"}
+        coordinates = {
+            k: v.asstr()[()] if h5py.check_string_dtype(v.dtype) else v[()]
+            for k, v in scales.items()
+        }
+        time = replace(describe(file["time"]), dims=(), per_frame=True)
+        attributes = {name: plain(value) for name, value in file.attrs.items()}
+        sizes = {k: v.size for k, v in scales.items()}
+        return cls(sizes, variables, time, coordinates, attributes)
+
+    def layout(self) -> dict[str, Any]:
+        """What must agree for the frames of one file to fit into the other."""
+        shapes = {v.name: (v.dims, np.dtype(v.dtype).str, v.per_frame) for v in self.variables}
+        return {"dimensions": self.dims, "variables": shapes, "time": self.time.units}
+
     def image(self) -> bytes:
         """The bytes of the file without frames."""
         with h5py.File("image", "w", driver="core", backing_store=False) as file:
-            for name, value in self.attributes.items():
-                file.attrs[name] = _storable(name, value)
-            self._create(file, self.time).make_scale("time")
-            for name, size in self.dims.items():
-                values = np.asarray(self.coordinates.get(name, np.arange(size)))
-                if values.dtype.kind in "OSU":
-                    values = values.astype(h5py.string_dtype())
-                file.create_dataset(name, data=values).make_scale(name)
-                file[name].attrs.update(_COORDINATES.get(name, {"long_name": name}))
-            for v in self.variables:
-                dataset = self._create(file, v)
-                for axis, name in enumerate((*["time"] * v.per_frame, *v.dims)):
-                    dataset.dims[axis].attach_scale(file[name])
+            self.create(file)
             file.flush()
             return file.id.get_file_image()
 
-    def _create(self, file: h5py.File, v: Variable) -> h5py.Dataset:
+    def create(self, file: h5py.File, sealed: bool = False) -> None:
+        """Everything but the frames.
+
+        A sealed file has a checksum on each of its parts, and does not grow any more.
+        """
+        for name, value in self.attributes.items():
+            file.attrs[name] = storable(name, value)
+        self._create(file, self.time, sealed).make_scale("time")
+        for name, size in self.dims.items():
+            values = np.asarray(self.coordinates.get(name, np.arange(size)))
+            checks: dict[str, Any] = {}
+            if values.dtype.kind in "OSU":
+                values = values.astype(h5py.string_dtype())
+            elif sealed:
+                checks = {"chunks": values.shape, "fletcher32": True}
+            scale = file.create_dataset(name, data=values, **checks)
+            scale.make_scale(name)
+            scale.attrs.update(_COORDINATES.get(name, {"long_name": name}))
+        for v in self.variables:
+            dataset = self._create(file, v, sealed)
+            for axis, name in enumerate((*["time"] * v.per_frame, *v.dims)):
+                dataset.dims[axis].attach_scale(file[name])
+
+    def _create(self, file: h5py.File, v: Variable, sealed: bool) -> h5py.Dataset:
         shape, dtype = tuple(self.dims[name] for name in v.dims), np.dtype(v.dtype)
+        packing = {"compression": "gzip", "compression_opts": _GZIP_LEVEL, "shuffle": True}
+        packing |= {"fletcher32": True}
         options: dict[str, Any] = {}
         if v.per_frame:
             frame = math.prod(shape) * dtype.itemsize
             if frame < _FIELD_BYTES:
                 options["chunks"] = (min(1024, 2**16 // frame), *shape)
+                options |= packing if sealed else {}
             else:
                 options["chunks"] = (1, *_chunk(shape, dtype.itemsize))
-                options |= {"compression": "gzip", "compression_opts": _GZIP_LEVEL, "shuffle": True}
+                options |= packing
             options["maxshape"], shape = (None, *shape), (0, *shape)
             # Parallel HDF5 writes only into chunks that exist.
             options["dcpl"] = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             options["dcpl"].set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        elif sealed and shape:
+            options = {"chunks": _chunk(shape, dtype.itemsize), **packing}
         # What a dying run left out must read as a hole, not as a number.
         fill = np.nan if dtype.kind == "f" else None
         dataset = file.create_dataset(v.name, shape, dtype, fillvalue=fill, **options)
         for name, value in {"units": v.units, "long_name": v.long_name, **v.attributes}.items():
-            dataset.attrs[name] = _storable(name, value)
+            dataset.attrs[name] = storable(name, value)
         return dataset
 
 
@@ -211,7 +250,32 @@ def _chunk(shape: Shape, itemsize: int) -> Shape:
     return tuple(sides)
 
 
-def _storable(name: str, value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """An attribute as plain Python."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def describe(dataset: h5py.Dataset) -> Variable:
+    """The Variable that a dataset was made from."""
+    internal = {"DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "_Netcdf4Dimid"}
+    internal |= {"_Netcdf4Coordinates"}
+    about = {k: plain(v) for k, v in dataset.attrs.items() if k not in internal}
+    dims = [d[0].name.removeprefix("/") for d in dataset.dims] if not dataset.is_scale else []
+    per_frame = dims[:1] == ["time"]
+    return Variable(
+        dataset.name.removeprefix("/"),
+        tuple(dims[per_frame:]),
+        str(dataset.dtype),
+        about.pop("units", "1"),
+        about.pop("long_name", ""),
+        per_frame,
+        about,
+    )
+
+
+def storable(name: str, value: Any) -> Any:
     """An attribute that HDF5 and netCDF both know: no HDF5 booleans, no pickles."""
     if isinstance(value, bool | np.bool_):
         return np.int8(value)
@@ -253,5 +317,6 @@ def own_attributes(ranks: int) -> dict[str, Any]:
         "git_hash": git_hash(),
         "schema_version": SCHEMA_VERSION,
         "ranks": ranks,
+        "run": secrets.token_hex(8),  # checkpoints have it too: those of another run do not fit
         "complete": False,
     }

@@ -18,6 +18,7 @@ from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.noise import BIT_RNG, RNG
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
 from mpiflow.parallel import local_rank
+from mpiflow.schedule import Number, Schedule, State
 from mpiflow.solvers.nfold import NFold
 from mpiflow.solvers.sublattice import Sublattice
 from mpiflow.solvers.tiled import TiledNFold
@@ -157,20 +158,46 @@ class SpinSimulation:
         """Sums of spins over coarse blocks, this rank's part, (members, ny, nx) int32."""
         return observables.block_sums(self.state, size)
 
-    def frames(self, time: float, every: float) -> Iterator[Frame]:
-        """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
+    @property
+    def grain(self) -> float | None:
+        """A run may be interrupted after whole multiples of this time; 0: anywhere, None: nowhere.
+
+        Where it is interrupted changes nothing. Frames are always places to stop.
+        """
+        return self.step_length or 0.0
+
+    def advance_to(self, time: float) -> None:
+        """Advance the state to a time, in whole steps from now. Collective."""
+        self.advance(time - self.time)
+
+    def schedule(self, time: float, every: float) -> Schedule:
+        """Frames now, every ``every``, and after ``time``; raises if steps do not fit."""
         self.steps_in(time, "time")
         if self.steps_in(every, "save_every") == 0:
             raise InputError("save_every", every, "a number above 0", "Try 1.")
-        count = math.floor(time / every * (1 + 1e-12))
-        start = self.time
+        return Schedule(self.time, self.time + time, every)
+
+    def frames(self, time: float, every: float) -> Iterator[Frame]:
+        """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
+        schedule = self.schedule(time, every)
         yield self.measure()
-        for i in range(1, count + 1):
-            self.advance(start + i * every - self.time)
+        for number in range(1, schedule.last + 1):
+            self.advance_to(schedule.target(number))
             yield self.measure()
-        if not math.isclose(self.time, start + time, rel_tol=1e-12):
-            self.advance(start + time - self.time)
-            yield self.measure()
+
+    # -- to go on later --------------------------------------------------------------
+
+    def state_of(self) -> State:
+        """What, with the spins of :attr:`block`, the trajectory goes on from. Collective."""
+        raise NotImplementedError
+
+    def restore(self, state: State) -> None:
+        """Go on from such a state; the spins are there already. Collective."""
+        raise NotImplementedError
+
+    def _shares(self, totals: np.ndarray) -> np.ndarray:
+        """Counts of this rank: of a lattice that is cut, rank 0 has all so far."""
+        return totals if self.members > 1 or self.comm.rank == 0 else np.zeros_like(totals)
 
 
 class Simulation(SpinSimulation):
@@ -389,10 +416,7 @@ class Simulation(SpinSimulation):
     def advance(self, duration: float) -> None:
         """Advance the state by ``duration``, a multiple of dt unless the solver is n-fold."""
         if isinstance(self.solver, NFold):
-            self.time += duration
-            self._flips = self._flips + self.solver.advance(
-                cast(Block, self.block), seed=self.seed, until=self.time
-            )
+            self.advance_to(self.time + duration)
             return
         steps = self.steps_in(duration)
         if isinstance(self.solver, Sublattice):
@@ -410,6 +434,34 @@ class Simulation(SpinSimulation):
         self._flips = self._flips + flips  # a new array: frames keep theirs
         self.step += steps
         self.time = self.step * self.solver.time_per_step
+
+    def advance_to(self, time: float) -> None:
+        if not isinstance(self.solver, NFold):
+            super().advance_to(time)
+            return
+        self.time = time  # exactly: not a sum of durations, which rounds
+        self._flips = self._flips + self.solver.advance(
+            cast(Block, self.block), seed=self.seed, until=time
+        )
+
+    def state_of(self) -> State:
+        numbers: dict[str, Number] = {"time": self.time, "step": self.step}
+        numbers["opening"] = self._opening
+        arrays = {"flips": self.block.total(self._flips)}
+        if isinstance(self.solver, NFold):
+            solver = self.solver
+            arrays |= {"clock": solver.clock, "events": solver.events, "order": solver.order}
+        return State(numbers, arrays)
+
+    def restore(self, state: State) -> None:
+        self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
+        self._opening, self._looked = int(state.numbers["opening"]), -1
+        self._flips = self._shares(state.arrays["flips"])
+        if isinstance(self.solver, NFold):
+            self.solver.clock = state.arrays["clock"].astype(np.float64)
+            self.solver.events = state.arrays["events"].astype(np.int64)
+            if state.arrays["order"].size:
+                self.solver.order = state.arrays["order"]
 
     def measure(self) -> Frame:
         """Observables of the present state. Collective."""

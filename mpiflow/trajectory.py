@@ -20,6 +20,7 @@ import json
 import math
 import os
 import time as clock
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -29,10 +30,21 @@ import numpy as np
 from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 
+from mpiflow import footer
 from mpiflow.errors import InputError
 from mpiflow.lattice import Shape
 from mpiflow.parallel import agreed
-from mpiflow.schema import SCHEMA_VERSION, TIME, Schema, Variable, own_attributes
+from mpiflow.schema import (
+    SCHEMA_VERSION,
+    TIME,
+    Schema,
+    Variable,
+    describe,
+    own_attributes,
+    plain,
+)
+from mpiflow.sealing import Continuation, place, reopen, seal
+from mpiflow.storage import Lock, require_room
 
 Box = tuple[slice, ...]
 Backend = Literal["auto", "parallel", "gather"]
@@ -40,34 +52,8 @@ Value = np.ndarray | float | tuple[np.ndarray, Box]
 
 # Frames held back between flushes never take more memory than this, over all ranks.
 _HELD_BYTES = 2**23
-
-
-def _install(image: bytes, path: Path, overwrite: bool) -> None:
-    """Put a new file at ``path``; an old one stays whole until the new one is on the disk."""
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError("out", str(path), "the name of a file", "It is not a regular file.")
-        if path.exists() and not overwrite:
-            remedy = "Choose another name, or use --overwrite."
-            raise InputError("out", str(path), "a file that does not exist yet", remedy)
-        target = path.with_name(f".{path.name}.{os.getpid()}.new") if overwrite else path
-        # Exclusive, so that of two jobs with the same output only one starts.
-        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            with open(handle, "wb") as file:
-                file.write(image)
-                file.flush()
-                os.fsync(handle)
-            if overwrite:
-                target.replace(path)
-        except OSError:
-            target.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        allowed = "a file in an existing directory that can be written"
-        there = os.path.isdir(path.parent)
-        remedy = "Choose another place." if there else f"Create {path.parent} first."
-        raise InputError("out", str(path), allowed, f"{error.strerror}. {remedy}") from error
+# Free space that HDF5 may need for its own tables in a flush.
+_ROOM = 2**20
 
 
 def _parallel(backend: Backend, ranks: int) -> bool:
@@ -101,11 +87,17 @@ class TrajectoryWriter:
     coordinates : values along dimensions, numbers or text; default is the index
     attributes : of the file; at least system, config_json, seed, rng, decomposition_invariant
     overwrite : replace an existing file, once the new one has been created
+    resume : go on with an existing file instead, after the frames that it says
     backend : how ranks write; MPIFLOW_WRITER in the environment replaces ``auto``
     time : name, units and meaning of the time axis
     flush_interval : seconds for which frames may be held back in memory. A flush costs
         milliseconds, so a fast run writes frames in batches; the first frame, and every
         frame of a slower run, is readable at once. 0 flushes every frame.
+
+    Attributes
+    ----------
+    run : name of this run, 16 hexadecimal digits; its checkpoints have it too
+    last_time : of the last frame
 
     Raises
     ------
@@ -122,22 +114,35 @@ class TrajectoryWriter:
         coordinates: Mapping[str, np.ndarray] | None = None,
         attributes: Mapping[str, Any],
         overwrite: bool = False,
+        resume: Continuation | None = None,
         backend: Backend = "auto",
         time: Variable = TIME,
         flush_interval: float = 1.0,
     ) -> None:
         comm = MPI.COMM_SELF if comm is None else comm
-        made: tuple[Path, bool] | None = None
+        made: tuple[Path, bool, str, float] | None = None
+        self._lock: Lock | None = None
         with agreed(comm):
             if comm.rank == 0:
                 title = {"title": f"mpiflow trajectory: {attributes.get('system')}"}
-                everything = title | dict(attributes) | own_attributes(comm.size)
+                # Links are followed: the file is replaced where it lies.
+                target = Path(path).resolve()
+                parallel, last = _parallel(backend, comm.size), -math.inf
+                everything = title | own_attributes(comm.size) | dict(attributes)
                 schema = Schema(dict(dims), variables, time, coordinates or {}, everything)
                 schema.check()
-                # Links are followed: the file is replaced where it lies.
-                made = Path(path).resolve(), _parallel(backend, comm.size)
-                _install(schema.image(), made[0], overwrite)
-        self.path, self.parallel = comm.bcast(made)
+                self._lock = Lock(target)
+                try:
+                    if resume is None:
+                        place(target, schema, overwrite)
+                    else:
+                        schema.attributes = {"run": resume.run, **attributes}
+                        last = reopen(target, schema, resume)
+                except BaseException:
+                    self._lock.release()
+                    raise
+                made = target, parallel, schema.attributes["run"], last
+        self.path, self.parallel, self.run, last_time = comm.bcast(made)
         self.comm = comm.Dup()
         self._file: h5py.File | None = None
         if self.parallel:
@@ -155,9 +160,10 @@ class TrajectoryWriter:
         )
         # Every rank's part of each variable, none for values that all ranks know.
         self._boxes: dict[str, list[Box] | None] = {"time": None}
-        self._missing = set(self._static)
+        self._missing = set(self._static) if resume is None else set()
         self._held: list[tuple[float, dict[str, np.ndarray]]] = []
-        self._last_time, self._frames, self._open = -math.inf, 0, True
+        self.last_time, self._open = last_time, True
+        self._frames = 0 if resume is None else resume.frames
         self._flush_interval, self._last_flush = flush_interval, -math.inf
 
     def append(self, time: float, values: Mapping[str, Value]) -> None:
@@ -171,15 +177,15 @@ class TrajectoryWriter:
             parts of all ranks cover the variable once and stay the same in every
             frame; a part may be empty. Arrays are copied.
         """
-        if not self._last_time < time < math.inf:
-            allowed = f"a finite time after {self._last_time}"
+        if not self.last_time < time < math.inf:
+            allowed = f"a finite time after {self.last_time}"
             raise InputError("time", time, allowed, "Append frames in order.")
         if set(values) != set(self._per_frame):
             allowed = f"exactly {sorted(self._per_frame)}"
             raise InputError("values", sorted(values), allowed, "Give all, in every frame.")
         frame = self._parts([(v, values[name]) for name, v in self._per_frame.items()])
         self._held.append((float(time), frame))
-        self._last_time = time
+        self.last_time = time
         full = len(self._held) * self._frame_bytes >= _HELD_BYTES
         late = clock.monotonic() - self._last_flush >= self._flush_interval
         # Clocks differ between ranks: that of rank 0 decides.
@@ -200,6 +206,9 @@ class TrajectoryWriter:
         """
         held, self._held = self._held, []
         if held:
+            with agreed(self.comm):
+                if self.comm.rank == 0:
+                    self._require_room(len(held) * self._frame_bytes)
             for name in self._per_frame:
                 # A large field is held alone: no second copy.
                 parts = [frame[name] for _, frame in held]
@@ -212,36 +221,74 @@ class TrajectoryWriter:
             self._file.flush()
         self._last_flush = clock.monotonic()
 
+    def _require_room(self, size: int) -> None:
+        try:
+            require_room(self.path.parent, size + _ROOM)
+        except OSError as error:
+            self._open = False  # nothing more can be written
+            self._release()
+            saved = f"{self._frames} frames are saved. {error.strerror}: make room, then resume"
+            allowed = f"{(size + _ROOM) / 1e6:.3g} MB of room for the next frames"
+            raise InputError("out", str(self.path), allowed, f"{saved}.") from error
+
+    @property
+    def frames(self) -> int:
+        """Number of frames appended, whether or not they are in the file yet."""
+        return self._frames + len(self._held)
+
     def close(self, complete: bool = True) -> None:
-        """Flush and close; ``complete`` says that the run came to its planned end."""
+        """Flush and close; ``complete``: the run came to its planned end, and the file is sealed.
+
+        Where there is no room to seal it, it stays a live file.
+        """
         if not self._open:
             return
         self._open = False
         self.flush()
         if self._file is not None:
-            if complete and not self._missing:
-                # Last of all, behind a flush: never true for a file that lacks data.
-                self._file.attrs.modify("complete", np.int8(1))
             self._file.close()
-        self.comm.Barrier()  # now every rank may read it
+        self.comm.Barrier()
+        with agreed(self.comm):
+            if self.comm.rank == 0 and complete and not self._missing:
+                # Never complete for a file that lacks data.
+                self._seal()
+        self._release()
         self.comm.Free()
         if complete and self._missing:
             allowed = f"all of {sorted(self._static)} written before close"
             raise InputError("missing", sorted(self._missing), allowed, "Call write_static.")
 
+    def _seal(self) -> None:
+        try:
+            seal(self.path)
+        except OSError as error:
+            warnings.warn(f"{self.path} is not sealed: {error.strerror or error}", stacklevel=2)
+            with h5py.File(self.path, "r+", locking=False) as file:
+                file.attrs.modify("complete", np.int8(1))
+        except InputError as error:
+            warnings.warn(f"{self.path} is not in the manifest. {error}", stacklevel=2)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._open:
+            return
         if kind is None:
             self.close()
         elif self.comm.size == 1:
             # The first error is the one to see.
             with contextlib.suppress(OSError, RuntimeError, ValueError):
                 self.close(complete=False)
-        elif self._open:
+            self._release()
+        else:
             # Other ranks may be anywhere: nothing collective. The file is that of the last flush.
             self._open = False
+            self._release()
             if self._file is not None and self.parallel:
                 # Closing waits for the other ranks, and so does garbage collection: not before
                 # this rank ends, but then before MPI does.
@@ -393,6 +440,7 @@ class Trajectory:
         if not self.path.is_file():
             raise self._refusal("an existing trajectory", "There is none: check the path.")
         with self._corrupt_if_unreadable():
+            footer.check(self.path)  # before HDF5 sees a damaged file
             self._file = h5py.File(self.path, "r", locking=False)
         try:
             with self._corrupt_if_unreadable():
@@ -402,7 +450,7 @@ class Trajectory:
             raise
 
     def _load(self) -> None:
-        self.attributes = {name: _plain(value) for name, value in self._file.attrs.items()}
+        self.attributes = {name: plain(value) for name, value in self._file.attrs.items()}
         version = self.attributes.get("schema_version")
         if version is None:
             remedy = "It has no schema_version, so another program wrote it."
@@ -410,8 +458,10 @@ class Trajectory:
         if version > SCHEMA_VERSION:
             allowed = f"schema_version up to {SCHEMA_VERSION}"
             raise self._refusal(allowed, f"It has {version}: update mpiflow.")
-        datasets = {k: v for k, v in self._file.items() if isinstance(v, h5py.Dataset)}
-        self.variables = {k: _describe(v) for k, v in datasets.items() if not v.is_scale}
+        # Not items(), which leaves out what it cannot open.
+        objects = {name: self._file[name] for name in self._file}
+        datasets = {k: v for k, v in objects.items() if isinstance(v, h5py.Dataset)}
+        self.variables = {k: describe(v) for k, v in datasets.items() if not v.is_scale}
         self._per_frame = {"time", *(v.name for v in self.variables.values() if v.per_frame)}
         # A writer that died inside a flush leaves variables of different lengths.
         frames = min(len(datasets[name]) for name in self._per_frame)
@@ -432,7 +482,7 @@ class Trajectory:
             raise self._refusal("a readable file", "Ask its owner for access.") from error
         except InputError:
             raise
-        except (OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             remedy = "It is corrupt, or not HDF5 at all: use another copy."
             raise self._refusal("an intact HDF5 file", remedy) from error
 
@@ -517,26 +567,3 @@ class Trajectory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _describe(dataset: h5py.Dataset) -> Variable:
-    """The Variable that a dataset was made from."""
-    internal = {"DIMENSION_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
-    about = {k: _plain(v) for k, v in dataset.attrs.items() if k not in internal}
-    dims = [dimension[0].name.removeprefix("/") for dimension in dataset.dims]
-    per_frame = dims[:1] == ["time"]
-    return Variable(
-        dataset.name.removeprefix("/"),
-        tuple(dims[per_frame:]),
-        str(dataset.dtype),
-        about.pop("units", "1"),
-        about.pop("long_name", ""),
-        per_frame,
-        about,
-    )

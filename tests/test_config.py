@@ -99,7 +99,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"system": "kac"}, "system", "ising"),
     ({"sizes": 4}, "sizes", "Did you mean size?"),
     ({"save-every": 1}, "save-every", "Did you mean save_every?"),
-    ({"walltime": 60}, "walltime", "one of size, temperature"),
+    ({"wall": 60}, "wall", "one of size, temperature"),
 ]
 
 

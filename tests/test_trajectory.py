@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +18,11 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpiflow import storage
 from mpiflow.errors import InputError
 from mpiflow.lattice import split
 from mpiflow.schema import STANDARD, Variable, block_centres
+from mpiflow.sealing import Continuation
 from mpiflow.trajectory import Trajectory, TrajectoryWriter
 
 PARALLEL = bool(h5py.get_config().mpi)
@@ -92,12 +97,15 @@ def writer(path: Path, comm: MPI.Intracomm | None, **options: Any) -> Trajectory
     return TrajectoryWriter(path, comm=comm, **(settings | options))
 
 
-def record(path: Path, comm: MPI.Intracomm, frames: int = 4, **options: Any) -> None:
+def record(
+    path: Path, comm: MPI.Intracomm, frames: int = 4, complete: bool = True, **options: Any
+) -> None:
     with writer(path, comm, **options) as out:
         out.write_static("initial_magnetization", cut(np.array([-0.5, 0.0, 0.5]), comm))
         out.write_static("note", 3)
         for t in range(frames):
             out.append(0.5 * t, values(t, comm))
+        out.close(complete)
     comm.Barrier()
 
 
@@ -105,6 +113,11 @@ def small(path: Path, comm: MPI.Intracomm | None = None, **options: Any) -> Traj
     """One scalar a frame."""
     settings = {"dims": {}, "coordinates": {}, "variables": [STANDARD["magnetization"]]}
     return writer(path, comm, **(settings | options))
+
+
+def names(folder: Path) -> list[str]:
+    """Files of a folder, but for the manifest of its runs."""
+    return sorted(set(os.listdir(folder)) - {"manifest.json", ".manifest.lock"})
 
 
 def structure(path: Path) -> dict[str, Any]:
@@ -147,20 +160,22 @@ def structure(path: Path) -> dict[str, Any]:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("interval", [0.0, 1e9])
-def test_both_writers_leave_the_same_file(comm, shared_tmp, interval):
+@pytest.mark.parametrize("complete", [True, False])
+def test_both_writers_leave_the_same_file(comm, shared_tmp, interval, complete):
     paths = [shared_tmp / name for name in ("gather.h5", "parallel.h5")]
-    record(paths[0], comm, backend="gather", flush_interval=interval)
+    record(paths[0], comm, backend="gather", flush_interval=interval, complete=complete)
     with Trajectory(paths[0]) as trajectory:
         assert len(trajectory) == 4
-        assert trajectory.complete
+        assert trajectory.complete == complete
         for t in range(4):
             for name, value in frame(t).items():
                 np.testing.assert_array_equal(trajectory.read(name, t), value)
         assert trajectory["initial_magnetization"].tolist() == [-0.5, 0.0, 0.5]
         assert trajectory["note"] == 3
     if PARALLEL:
-        record(paths[1], comm, backend="parallel", flush_interval=interval)
+        record(paths[1], comm, backend="parallel", flush_interval=interval, complete=complete)
         one, other = (structure(path) for path in paths)
+        assert one["/"]["attributes"].pop("run") != other["/"]["attributes"].pop("run")
         assert one == other
 
 
@@ -313,7 +328,7 @@ def test_existing_file_is_refused_on_all_ranks_and_left_alone(comm, shared_tmp):
     assert caught.value.name == "out"
     comm.Barrier()
     assert path.read_bytes() == before
-    assert os.listdir(shared_tmp) == ["run.h5"]
+    assert names(shared_tmp) == ["run.h5"]
 
 
 @pytest.mark.mpi
@@ -335,7 +350,7 @@ def test_overwrite_replaces_through_a_link_once_the_new_file_is_there(comm, shar
     assert link.is_symlink()
     with Trajectory(path) as trajectory:
         assert trajectory["magnetization"].tolist() == [0.25]
-    assert sorted(os.listdir(shared_tmp)) == ["link.h5", "old.h5"]
+    assert names(shared_tmp) == ["link.h5", "old.h5"]
 
 
 @pytest.mark.mpi
@@ -431,19 +446,110 @@ def test_forgotten_static_variable(tmp_path):
         assert not trajectory.complete
 
 
-def test_complete_is_written_last(tmp_path, monkeypatch):
-    path, seen, modify = tmp_path / "run.h5", [], h5py.AttributeManager.modify
+def test_complete_comes_last_and_with_the_whole_file(tmp_path, monkeypatch):
+    path, seen, replace = tmp_path / "run.h5", [], Path.replace
 
-    def spy(self: Any, name: str, value: Any) -> None:
-        with Trajectory(path) as trajectory:
-            seen.append((name, len(trajectory), trajectory.complete))
-        modify(self, name, value)
+    def spy(self: Path, target: Path) -> None:
+        if Path(target) == path:
+            with Trajectory(path) as old, Trajectory(self) as new:
+                seen.append((len(old), old.complete, len(new), new.complete))
+        replace(self, target)
 
-    monkeypatch.setattr(h5py.AttributeManager, "modify", spy)
+    monkeypatch.setattr(Path, "replace", spy)
     with small(path, flush_interval=1e9) as out:
         for t in range(3):
             out.append(t, {"magnetization": 0.5})
-    assert seen == [("complete", 3, False)]
+    assert seen == [(3, False, 3, True)]
+
+
+def test_without_room_to_seal_it_the_file_stays_live_and_is_complete(tmp_path, monkeypatch):
+    def full(folder: Path, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with small(tmp_path / "run.h5") as out:
+        out.append(0, {"magnetization": 0.5})
+        monkeypatch.setattr(storage, "require_room", full)
+        with pytest.warns(UserWarning, match="not sealed: No space left"):
+            out.close()
+    with Trajectory(tmp_path / "run.h5") as trajectory:
+        assert trajectory.complete
+        assert trajectory["magnetization"].tolist() == [0.5]
+
+
+def test_a_full_disk_is_said_before_hdf5_meets_it(tmp_path, monkeypatch):
+    path = tmp_path / "run.h5"
+    with small(path, flush_interval=0) as out:
+        out.append(0, {"magnetization": 0.5})
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+        try:
+            with pytest.raises(InputError, match="1 frames are saved.*make room, then resume"):
+                out.append(1, {"magnetization": 0.25})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, ignored)
+    with Trajectory(path) as trajectory:
+        assert trajectory["magnetization"].tolist() == [0.5]
+        assert not trajectory.complete
+
+
+@pytest.mark.mpi
+def test_one_writer_of_a_file(comm, shared_tmp):
+    path = shared_tmp / "run.h5"
+    with small(path, comm) as out:
+        with pytest.raises(InputError, match=rf"no other run is writing.*{os.uname().nodename}"):
+            small(path, comm, overwrite=True)
+        out.append(0, {"magnetization": 0.5})
+    with small(path, comm, overwrite=True):
+        pass
+    assert names(shared_tmp) == ["run.h5"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("kept", [0, 2, 3])
+def test_going_on_with_a_file(comm, shared_tmp, backend, complete, kept):
+    """Of a live and of a sealed file; what is behind the kept frames is written anew."""
+    path, whole = shared_tmp / "run.h5", shared_tmp / "whole.h5"
+    record(whole, comm, frames=5)
+    record(path, comm, frames=3, complete=complete, backend=backend)
+    with Trajectory(path) as old:
+        run = old.attributes["run"]
+    comm.Barrier()
+    with writer(path, comm, resume=Continuation(kept, run), backend=backend) as out:
+        assert (out.frames, out.run) == (kept, run)
+        for t in range(kept, 5):
+            out.append(0.5 * t, values(t, comm))
+    comm.Barrier()
+    one, other = structure(path), structure(whole)
+    assert one["/"]["attributes"].pop("run") != other["/"]["attributes"].pop("run")
+    assert one == other
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_files_that_cannot_be_gone_on_with_stay_as_they_are(tmp_path, complete):
+    path = tmp_path / "run.h5"
+    record(path, MPI.COMM_SELF, frames=3, complete=complete)
+    with Trajectory(path) as old:
+        run = old.attributes["run"]
+    before = path.read_bytes()
+    for frames, name, options, message in (
+        (4, run, {}, "4 frames or more"),
+        (2, "0" * 16, {}, "of another run"),
+        (2, run, {"variables": VARIABLES[1:]}, "Save the same variables"),
+        (2, run, {"dims": {**DIMS, "y": 32}, "coordinates": {}}, "Save the same variables"),
+    ):
+        with pytest.raises(InputError, match=message):
+            writer(path, None, resume=Continuation(frames, name), **options)
+        assert path.read_bytes() == before
+    path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(InputError, match="corrupt"):
+        writer(path, None, resume=Continuation(2, run))
+    path.unlink()
+    with pytest.raises(InputError, match="bring it back"):
+        writer(path, None, resume=Continuation(2, run))
 
 
 # -- failures --------------------------------------------------------------------------
@@ -549,9 +655,9 @@ def test_reader(finished):
             assert text in trajectory.summary()
 
 
-def test_reader_leaves_out_a_broken_frame(finished, tmp_path):
+def test_reader_leaves_out_a_broken_frame(tmp_path):
     path = tmp_path / "broken.h5"
-    path.write_bytes(finished.read_bytes())
+    record(path, MPI.COMM_SELF, complete=False)
     with h5py.File(path, "r+") as file:
         file["flips"].resize(3, axis=0)
         file["time"][2] = np.nan
@@ -571,7 +677,7 @@ def test_unusable_files(finished, tmp_path):
         file["magnetization"] = np.zeros(3)
     short, newer = tmp_path / "short.h5", tmp_path / "newer.h5"
     short.write_bytes(finished.read_bytes()[:-1000])
-    newer.write_bytes(finished.read_bytes())
+    record(newer, MPI.COMM_SELF, complete=False)
     with h5py.File(newer, "r+") as file:
         file.attrs["schema_version"] = 99
     for path, message in [

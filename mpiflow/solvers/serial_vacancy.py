@@ -134,6 +134,35 @@ class VacancyKMC:
         counts = sum((table.counts for _, _, table in self._lists), np.zeros(2, np.int64))
         return int(counts[0]), int(counts[1])
 
+    def order(self, block: Block) -> np.ndarray:
+        """(B, n) int64, the places of each box's vacancies in their order, in C order of the box.
+
+        Set it, the clock and the hops to go on with a trajectory. -1 where a box has fewer;
+        nothing before the first call.
+        """
+        most = max((n for n, _, _ in self._lists), default=0)
+        out = np.full((block.batch, most), -1, np.int64)
+        for b, (n, store, _) in enumerate(self._lists):
+            inner = store.place[:n] - block.halo
+            out[b, :n] = np.ravel_multi_index(tuple(inner.T), block.shape)
+        return out
+
+    def set_order(self, block: Block, order: np.ndarray) -> None:
+        """Take over what :meth:`order` returned; the species are those of that time."""
+        self._lists = []
+        flat = block.array.reshape(block.batch, -1)
+        for b in range(block.batch):
+            places = order[b][order[b] >= 0]
+            place = np.stack(np.unravel_index(places, block.shape), axis=1) + block.halo
+            index = np.ravel_multi_index(tuple(place.T), block.array.shape[1:])
+            if len(set(places.tolist())) < len(places) or (flat[b, index] != VACANCY).any():
+                raise InputError(
+                    "order", b, "each vacancy of the box once", "Use the species of that time."
+                )
+            store = lists(max(1, len(places)))
+            store.place[: len(places)], store.flat[: len(places)] = place, index
+            self._lists.append((len(places), store, table(self.model, max(1, len(places)))))
+
     def advance(
         self,
         block: Block,

@@ -1,0 +1,281 @@
+"""Follow a simulation into its Trajectory, with checkpoints, and stop and go on without a trace."""
+
+from __future__ import annotations
+
+import json
+import math
+import time as clock
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow import __version__, checkpoint
+from mpiflow.checkpoint import Checkpoint, Resumable
+from mpiflow.config import RunConfig, number_to_json
+from mpiflow.errors import InputError
+from mpiflow.parallel import agreed
+from mpiflow.progress import Progress
+from mpiflow.schedule import Number, Schedule
+from mpiflow.schema import TIME, Variable
+from mpiflow.sealing import Continuation
+from mpiflow.stopping import Keep, Stopped, Watch, say
+from mpiflow.trajectory import Backend, Trajectory, TrajectoryWriter, Value
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A simulation on its way, in the unit that its frames are counted in.
+
+    Attributes
+    ----------
+    sim : what moves
+    schedule : of the frames, from the beginning of the run
+    position, move : where it is, and go to a place. Collective
+    grain : it can be interrupted after whole multiples of this; 0: anywhere, None: nowhere
+    unit : time or hops
+    """
+
+    sim: Resumable
+    schedule: Schedule
+    position: Callable[[], float]
+    move: Callable[[float], None]
+    grain: float | None
+    unit: str = "time"
+
+    def stop(self, target: float, stride: float) -> float:
+        """The next place to look up at, on the way to ``target``."""
+        if self.grain is None:
+            return target
+        here = self.position()
+        if self.grain > 0:
+            stride = max(1, math.ceil(stride / self.grain * (1 - 1e-9))) * self.grain
+            target = max(target, here)  # hops of a window may have overtaken it
+        place = here + stride
+        return target if place > target - 0.5 * self.grain or place <= here else place
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a Trajectory holds of a simulation.
+
+    Attributes
+    ----------
+    values : of a frame, this rank's part; with a second argument that a bar shows
+    """
+
+    dims: dict[str, int]
+    coordinates: dict[str, np.ndarray]
+    variables: list[Variable]
+    attributes: dict[str, Any]
+    frame: Callable[[], tuple[float, dict[str, Value], dict[str, Any]]]
+    time: Variable = TIME
+
+
+def continued(walk: Walk, point: Checkpoint | None) -> tuple[Schedule, int]:
+    """The schedule counted from the beginning of the run, and the next frame's number."""
+    new = walk.schedule
+    if point is None:
+        return new, 0
+    numbers = point.numbers
+    if bool(numbers["by_hops"]) != (walk.unit == "hops"):
+        unit = "hops" if numbers["by_hops"] else "time"
+        raise InputError("time, hops", walk.unit, unit, f"The run counts {unit}: give --{unit}.")
+    old = Schedule(float(numbers["start"]), float(numbers["end"]), float(numbers["every"]))
+    # An end between two regular frames leaves a frame that a longer run does not count.
+    number = min(int(numbers["next"]), old.regular + 1)
+    schedule = Schedule(old.start, old.start + new.end - new.start, new.every)
+    if new.every != old.every:
+        raise InputError("save_every", new.every, f"{old.every:g}, as before", "Leave it out.")
+    return schedule, int(numbers["next"]) if schedule.end == old.end else number
+
+
+def follow(
+    walk: Walk,
+    content: Content,
+    out: str | Path,
+    *,
+    facts: Mapping[str, Any],
+    point: Checkpoint | None = None,
+    keep: Keep | None = None,
+    overwrite: bool = False,
+    writer: Backend = "auto",
+    progress: bool = True,
+) -> None:
+    """Run to the end of the schedule and write every frame that is due. Collective.
+
+    Parameters
+    ----------
+    facts : what must be the same where the run goes on, for the checkpoints
+    point : a checkpoint that has been loaded: go on from there
+    keep : write checkpoints, also at the end, and stop with one on a signal or at a walltime
+
+    Raises
+    ------
+    Stopped : on all ranks; the file is that of the last frame, and the checkpoint can go on
+    """
+    sim, out = walk.sim, Path(out).resolve()
+    comm = sim.comm
+    schedule, number = continued(walk, point)
+    start = schedule.start
+    resume = None
+    if point is not None:
+        resume = Continuation(int(point.numbers["frames"]), point.run)
+    facts_json = json.dumps(dict(facts))
+    with TrajectoryWriter(
+        out,
+        comm=comm,
+        dims=content.dims,
+        variables=content.variables,
+        coordinates=content.coordinates,
+        attributes=content.attributes,
+        overwrite=overwrite,
+        resume=resume,
+        backend=writer,
+        time=content.time,
+    ) as trajectory:
+        if point is None:
+            with agreed(comm):
+                if comm.rank == 0:
+                    checkpoint.forget(out)
+
+        def save() -> Path:
+            began = clock.monotonic()
+            trajectory.flush()  # a checkpoint must not be newer
+            numbers: dict[str, Number] = {
+                "frames": trajectory.frames,
+                "next": number,
+                "start": start,
+                "end": schedule.end,
+                "every": schedule.every,
+                "by_hops": int(walk.unit == "hops"),
+            }
+            texts = {
+                "config_json": content.attributes["config_json"],
+                "facts_json": facts_json,
+                "run": trajectory.run,
+            }
+            path = checkpoint.write(out, sim, texts, numbers)
+            watch.saved(walk.position(), clock.monotonic() - began)
+            return path
+
+        first = walk.grain or schedule.every
+        with (
+            Progress(schedule.end - start, out.name, comm, show=progress) as bar,
+            Watch(keep, comm, first, walk.position()) as watch,
+        ):
+            while number <= schedule.last:
+                target = schedule.target(number)
+                place = walk.stop(target, watch.ahead(walk.position()))
+                if number > 0 and walk.position() < place:
+                    walk.move(place)
+                if number == 0 or place >= target:
+                    time, values, shown = content.frame()
+                    # A window may hold more hops than lie between frames.
+                    if time > trajectory.last_time:
+                        trajectory.append(time, values)
+                    bar.update(walk.position() - start, t=time, **shown)
+                    number += 1
+                else:
+                    bar.update(walk.position() - start)
+                verdict = watch.look(walk.position())
+                if keep is None or number > schedule.last:
+                    continue
+                if verdict.checkpoint or verdict.reason:
+                    path = save()
+                if verdict.reason:
+                    trajectory.close(complete=False)
+                    rest = f"mpiflow resume {out.name} goes on"
+                    say(comm, f"{verdict.reason}: stopped at {walk.unit} {walk.position():g}; "
+                        f"checkpoint {path.parent.name}/{path.name}; {rest}")  # fmt: skip
+                    raise Stopped(verdict.reason)
+            if keep is not None:
+                save()
+
+
+# -- the same run as before --------------------------------------------------------------------
+
+#: Options that say nothing about the trajectory. The initial state is that of the checkpoint.
+FREE = frozenset(
+    "time hops out overwrite resume writer quiet checkpoints checkpoint_every walltime device "
+    "ranks_grid initial method".split()
+)
+
+
+def keep_of(config: RunConfig) -> Keep | None:
+    """What a configuration says about checkpoints."""
+    if not config.checkpoints:
+        return None
+    return Keep(config.checkpoint_every, config.walltime)
+
+
+def beginning(
+    config: RunConfig, comm: MPI.Intracomm, changed: Container[str] = ()
+) -> tuple[Checkpoint | None, bool]:
+    """The checkpoint to start from, if any, and whether to replace the file. Collective.
+
+    A run that was killed before its first checkpoint starts again: it is its seed.
+    """
+    if not config.resume:
+        return None, config.overwrite
+    out = Path(config.out).resolve()
+    warn = None if config.quiet else lambda text: say(comm, text)
+    point = checkpoint.newest(out, comm, lambda text: say(comm, text))
+    with agreed(comm):
+        old = None
+        if point is not None:
+            old = point.config
+        elif out.exists():
+            with Trajectory(out) as there:
+                if there.complete:
+                    remedy = "Use --overwrite to do it again."
+                    allowed = "a run with checkpoints"
+                    raise InputError("out", str(config.out), allowed, f"It has none. {remedy}")
+                old = there.config
+        if old is not None:
+            new = json.loads(config.model_dump_json())
+            known = {name: value for name, value in old.items() if name in new}
+            refuse(differences(known, {n: new[n] for n in known}), changed)
+    if point is not None and warn is not None:
+        warn(f"going on from {point.describe()}")
+        if point.version != __version__:
+            warn(f"the checkpoint is of mpiflow {point.version}, this is {__version__}")
+    return point, True
+
+
+def facts_of(facts: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a simulation the same as another one, for JSON."""
+    names = ("kernel", "rng", "barriers_sha256", "field_sha256")
+    known = {name: attributes[name] for name in names if name in attributes}
+    return {
+        name: number_to_json(value) if isinstance(value, float) else value
+        for name, value in {**facts, **known}.items()
+    }
+
+
+def unchanged(point: Checkpoint, facts: Mapping[str, Any], changed: Container[str]) -> None:
+    """Raise, with the difference, if a simulation is not the one of a checkpoint."""
+    refuse(differences(point.facts, json.loads(json.dumps(dict(facts)))), changed)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Names whose values differ, with both."""
+    names = [*old, *(name for name in new if name not in old)]
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def refuse(changes: Mapping[str, tuple[Any, Any]], changed: Container[str]) -> None:
+    """Raise for changes that nobody has asked for."""
+    wrong = {n: pair for n, pair in changes.items() if n not in changed and n not in FREE}
+    if wrong:
+        listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in wrong.items())
+        name = next(iter(wrong))
+        raise InputError(
+            ", ".join(wrong),
+            wrong[name][1],
+            f"what the run was started with ({listed})",
+            f"Leave it as it was, or say so: mpiflow resume FILE --override {name}=...",
+        )

@@ -1,0 +1,91 @@
+"""Go on with a run from its file: ``mpiflow resume run.h5``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+from mpiflow import checkpoint
+from mpiflow.alloy_config import AlloyConfig
+from mpiflow.config import IsingConfig, RunConfig
+from mpiflow.errors import InputError
+from mpiflow.kac_config import KacConfig
+from mpiflow.parallel import agreed
+from mpiflow.stopping import say
+from mpiflow.trajectory import Trajectory
+
+#: Configurations by what ``system`` says, and what an initial file is replaced by: it may be gone.
+_SYSTEMS: dict[str, tuple[type[RunConfig], str]] = {
+    "ising": (IsingConfig, "up"),
+    "kac": (KacConfig, "up"),
+    "alloy": (AlloyConfig, "random"),
+}
+
+
+def resume(
+    path: str | Path, comm: MPI.Intracomm | None = None, changes: Mapping[str, Any] | None = None
+) -> Path:
+    """Go on with a run, on any number of ranks, as if it had never stopped. Collective.
+
+    Parameters
+    ----------
+    path : the Trajectory; its checkpoints are in ``checkpoints/`` beside it
+    changes : options in place of those of the run; ``time`` (or ``hops``) counts from its start
+
+    Raises
+    ------
+    InputError : on all ranks: there is nothing to go on with, or a change makes no sense
+    Stopped : on all ranks, after the next checkpoint
+    """
+    comm = MPI.COMM_WORLD if comm is None else comm
+    changes = dict(changes or {})
+    out = Path(path).resolve()
+    point = checkpoint.newest(out, comm)
+    with agreed(comm):
+        if point is not None:
+            stored = point.config
+        else:
+            with Trajectory(path) as trajectory:
+                stored = trajectory.config
+        config = configuration(stored, out, changes)
+        done = point is not None and _is_done(out, config)
+    if done:
+        say(comm, f"{path} is complete: give a longer --time (or --hops) to go on")
+        return out
+    if isinstance(config, AlloyConfig):
+        from mpiflow.alloy_run import simulate_alloy
+
+        return simulate_alloy(config, comm, changed=changes)
+    from mpiflow.run import simulate
+
+    assert isinstance(config, IsingConfig | KacConfig)  # noqa: S101 - for the type checker
+    return simulate(config, comm, changed=changes)
+
+
+def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from the one in its file, with changes."""
+    system = stored.get("system")
+    if system not in _SYSTEMS or "out" not in stored:
+        remedy = "A run that Python made goes on in Python: see record(point=...)."
+        raise InputError("file", str(out), "a run of mpiflow simulate", remedy)
+    model, state = _SYSTEMS[str(system)]
+    values = {**stored, "overwrite": False, **changes, "out": out, "resume": True}
+    if not Path(str(values["initial"])).is_file() and values["initial"] not in (
+        "shuffled", "random", "up", "gaussian",
+    ):  # fmt: skip
+        values["initial"] = state
+    if "time" in changes and stored.get("hops") is not None:
+        raise InputError("time", changes["time"], "hops", "The run counts hops: give --hops.")
+    return model(**values)
+
+
+def _is_done(out: Path, config: RunConfig) -> bool:
+    if not out.exists():
+        return False
+    with Trajectory(out) as trajectory:
+        names = ("time", "hops")
+        now = {name: getattr(config, name, None) for name in names}
+        return trajectory.complete and now == {n: trajectory.config.get(n) for n in names}
