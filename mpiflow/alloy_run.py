@@ -23,6 +23,7 @@ from mpiflow.errors import InputError
 from mpiflow.initial_alloy import counts_of, from_structure, place_vacancies, random_alloy
 from mpiflow.noise import RNG
 from mpiflow.parallel import agreed
+from mpiflow.plan import one_line
 from mpiflow.recording import Content, Walk, beginning, facts_of, follow, keep_of, unchanged
 from mpiflow.schema import STANDARD, TIME
 from mpiflow.stopping import Keep
@@ -53,6 +54,7 @@ def simulate_alloy(
     sim = build_alloy(config, model, comm, point)
     if comm.rank == 0 and not config.quiet:
         print(f"{config.out}: {sim.describe()}, barriers {model.name}")
+        print(f"{config.out}: {one_line(config, comm.size)}")
     record_alloy(
         sim,
         config.out,

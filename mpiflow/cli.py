@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from mpiflow import __version__, parallel
 from mpiflow.alloy_config import AlloyConfig
-from mpiflow.config import Config, IsingConfig, SpinConfig, did_you_mean
+from mpiflow.config import Config, IsingConfig, did_you_mean
 from mpiflow.errors import InputError
 from mpiflow.kac_config import KacConfig
 
@@ -147,7 +147,7 @@ def _command(model: type[Config], run: Callable[[Any], None]) -> Callable[..., N
 # -- commands ------------------------------------------------------------------------------
 
 
-def _simulate(config: SpinConfig) -> None:
+def _simulate(config: IsingConfig | KacConfig) -> None:
     from mpiflow.run import simulate
 
     simulate(config, parallel.start())

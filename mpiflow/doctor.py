@@ -343,7 +343,7 @@ def _launcher(library: str) -> Check:
     text = f"{program}: {version}" + (" (one process, started without it)" if alone else "")
     named, known = re.search(r"\d+\.\d+\.\d+", version), re.search(r"\d+\.\d+\.\d+", library)
     ours = "Open MPI" in library
-    if (ours and "Open MPI" not in version and "Open RTE" not in version) or (
+    if (ours and not re.search(r"Open ?(MPI|RTE)|PRRTE", version)) or (
         ours and named and known and named[0] != known[0] and "PRRTE" not in version
     ):
         remedy = f"mpi4py uses {library}: take its mpirun."

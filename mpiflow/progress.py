@@ -89,7 +89,7 @@ class Progress:
     def _line(self) -> None:
         self._shown, self._shown_share = time.monotonic(), self.share
         line = f"{self.label} {100 * self.share:3.0f} %  {_duration(self.elapsed)}"
-        if 0.0 < self.share < 1.0:
+        if 0.01 <= self.share < 1.0:  # before that it is mostly the time to compile
             line += f", {_duration(self.elapsed * (1 / self.share - 1))} left"
         print(f"{line}  {self._facts}".rstrip(), file=sys.stderr, flush=True)
 

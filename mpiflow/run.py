@@ -22,6 +22,7 @@ from mpiflow.kac_config import KacConfig
 from mpiflow.kac_simulation import KacSimulation
 from mpiflow.lattice import Layout
 from mpiflow.parallel import agreed
+from mpiflow.plan import one_line
 from mpiflow.recording import Content, Walk, beginning, facts_of, follow, keep_of, unchanged
 from mpiflow.schema import STANDARD, Variable, block_centres
 from mpiflow.simulation import Frame, Simulation, SpinSimulation
@@ -32,7 +33,10 @@ from mpiflow.trajectory import Backend, Value
 
 
 def simulate(
-    config: SpinConfig, comm: MPI.Intracomm | None = None, *, changed: Container[str] = ()
+    config: IsingConfig | KacConfig,
+    comm: MPI.Intracomm | None = None,
+    *,
+    changed: Container[str] = (),
 ) -> Path:
     """Run what a configuration says and write its file. Collective.
 
@@ -53,7 +57,7 @@ def simulate(
     sim = build(config, comm, fresh=point is None)
     attributes = {"config_json": config.model_dump_json(), **_field_attributes(config)}
     if comm.rank == 0 and not config.quiet:
-        print(f"{config.out}: {sim.describe()}")
+        print(f"{config.out}: {sim.describe()}\n{config.out}: {one_line(config, comm.size)}")
     record(
         sim,
         config.out,

@@ -18,7 +18,7 @@ from mpi4py import MPI
 #: Exit code of a run that has written a checkpoint and wants to be started again (EX_TEMPFAIL).
 STOPPED = 75
 #: Between two looks at the clock, seconds of work, where the work can be divided.
-LOOK = 1.0
+LOOK = 0.25
 #: Between checkpoints, in seconds, unless their distance is given in the run's own unit.
 CHECKPOINT_SECONDS = 600.0
 

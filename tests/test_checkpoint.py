@@ -461,13 +461,13 @@ def test_walltime_counts_the_slowest_stretch_and_the_checkpoint(monkeypatch):
     assert work(7, 5) == "walltime"  # at 187: 200
 
 
-def test_strides_grow_to_a_second_and_shrink_again(monkeypatch):
+def test_strides_grow_to_a_quarter_of_a_second_and_shrink_again(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     watch = Watch(None, MPI.COMM_SELF, 1.0, 0.0)
     position, speed, strides = 0.0, 100.0, []
     for i in range(8):
-        speed = 100.0 if i < 5 else 10.0
+        speed = 400.0 if i < 5 else 40.0
         stride = watch.ahead(position)
         position += stride
         now[0] += stride / speed

@@ -111,9 +111,11 @@ def wait(job: str, out: Path, logs: Path, deadline: float) -> None:
         if time.monotonic() > deadline:
             raise Failed(f"not done after {LIMIT:.0f} s: {tasks}")
         if not signalled and frames(out / name_of(*PAIRS[0])) > 2:
-            # As Slurm itself does for --signal=USR1@180: to the step, not to the batch script. (To
-            # the whole job scancel would send it again after the requeue.)
-            call("scancel", "--signal=USR1", f"{job}_0.0")
+            # As Slurm itself does for --signal=USR1@180: to the step, not to the batch script.
+            # Once: scancel tries again after 5 s if Slurm was busy, though the signal has arrived,
+            # and a second one kills.
+            signal = ["timeout", "4", "scancel", "--signal=USR1", f"{job}_0.0"]
+            subprocess.run(signal, check=False)
             signalled = True
         time.sleep(0.5)
     for number, (state, restarts) in sorted(tasks.items()):

@@ -1,0 +1,183 @@
+"""A little of tests/reliability.py, and how a job ends: signals, walltime, a killed rank."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import reliability
+from mpi4py import MPI
+
+from mpiflow import checkpoint, progress
+from mpiflow.trajectory import Trajectory
+
+MpiRun = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")
+ENDLESS = (
+    "simulate ising --size 128 --temperature 2.3 --dt 0.5 --time 1e7 --save-every 2500 --seed 2 "
+    "--quiet --out"
+).split()
+
+
+@pytest.mark.parametrize(("kind", "ranks"), [("live", 1), ("live", 2), ("checkpoint", 1)])
+def test_killed_runs_leave_what_was_promised(kind, ranks):
+    result = reliability.kills(kind, ranks, 5, seed=ranks)
+    assert (result.killed, result.resumed, result.frames_lost) == (5, 1, 0)
+
+
+def test_some_ranks_then_others():
+    assert reliability.pairs([2, 3], ["alloy"]) == 4
+
+
+def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        reliability.mpiflow(ranks, *arguments, interval=0.0), env=reliability.environment(),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("frames 3"):  # compiled, and on its way
+            return process
+    raise AssertionError(f"it ended: {process.wait()}")
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, float]:
+    """Exit code, what it said, and how long it took."""
+    began = time.monotonic()
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, said, time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("ranks", "number", "code"),
+    [
+        (1, signal.SIGTERM, 75),
+        (1, signal.SIGINT, 75),
+        (1, signal.SIGUSR1, 75),
+        (2, signal.SIGUSR1, 75),
+        (2, signal.SIGTERM, 1),  # mpirun's own, once the ranks are done
+    ],
+)
+def test_a_signal_stops_it_with_a_checkpoint(tmp_path, ranks, number, code):
+    out = tmp_path / "run.h5"
+    process = start(ranks, *ENDLESS, str(out))
+    process.send_signal(number)
+    returned, said, seconds = end(process)
+    assert returned == code, said
+    assert seconds < 15
+    found = re.search(rf"{number.name}: stopped at time (\d+); checkpoint checkpoints/run", said)
+    assert found, said
+    assert f"time {found[1]}" in checkpoint.verify(checkpoint.paths(out)[0])
+    with Trajectory(out) as trajectory:
+        assert len(trajectory) == int(found[1]) // 2500 + 1
+        assert not trajectory.complete
+
+
+def test_the_second_signal_stops_at_once(tmp_path):
+    out = tmp_path / "run.h5"
+    program = (
+        "import os, signal, time\n"
+        "from mpiflow import checkpoint\n"
+        "def slow(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+        "checkpoint.write = slow\n"
+        "from mpiflow.cli import main\n"
+        "main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *ENDLESS, str(out)], env=reliability.environment(),
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not out.exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    code, said, seconds = end(process)
+    assert (code, seconds < 15) == (-signal.SIGTERM, True), said
+
+
+def test_walltime_then_the_same_command_again(tmp_path, mpirun: MpiRun):
+    options = (
+        "simulate ising --size 128 --temperature 2.3 --dt 0.5 --time 60000 --save-every 2000 "
+        "--seed 2 --resume --quiet"
+    ).split()
+    out = str(tmp_path / "run.h5")
+    codes = []
+    for walltime in ("2.2", "3.0", "100"):
+        ranks = 1 if walltime != "3.0" else 2
+        done = mpirun(ranks, "mpiflow", *options, "--out", out, "--walltime", walltime, check=False)
+        codes.append(done.returncode)
+        if done.returncode == 75:
+            assert "walltime: stopped at time" in done.stderr
+    assert codes[-1] == 0
+    assert 75 in codes[:2]
+    mpirun(1, "mpiflow", *options, "--out", str(tmp_path / "whole.h5"))
+    assert reliability.same(tmp_path / "whole.h5", Path(out))
+
+
+def test_a_killed_rank_ends_the_job_and_is_named(tmp_path):
+    process = start(2, *ENDLESS, str(tmp_path / "run.h5"))
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    code, said, seconds = end(process)
+    assert code != 0
+    assert seconds < 15
+    assert re.search(r"rank 1 .*signal 9", said.replace("\n", " ")), said
+    with Trajectory(tmp_path / "run.h5") as trajectory:
+        assert len(trajectory) >= 3
+
+
+@pytest.mark.parametrize("where", ["compute", "write"])
+def test_an_exception_on_one_rank_ends_the_job_and_is_named(tmp_path, where):
+    target = "sublattice.Sublattice.chain" if where == "compute" else "checkpoint.write"
+    module, *rest = target.split(".")
+    package = "mpiflow.solvers" if where == "compute" else "mpiflow"
+    name = ".".join([module, *rest[:-1]])
+    program = (
+        f"from {package} import {module}\n"
+        f"function, count = {target}, [0]\n"
+        "def broken(*a, **k):\n"
+        "    from mpi4py import MPI\n"
+        "    count[0] += 1\n"
+        "    if MPI.COMM_WORLD.rank == 1 and count[0] > 3:\n"
+        "        raise ZeroDivisionError('planted')\n"
+        "    return function(*a, **k)\n"
+        f"{name}.{rest[-1]} = broken\n"
+        "from mpiflow.cli import main\n"
+        "main()\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        ["timeout", "60", "mpirun", "-n", "2", sys.executable, "-c", program, *ENDLESS,
+         str(tmp_path / "run.h5"), "--checkpoint-every", "2500"],
+        env=reliability.environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "rank 1 of 2 failed; ending all ranks" in done.stderr
+    assert "ZeroDivisionError: planted" in done.stderr
+    assert time.monotonic() - began < 40  # with the start of the program
+
+
+def test_the_log_of_a_long_run_is_short(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.Progress(1e6, "run.h5") as bar:  # a month, a look every 2.6 s
+        for i in range(1, 10**6 + 1):
+            now[0] += 2.6
+            bar.update(i, t=0.1 * i, m=0.25)
+    assert len(capsys.readouterr().err) < 100_000
