@@ -31,7 +31,7 @@ import numpy as np
 from mpi4py import MPI
 
 import mpiflow
-from mpiflow import storage
+from mpiflow import observables, storage
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Shape
 from mpiflow.parallel import agreed
@@ -189,9 +189,7 @@ def _gather_sites(sim: Resumable) -> np.ndarray:
     """All sites on rank 0, packed where they are before they travel; elsewhere nothing."""
     spins, block, comm = _is_spins(sim), sim.block, sim.comm
     if spins:
-        piece = np.empty((block.batch, block.shape[0], -(-block.shape[1] // 8)), np.uint8)
-        for rows in block.bands():
-            piece[:, rows] = np.packbits(_rows(block, rows) > 0, axis=-1)
+        piece = observables.spin_bits(block)
     else:
         piece = np.ascontiguousarray(block.spins())
     places = comm.gather((sim.local_members, _box(sim)))
@@ -218,11 +216,6 @@ def _gather_sites(sim: Resumable) -> np.ndarray:
         else:
             whole[(members, *box)] = piece
     return whole
-
-
-def _rows(block: Any, rows: slice) -> np.ndarray:
-    """Some rows of a block, (B, rows, nx) int8, without the others being unpacked."""
-    return block.spins(rows) if hasattr(block, "words") else block.spins()[:, rows]
 
 
 def _or_bits(target: np.ndarray, piece: np.ndarray, first: int) -> None:

@@ -18,7 +18,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mpiflow import __version__, parallel
+from mpiflow import __version__, parallel, signals
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.config import Config, IsingConfig, did_you_mean
 from mpiflow.errors import InputError
@@ -38,6 +38,8 @@ def main() -> None:
     """Entry point of ``mpiflow``: exit code 0, 2 for a bad input, else another."""
     parallel.install_abort_hook()
     parallel.mute_other_ranks()
+    if sys.argv[1:2] in (["simulate"], ["resume"]):
+        signals.listen()
     invoke(sys.argv[1:])
 
 

@@ -238,6 +238,12 @@ class SpinConfig(RunConfig):
     spins: bool = option(
         False, "Save all spins too, one byte each.", allowed="true or false", remedy="Try true."
     )
+    spin_bits: bool = option(
+        False,
+        "Save all spins too, one bit each; for sides of a multiple of 8.",
+        allowed="true or false",
+        remedy="Try true.",
+    )
     initial: str = option(
         "shuffled",
         "shuffled (exact magnetization), random, up, gaussian (smooth random field), or the "
@@ -292,6 +298,10 @@ class SpinConfig(RunConfig):
         """The lattice; coarse blocks divide its sides."""
         lattice = Lattice(self.size)
         Layout(lattice, (1, 1), self.coarse or 1)
+        if self.spin_bits and any(side % 8 for side in self.size):
+            raise InputError("spin_bits", self.size, "sides of a multiple of 8", "Use --spins.")
+        if self.spin_bits and self.spins:
+            raise idle("spin_bits", True, "with spins, which are the same")
         return lattice
 
 

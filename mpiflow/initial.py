@@ -606,21 +606,34 @@ def _opened(
             yield lambda box: np.array(_mapped(path)[box])
             return
         with h5py.File(path, "r", rdcc_nbytes=_CACHE) as file:
-            if not isinstance(file.get("spin"), h5py.Dataset):
+            name = "spin_bits" if "spin_bits" in file else "spin"
+            if not isinstance(file.get(name), h5py.Dataset):
                 raise InputError(
                     "initial", str(path), "a Trajectory that holds 'spin'", "Save with --spins."
                 )
-            data = file["spin"]
-            _require_shape(path, data.shape[1:], block)
+            data = file[name]
+            *shape, last = data.shape[1:]
+            _require_shape(path, (*shape, last * (8 if name == "spin_bits" else 1)), block)
             if len(data) == 0:
                 raise InputError("initial", str(path), "a file with a frame", "Save one.")
-            yield lambda box: np.asarray(data[(-1, *box)])
+            if name == "spin":
+                yield lambda box: np.asarray(data[(-1, *box)])
+            else:
+                yield lambda box: _from_bits(data, *box)
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             "initial", str(path), "a readable .npy or mpiflow HDF5 file", f"Reading said: {error}."
         ) from error
+
+
+def _from_bits(data: h5py.Dataset, rows: slice, columns: slice) -> np.ndarray:
+    """Spins of a box of the last frame of ``spin_bits``."""
+    bytes_ = data[-1, rows, columns.start // 8 : -(-columns.stop // 8)]
+    first = columns.start % 8
+    bits = np.unpackbits(bytes_, axis=-1)[:, first : first + columns.stop - columns.start]
+    return 2 * bits.view(np.int8) - 1
 
 
 def _mapped(path: Path) -> Any:

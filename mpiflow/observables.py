@@ -39,6 +39,19 @@ def spin_sums(block: Block | PackedBlock) -> np.ndarray:
     return block.total(out)
 
 
+def spin_bits(block: Block | PackedBlock) -> np.ndarray:
+    """Spins as bits, (B, ny, nx / 8 rounded up) uint8, the first site in the highest bit.
+
+    Of this rank, in bounded memory: spins of a packed block are not unpacked all at once.
+    """
+    out = np.empty((block.batch, block.shape[0], -(-block.shape[1] // 8)), np.uint8)
+    plain = None if isinstance(block, PackedBlock) else block.spins()
+    for rows in block.bands():
+        spins = block.spins(rows) if isinstance(block, PackedBlock) else plain[:, rows]  # type: ignore[index]
+        out[:, rows] = np.packbits(spins > 0, axis=-1)
+    return out
+
+
 @kernel
 def _edge_bonds(windows: np.ndarray, out: np.ndarray) -> None:
     """Add the bonds from the patch's first row up and first column left."""

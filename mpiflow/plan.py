@@ -548,6 +548,9 @@ def _spin_variables(config: SpinConfig, frames: int) -> tuple[Stored, ...]:
     if config.spins:
         out.append(_stored("spin", (*members, ly, lx), _itemsize("spin"), frames, SPIN))
         axes += ly + lx
+    if config.spin_bits:
+        out.append(_stored("spin_bits", (*members, ly, lx // 8), 1, frames))
+        axes += ly * (not coarse or coarse > 1) + lx // 8
     return (*out, _fixed("coordinates", axes + sum(members), 8))
 
 

@@ -75,6 +75,15 @@ class Content:
     time: Variable = TIME
 
 
+def _complete(out: Path, comm: MPI.Intracomm) -> bool:
+    complete = False
+    with agreed(comm):
+        if comm.rank == 0 and out.exists():
+            with Trajectory(out) as trajectory:
+                complete = trajectory.complete
+    return bool(comm.bcast(complete))
+
+
 def continued(walk: Walk, point: Checkpoint | None) -> tuple[Schedule, int]:
     """The schedule counted from the beginning of the run, and the next frame's number."""
     new = walk.schedule
@@ -120,6 +129,9 @@ def follow(
     sim, out = walk.sim, Path(out).resolve()
     comm = sim.comm
     schedule, number = continued(walk, point)
+    if number > schedule.last and _complete(out, comm):
+        say(comm, f"{out.name} is complete: give a longer --{walk.unit} to go on")
+        return
     start = schedule.start
     resume = None
     if point is not None:

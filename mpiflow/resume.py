@@ -14,7 +14,6 @@ from mpiflow.config import IsingConfig, RunConfig
 from mpiflow.errors import InputError
 from mpiflow.kac_config import KacConfig
 from mpiflow.parallel import agreed
-from mpiflow.stopping import say
 from mpiflow.trajectory import Trajectory
 
 #: Configurations by what ``system`` says, and what an initial file is replaced by: it may be gone.
@@ -51,10 +50,6 @@ def resume(
             with Trajectory(path) as trajectory:
                 stored = trajectory.config
         config = configuration(stored, out, changes)
-        done = point is not None and _is_done(out, config)
-    if done:
-        say(comm, f"{path} is complete: give a longer --time (or --hops) to go on")
-        return out
     if isinstance(config, AlloyConfig):
         from mpiflow.alloy_run import simulate_alloy
 
@@ -80,12 +75,3 @@ def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, An
     if "time" in changes and stored.get("hops") is not None:
         raise InputError("time", changes["time"], "hops", "The run counts hops: give --hops.")
     return model(**values)
-
-
-def _is_done(out: Path, config: RunConfig) -> bool:
-    if not out.exists():
-        return False
-    with Trajectory(out) as trajectory:
-        names = ("time", "hops")
-        now = {name: getattr(config, name, None) for name in names}
-        return trajectory.complete and now == {n: trajectory.config.get(n) for n in names}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import checkpoint, initial
+from mpiflow import checkpoint, initial, observables
 from mpiflow.checkpoint import Checkpoint
 from mpiflow.config import IsingConfig, SpinConfig, number_to_json
 from mpiflow.device import Device
@@ -65,6 +65,7 @@ def simulate(
         save_every=config.save_every,
         coarse=config.coarse,
         spins=config.spins,
+        spin_bits=config.spin_bits,
         overwrite=overwrite,
         writer=config.writer,
         attributes=attributes,
@@ -97,7 +98,8 @@ def build(config: SpinConfig, comm: MPI.Intracomm, fresh: bool = True) -> SpinSi
         "seed": config.seed,
         "members": config.members,
         "comm": comm,
-        "granularity": config.coarse or 1,
+        # A byte of spins belongs to one rank.
+        "granularity": math.lcm(config.coarse or 1, 8 if config.spin_bits else 1),
         "device": config.device,
     }
     if isinstance(config, KacConfig):
@@ -168,6 +170,7 @@ def record(
     save_every: float,
     coarse: int | None = None,
     spins: bool = False,
+    spin_bits: bool = False,
     overwrite: bool = False,
     writer: Backend = "auto",
     attributes: Mapping[str, Any] | None = None,
@@ -184,7 +187,8 @@ def record(
     ----------
     coarse : also save means over blocks of this many sites a side; the simulation's
         ``granularity`` must be a multiple of it
-    spins : also save every spin
+    spins : also save every spin, a byte each
+    spin_bits : also save every spin, a bit each; needs a ``granularity`` of a multiple of 8
     overwrite : replace an existing file
     writer : ``auto``, ``parallel`` (MPI-IO) or ``gather`` (through rank 0)
     attributes : root attributes to add to the standard ones, or to replace them with
@@ -195,9 +199,11 @@ def record(
     changed : what may be different from then
     """
     if coarse is not None:
-        _check_coarse(sim, coarse)
+        _check_blocks(sim, "coarse", coarse)
+    if spin_bits:
+        _check_blocks(sim, "spin_bits", 8)
     schedule = sim.schedule(time, save_every)  # checks the times, before a file is made
-    dims, coordinates, variables = _schema(sim, coarse, spins)
+    dims, coordinates, variables = _schema(sim, coarse, spins, spin_bits)
     about = _attributes(sim) | dict(attributes or {})
     facts = facts_of(sim.facts(), about)
     if point is not None:
@@ -208,7 +214,7 @@ def record(
         now = sim.measure()
         # With more ranks than members rank 0 may have none.
         shown = {"m": float(now.magnetization[0])} if now.magnetization.size else {}
-        return now.time, _values(sim, now, coarse, spins), shown
+        return now.time, _values(sim, now, coarse, spins, spin_bits), shown
 
     walk = Walk(sim, schedule, lambda: sim.time, sim.advance_to, sim.grain)
     content = Content(dims, coordinates, variables, about, frame)
@@ -225,13 +231,13 @@ def record(
     )
 
 
-def _check_coarse(sim: SpinSimulation, coarse: int) -> None:
+def _check_blocks(sim: SpinSimulation, name: str, coarse: int) -> None:
     Layout(sim.lattice, (1,) * sim.lattice.ndim, coarse)  # divides the lattice
     layout = sim.block.layout
     boxes = [] if layout is None else [layout.bounds(rank) for rank in range(layout.ranks)]
     if any(edge % coarse for box in boxes for edges in box for edge in edges):
         raise InputError(
-            "coarse",
+            name,
             coarse,
             "a block size that divides the tiles of all ranks",
             f"Make the Simulation with granularity={coarse}.",
@@ -239,7 +245,7 @@ def _check_coarse(sim: SpinSimulation, coarse: int) -> None:
 
 
 def _schema(
-    sim: SpinSimulation, coarse: int | None, spins: bool
+    sim: SpinSimulation, coarse: int | None, spins: bool, spin_bits: bool
 ) -> tuple[dict[str, int], dict[str, np.ndarray], list[Variable]]:
     """Dimensions, coordinates and variables; a ``member`` dimension for an ensemble.
 
@@ -261,10 +267,18 @@ def _schema(
         for axis, side in zip(axes, sim.lattice.shape, strict=True):
             coordinates[axis] = block_centres(side, unit)
             dims[axis] = side // unit
+    if spin_bits:
+        ly, lx = sim.lattice.shape
+        y = next(name for name in ("y", "site_y") if dims.get(name, ly) == ly)
+        variables.append(STANDARD["spin_bits"].over(*ensemble, y, "x_byte"))
+        dims |= {y: ly, "x_byte": lx // 8}
+        coordinates |= {y: block_centres(ly, 1), "x_byte": np.arange(0.0, lx, 8.0)}
     return dims, coordinates, variables
 
 
-def _values(sim: SpinSimulation, frame: Frame, coarse: int | None, spins: bool) -> dict[str, Value]:
+def _values(
+    sim: SpinSimulation, frame: Frame, coarse: int | None, spins: bool, spin_bits: bool
+) -> dict[str, Value]:
     """This rank's part of everything that a frame holds."""
     one = sim.members == 1
     members = () if one else (sim.local_members,)
@@ -281,6 +295,10 @@ def _values(sim: SpinSimulation, frame: Frame, coarse: int | None, spins: bool) 
     if spins:
         field = sim.spins()
         values["spin"] = (field[0] if one else field, members + sim.local_box())
+    if spin_bits:
+        bits, (rows, columns) = observables.spin_bits(sim.state), sim.local_box()
+        place = (*members, rows, slice(columns.start // 8, columns.stop // 8))
+        values["spin_bits"] = (bits[0] if one else bits, place)
     return values
 
 

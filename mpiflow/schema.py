@@ -80,6 +80,13 @@ STANDARD: dict[str, Variable] = {
         ),
         Variable("spin", ("y", "x"), "int8", long_name="spin, -1 or 1", attributes=_POINT),
         Variable(
+            "spin_bits",
+            ("y", "x_byte"),
+            "uint8",
+            long_name="spins of 8 sites along x, the first in the highest bit; 1 is up",
+            attributes=_POINT,
+        ),
+        Variable(
             "initial_magnetization",
             ("member",),
             long_name="magnetization per site that the member was started from",
@@ -121,6 +128,7 @@ _COORDINATES: dict[str, dict[str, str]] = {
         for name in "xyz"
         for prefix in ("", "site_")
     },
+    "x_byte": {"units": "1", "long_name": "x of the first of 8 sites"},
     "member": {"standard_name": "realization", "units": "1", "long_name": "ensemble member"},
     "pair": {"long_name": "pair of elements"},
     "element": {"long_name": "element"},

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from mpi4py import MPI
+
+from mpiflow import signals
 
 #: Exit code of a run that has written a checkpoint and wants to be started again (EX_TEMPFAIL).
 STOPPED = 75
@@ -21,8 +22,6 @@ STOPPED = 75
 LOOK = 0.25
 #: Between checkpoints, in seconds, unless their distance is given in the run's own unit.
 CHECKPOINT_SECONDS = 600.0
-
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(SystemExit):
@@ -64,8 +63,8 @@ class Verdict:
 class Watch:
     """Looks at signals and clocks, with one answer for all ranks.
 
-    In a ``with`` block the first SIGTERM, SIGUSR1 or SIGINT on any rank is a wish to stop; a
-    second one acts at once, as without this class.
+    In a ``with`` block SIGTERM, SIGUSR1 or SIGINT on any rank is a wish to stop; a second SIGTERM
+    or SIGINT, two seconds later, acts at once (:mod:`mpiflow.signals`).
 
     Parameters
     ----------
@@ -76,8 +75,7 @@ class Watch:
     def __init__(self, keep: Keep | None, comm: MPI.Intracomm, stride: float, now: float) -> None:
         self.keep, self.comm = keep, comm
         self.stride = stride
-        self._signal = 0
-        self._before: dict[int, Any] = {}
+        self._listens = False
         self._position = self._due = now
         if keep is not None and keep.every is not None:
             self._due = now + keep.every
@@ -87,9 +85,7 @@ class Watch:
         self._cost = 0.0  # of a checkpoint, s
 
     def __enter__(self) -> Self:
-        if self.keep is not None and threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                self._before[number] = signal.signal(number, self._note)
+        self._listens = self.keep is not None and signals.listen()
         return self
 
     def __exit__(
@@ -98,15 +94,8 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        for other, handler in self._before.items():  # the second one acts at once
-            fatal = signal.SIG_DFL if handler == signal.default_int_handler else handler
-            signal.signal(other, fatal)
+        if self._listens:
+            signals.stop_listening()
 
     def ahead(self, position: float) -> float:
         """How far to go now: to the next look or the next checkpoint."""
@@ -134,7 +123,7 @@ class Watch:
             if self.keep.walltime is not None:
                 needed = max(self._recent, default=0.0) + 2.0 * self._cost + 1.0
                 late = uptime() + needed >= self.keep.walltime
-        mine = np.array([self._signal, 0.0, 0.0, 0.0])
+        mine = np.array([signals.received() if self.keep else 0, 0.0, 0.0, 0.0])
         if self.comm.rank == 0:  # clocks differ between ranks: that of rank 0 decides
             mine[1:] = late, due, stride
         if self.comm.size > 1:

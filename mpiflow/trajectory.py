@@ -506,6 +506,13 @@ class Trajectory:
                 return dataset.asstr()[()].astype(str)
             return dataset[index]
 
+    def spins(self, frames: int | slice = slice(None)) -> np.ndarray:
+        """Saved spins, int8 -1 or 1, (..., Ly, Lx), whether they were saved as bytes or as bits."""
+        if "spin_bits" not in self:
+            return self.read("spin", frames)
+        bits = np.unpackbits(self.read("spin_bits", frames), axis=-1)
+        return 2 * bits.view(np.int8) - 1
+
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name)
 

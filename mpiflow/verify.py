@@ -374,8 +374,8 @@ class _Values:
         for name, dataset in self.file.items():
             if name == "coarse_magnetization" and self.laws:
                 self._blocks(dataset)
-            elif name == "spin" and self.laws:
-                self._sites(dataset)
+            elif name in ("spin", "spin_bits") and self.laws:
+                self._sites(name, dataset)
             elif name == "species" and self.system == "alloy":
                 self._species(dataset)
             else:
@@ -480,16 +480,19 @@ class _Values:
             what = "block sums of coarse_magnetization do not add up to magnetization"
             self._equal(total[: self.frames], self.spins, what)
 
-    def _sites(self, dataset: h5py.Dataset) -> None:
+    def _sites(self, name: str, dataset: h5py.Dataset) -> None:
         """Spins are ±1, and give magnetization and broken bonds."""
-        if dataset.shape[-2:] != self.sides:
-            raise _Corrupt(f"spin is over {dataset.shape[-2:]}, the lattice is {self.sides}")
+        over = dataset.shape[-2], dataset.shape[-1] * (8 if name == "spin_bits" else 1)
+        if over != self.sides:
+            raise _Corrupt(f"{name} is over {over}, the lattice is {self.sides}")
         shape = (len(dataset), *dataset.shape[1:-2])
         total, bonds = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         first = above = np.empty(0, np.int8)
         for box in pieces(dataset):
-            s = self._plain("spin", box, dataset[box])
-            self._all(s != 0, "spin", box, True, "not 1 or -1")
+            s = self._plain(name, box, dataset[box])
+            if name == "spin_bits":
+                s = 2 * np.unpackbits(s, axis=-1).view(np.int8) - 1
+            self._all(s != 0, name, box, True, "not 1 or -1")
             lead = _lead(box, len(s))
             total[lead] += s.sum(axis=(-2, -1), dtype=np.int64)
             bonds[lead] += _pairs(s, np.roll(s, -1, axis=-1))

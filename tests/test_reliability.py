@@ -85,28 +85,45 @@ def test_a_signal_stops_it_with_a_checkpoint(tmp_path, ranks, number, code):
         assert not trajectory.complete
 
 
-def test_the_second_signal_stops_at_once(tmp_path):
+@pytest.mark.parametrize(
+    ("second", "wait", "code"),
+    [
+        (signal.SIGTERM, 2.5, -signal.SIGTERM),
+        (signal.SIGINT, 2.5, -signal.SIGINT),
+        (signal.SIGTERM, 0.1, 75),  # launchers repeat theirs
+        (signal.SIGUSR1, 2.5, 75),
+    ],
+)
+def test_a_second_signal(tmp_path, second, wait, code):
+    """While a checkpoint is being written, slowly."""
     out = tmp_path / "run.h5"
     program = (
-        "import os, signal, time\n"
-        "from mpiflow import checkpoint\n"
-        "def slow(*_):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    time.sleep(60)\n"
+        "import sys, time\n"
+        "from mpiflow import signals\n"
+        "signals.listen()\n"  # as main() does, long before MPI
+        "print('listening', file=sys.stderr, flush=True)\n"
+        "from mpiflow import checkpoint, cli\n"
+        "write = checkpoint.write\n"
+        "def slow(*a):\n"
+        "    print('writing', file=sys.stderr, flush=True)\n"
+        "    time.sleep(4)\n"
+        "    return write(*a)\n"
         "checkpoint.write = slow\n"
-        "from mpiflow.cli import main\n"
-        "main()\n"
+        "cli.main()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, *ENDLESS, str(out)], env=reliability.environment(),
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    while not out.exists() and process.poll() is None:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    code, said, seconds = end(process)
-    assert (code, seconds < 15) == (-signal.SIGTERM, True), said
+    assert process.stderr is not None
+    assert process.stderr.readline() == "listening\n"
+    process.send_signal(signal.SIGUSR1)
+    assert process.stderr.readline() == "writing\n"
+    time.sleep(wait)
+    process.send_signal(second)
+    returned, said, seconds = end(process)
+    assert (returned, seconds < 15) == (code, True), said
+    assert len(checkpoint.paths(out)) == (code == 75)
 
 
 def test_walltime_then_the_same_command_again(tmp_path, mpirun: MpiRun):
@@ -142,22 +159,26 @@ def test_a_killed_rank_ends_the_job_and_is_named(tmp_path):
         assert len(trajectory) >= 3
 
 
-@pytest.mark.parametrize("where", ["compute", "write"])
-def test_an_exception_on_one_rank_ends_the_job_and_is_named(tmp_path, where):
-    target = "sublattice.Sublattice.chain" if where == "compute" else "checkpoint.write"
-    module, *rest = target.split(".")
-    package = "mpiflow.solvers" if where == "compute" else "mpiflow"
-    name = ".".join([module, *rest[:-1]])
+@pytest.mark.parametrize(
+    ("where", "target"),
+    [
+        ("solvers.sublattice", "Sublattice.chain"),
+        ("packed", "PackedBlock.start_exchange"),
+        ("trajectory", "TrajectoryWriter._store"),
+        ("checkpoint", "write"),
+    ],
+)
+def test_an_exception_on_one_rank_ends_the_job_and_is_named(tmp_path, where, target):
     program = (
-        f"from {package} import {module}\n"
-        f"function, count = {target}, [0]\n"
+        f"import mpiflow.{where} as module\n"
+        f"function, count = module.{target}, [0]\n"
         "def broken(*a, **k):\n"
         "    from mpi4py import MPI\n"
         "    count[0] += 1\n"
         "    if MPI.COMM_WORLD.rank == 1 and count[0] > 3:\n"
         "        raise ZeroDivisionError('planted')\n"
         "    return function(*a, **k)\n"
-        f"{name}.{rest[-1]} = broken\n"
+        f"module.{target} = broken\n"
         "from mpiflow.cli import main\n"
         "main()\n"
     )

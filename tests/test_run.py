@@ -29,6 +29,7 @@ from mpiflow.run import record, simulate
 from mpiflow.simulation import Simulation
 from mpiflow.systems.ising import Ising
 from mpiflow.trajectory import Trajectory
+from mpiflow.verify import verify
 
 MpiRun = Callable[..., subprocess.CompletedProcess[str]]
 one_rank = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")
@@ -379,3 +380,42 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
     assert progress.terminal_width() is None
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("options", [{}, {"size": "64x128"}, {"members": 3}, {"coarse": None}])
+def test_spins_as_bits_are_the_spins(comm, shared_tmp, options):
+    options = {"size": "24x48", **options}
+    simulate(config(shared_tmp / "bytes.h5", **options), comm)
+    simulate(config(shared_tmp / "bits.h5", **options, spins=False, spin_bits=True), comm)
+    with Trajectory(shared_tmp / "bytes.h5") as a, Trajectory(shared_tmp / "bits.h5") as b:
+        assert b["spin_bits"].nbytes * 8 == a["spin"].nbytes
+        np.testing.assert_array_equal(a["spin"], b.spins())
+        np.testing.assert_array_equal(a.spins(-1), b.spins(-1))
+        assert a.time.tolist() == b.time.tolist()
+    if comm.rank == 0:
+        assert [
+            str(finding) for finding in verify([shared_tmp / "bits.h5"]) if not finding.good
+        ] == []
+    comm.Barrier()
+
+
+@pytest.mark.mpi
+def test_a_run_starts_from_the_bits_of_another(comm, shared_tmp):
+    for name, form in (("bytes", {"spins": True}), ("bits", {"spins": False, "spin_bits": True})):
+        simulate(config(shared_tmp / f"{name}.h5", size="24x48", **form), comm)
+        simulate(
+            config(shared_tmp / f"from_{name}.h5", size="24x48", time=1,
+                   initial=str(shared_tmp / f"{name}.h5"), initial_magnetization=0), comm,
+        )  # fmt: skip
+    assert_same(shared_tmp / "from_bytes.h5", shared_tmp / "from_bits.h5")
+
+
+def test_bits_need_whole_bytes(tmp_path):
+    with pytest.raises(InputError, match="spin_bits=.*multiple of 8"):
+        config(tmp_path / "a.h5", size="24x44", spins=False, spin_bits=True)
+    with pytest.raises(InputError, match="spin_bits"):
+        config(tmp_path / "a.h5", size="24x48", spin_bits=True)
+    sim = Simulation(Ising(2.0), (24, 48), comm=MPI.COMM_SELF)
+    sim.set_spins(initial.uniform_up)
+    record(sim, tmp_path / "b.h5", time=1, save_every=1, spin_bits=True, progress=False)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 
@@ -90,13 +91,21 @@ def submit(out: Path, logs: Path, walltime: float) -> str:
     ).strip()
 
 
-def tasks_of(job: str) -> dict[int, tuple[str, int]]:
-    """State and number of restarts of each task of the array."""
+class Task(NamedTuple):
+    """Of the array: state and number of restarts."""
+
+    state: str
+    restarts: int
+
+
+def tasks_of(job: str) -> dict[int, Task]:
+    """The tasks of the array that have started."""
     found = {}
     for record in call("scontrol", "--oneliner", "show", "job", job).splitlines():
         fields = dict(word.split("=", 1) for word in record.split() if "=" in word)
         if fields.get("ArrayTaskId", "").isdecimal():
-            found[int(fields["ArrayTaskId"])] = fields["JobState"], int(fields["Restarts"])
+            task = Task(fields["JobState"], int(fields["Restarts"]))
+            found[int(fields["ArrayTaskId"])] = task
     return found
 
 
@@ -106,16 +115,15 @@ def wait(job: str, out: Path, logs: Path, deadline: float) -> None:
     over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
     while True:
         tasks = tasks_of(job)
-        if len(tasks) == len(PAIRS) and all(state in over for state, _ in tasks.values()):
+        if len(tasks) == len(PAIRS) and all(task.state in over for task in tasks.values()):
             break
         if time.monotonic() > deadline:
             raise Failed(f"not done after {LIMIT:.0f} s: {tasks}")
         if not signalled and frames(out / name_of(*PAIRS[0])) > 2:
-            # As Slurm itself does for --signal=USR1@180: to the step, not to the batch script.
-            # Once: scancel tries again after 5 s if Slurm was busy, though the signal has arrived,
-            # and a second one kills.
-            signal = ["timeout", "4", "scancel", "--signal=USR1", f"{job}_0.0"]
-            subprocess.run(signal, check=False)
+            # As Slurm itself does for --signal=USR1@180: to the steps, not to the batch script.
+            # Once, because a second one kills: scancel tries again after 5 s where Slurm was busy,
+            # though the signal has arrived; and to a step of an array it sends two.
+            subprocess.run(["timeout", "4", "scancel", "--signal=USR1", f"{job}_0"], check=False)
             signalled = True
         time.sleep(0.5)
     for number, (state, restarts) in sorted(tasks.items()):
@@ -155,7 +163,7 @@ def difference(path: Path, other: Path) -> str:
 
 def compare(out: Path, reference: Path, logs: Path, job: str) -> None:
     """Bits of all files; a line for each."""
-    restarts = tasks_of(job)
+    tasks = tasks_of(job)
     stops: list[str] = []
     for number, pair in enumerate(PAIRS):
         path = out / name_of(*pair)
@@ -164,7 +172,7 @@ def compare(out: Path, reference: Path, logs: Path, job: str) -> None:
         text = log(logs, number)
         starts = len(re.findall(r"^job \S+, start \d+ on n\[1-2\]:", text, re.MULTILINE))
         codes = len(re.findall(r"^job \S+: not done, requeued$", text, re.MULTILINE))
-        if not starts == codes + 1 == restarts[number][1] + 1:
+        if not starts == codes + 1 == tasks[number].restarts + 1:
             raise Failed(f"task {number}: {starts} starts, {codes} requeues\n{text[-2000:]}")
         reasons = re.findall(r"\b(walltime|SIGUSR1)\b(?=.*checkpoint)", text)
         stops += reasons
