@@ -1,5 +1,5 @@
 # make help lists the targets. Everything runs from .venv, which jobs/setup.sh makes and keeps current.
-.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm mutants bench lint format clean distclean
+.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-reliability mutants bench lint format clean distclean
 .DEFAULT_GOAL := help
 # In order, also under make -j: the parts share two cores.
 .NOTPARALLEL:
@@ -60,6 +60,17 @@ test-slurm: setup ## the array job on a two-node Slurm on this machine: stopped,
 
 test-validate: setup ## long physics tests, one rank
 	$(PYTEST) --validate -m validate --timeout 7200
+
+# About an hour. The figures are in docs/reliability.md.
+test-reliability: setup ## kills, damage, all pairs of ranks, costs of checkpoints and files
+	@$(PY) tests/reliability.py kills --kind live --count 100 --seed 1
+	@$(PY) tests/reliability.py kills --kind checkpoint --count 100 --seed 2
+	@$(PY) tests/reliability.py kills --kind live --count 100 --ranks 2 --seed 3
+	@$(PY) tests/reliability.py kills --kind checkpoint --count 100 --ranks 2 --seed 4
+	@$(PY) tests/reliability.py pairs
+	@$(ONE_THREAD) $(A_CORE_EACH) $(MPIRUN) -n 2 $(PY) tests/reliability.py checkpoint
+	@$(ONE_THREAD) $(A_CORE_EACH) $(MPIRUN) -n 2 $(PY) tests/reliability.py overhead
+	MPIFLOW_DAMAGES=1400 $(PYTEST) -q -k damage tests/test_verify.py tests/test_checkpoint.py
 
 mutants: setup ## plant errors in copies of the package; named tests must catch each
 	$(ONE_THREAD) timeout -k 10 1800 $(PY) tests/mutants.py

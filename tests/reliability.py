@@ -257,9 +257,38 @@ def large_checkpoint(size: int) -> tuple[float, float, int]:
     return written - start, loaded - written, size
 
 
+def overhead(size: int, sweeps: int, frames: int) -> tuple[float, float]:
+    """Seconds of a large run with its frames observed only, and with its file and a checkpoint."""
+    from mpi4py import MPI
+
+    from mpiflow import Ising, Simulation, initial, record
+    from mpiflow.stopping import Keep
+
+    comm, every = MPI.COMM_WORLD, sweeps / frames
+    sim = Simulation(Ising(2.0), size, dt=np.inf, comm=comm, seed=1, granularity=128)
+    sim.set_spins(initial.independent, magnetization=0.0)
+    for _ in sim.frames(3, 1):  # compiles
+        sim.coarse_sums(128)
+    times = []
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(comm.bcast(name)) / "run.h5"
+        for write in (False, True):
+            comm.Barrier()
+            start = time.perf_counter()
+            if write:
+                record(sim, out, time=sweeps, save_every=every, coarse=128, keep=Keep(),
+                       progress=False)  # fmt: skip
+            else:
+                for _ in sim.frames(sweeps, every):
+                    sim.coarse_sums(128)
+            comm.Barrier()
+            times.append(time.perf_counter() - start)
+    return times[0], times[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("part", choices=["kills", "pairs", "checkpoint"])
+    parser.add_argument("part", choices=["kills", "pairs", "checkpoint", "overhead"])
     parser.add_argument("--count", type=int, default=200, help="runs to kill")
     parser.add_argument("--kind", choices=["live", "checkpoint"], default="live")
     parser.add_argument("--ranks", type=int, default=1, help="of the runs that are killed")
@@ -278,6 +307,15 @@ def main() -> None:
         done = pairs(options.counts, options.systems)
         number = len(options.counts) ** 2 * len(options.systems)
         print(f"{done} of {number} pairs of {options.counts} ranks: same bits")
+    elif options.part == "overhead":
+        from mpi4py import MPI
+
+        without, written = overhead(options.size, 1000, 20)
+        if MPI.COMM_WORLD.rank == 0:
+            print(f"1000 sweeps of {options.size}^2 spins, {MPI.COMM_WORLD.size} ranks: "
+                  f"{without:.1f} s; with 21 frames of 128 x 128 blocks, a checkpoint and the "
+                  f"seal {written:.1f} s, {100 * (written / without - 1):.1f} % more")  # fmt: skip
+        return
     else:
         written, loaded, size = large_checkpoint(options.size)
         from mpi4py import MPI

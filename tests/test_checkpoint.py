@@ -18,6 +18,7 @@ from mpi4py import MPI
 from mpiflow import checkpoint, recording, stopping
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_run import simulate_alloy
+from mpiflow.cli import invoke
 from mpiflow.config import IsingConfig, RunConfig
 from mpiflow.errors import InputError
 from mpiflow.kac_config import KacConfig
@@ -487,3 +488,22 @@ def test_config_of_walltime_and_checkpoints(tmp_path):
         IsingConfig(**options, walltime=7.5, checkpoints=False)
     stored = json.loads(IsingConfig(**options, walltime="1:02:03").model_dump_json())
     assert IsingConfig(**stored).walltime == 3723
+
+
+def test_the_command(two):
+    invoke(["resume", str(two.out), "--time", "6", "--override", "field=0.5", "--reseed", "7"])
+    with Trajectory(two.out) as trajectory:
+        assert trajectory.time.tolist() == [0, 1, 2, 3, 4, 5, 6]
+        config = trajectory.config
+        assert (config["time"], config["field"], config["seed"]) == (6, 0.5, 7)
+    for arguments, message in (
+        (["--override", "field"], "NAME=VALUE"),
+        (["--override", "fild=1"], "Did you mean field"),
+        (["--time", "-1"], "above 0"),
+        (["--override", "size=32"], "members, sides"),
+        (["--override", "coarse=4", "--time", "7"], "Save the same variables"),
+    ):
+        with pytest.raises(InputError, match=message):
+            invoke(["resume", str(two.out), *arguments])
+    with Trajectory(two.out) as trajectory:
+        assert len(trajectory) == 7
