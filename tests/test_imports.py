@@ -53,6 +53,9 @@ LAYERS = {
     "sealing": 7,
     "footer": 5,
     "mesoscopic": 7,
+    "field_law": 6,
+    "field_steps": 7,
+    "stochastic_field": 8,
     "kac_simulation": 8,
     "trajectory": 8,
     "checkpoint": 9,
@@ -98,6 +101,7 @@ COMMUNICATES = {
     "doctor": ANY,
     "learn.training": ANY,  # gradients
     "learn.experiment": ANY,
+    "learn.increments": frozenset({"allreduce"}),  # sums over increments
     # gather() is an explicit request for the whole lattice; the rest finds this rank's GPU.
     "simulation": frozenset({"gather"}),
     "alloy_simulation": frozenset({"gather", "bcast", "allreduce"}),
@@ -108,9 +112,11 @@ TAKES_A_COMMUNICATOR = {
     "kac_bench",
     "kac_simulation",
     "mesoscopic",
+    "stochastic_field",
     "learn.alloy_data",
     "learn.field_data",
     "learn.generator_fit",
+    "learn.onsagerflow_fit",
     "packed",
     "cli",
     "initial",

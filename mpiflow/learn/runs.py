@@ -39,7 +39,8 @@ Members = Literal["all", "together"] | Sequence[int]
 #: Options that change what is saved of a run, or how fast it is, but not the run.
 _NOT_THE_RUN = (
     "out", "overwrite", "writer", "quiet", "device", "ranks_grid", "save_every", "coarse",
-    "spins", "species", "time", "hops", "checkpoint_every", "walltime", "resume",
+    "spins", "spin_bits", "species", "time", "hops", "checkpoints", "checkpoint_every", "walltime",
+    "resume",
 )  # fmt: skip
 _TAKEN = ("time", "dt", "run", "member", "frame")
 # Of an open file: room for the chunks of a window of moderate fields.

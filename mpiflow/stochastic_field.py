@@ -1,0 +1,264 @@
+r"""A field of block means that fluctuates: a law, a coupling and noise, in steps of one length.
+
+Blocks of N = block^2 spins have means m_i and feel :math:`u = J * m + h`. With
+
+.. math:: F = \sum_i s(m_i) - \tfrac12 m_i (J * m)_i - h_i m_i
+
+they move by one of the structures of :mod:`mpiflow.field_law`, so that
+:math:`e^{-\beta N F}` is stationary: exactly for ``langevin``; with the entropy of N spins that
+do not feel themselves for ``cosh``, which :class:`~mpiflow.field_law.FiniteLaw` gives the other.
+J is that of :class:`~mpiflow.mesoscopic.NonlocalEquation`.
+
+The steps of both are in :mod:`mpiflow.field_steps`. Noise is a function of (seed, member, half
+step, global row and column): the same bits on any number of ranks. Time unit: one attempt per
+spin; k_B = 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import fft
+
+from mpiflow.errors import InputError
+from mpiflow.field_law import Law
+from mpiflow.field_steps import Flipping, Turning
+from mpiflow.lattice import split
+from mpiflow.noise import stream_key
+from mpiflow.parallel import agreed
+from mpiflow.slabs import Slabs
+from mpiflow.systems.kac import KacKernel
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+@dataclass(frozen=True)
+class FieldSample:
+    """Observables at one time.
+
+    Arrays have one entry for each member of this rank; a single field is one for all ranks.
+    """
+
+    time: float
+    magnetization: np.ndarray
+    free_energy: np.ndarray
+
+
+class StochasticField:
+    r"""The field of block means, in steps of dt. All methods are collective.
+
+    One field is cut into slabs of rows. Of more members every rank holds whole fields.
+
+    Parameters
+    ----------
+    law : K, s', kappa and the structure; its beta is the temperature
+    coupling : the spins' kernel, or :math:`\hat J(k)` on the grid of blocks, real, of shape
+        (ny, nx // 2 + 1) as :func:`scipy.fft.rfft2` orders it
+    shape : (ny, nx) blocks
+    block : sites a side; a block has N = block^2 spins
+    field : h, a number or this rank's slab; (ny, nx) with members
+    dt : step, at most 1
+    seed, members : of the noise; members are independent copies
+    comm : communicator, ``COMM_WORLD`` for None
+
+    Attributes
+    ----------
+    numbers : members that this rank has, B of them
+    state : (B, n, nx): z, or the numbers of spins that are up (int32). All that a step starts
+        from, with ``step``.
+    step : steps made
+    own : J_0, the coupling of a block to itself
+    outside : values of m that were beyond the range of the law at the end of an ``advance``
+
+    Raises
+    ------
+    InputError : any of these that cannot work, or a law that is not finite and positive
+    """
+
+    def __init__(
+        self,
+        law: Law,
+        coupling: KacKernel | np.ndarray,
+        shape: tuple[int, int],
+        *,
+        block: int,
+        field: float | np.ndarray = 0.0,
+        dt: float = 0.1,
+        seed: int = 0,
+        members: int = 1,
+        comm: MPI.Intracomm | None = None,
+    ) -> None:
+        if members < 1:
+            raise InputError("members", members, "1 or more", "Leave it out for one field.")
+        if block < 1:
+            raise InputError("block", block, "1 or more sites a side", "Try 8.")
+        if not 0 < dt <= 1:
+            raise InputError("dt", dt, "above 0, at most 1", "Try 0.1.")
+        self.slabs = slabs = Slabs(comm, shape)
+        self.numbers = np.arange(1)
+        if members > 1:
+            self.numbers = np.arange(*split(members, slabs.comm.size, slabs.comm.rank))
+        self.local = (len(self.numbers), *(slabs.local if members == 1 else slabs.shape))
+        self._cut = members == 1
+        self.law, self.block, self.spins, self.dt = law, block, block * block, float(dt)
+        self.beta, self._key = float(law.beta), stream_key(seed, "stochastic-field")
+        self._top = slabs.rows.start if self._cut else 0
+        whole = _symbol(coupling, slabs.shape, block)
+        self.own = float(fft.irfft2(whole, slabs.shape)[0, 0])
+        self._symbol = whole[:, slabs.columns] if self._cut else whole
+        with agreed(slabs.comm):
+            self.field = np.asarray(field, float)
+            if self.field.shape not in ((), self.local[1:]):
+                allowed = f"a number or {self.local[1:]}"
+                raise InputError("field", self.field.shape, allowed, "Cut it by rows.")
+            if not np.isfinite(self.field).all():
+                raise InputError("field", "infinite or NaN", "finite numbers", "Look at the field.")
+        quiet = copy.copy(law)  # what its tables ask for is nothing that a field did
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._motion: Turning | Flipping = (
+                Turning(quiet, self.spins)
+                if law.structure == "langevin"
+                else Flipping(quiet, self.spins, self.own)
+            )
+        self.step, self.outside = 0, 0
+        self.state = self._motion.state(np.zeros(self.local))
+
+    # -- state -------------------------------------------------------------------------------
+
+    @property
+    def time(self) -> float:
+        """Steps times dt."""
+        return self.step * self.dt
+
+    @property
+    def m(self) -> np.ndarray:
+        """Block means, (B, n, nx) float64, a new array."""
+        return self._motion.means(self.state)
+
+    def set(self, m: float | np.ndarray) -> None:
+        r"""Start from block means at time 0; those of ``cosh`` are rounded to spins.
+
+        Parameters
+        ----------
+        m : a number, or (n, nx), or (B, n, nx), \|m\| <= 1
+        """
+        with agreed(self.slabs.comm):
+            m = np.asarray(m, float)
+            if m.shape not in ((), self.local[1:], self.local):
+                allowed = f"a number, {self.local[1:]} or {self.local}"
+                raise InputError("m", m.shape, allowed, "Cut it by rows.")
+            most = float(abs(m).max(initial=0.0))
+            if not most <= 1:
+                raise InputError("m", most, "-1 to 1 at all points", "Look at the field.")
+        self.state = self._motion.state(np.broadcast_to(m, self.local))
+        self.step = 0
+
+    # -- observables -------------------------------------------------------------------------
+
+    def convolve(self, m: np.ndarray) -> np.ndarray:
+        """J*m, (B, n, nx)."""
+        if self._cut:
+            spectrum = self.slabs.forward(m[0])
+            spectrum *= self._symbol
+            return self.slabs.backward(spectrum, overwrite=True)[None]
+        if not m.size:
+            return np.empty(m.shape)
+        spectrum = fft.rfft2(m)
+        spectrum *= self._symbol
+        return fft.irfft2(spectrum, self.slabs.shape, overwrite_x=True)
+
+    def free_energy(self, m: np.ndarray | None = None) -> np.ndarray:
+        """F / (ny nx), per spin, of fields (B, n, nx) or of the state: (B,) float64.
+
+        s(0) = 0: it is that of :class:`~mpiflow.mesoscopic.NonlocalEquation` plus T ln 2.
+        """
+        m = self.m if m is None else m
+        density = self.law.entropy(m) - m * (0.5 * self.convolve(m) + self.field)
+        return self._means_of(density)
+
+    def measure(self) -> FieldSample:
+        """The observables of the state."""
+        m = self.m
+        return FieldSample(self.time, self._means_of(m), self.free_energy(m))
+
+    def _means_of(self, values: np.ndarray) -> np.ndarray:
+        if self._cut:
+            return np.array([self.slabs.total(values[0]) / math.prod(self.slabs.shape)])
+        return values.reshape(len(values), math.prod(self.slabs.shape)).mean(axis=1)
+
+    # -- time --------------------------------------------------------------------------------
+
+    def advance(self, steps: int) -> None:
+        """Make steps of length dt."""
+        members = self.numbers.astype(np.uint64)
+        for _ in range(steps):
+            noise = self._key, members, np.uint64(2 * self.step), self._top
+            self._motion.step(self.state, self._drive, self.dt, noise)
+            self.step += 1
+        self._count_outside()
+
+    def run(self, times: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
+        """States at times from now on, which are multiples of dt.
+
+        Yields
+        ------
+        (t, m), m (B, n, nx), a new array that may be kept
+
+        Raises
+        ------
+        InputError : times that fall, are past, or are no multiples of dt
+        """
+        steps = [round(t / self.dt) if math.isfinite(t) else -1 for t in times]
+        near = all(abs(n * self.dt - t) < 1e-6 * self.dt for n, t in zip(steps, times, strict=True))
+        rise = all(a <= b for a, b in pairwise([self.step, *steps]))
+        if not (near and rise):
+            allowed = f"multiples of dt={self.dt:g} from {self.time:g} on, rising"
+            raise InputError("times", list(times)[:8], allowed, "Change the times or dt.")
+        return self._states(steps)
+
+    def _states(self, steps: list[int]) -> Iterator[tuple[float, np.ndarray]]:
+        for step in steps:
+            self.advance(step - self.step)
+            yield self.time, self.m
+
+    def _drive(self, m: np.ndarray) -> np.ndarray:
+        out = self.convolve(m)
+        out += self.field
+        return out
+
+    def _count_outside(self) -> None:
+        low, high = getattr(self.law, "range", (-1.0, 1.0))
+        if -1 < low or high < 1:
+            m = self.m
+            beyond = int(np.count_nonzero((m < low) | (m > high)))
+            if beyond and not self.outside:
+                warnings.warn(
+                    f"{beyond} blocks have m beyond {low:.4g} to {high:.4g}, where the law was "
+                    "learned; their number is counted",
+                    stacklevel=3,
+                )
+            self.outside += beyond
+
+
+def _symbol(coupling: KacKernel | np.ndarray, shape: tuple[int, int], block: int) -> np.ndarray:
+    """J in Fourier space, (ny, nx // 2 + 1) float64."""
+    if isinstance(coupling, KacKernel):
+        coupling.require_room((shape[0] * block, shape[1] * block))
+        along_y, along_x, rest = coupling.symbol(shape, block)
+        join = np.add.outer if coupling.nearest else np.multiply.outer
+        return np.asarray(join(along_y, along_x) - rest)
+    symbol, wanted = np.asarray(coupling), (shape[0], shape[1] // 2 + 1)
+    if symbol.shape != wanted or np.iscomplexobj(symbol) or not np.isfinite(symbol).all():
+        given = f"{symbol.shape} {symbol.dtype}"
+        allowed = f"a Kac kernel, or finite real numbers of shape {wanted}"
+        raise InputError("coupling", given, allowed, "Take rfft2(J).real of an even J.")
+    return symbol.astype(float)
