@@ -48,7 +48,7 @@ class Walk:
 
     def stop(self, target: float, stride: float) -> float:
         """The next place to look up at, on the way to ``target``."""
-        if self.grain is None:
+        if self.grain is None or math.isinf(stride):
             return target
         here = self.position()
         if self.grain > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -68,7 +69,7 @@ class Watch:
 
     Parameters
     ----------
-    keep : None: nothing but strides; signals are left alone
+    keep : None: no looks between frames, and signals are left alone
     stride : first distance between looks, in the unit of the run
     """
 
@@ -99,12 +100,16 @@ class Watch:
 
     def ahead(self, position: float) -> float:
         """How far to go now: to the next look or the next checkpoint."""
-        if self.keep is None or self.keep.every is None:
+        if self.keep is None:
+            return math.inf
+        if self.keep.every is None:
             return self.stride
         return min(self.stride, self._due - position)
 
     def look(self, position: float) -> Verdict:
         """Once after each stretch of work. Collective."""
+        if self.keep is None:
+            return Verdict("", False, math.inf)
         now = time.monotonic()
         spent, self._looked = now - self._looked, now
         moved, self._position = position - self._position, position
@@ -115,15 +120,14 @@ class Watch:
         if moved > 0:
             stride = min(moved * LOOK / max(spent, 1e-9), 4.0 * moved)
         due = late = False
-        if self.keep is not None:
-            if self.keep.every is not None:
-                due = position >= self._due * (1 - 1e-12)
-            else:
-                due = now - self._saved >= CHECKPOINT_SECONDS
-            if self.keep.walltime is not None:
-                needed = max(self._recent, default=0.0) + 2.0 * self._cost + 1.0
-                late = uptime() + needed >= self.keep.walltime
-        mine = np.array([signals.received() if self.keep else 0, 0.0, 0.0, 0.0])
+        if self.keep.every is not None:
+            due = position >= self._due * (1 - 1e-12)
+        else:
+            due = now - self._saved >= CHECKPOINT_SECONDS
+        if self.keep.walltime is not None:
+            needed = max(self._recent, default=0.0) + 2.0 * self._cost + 1.0
+            late = uptime() + needed >= self.keep.walltime
+        mine = np.array([signals.received(), 0.0, 0.0, 0.0])
         if self.comm.rank == 0:  # clocks differ between ranks: that of rank 0 decides
             mine[1:] = late, due, stride
         if self.comm.size > 1:

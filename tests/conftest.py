@@ -32,7 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):
+        # Processes of pytest-xdist must not inherit what MPI_Init put into the environment of this
+        # one: their mpirun would take itself for a part of our job. os.environ is as it was.
+        now = subprocess.run(["env", "-0"], capture_output=True, text=True, check=True).stdout
+        for name in {line.partition("=")[0] for line in now.split("\0")} - {"", *os.environ}:
+            os.unsetenv(name)
     launched = next(
         (os.environ[n] for n in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE") if n in os.environ), WORLD.size
     )

@@ -465,7 +465,7 @@ def test_walltime_counts_the_slowest_stretch_and_the_checkpoint(monkeypatch):
 def test_strides_grow_to_a_quarter_of_a_second_and_shrink_again(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
-    watch = Watch(None, MPI.COMM_SELF, 1.0, 0.0)
+    watch = Watch(Keep(), MPI.COMM_SELF, 1.0, 0.0)
     position, speed, strides = 0.0, 100.0, []
     for i in range(8):
         speed = 400.0 if i < 5 else 40.0
