@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -85,7 +85,7 @@ def reopen(path: Path, schema: Schema, where: Continuation) -> float:
         remedy = "Its checkpoints are there: bring it back, or start again with --overwrite."
         raise InputError(name, str(path), "the file that the checkpoint belongs to", remedy)
     try:
-        with h5py.File(path, "r+" if _is_live(path) else "r", locking=False) as file:
+        with h5py.File(path, "r+" if _grows(path) else "r", locking=False) as file:
             old = Schema.of(file)
             if old.attributes.get("run") != where.run:
                 remedy = "Its checkpoints are of another run: start again with --overwrite."
@@ -123,9 +123,32 @@ def _forget(path: Path) -> None:
         manifest.forget(path)
 
 
-def _is_live(path: Path) -> bool:
+def _grows(path: Path) -> bool:
+    """Whether a file is live and whole: HDF5 must not free space that a torn flush never got."""
     with h5py.File(path, "r", locking=False) as file:
-        return not file.attrs["complete"]
+        schema = Schema.of(file)
+        names = [v.name for v in (schema.time, *schema.variables) if v.per_frame]
+        frames = [len(file[name]) for name in names]
+        whole = min(frames) == max(frames) == readable(file, names, max(frames))
+        return whole and not file.attrs["complete"]
+
+
+def readable(file: h5py.File, names: Iterable[str], frames: int) -> int:
+    """How many of these frames can be read.
+
+    A writer that was killed inside of a flush may leave an index that knows chunks of its last
+    frames, in a file whose end does not.
+    """
+    names = list(names)
+    while frames:
+        try:
+            for name in names:
+                for _ in _raw_chunks(file[name], frames, frames - 1):
+                    pass  # one chunk at a time: a frame may be larger than memory
+            return frames
+        except (OSError, RuntimeError):
+            frames -= 1
+    return 0
 
 
 def _truncate(file: h5py.File, schema: Schema, frames: int) -> None:
@@ -163,9 +186,8 @@ def _rewrite(
 def _copy_frames(source: h5py.Dataset, target: h5py.Dataset, frames: int) -> None:
     """Chunks as they are where both files pack them alike, else values."""
     if source.chunks == target.chunks and _packing(source) == _packing(target):
-        for at, mask, chunk in _raw_chunks(source):
-            if at[0] < frames:
-                target.id.write_direct_chunk(at, chunk, mask)
+        for at, mask, chunk in _raw_chunks(source, frames):
+            target.id.write_direct_chunk(at, chunk, mask)
         return
     frame = max(1, int(np.prod(source.shape[1:])) * source.dtype.itemsize)
     step = max(1, _BATCH_BYTES // frame)
@@ -180,8 +202,10 @@ def _packing(dataset: h5py.Dataset) -> tuple[Any, ...]:
     return (dataset.compression, dataset.shuffle, alike or dataset.file.filename)
 
 
-def _raw_chunks(dataset: h5py.Dataset) -> Iterator[tuple[tuple[int, ...], int, bytes]]:
+def _raw_chunks(dataset: h5py.Dataset, frames: int) -> Iterator[tuple[tuple[int, ...], int, bytes]]:
     # All are there, allocated early; asking for the i-th would take time in proportion to i.
-    starts = [range(0, n, c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)]
+    sides, chunks = dataset.shape[1:], dataset.chunks
+    lead = range(first // chunks[0] * chunks[0], frames, chunks[0])
+    starts = [lead, *(range(0, n, c) for n, c in zip(sides, chunks[1:], strict=True))]
     for at in product(*starts):
         yield at, *dataset.id.read_direct_chunk(at)

@@ -43,7 +43,7 @@ from mpiflow.schema import (
     own_attributes,
     plain,
 )
-from mpiflow.sealing import Continuation, place, reopen, seal
+from mpiflow.sealing import Continuation, place, readable, reopen, seal
 from mpiflow.storage import Lock, require_room
 
 Box = tuple[slice, ...]
@@ -465,6 +465,8 @@ class Trajectory:
         self._per_frame = {"time", *(v.name for v in self.variables.values() if v.per_frame)}
         # A writer that died inside a flush leaves variables of different lengths.
         frames = min(len(datasets[name]) for name in self._per_frame)
+        if not self.attributes["complete"]:
+            frames = readable(self._file, self._per_frame, frames)
         self.time: np.ndarray = self._file["time"][:frames]
         self.time = self.time[np.isfinite(self.time)]
         self.sizes = {k: v.size for k, v in datasets.items() if v.is_scale} | {"time": len(self)}
