@@ -202,7 +202,9 @@ def _packing(dataset: h5py.Dataset) -> tuple[Any, ...]:
     return (dataset.compression, dataset.shuffle, alike or dataset.file.filename)
 
 
-def _raw_chunks(dataset: h5py.Dataset, frames: int) -> Iterator[tuple[tuple[int, ...], int, bytes]]:
+def _raw_chunks(
+    dataset: h5py.Dataset, frames: int, first: int = 0
+) -> Iterator[tuple[tuple[int, ...], int, bytes]]:
     # All are there, allocated early; asking for the i-th would take time in proportion to i.
     sides, chunks = dataset.shape[1:], dataset.chunks
     lead = range(first // chunks[0] * chunks[0], frames, chunks[0])
