@@ -64,7 +64,7 @@ class Content:
 
     Attributes
     ----------
-    values : of a frame, this rank's part; with a second argument that a bar shows
+    frame : the present time, this rank's part of all values, and what a progress bar shows
     """
 
     dims: dict[str, int]
@@ -234,7 +234,6 @@ def beginning(
     if not config.resume:
         return None, config.overwrite
     out = Path(config.out).resolve()
-    warn = None if config.quiet else lambda text: say(comm, text)
     point = checkpoint.newest(out, comm, lambda text: say(comm, text))
     with agreed(comm):
         old = None
@@ -251,10 +250,10 @@ def beginning(
             new = json.loads(config.model_dump_json())
             known = {name: value for name, value in old.items() if name in new}
             refuse(differences(known, {n: new[n] for n in known}), changed)
-    if point is not None and warn is not None:
-        warn(f"going on from {point.describe()}")
+    if point is not None and not config.quiet:
+        say(comm, f"going on from {point.describe()}")
         if point.version != __version__:
-            warn(f"the checkpoint is of mpiflow {point.version}, this is {__version__}")
+            say(comm, f"the checkpoint is of mpiflow {point.version}, this is {__version__}")
     return point, True
 
 

@@ -528,6 +528,40 @@ def test_going_on_with_a_file(comm, shared_tmp, backend, complete, kept):
     assert one == other
 
 
+def test_a_flush_torn_by_a_kill_costs_its_own_frame_only(tmp_path):
+    """The index knows chunks of the third frame, the file's end is that of two frames."""
+    path, whole = tmp_path / "run.h5", tmp_path / "whole.h5"
+    comm = MPI.COMM_SELF
+    record(whole, comm, frames=5)
+    with writer(path, comm, flush_interval=0) as out:
+        out.write_static("initial_magnetization", np.array([-0.5, 0.0, 0.5]))
+        out.write_static("note", 3)
+        for t in range(3):
+            out.append(0.5 * t, values(t, comm))
+            if t == 1:
+                before = path.read_bytes()
+        torn = bytearray(path.read_bytes())
+        out.close(complete=False)
+        run = out.run
+    end = slice(40, 48)  # of a version 0 superblock
+    assert torn[8] == 0
+    assert torn[end] != before[end]
+    torn[end] = before[end]
+    path.write_bytes(torn)
+    with h5py.File(path) as file, pytest.raises(OSError, match="overflow"):
+        file["spin"][2]
+    with Trajectory(path) as trajectory:
+        assert trajectory.time.tolist() == [0, 0.5]
+        for name, value in frame(1).items():
+            np.testing.assert_array_equal(trajectory.read(name, -1), value)
+    with writer(path, comm, resume=Continuation(2, run)) as out:
+        for t in range(2, 5):
+            out.append(0.5 * t, values(t, comm))
+    one, other = structure(path), structure(whole)
+    assert one["/"]["attributes"].pop("run") != other["/"]["attributes"].pop("run")
+    assert one == other
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_files_that_cannot_be_gone_on_with_stay_as_they_are(tmp_path, complete):
     path = tmp_path / "run.h5"
