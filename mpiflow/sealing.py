@@ -137,9 +137,9 @@ def readable(file: h5py.File, names: Iterable[str], frames: int) -> int:
     """How many of these frames can be read.
 
     A writer that was killed inside of a flush may leave an index that knows chunks of its last
-    frames, in a file whose end does not.
+    frames, in a file whose end does not. A dataset in one piece has no such index.
     """
-    names = list(names)
+    names = [name for name in names if file[name].chunks]
     while frames:
         try:
             for name in names:
