@@ -17,8 +17,9 @@ jumps with rates :math:`\kappa (1 \mp m)(1 \pm \tanh x) N / 4`, exact for Glaube
 **Block size.** s' is that of large blocks (:math:`\operatorname{artanh} m / \beta` for free
 spins). A block of N spins has the entropy of N spins: by Stirling's formula s' less
 :math:`m / \beta N (1 - m^2) = -K'/2 \beta N K`. In the Langevin equation of Ito with the drift
-:math:`-K \mu + K'/\beta N`, whose density is :math:`e^{-\beta N F}`, this makes the drift above:
-:meth:`OnsagerFlow.at` with ``spins`` adds it. Jumps need no such term: binomials are built in.
+:math:`-K \mu + K'/\beta N`, whose density is :math:`e^{-\beta N F}`, this makes the drift above.
+Integrators take the entropy of N spins itself (:class:`~mpiflow.field_law.FiniteLaw`, which
+:meth:`OnsagerFlow.field` puts in place). Jumps need no such term: binomials are built in.
 
 **What can be known.** s' + c m and J(0) + c are the same law: the *gauge* here is sum J = 1.
 The rest is known in absolute terms, since noise gives K.
@@ -35,18 +36,20 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
+import scipy.fft
 import torch
 from numpy.polynomial import legendre
 
 from mpiflow.errors import InputError
+from mpiflow.field_law import FiniteLaw, Law, Structure
 from mpiflow.learn.generator import KernelKind, kernel_basis
 from mpiflow.learn.model import read_model, write_model
+from mpiflow.stochastic_field import StochasticField
 
 KIND = "onsagerflow"
-Structure = Literal["langevin", "cosh"]
 #: artanh is cut here; tables end here.
 EDGE = 1.0 - 1e-12
 
@@ -250,17 +253,52 @@ class OnsagerFlow:
 
     # -- for integrators ----------------------------------------------------------------------
 
-    def at(self, temperature: float, spins: float | None = None) -> LearnedLaw:
-        """The law at one temperature, for blocks of ``spins`` (large ones for None)."""
+    def at(self, temperature: float) -> LearnedLaw:
+        """The law of large blocks at one temperature."""
         self._warn(0.0, temperature)
-        return LearnedLaw(self, float(temperature), spins)
+        return LearnedLaw(self, float(temperature))
 
-    def table(
-        self, temperature: float, points: int = 1001, spins: float | None = None
-    ) -> dict[str, np.ndarray]:
+    def symbol(self, shape: tuple[int, int], merge: int = 1) -> np.ndarray:
+        r"""J in Fourier space on a periodic grid, (ny, nx // 2 + 1) float64.
+
+        What reaches around a small grid is folded onto it. With ``merge`` q a block is q x q of
+        the learned ones: :math:`J'_n = q^{-2} \sum_{a, b} J_{n q + b - a}` over the places a, b
+        in two of them, exact for fields that are smooth on a block.
+        """
+        whole = np.roll(self.kernel, (-self.form.radius,) * 2, (0, 1))
+        along = [_merging(points, self.form.radius, merge) for points in shape]
+        return np.asarray(scipy.fft.rfft2(along[0] @ whole @ along[1].T).real)
+
+    def field(
+        self,
+        temperature: float,
+        shape: tuple[int, int],
+        *,
+        block: int,
+        merge: int = 1,
+        **options: Any,
+    ) -> StochasticField:
+        """The stochastic field of this law on (ny, nx) blocks of block x block spins.
+
+        Parameters
+        ----------
+        merge : learned blocks a side in one of these; see :meth:`symbol`. With a ``block`` that
+            is not ``merge`` times the learned one J reaches so many times further, as of a Kac
+            coupling whose width grows with the lattice
+        options : ``field``, ``dt``, ``seed``, ``members`` and ``comm`` of
+            :class:`~mpiflow.stochastic_field.StochasticField`
+        """
+        symbol = self.symbol(shape, merge)
+        law: Law = self.at(temperature)
+        if law.structure == "langevin":
+            own = float(scipy.fft.irfft2(symbol, s=shape)[0, 0])
+            law = FiniteLaw(law, block * block, own)
+        return StochasticField(law, symbol, shape, block=block, **options)
+
+    def table(self, temperature: float, points: int = 1001) -> dict[str, np.ndarray]:
         """m, K, K', s', s and errors of K and s' on a grid of m, each (points,)."""
         m = np.linspace(-EDGE, EDGE, points)
-        law = self.at(temperature, spins)
+        law = self.at(temperature)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             names = ("mobility", "mobility_slope", "entropy_derivative", "entropy")
@@ -307,14 +345,10 @@ class OnsagerFlow:
 
 @dataclass(frozen=True)
 class LearnedLaw:
-    """An :class:`OnsagerFlow` at one temperature, as functions of m alone; never warns of m.
-
-    With ``spins`` and the Langevin structure s and s' are those of a block; see the module.
-    """
+    """An :class:`OnsagerFlow` at one temperature, as a :class:`~mpiflow.field_law.Law`."""
 
     model: OnsagerFlow
     temperature: float
-    spins: float | None = None
 
     @property
     def beta(self) -> float:
@@ -326,10 +360,9 @@ class LearnedLaw:
         return self.model.form.structure
 
     @property
-    def _share(self) -> float:
-        """1 / 2 N of the correction for blocks of N spins."""
-        langevin = self.structure == "langevin" and self.spins is not None
-        return 0.5 / float(self.spins or 1.0) if langevin else 0.0
+    def range(self) -> tuple[float, float]:
+        """What m there were data of."""
+        return -self.model.largest, self.model.largest
 
     def prefactor(self, m: np.ndarray) -> np.ndarray:
         """kappa."""
@@ -346,21 +379,23 @@ class LearnedLaw:
 
     def entropy_derivative(self, m: np.ndarray) -> np.ndarray:
         """s'."""
-        m = np.clip(m, -EDGE, EDGE)
-        basis = self.model.form.entropy_basis(m)
-        out = self.model._value(1, basis, self.temperature) * self.temperature
-        if self._share:
-            out = out + self._share * self.temperature * self.mobility_slope(m) / self.mobility(m)
-        return out
+        basis = self.model.form.entropy_basis(np.clip(m, -EDGE, EDGE))
+        return self.model._value(1, basis, self.temperature) * self.temperature
 
     def entropy(self, m: np.ndarray) -> np.ndarray:
         """s, 0 at m = 0."""
-        m = np.clip(m, -EDGE, EDGE)
-        out = self.model.entropy(m, self.temperature)
-        if self._share:
-            ratio = self.mobility(m) / self.mobility(np.zeros(()))
-            out = out + self._share * self.temperature * np.log(ratio)
-        return out
+        return self.model.entropy(np.clip(m, -EDGE, EDGE), self.temperature)
+
+
+def _merging(points: int, radius: int, merge: int) -> np.ndarray:
+    """Where the entries of J go along one axis, (points, 2 radius + 1) with x = 0 first."""
+    if merge < 1:
+        raise InputError("merge", merge, "1 or more learned blocks a side", "Use 1.")
+    out = np.zeros((points, 2 * radius + 1))
+    for d in range(-radius, radius + 1):
+        for a in range(merge):
+            out[(a + d) // merge % points, d] += 1.0 / merge
+    return out
 
 
 def _rows(basis: np.ndarray, by: np.ndarray) -> np.ndarray:

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.fft
 from mpi4py import MPI
 
 from mpiflow import initial
 from mpiflow.errors import InputError
+from mpiflow.field_law import FiniteLaw, Law
 from mpiflow.kac_simulation import KacSimulation
 from mpiflow.learn.generator import true_kernel
 from mpiflow.learn.increments import FieldRun
 from mpiflow.learn.onsagerflow import Form, OnsagerFlow, load_onsagerflow
 from mpiflow.learn.onsagerflow_fit import binned, learn, local_means
+from mpiflow.stochastic_field import StochasticField
 from mpiflow.systems.kac import Kac
 
 N, SIDE, GAMMA, BLOCK = 64, 24, 8.0, 8
@@ -213,9 +216,8 @@ def slope(function: Callable[[np.ndarray], np.ndarray], m: np.ndarray) -> np.nda
 
 
 @pytest.mark.parametrize("structure", ["cosh", "langevin"])
-@pytest.mark.parametrize("spins", [None, 64])
-def test_laws_for_integrators_are_consistent(structure: str, spins: int | None) -> None:
-    law = learned(structure).at(0.9, spins)
+def test_laws_for_integrators_are_consistent(structure: str) -> None:
+    law = learned(structure).at(0.9)
     assert law.structure == structure
     assert law.beta == pytest.approx(1 / 0.9)
     np.testing.assert_allclose(slope(law.entropy, M), law.entropy_derivative(M), atol=1e-7)
@@ -224,30 +226,43 @@ def test_laws_for_integrators_are_consistent(structure: str, spins: int | None) 
     assert (law.mobility(np.linspace(-1, 1, 99)) >= 0).all()
     share = 1 - M * M
     np.testing.assert_allclose(law.mobility(M), law.beta * law.prefactor(M) * share)
-    table = learned(structure).table(0.9, 101, spins)
+    table = learned(structure).table(0.9, 101)
     assert all(len(v) == 101 and np.isfinite(v).all() for v in table.values())
-    bulk = learned(structure).at(0.9).entropy_derivative(M)
-    extra = law.entropy_derivative(M) - bulk
-    expected = np.zeros(37)
-    if spins and structure == "langevin":
-        expected = 0.9 * law.mobility_slope(M) / law.mobility(M) / (2 * spins)
-    np.testing.assert_allclose(extra, expected, atol=1e-12)
 
 
-def test_the_entropy_of_a_block_gives_the_moments_of_free_spins() -> None:
-    """exp(-beta N F) with s' of the block against the binomial mean, tanh x, at K = 1 - m^2."""
-    form = Form("langevin", (1.0,), 1, 0, radius=2)
-    theta = np.zeros(sum(form.sizes()))
-    theta[1] = 1.0  # artanh
-    model = OnsagerFlow(form, theta, np.zeros((len(theta),) * 2), 1.0)
-    m, x = np.linspace(-1, 1, 200_003)[1:-1], 0.8
-    gaps = []
-    for spins in (None, 64):
-        weight = -64 * (model.at(1.0, spins).entropy(m) - m * x)
-        weight = np.exp(weight - weight.max())
-        gaps.append(abs((weight * m).sum() / weight.sum() - np.tanh(x)))
-    assert gaps[1] < 0.05 * gaps[0]
-    assert gaps[0] == pytest.approx(np.tanh(x) / 64, rel=0.1)
+@pytest.mark.parametrize("merge", [1, 2, 3])
+def test_kernels_of_merged_blocks(merge: int) -> None:
+    """J of merged blocks is the mean of J over pairs of their parts; small grids fold it."""
+    model = learned("cosh")
+    points = 3 * merge * (2 * model.form.radius // merge + 1)
+    fine = model.kernel_on(points)
+    rows = (np.arange(points)[:, None] - np.arange(points)) % points
+    dense = fine[rows[:, None, :, None], rows[None, :, None, :]]
+    n = points // merge
+    shape = (n, merge, n, merge, n, merge, n, merge)
+    mean = dense.reshape(shape).sum(axis=(5, 7)).mean(axis=(1, 3))[0, 0]
+    got = scipy.fft.irfft2(model.symbol((n, n), merge), s=(n, n))
+    np.testing.assert_allclose(got, mean, atol=1e-12)
+    small = scipy.fft.irfft2(model.symbol((n // 3, n), merge), s=(n // 3, n))
+    np.testing.assert_allclose(small, mean.reshape(3, n // 3, n).sum(axis=0), atol=1e-12)
+    with pytest.raises(InputError, match="merge"):
+        model.symbol((8, 8), 0)
+
+
+@pytest.mark.parametrize("structure", ["cosh", "langevin"])
+def test_a_field_of_a_learned_law(structure: str) -> None:
+    """Its blocks have the entropy of their spins, and feel J; the same from parts by hand."""
+    model = learned(structure)
+    field = model.field(0.9, (6, 8), block=8, field=0.1, dt=0.1, seed=3)
+    law: Law = model.at(0.9)
+    if structure == "langevin":
+        law = FiniteLaw(law, 64, field.own)
+    other = StochasticField(law, model.symbol((6, 8)), (6, 8), block=8, field=0.1, dt=0.1, seed=3)
+    for f in (field, other):
+        f.set(0.3)
+        f.advance(5)
+    np.testing.assert_array_equal(field.m, other.m)
+    np.testing.assert_allclose(field.convolve(np.full(field.local, 0.5)), 0.5, atol=1e-12)
 
 
 def test_what_cannot_be_learned_is_refused() -> None:
