@@ -150,12 +150,14 @@ class VacancyKMC:
     def set_order(self, block: Block, order: np.ndarray) -> None:
         """Take over what :meth:`order` returned; the species are those of that time."""
         self._lists = []
-        flat = block.array.reshape(block.batch, -1)
         for b in range(block.batch):
             places = order[b][order[b] >= 0]
             place = np.stack(np.unravel_index(places, block.shape), axis=1) + block.halo
             index = np.ravel_multi_index(tuple(place.T), block.array.shape[1:])
-            if len(set(places.tolist())) < len(places) or (flat[b, index] != VACANCY).any():
+            if (
+                len(set(places.tolist())) < len(places)
+                or (block.array[b].reshape(-1)[index] != VACANCY).any()
+            ):
                 raise InputError(
                     "order", b, "each vacancy of the box once", "Use the species of that time."
                 )
