@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mpiflow.lattice import Lattice as Lattice
     from mpiflow.lattice import Layout as Layout
     from mpiflow.learn.model import MacroscopicModel as MacroscopicModel
-    from mpiflow.learn.model import load_model as load_model
+    from mpiflow.learn.models import load_model as load_model
     from mpiflow.learn.runs import RunDataset as RunDataset
     from mpiflow.run import record as record
     from mpiflow.run import simulate as simulate
@@ -55,7 +55,7 @@ _PUBLIC = {
     "Trajectory": ("mpiflow.trajectory", "Trajectory"),
     "TrajectoryWriter": ("mpiflow.trajectory", "TrajectoryWriter"),
     "load_barrier_model": ("mpiflow.barrier_files", "load_barrier_model"),
-    "load_model": ("mpiflow.learn.model", "load_model"),
+    "load_model": ("mpiflow.learn.models", "load_model"),
     "local_relax": ("mpiflow.scaleup", "local_relax"),
     "open": ("mpiflow.runs", "open_path"),
     "partial_evolution": ("mpiflow.scaleup", "partial_evolution"),

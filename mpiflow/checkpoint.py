@@ -8,7 +8,8 @@ counts up; the last two are kept. The bytes do not depend on the number of ranks
 attributes    ``config_json``, ``facts_json``, ``run`` (name of this run, also in its Trajectory),
               versions, and the numbers of the simulation and of its recording
 ``sites``     (members, Ly, Lx / 8 rounded up) uint8, a bit a spin, the first in the highest bit;
-              or (members, nx, ny, nz) int8
+              or (members, nx, ny, nz) int8; of a field of blocks (members, ny, nx) float64 or
+              int32
 others        a row for each member: flips, clocks, order of events
 ============  ================================================================================
 """
@@ -32,8 +33,10 @@ from mpi4py import MPI
 
 import mpiflow
 from mpiflow import observables, storage
+from mpiflow.block import Block
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Shape
+from mpiflow.packed import PackedBlock
 from mpiflow.parallel import agreed
 from mpiflow.schedule import Number, State
 from mpiflow.schema import git_hash
@@ -174,7 +177,7 @@ def _chunks(array: np.ndarray) -> Shape:
 
 
 def _is_spins(sim: Resumable) -> bool:
-    return sim.lattice.ndim == 2
+    return sim.lattice.ndim == 2 and isinstance(sim.block, Block | PackedBlock)
 
 
 def _box(sim: Resumable) -> Box:

@@ -22,6 +22,7 @@ from mpiflow import __version__, parallel, signals
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.config import Config, IsingConfig, did_you_mean
 from mpiflow.errors import InputError
+from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
 
 _STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
@@ -32,13 +33,15 @@ app = typer.Typer(
 )
 simulate_app = typer.Typer(help="Simulate a system and write a Trajectory file.", **_STYLE)
 app.add_typer(simulate_app, name="simulate")
+learn_app = typer.Typer(help="Learn macroscopic dynamics from files of runs.", **_STYLE)
+app.add_typer(learn_app, name="learn")
 
 
 def main() -> None:
     """Entry point of ``mpiflow``: exit code 0, 2 for a bad input, else another."""
     parallel.install_abort_hook()
     parallel.mute_other_ranks()
-    if sys.argv[1:2] in (["simulate"], ["resume"]):
+    if sys.argv[1:2] in (["simulate"], ["resume"], ["predict"]):
         signals.listen()
     invoke(sys.argv[1:])
 
@@ -73,7 +76,7 @@ def _usage(error: Any, arguments: Sequence[str]) -> InputError:
         )
     commands = getattr(command, "commands", None)
     if commands:
-        word = next((a for a in arguments if a not in ("simulate", "-h", "--help")), "")
+        word = next((a for a in arguments if a not in ("simulate", "learn", "-h", "--help")), "")
         remedy = did_you_mean(word, commands) or help_hint
         return InputError("command", word, f"one of {', '.join(commands)}", remedy)
     problem = error.format_message().rstrip(".")
@@ -99,8 +102,8 @@ def _metavar(annotation: Any) -> str:
     return {int: "INTEGER", Path: "PATH", str: "TEXT"}.get(kind, "NUMBER")
 
 
-def _typer_option(name: str, field: FieldInfo) -> inspect.Parameter:
-    """The option of one field. Values stay text: the model parses and checks them."""
+def _typer_option(name: str, field: FieldInfo, argument: bool = False) -> inspect.Parameter:
+    """The option (or argument) of one field. Values stay text: the model parses and checks."""
     flag = f"--{name.replace('_', '-')}"
     texts: Any = field.json_schema_extra
     default = texts["shown"] or field.default
@@ -112,16 +115,24 @@ def _typer_option(name: str, field: FieldInfo) -> inspect.Parameter:
     else:
         settings["help"] = f"{field.description}  {note}"
         settings["metavar"] = texts["metavar"] or _metavar(field.annotation)
+    makes: Any = typer.Option(None, flag, **settings)
+    if argument:
+        makes = typer.Argument(None, metavar=texts["metavar"], help=field.description)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=typer.Option(None, flag, **settings),
+        default=makes,
         annotation=kind,
     )
 
 
-def _command(model: type[Config], run: Callable[[Any], None]) -> Callable[..., None]:
-    """A function with one option for each field of the model, and ``--config``."""
+def _command(
+    model: type[Config], run: Callable[[Any], None], argument: str = ""
+) -> Callable[..., None]:
+    """A function with one option for each field of the model, and ``--config``.
+
+    One of the fields may be an ``argument``: it is given without its name.
+    """
 
     def command(config: Path | None, **given: Any) -> None:
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -138,7 +149,8 @@ def _command(model: type[Config], run: Callable[[Any], None]) -> Callable[..., N
         ),
         annotation=Path | None,
     )
-    parameters = [file_option, *(_typer_option(n, f) for n, f in model.options().items())]
+    fields = model.options().items()
+    parameters = [file_option, *(_typer_option(n, f, n == argument) for n, f in fields)]
     # typer reads the signature and the annotations; both are those of the model.
     vars(command)["__signature__"] = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -174,6 +186,75 @@ def _simulate_alloy(config: AlloyConfig) -> None:
 simulate_app.command("alloy", help="Body-centred cubic alloy whose vacancies hop (KMC).")(
     _command(AlloyConfig, _simulate_alloy)
 )
+
+
+def _predict(config: FieldConfig) -> None:
+    from mpiflow.predict import predict
+
+    predict(config, parallel.start())
+
+
+app.command("predict", help="Run a learned stochastic field and write a Trajectory file.")(
+    _command(FieldConfig, _predict, "model")
+)
+
+
+@learn_app.command("onsagerflow")
+def learn_onsagerflow(
+    runs: list[Path] = typer.Option(
+        ..., "--runs", metavar="PATH...", help="Runs saved with --coarse: files, folders, patterns."
+    ),
+    more: list[Path] | None = typer.Argument(None, metavar="PATH...", help="More runs."),
+    out: Path = typer.Option(..., "--out", metavar="FOLDER", help="Where the model is saved."),
+    structure: str = typer.Option(
+        "cosh", "--structure", metavar="cosh|langevin", help="Of the equation."
+    ),
+    kernel: str = typer.Option("free", "--kernel", metavar="free|radial", help="Form of J."),
+    radius: int | None = typer.Option(
+        None, "--radius", help="Reach of J in blocks.  [default: 8, or what fits the runs]"
+    ),
+    lags: str = typer.Option("1,2,3", "--lags", metavar="A,B,...", help="In frames, rising."),
+    mobility_terms: int | None = typer.Option(
+        None, "--mobility-terms", help="Polynomials in ln K.  [default: 4]"
+    ),
+    entropy_terms: int | None = typer.Option(
+        None, "--entropy-terms", help="Polynomials in s'.  [default: 3]"
+    ),
+    temperature_degree: int | None = typer.Option(
+        None, "--temperature-degree", help="In 1 / T.  [default: up to 2, as temperatures allow]"
+    ),
+    asymmetric: bool = typer.Option(
+        False, "--asymmetric", help="K and s' that do not have the symmetry of m and -m."
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing model."),
+) -> None:
+    """Learn K, s' and J of a stochastic field from files of block means."""
+    from mpiflow.learn import from_files
+
+    parts = lags.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError("lags", lags, "whole numbers rising from 1 or more", "Try 1,2,3.")
+    given = {
+        "radius": radius,
+        "mobility_terms": mobility_terms,
+        "entropy_terms": entropy_terms,
+        "temperature_degree": temperature_degree,
+    }
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    comm = parallel.start()
+    model = from_files.learn_from_files(
+        [*runs, *(more or [])],
+        out,
+        overwrite=overwrite,
+        lags=[int(part) for part in parts],
+        comm=comm,
+        structure=structure,
+        kernel=kernel,
+        symmetric=not asymmetric,
+        **options,
+    )
+    if comm.rank == 0:
+        print(from_files.table(model, out))
 
 
 @app.command()

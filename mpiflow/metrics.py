@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -142,3 +144,82 @@ def relaxation(times: np.ndarray, runs: np.ndarray, stationary: float) -> dict[s
     if number == 2:  # what is left of two has no spread between runs
         out["spread_error"] = np.full(runs.shape[-1], np.nan)
     return out
+
+
+def squared_mmd(
+    x: np.ndarray,
+    y: np.ndarray,
+    widths: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+    *,
+    biased: bool = False,
+) -> float:
+    r"""Squared maximum mean discrepancy of two samples, mean over Gaussian kernels.
+
+    .. math:: E\,k(x, x') + E\,k(y, y') - 2 E\,k(x, y), \qquad
+        k(x, y) = e^{-|x - y|^2 / 2 s^2}
+
+    [Gretton et al., J. Mach. Learn. Res. 13, 723 (2012)]; ``biased`` counts each point's
+    distance to itself, as the published evaluation does.
+
+    Parameters
+    ----------
+    x, y : (n,) or (n, d) and (m,) or (m, d), already in comparable units
+    widths : s
+    """
+    x, y = (np.asarray(a, float).reshape(len(a), -1) for a in (x, y))
+
+    def mean(a: np.ndarray, b: np.ndarray, same: bool) -> float:
+        square = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2.0 * a @ b.T
+        np.maximum(square, 0.0, out=square)
+        if same:
+            np.fill_diagonal(square, 0.0)
+        kernels = [np.exp(square / (-2.0 * s * s)) for s in widths]
+        own = len(a) if same and not biased else 0
+        return float(np.mean([(k.sum() - own) / (k.size - own) for k in kernels]))
+
+    return mean(x, x, True) + mean(y, y, True) - 2.0 * mean(x, y, False)
+
+
+def structure_factor(fields: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    r"""S(k) = <\|m_k\|^2> of periodic fields, mean over rings of wave vectors.
+
+    :math:`m_k = M^{-1} \sum_x m(x) e^{-i k x}` over M x M points, so that S of independent points
+    of variance v is v.
+
+    Parameters
+    ----------
+    fields : (..., M, M)
+    edges : (bins + 1,) of \|k\| in units of 2 pi / M; k = 0 is in no bin
+
+    Returns
+    -------
+    S (..., bins), and how many wave vectors a bin has (bins,), each with its negative
+    """
+    points = fields.shape[-1]
+    power = abs(np.fft.fft2(fields)) ** 2 / points**2
+    wave = np.fft.fftfreq(points, 1.0 / points)
+    size = np.hypot(wave[:, None], wave).ravel()
+    ring = np.digitize(size, edges) - 1
+    ring[size == 0] = -1
+    inside = [ring == i for i in range(len(edges) - 1)]
+    flat = power.reshape(*fields.shape[:-2], -1)
+    mean = np.stack([flat[..., at].mean(axis=-1) for at in inside], axis=-1)
+    return mean, np.array([at.sum() for at in inside])
+
+
+def exponential_mean(waited: np.ndarray, happened: np.ndarray) -> tuple[float, float]:
+    """Mean waiting time of exponential ones, and its standard error; some were not seen to end.
+
+    The time of all together over the number of ends: the estimate of largest likelihood, without
+    bias if all were watched until a given number of ends.
+
+    Parameters
+    ----------
+    waited : (n,), up to the end or as long as it was watched
+    happened : (n,) whether it ended
+    """
+    ends = int(np.count_nonzero(happened))
+    if not ends:
+        return float("inf"), float("nan")
+    mean = float(np.sum(waited)) / ends
+    return mean, mean / float(np.sqrt(ends))

@@ -12,6 +12,7 @@ from mpiflow import checkpoint
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.config import IsingConfig, RunConfig
 from mpiflow.errors import InputError
+from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
 from mpiflow.parallel import agreed
 from mpiflow.trajectory import Trajectory
@@ -21,6 +22,7 @@ _SYSTEMS: dict[str, tuple[type[RunConfig], str]] = {
     "ising": (IsingConfig, "up"),
     "kac": (KacConfig, "up"),
     "alloy": (AlloyConfig, "random"),
+    "onsagerflow": (FieldConfig, "uniform"),
 }
 
 
@@ -49,28 +51,36 @@ def resume(
         else:
             with Trajectory(path) as trajectory:
                 stored = trajectory.config
-        config = configuration(stored, out, changes)
+        config = configuration(stored, out, changes, begun=point is not None)
     if isinstance(config, AlloyConfig):
         from mpiflow.alloy_run import simulate_alloy
 
         return simulate_alloy(config, comm, changed=changes)
+    if isinstance(config, FieldConfig):
+        from mpiflow.predict import predict
+
+        return predict(config, comm, changed=changes)
     from mpiflow.run import simulate
 
     assert isinstance(config, IsingConfig | KacConfig)  # noqa: S101 - for the type checker
     return simulate(config, comm, changed=changes)
 
 
-def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run from the one in its file, with changes."""
+def configuration(
+    stored: Mapping[str, Any], out: Path, changes: Mapping[str, Any], begun: bool
+) -> RunConfig:
+    """The configuration of a run from the one in its file, with changes.
+
+    Where it has ``begun``, with a checkpoint, it does not need its initial file any more.
+    """
     system = stored.get("system")
     if system not in _SYSTEMS or "out" not in stored:
         remedy = "A run that Python made goes on in Python: see record(point=...)."
-        raise InputError("file", str(out), "a run of mpiflow simulate", remedy)
+        raise InputError("file", str(out), "a run of mpiflow simulate or predict", remedy)
     model, state = _SYSTEMS[str(system)]
     values = {**stored, "overwrite": False, **changes, "out": out, "resume": True}
-    if not Path(str(values["initial"])).is_file() and values["initial"] not in (
-        "shuffled", "random", "up", "gaussian",
-    ):  # fmt: skip
+    kinds = ("shuffled", "random", "up", "gaussian", "uniform")
+    if begun and values["initial"] not in kinds and not Path(str(values["initial"])).is_file():
         values["initial"] = state
     if "time" in changes and stored.get("hops") is not None:
         raise InputError("time", changes["time"], "hops", "The run counts hops: give --hops.")

@@ -69,6 +69,7 @@ STANDARD: dict[str, Variable] = {
     for v in (
         Variable("magnetization", long_name="magnetization per site", attributes=_MEAN),
         Variable("energy", long_name="energy per site in units of J", attributes=_MEAN),
+        Variable("free_energy", long_name="free energy per spin, s(0) = 0", attributes=_MEAN),
         Variable("domain_wall_density", long_name="fraction of broken bonds", attributes=_MEAN),
         Variable("flips", (), "int64", long_name="spin flips since time 0"),
         Variable(

@@ -6,7 +6,8 @@ structure      dimensions, types, attributes; times finite and increasing; equal
 checksums      every chunk of every dataset is read
 values         finite, and in range
 physics        sums over blocks and over spins are the total, exactly; energies follow from
-               sums; atoms are conserved and order parameters follow from bonds
+               sums; atoms are conserved and order parameters follow from bonds; means of
+               predicted blocks are the magnetization, and those of spins that flip are such
 =============  ===========================================================================
 
 Large fields are read in pieces of whole chunks: memory does not grow with the file.
@@ -52,8 +53,10 @@ _ATTRIBUTES = {
     "git_hash": str,
     "Conventions": str,
 }
-#: Systems made of spins, whose values and sums obey laws; a learned model may leave its range.
+#: Systems made of spins, whose values and sums obey laws. A learned model may leave its range,
+#: but not that of blocks (:data:`_FIELDS`).
 _SPINS = ("ising", "kac")
+_FIELDS = ("onsagerflow",)
 _RANGES = {
     "magnetization": (-1.0, 1.0),
     "domain_wall_density": (0.0, 1.0),
@@ -76,6 +79,8 @@ _UNREADABLE = (
 _CHECKPOINT = re.compile(r".+\.\d{6,}")
 # Exact sums divided once agree to the last bit; the energy is a sum of two products.
 _ROUNDING = 1e-12
+# The mean of float32 of -1 to 1: each is off by half of its last bit, at most this.
+_FLOAT32 = 2.0**-25
 
 
 class _Corrupt(Exception):
@@ -361,7 +366,9 @@ class _Values:
         self.file, self.frames, self.complete = file, frames, complete
         self.system: str = about["system"]
         self.config: dict[str, Any] = json.loads(about["config_json"])
+        self.kernel: str = about.get("kernel", "")
         self.laws = self.system in _SPINS and "size" in self.config
+        self.bounded = self.laws or self.system in _FIELDS
         self.small: dict[str, np.ndarray] = {}
         self.spins: np.ndarray | None = None
         self.bonds: np.ndarray | None = None
@@ -374,6 +381,8 @@ class _Values:
         for name, dataset in self.file.items():
             if name == "coarse_magnetization" and self.laws:
                 self._blocks(dataset)
+            elif name == "coarse_magnetization" and self.bounded:
+                self._field(dataset)
             elif name in ("spin", "spin_bits") and self.laws:
                 self._sites(name, dataset)
             elif name == "species" and self.system == "alloy":
@@ -403,7 +412,7 @@ class _Values:
             return values  # may not be written yet
         if dataset.dtype.kind == "f" and not (self.system == "alloy" and name in _FROM_BONDS):
             self._all(np.isfinite(values), name, box, timed, "not finite")
-        if self.laws and name in _RANGES:
+        if self.bounded and name in _RANGES:
             low, high = _RANGES[name]
             self._all((values >= low) & (values <= high), name, box, timed, "out of range")
         return values
@@ -479,6 +488,23 @@ class _Values:
         if self.spins is not None and block < 2**24:
             what = "block sums of coarse_magnetization do not add up to magnetization"
             self._equal(total[: self.frames], self.spins, what)
+
+    def _field(self, dataset: h5py.Dataset) -> None:
+        """Means of blocks of a learned law: their mean is the total, those of spins are such."""
+        spins = self.config["coarse"] ** 2
+        total = np.zeros((len(dataset), *dataset.shape[1:-2]))
+        for box in pieces(dataset):
+            means = self._plain("coarse_magnetization", box, dataset[box]).astype(np.float64)
+            if self.kernel == "cosh" and spins < 2**24:
+                up = np.rint((means + 1) * (spins / 2))
+                whole = (2 * up / spins - 1).astype(np.float32) == means.astype(np.float32)
+                self._all(whole, "coarse_magnetization", box, True, "no mean of spins")
+            total[_lead(box, len(means))] += means.sum(axis=(-2, -1))
+        m = self._series("magnetization")
+        if m is not None:
+            found = total[: self.frames] / math.prod(dataset.shape[-2:])
+            near = abs(found - m) <= _FLOAT32 + _ROUNDING
+            self._equal(near, np.ones(m.shape, bool), "means of blocks do not give magnetization")
 
     def _sites(self, name: str, dataset: h5py.Dataset) -> None:
         """Spins are ±1, and give magnetization and broken bonds."""

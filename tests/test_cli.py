@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from mpi4py import MPI
 
-from mpiflow import __version__, parallel
+from mpiflow import __version__, cli, parallel
 from mpiflow.cli import invoke
 from mpiflow.config import IsingConfig
 from mpiflow.errors import InputError
+from mpiflow.field_config import FieldConfig
 
 MpiRun = Callable[..., subprocess.CompletedProcess[str]]
 one_rank = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")
@@ -32,6 +33,14 @@ def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]):
         assert " ".join(field.description.split()) in words, name
     assert "[default: 0.25, tiled-nfold 1]" in words
     assert words.count("[required]") == 4
+
+
+def test_help_of_predict_has_one_argument(capsys: pytest.CaptureFixture[str]):
+    invoke(["predict", "--help"])
+    text = capsys.readouterr().out
+    assert "[OPTIONS] [MODEL]" in text
+    for name in FieldConfig.options():
+        assert (f"--{name.replace('_', '-')} " in text) == (name != "model"), name
 
 
 def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
@@ -59,6 +68,13 @@ def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
         ("simulate ising --size 8", "must be given"),
         ("simulate ising --size 8 --temperature -1 --time 1 --out x.h5", "temperature='-1'"),
         ("simulate ising --config no.toml", "a readable TOML file"),
+        ("predict", "model=None: allowed is a folder that mpiflow learn onsagerflow wrote"),
+        ("predict nowhere --size 8 --time 1 --out x.h5", "It has no model.json"),
+        ("predict nowhere --sise 8", "Did you mean --size?"),
+        ("learn", "one of onsagerflow"),
+        ("learn onsagerflo", "Did you mean onsagerflow?"),
+        ("learn onsagerflow --runs x.h5", "--out"),
+        ("learn onsagerflow --runs x.h5 --out m", "existing runs"),
     ],
 )
 def test_bad_command_lines(line: str, says: str):
@@ -79,6 +95,22 @@ def test_command_line_overrides_the_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert (seen[0].size, seen[0].overwrite) == ((8, 8), False)
     assert (seen[1].size, seen[1].field, seen[1].time) == ((16, 8), -0.1, 2.0)
     assert (seen[1].spins, seen[1].overwrite) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("word", "heard"), [("simulate", 1), ("resume", 1), ("predict", 1), ("info", 0)]
+)
+def test_what_runs_for_long_listens_to_signals(
+    word: str, heard: int, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["mpiflow", word])
+    monkeypatch.setattr(cli.signals, "listen", lambda: calls.append(word))
+    for name in ("install_abort_hook", "mute_other_ranks"):
+        monkeypatch.setattr(parallel, name, lambda: None)
+    monkeypatch.setattr(cli, "invoke", lambda arguments: None)
+    cli.main()
+    assert len(calls) == heard
 
 
 # -- whole programs ------------------------------------------------------------------------

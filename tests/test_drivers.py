@@ -22,6 +22,19 @@ LEAVES = {
     "alloy_window": ["results.json", "table.md"],
     "kac_solvers": ["results.json", "table.md", "kac_solvers.png", "cost.png"],
     "learn_generator": ["results.json", "table.md", "learn_generator.png"],
+    "onsagerflow_learn": [
+        "results.json",
+        "table.md",
+        "onsagerflow_learn.png",
+        "models/cosh-free/model.safetensors",
+        "runs/kac_T0.8_0.h5",
+    ],
+    "onsagerflow_validate": [
+        "results.json",
+        "table.md",
+        "onsagerflow_validate.png",
+        "spins_quench_256.h5",
+    ],
     "pde_comparison": ["results.json", "table.md", "case_h1_T4_gamma32.png", "limits.png"],
     "demo": ["truth.h5", "rollout.h5", "demo.png", "table.md", "model/model.safetensors"],
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
@@ -36,7 +49,9 @@ def test_every_driver_is_tested() -> None:
 
 #: Entries of results.json. Three errors of two methods; two laws; four windows at two times; 13
 #: errors of barriers and seven averages at two temperatures; 18 quantities of two sizes and six
-#: pairs at two temperatures; what learning cost; the truth's, and pairs at three; two windows.
+#: pairs at two temperatures; what learning cost; the truth's, and pairs at three; two windows. Five errors of four laws, eight
+#: of two structures, three of nearest neighbours at three T; eight of five equations in two cases
+#: and three passages at two T.
 ENTRIES = {
     "ising_closure": 6,
     "large_ising": 2,
@@ -44,6 +59,8 @@ ENTRIES = {
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
     "learn_generator": 33,
+    "onsagerflow_learn": 4 * 5 + 8 + 3 * 3,
+    "onsagerflow_validate": 2 * 5 * 8 + 2 * 3,
     "alloy_barriers": 27,
     "alloy_truth": 2 * 18 + 2 * 6,
     "alloy_learn": 4,
@@ -51,8 +68,20 @@ ENTRIES = {
     "alloy_window": 2 * 11,
 }
 #: Options of a driver that name the results of others.
-NEEDS = {"alloy_report": {"--truth": "alloy_truth", "--model": "alloy_learn"}}
-TITLES = ("| T |", "| ours |", "| learned (ours) |", "| window [hops] |", "| case |", "| data |")
+NEEDS = {
+    "alloy_report": {"--truth": "alloy_truth", "--model": "alloy_learn"},
+    "onsagerflow_validate": {"--model": "onsagerflow_learn/models/cosh-free"},
+}
+TITLES = (
+    "| T |",
+    "| ours |",
+    "| learned (ours) |",
+    "| window [hops] |",
+    "| case |",
+    "| data |",
+    "| learned |",
+    "| equation |",
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +95,10 @@ def smoke(name: str, mpirun: Run, results: Path) -> Path:
     out = results / name
     if not out.exists():
         needed = NEEDS.get(name, {}).items()
-        others = [word for o, n in needed for word in (o, smoke(n, mpirun, results))]
+        others = []
+        for option, place in needed:
+            driver, _, rest = place.partition("/")
+            others += [option, smoke(driver, mpirun, results) / rest]
         driver = ROOT / "drivers" / f"{name}.py"
         mpirun(2, "python", driver, "--smoke", *others, "--out", out, timeout=500)
     return out

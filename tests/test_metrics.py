@@ -161,3 +161,49 @@ def test_errors_of_a_half_time_that_is_not_there() -> None:
     assert np.isnan(found["half_time"]).all()
     assert np.isnan(found["half_time_error"]).all()
     assert found["mean"] == found["spread"] == found["mean_error"] == 0.0
+
+
+def test_squared_mmd_of_normal_samples() -> None:
+    """Of N(0, 1) and N(d, 1) with k of width s: closed form; unbiased has the mean 0 at d = 0."""
+    rng = np.random.default_rng(5)
+    s, d = 1.5, 0.7
+
+    def overlap(shift: float) -> float:  # E k(x, y) for x - y of N(shift, 2)
+        return s / np.sqrt(s * s + 2) * np.exp(-(shift**2) / (2 * (s * s + 2)))
+
+    for shift in (0.0, d):
+        expected = 2 * overlap(0.0) - 2 * overlap(shift)
+        found = [
+            metrics.squared_mmd(rng.normal(size=300), rng.normal(shift, 1, 300), [s])
+            for _ in range(40)
+        ]
+        assert abs(np.mean(found) - expected) < 4 * np.std(found) / np.sqrt(40)
+    x = rng.normal(size=(50, 2))
+    assert metrics.squared_mmd(x, x, biased=True) == pytest.approx(0.0, abs=1e-12)
+    assert metrics.squared_mmd(x, x) < 0
+
+
+def test_structure_factor() -> None:
+    rng = np.random.default_rng(6)
+    edges = np.array([0.5, 2.5, 6.5, 12.5])
+    value, count = metrics.structure_factor(rng.normal(0, 0.3, (200, 32, 32)), edges)
+    error = 0.09 * np.sqrt(2 / count / 200)
+    assert (abs(value.mean(axis=0) - 0.09) < 4 * error).all()
+    x = np.arange(32)
+    wave = 0.2 * np.cos(2 * np.pi * 3 * x / 32) + 5.0
+    value, count = metrics.structure_factor(np.tile(wave, (32, 1)), edges)
+    np.testing.assert_allclose(value * count, [0, 0.02 * 32**2, 0], atol=1e-10)  # all of m^2
+    assert count[0] == 20  # of 25 in the square, without its corners and 0
+
+
+def test_exponential_waits_that_were_cut_off() -> None:
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(300):
+        waits = np.sort(rng.exponential(8.0, 40))
+        cut = waits[24]  # until 25 have ended
+        mean, error = metrics.exponential_mean(np.minimum(waits, cut), waits <= cut)
+        assert error == pytest.approx(mean / 5)
+        found.append(mean)
+    assert abs(np.mean(found) - 8.0) < 4 * np.std(found) / np.sqrt(300)
+    assert metrics.exponential_mean(np.ones(3), np.zeros(3))[0] == np.inf

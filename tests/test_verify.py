@@ -16,13 +16,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from free_law import save_free_law
 
 from mpiflow import checkpoint, cli, footer, manifest, verify
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_run import simulate_alloy
 from mpiflow.config import IsingConfig
 from mpiflow.errors import InputError
+from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
+from mpiflow.predict import predict
 from mpiflow.run import simulate
 from mpiflow.trajectory import Trajectory
 
@@ -30,7 +33,7 @@ from mpiflow.trajectory import Trajectory
 #: them: 1400.
 DAMAGES = int(os.environ.get("MPIFLOW_DAMAGES", "140"))
 
-RUNS = ("ising", "ensemble", "kac", "alloy", "alloys")
+RUNS = ("ising", "ensemble", "kac", "alloy", "alloys", "cosh", "langevin")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **spins, size=16, members=3, coupling=-1.0, time=2.0, spins=True, out=folder / "ensemble.h5"
     ))  # fmt: skip
     simulate(KacConfig(**spins, size=32, gamma=2.0, time=2.0, out=folder / "kac.h5"))
+    field: dict[str, Any] = {"quiet": True, "size": 32, "time": 2.0, "initial_magnetization": 0.3}
+    field["model"] = save_free_law(tmp_path_factory.mktemp("model"))
+    predict(FieldConfig(**field, members=2, out=folder / "cosh.h5"))
+    predict(FieldConfig(**field, structure="langevin", out=folder / "langevin.h5"))
     alloy: dict[str, Any] = {"quiet": True, "cells": 4, "temperature": 2000.0, "species": True}
     simulate_alloy(AlloyConfig(**alloy, hops=50, vacancies=2, out=folder / "alloy.h5"))
     simulate_alloy(AlloyConfig(**alloy, time=1e-7, members=2, out=folder / "alloys.h5"))
@@ -201,6 +208,15 @@ WRONG: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
     "time twice": ("kac", lambda d: d["time"].__setitem__(3, d["time"][2]), "times are not"),
     "flips back": ("ising", setting("flips", 5, 0), "flips go back"),
     "flips below 0": ("ising", setting("flips", 0, -1), "flips go back"),
+    "predicted block": ("cosh", adding("coarse_magnetization", (3, 1, 1, 1), 1 / 8),
+                        "frame 3: means of blocks do not give magnetization"),
+    "no mean of spins": ("cosh", adding("coarse_magnetization", (3, 1, 1, 1), 1e-6),
+                         "no mean of spins at frame 3"),
+    "predicted magnetization": ("langevin", adding("magnetization", 3, -1e-7), "frame 3: means"),
+    "large predicted block": ("langevin", setting("coarse_magnetization", (3, 1, 1), 1.01),
+                              "coarse_magnetization is out of range at frame 3"),
+    "free energy NaN": ("langevin", setting("free_energy", 3, np.nan), "not finite at frame 3"),
+    "predicted fields": ("langevin", swapped("coarse_magnetization", 3, 4), "frame 3: means"),
     "hops back": ("alloy", swapped("hops", 3, 4), "hops go back"),
     "two vacancies": ("alloy", move_vacancy, "frame 3: species do not give bonds"),
     "unknown species": ("alloys", setting("species", (3, 1, 5), 4), "species is not a known one"),

@@ -26,8 +26,9 @@ The rest is known in absolute terms, since noise gives K.
 
 **Forms.** ln kappa = sum of Legendre polynomials of m, so K > 0; beta s' = a artanh m + sum of
 Legendre polynomials; even and odd ones only if the law is symmetric. All coefficients are
-polynomials of 1 / T. J is a sum of orbits of the square or of radial hats
-(:func:`mpiflow.learn.generator.kernel_basis`), on blocks.
+polynomials of 1 / T. Or both are networks (:mod:`mpiflow.learn.onsagerflow_functions`). J is a
+sum of orbits of the square or of radial hats (:func:`mpiflow.learn.generator.kernel_basis`), on
+blocks.
 """
 
 from __future__ import annotations
@@ -47,11 +48,14 @@ from mpiflow.errors import InputError
 from mpiflow.field_law import FiniteLaw, Law, Structure
 from mpiflow.learn.generator import KernelKind, kernel_basis
 from mpiflow.learn.model import read_model, write_model
+from mpiflow.learn.onsagerflow_functions import Networks
 from mpiflow.stochastic_field import StochasticField
 
 KIND = "onsagerflow"
 #: artanh is cut here; tables end here.
 EDGE = 1.0 - 1e-12
+#: Of the tensors of networks in files.
+PREFIX = "networks."
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Form:
     symmetric : K even and s' odd in m
     kernel : ``free`` or ``radial``
     radius : reach of J in blocks
+    width : of networks in place of the polynomials; 0 for polynomials
+    monotone : s' of networks rises in m by construction
     """
 
     structure: Structure
@@ -78,6 +84,8 @@ class Form:
     symmetric: bool = True
     kernel: KernelKind = "free"
     radius: int = 8
+    width: int = 0
+    monotone: bool = False
 
     def __post_init__(self) -> None:
         if self.structure not in get_args(Structure):
@@ -87,6 +95,7 @@ class Form:
         if self.kernel not in ("free", "radial"):
             raise InputError("kernel", self.kernel, "free or radial", "Use free.")
         low = {"mobility_terms": 1, "entropy_terms": 0, "temperature_degree": 0, "radius": 2}
+        low["width"] = 0
         for name, least in low.items():
             if getattr(self, name) < least:
                 raise InputError(name, getattr(self, name), f"{least} or more", "Leave it out.")
@@ -115,12 +124,15 @@ class Form:
         rest = _legendre(m, self._degrees(self.entropy_terms, True), -int(integral))
         return np.concatenate([first[None], rest])
 
-    def temperature_basis(self, temperature: np.ndarray | float) -> np.ndarray:
-        """Legendre polynomials of 1 / T, scaled to the data, (degree + 1, ...); held outside."""
+    def scaled(self, temperature: np.ndarray | float) -> np.ndarray:
+        """1 / T, scaled to -1 to 1 on the data and held outside."""
         beta = 1.0 / np.asarray(self.temperatures)
         middle, half = (beta.max() + beta.min()) / 2, max(np.ptp(beta) / 2, 1e-12)
-        z = np.clip((1.0 / np.asarray(temperature, float) - middle) / half, -1.0, 1.0)
-        return _legendre(z, np.arange(self.temperature_degree + 1), 0)
+        return np.clip((1.0 / np.asarray(temperature, float) - middle) / half, -1.0, 1.0)
+
+    def temperature_basis(self, temperature: np.ndarray | float) -> np.ndarray:
+        """Legendre polynomials of the scaled 1 / T, (degree + 1, ...)."""
+        return _legendre(self.scaled(temperature), np.arange(self.temperature_degree + 1), 0)
 
     def kernel_basis(self, points: int) -> np.ndarray:
         """Kernels (P, M, M) with x = 0 at [0, 0]."""
@@ -130,9 +142,11 @@ class Form:
         return kernel_basis(self.kernel, points, self.radius)
 
     def sizes(self) -> tuple[int, int, int]:
-        """How many coefficients ln kappa, beta s' and J have."""
+        """How many coefficients ln kappa, beta s' and J have; networks have their own."""
         t = self.temperature_degree + 1
         kernels = len(self.kernel_basis(2 * self.radius + 1))
+        if self.width:
+            return 0, 0, kernels
         return self.mobility_terms * t, (1 + self.entropy_terms) * t, kernels
 
 
@@ -159,6 +173,7 @@ class OnsagerFlow:
     covariance : of the coefficients
     largest : \\|m\\| up to which there were data
     card : data, ranges, errors
+    networks : of K and s', if the form has a ``width``
     """
 
     form: Form
@@ -166,17 +181,20 @@ class OnsagerFlow:
     covariance: np.ndarray
     largest: float
     card: dict[str, Any] = field(default_factory=dict)
+    networks: Networks | None = None
 
     def __post_init__(self) -> None:
         size = sum(self.form.sizes())
         if self.coefficients.shape != (size,) or self.covariance.shape != (size, size):
             raise InputError("coefficients", self.coefficients.shape, f"({size},)", "Learn anew.")
+        if (self.networks is None) == (self.form.width > 0):
+            raise InputError("networks", self.networks, "some if width > 0", "Learn anew.")
 
     # -- functions of m and T -----------------------------------------------------------------
 
     def prefactor(self, m: np.ndarray, temperature: np.ndarray | float) -> np.ndarray:
         """kappa(m, T), of the shape of m and T broadcast together."""
-        return np.exp(self._value(0, self.form.mobility_basis(np.asarray(m, float)), temperature))
+        return np.exp(self._log_prefactor(np.asarray(m, float), temperature))
 
     def mobility(self, m: np.ndarray, temperature: np.ndarray | float) -> np.ndarray:
         """K(m, T) per energy and time."""
@@ -187,24 +205,24 @@ class OnsagerFlow:
     def mobility_slope(self, m: np.ndarray, temperature: np.ndarray | float) -> np.ndarray:
         """K'(m, T), by m."""
         m = np.asarray(m, float)
-        slope = self._value(0, self.form.mobility_basis(m, derivative=True), temperature)
+        slope = self._log_prefactor(m, temperature, slope=True)
         kappa = self.prefactor(m, temperature)
         return kappa * (slope * (1.0 - m * m) - 2.0 * m) / np.asarray(temperature, float)
 
     def entropy_derivative(self, m: np.ndarray, temperature: np.ndarray | float) -> np.ndarray:
         """s'(m, T), an energy, of large blocks, in the gauge sum J = 1."""
         self._warn(m, temperature)
-        basis = self.form.entropy_basis(np.asarray(m, float))
-        return self._value(1, basis, temperature) * temperature
+        return self._entropy(np.asarray(m, float), temperature) * temperature
 
     def entropy(self, m: np.ndarray, temperature: np.ndarray | float) -> np.ndarray:
         """s(m, T), the integral of s' from 0."""
-        basis = self.form.entropy_basis(np.asarray(m, float), integral=True)
-        return self._value(1, basis, temperature) * temperature
+        return self._entropy(np.asarray(m, float), temperature, integral=True) * temperature
 
     def errors(self, m: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        """Standard errors of K and of s' at one temperature."""
+        """Standard errors of K and of s' at one temperature; nan, unknown, of networks."""
         m = np.asarray(m, float)
+        if self.networks is not None:
+            return np.full_like(m, np.nan), np.full_like(m, np.nan)
         out = []
         for part, basis in enumerate((self.form.mobility_basis(m), self.form.entropy_basis(m))):
             rows = _rows(basis, self.form.temperature_basis(temperature))
@@ -312,6 +330,21 @@ class OnsagerFlow:
         edges = np.cumsum([0, *self.form.sizes()])
         return slice(int(edges[number]), int(edges[number + 1]))
 
+    def _log_prefactor(
+        self, m: np.ndarray, temperature: np.ndarray | float, slope: bool = False
+    ) -> np.ndarray:
+        if self.networks is not None:
+            return self.networks.log_prefactor(m, self.form.scaled(temperature), slope)
+        return self._value(0, self.form.mobility_basis(m, slope), temperature)
+
+    def _entropy(
+        self, m: np.ndarray, temperature: np.ndarray | float, integral: bool = False
+    ) -> np.ndarray:
+        if self.networks is not None:
+            m = np.clip(m, -EDGE, EDGE)
+            return self.networks.entropy(m, self.form.scaled(temperature), integral)
+        return self._value(1, self.form.entropy_basis(m, integral), temperature)
+
     def _value(self, part: int, basis: np.ndarray, temperature: np.ndarray | float) -> np.ndarray:
         c = self.coefficients[self._part(part)].reshape(len(basis), -1)
         by = self.form.temperature_basis(temperature)
@@ -339,6 +372,8 @@ class OnsagerFlow:
         """Write ``model.safetensors`` and ``model.json`` into a directory."""
         names = ("coefficients", "covariance")
         tensors = {name: torch.as_tensor(getattr(self, name)).contiguous() for name in names}
+        if self.networks is not None:
+            tensors |= {PREFIX + name: v for name, v in self.networks.state_dict().items()}
         about = {"form": vars(self.form), "largest": self.largest, "card": self.card}
         write_model(directory, KIND, about, tensors)
 
@@ -379,8 +414,7 @@ class LearnedLaw:
 
     def entropy_derivative(self, m: np.ndarray) -> np.ndarray:
         """s'."""
-        basis = self.model.form.entropy_basis(np.clip(m, -EDGE, EDGE))
-        return self.model._value(1, basis, self.temperature) * self.temperature
+        return self.model._entropy(np.clip(m, -EDGE, EDGE), self.temperature) * self.temperature
 
     def entropy(self, m: np.ndarray) -> np.ndarray:
         """s, 0 at m = 0."""
@@ -412,4 +446,9 @@ def _built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
     about = dict(description["form"])
     form = Form(**{**about, "temperatures": tuple(about["temperatures"])})
     c, v = (tensors[name].numpy() for name in ("coefficients", "covariance"))
-    return OnsagerFlow(form, c, v, description["largest"], description["card"])
+    networks = None
+    if form.width:
+        networks = Networks(form.width, form.monotone, form.symmetric)
+        own = {k.removeprefix(PREFIX): t for k, t in tensors.items() if k.startswith(PREFIX)}
+        networks.load_state_dict(own)
+    return OnsagerFlow(form, c, v, description["largest"], description["card"], networks)

@@ -1,0 +1,312 @@
+"""The simulation loop of a stochastic field of block means, as recordings and checkpoints see it.
+
+The initial state comes from a number, or from means of blocks in a file (:func:`means_of_file`).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow.errors import InputError
+from mpiflow.lattice import Lattice, Shape
+from mpiflow.noise import RNG
+from mpiflow.parallel import agreed
+from mpiflow.schedule import Schedule, State
+from mpiflow.stochastic_field import FieldSample, StochasticField
+from mpiflow.trajectory import Trajectory
+
+#: Values of an initial file that are in memory at once, about.
+VALUES = 2**22
+
+
+class Sites:
+    """The state of a field in the way that checkpoints see a block of sites."""
+
+    def __init__(self, field: StochasticField, cut: bool) -> None:
+        self.field, self.cut = field, cut
+
+    @property
+    def batch(self) -> int:
+        """Fields on this rank."""
+        return len(self.field.numbers)
+
+    @property
+    def layout(self) -> Sites | None:
+        """Where the slabs are; None if all of a field is on one rank."""
+        return self if self.cut else None
+
+    def slices(self, rank: int) -> tuple[slice, slice]:
+        """Rows and columns of a rank."""
+        slabs = self.field.slabs
+        first, last = (int(edge) for edge in slabs.edges[rank : rank + 2])
+        return slice(first, last), slice(0, slabs.shape[1])
+
+    def spins(self) -> np.ndarray:
+        """(B, n, nx): z, or counts of spins that are up."""
+        return self.field.state
+
+    def bands(self) -> list[slice]:
+        """Rows that are read together."""
+        rows = self.field.local[1]
+        return [slice(0, rows)] if rows else []
+
+    def store(self, rows: slice, values: np.ndarray) -> None:
+        """Set rows of the state."""
+        self.field.state[:, rows] = values
+
+    def fill_halo(self) -> None:
+        """There is none."""
+
+
+class FieldSimulation:
+    """A :class:`~mpiflow.stochastic_field.StochasticField` that is run, recorded and resumed.
+
+    Parameters
+    ----------
+    field : what moves. Its own warnings are kept quiet: :meth:`outside` counts for all ranks
+    seed, members : those it was made with
+
+    Attributes
+    ----------
+    lattice : of blocks
+    """
+
+    def __init__(self, field: StochasticField, seed: int, members: int = 1) -> None:
+        self.field, self.seed, self.members = field, seed, members
+        self.comm: MPI.Intracomm = field.slabs.comm
+        self.lattice = Lattice(field.slabs.shape)
+        self.block = Sites(field, members == 1)
+        self.rng = RNG
+
+    @property
+    def time(self) -> float:
+        """In attempts per spin."""
+        return self.field.time
+
+    @property
+    def grain(self) -> float:
+        """It can be interrupted after whole steps."""
+        return self.field.dt
+
+    @property
+    def local_members(self) -> slice:
+        """The members that this rank holds."""
+        first = int(self.field.numbers[0]) if len(self.field.numbers) else 0
+        return slice(first, first + len(self.field.numbers))
+
+    def local_box(self) -> tuple[slice, slice]:
+        """This rank's blocks as slices of the whole field."""
+        if self.members > 1:
+            return slice(0, self.lattice.shape[0]), slice(0, self.lattice.shape[1])
+        return self.block.slices(self.comm.rank)
+
+    def describe(self) -> str:
+        """One line: size, structure and how the work is divided."""
+        side = self.field.block
+        ny, nx = self.lattice.shape
+        fields = f"{self.members} fields of " if self.members > 1 else ""
+        law, ranks = self.field.law, self.comm.size
+        return (
+            f"{fields}{ny} x {nx} blocks of {side} x {side} sites, {law.structure} at "
+            f"T = {1 / law.beta:g}, {ranks} rank{'s' * (ranks > 1)}"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What makes it the same run, but for the law."""
+        return {
+            "system": "onsagerflow",
+            "size": [n * self.field.block for n in self.lattice.shape],
+            "block": self.field.block,
+            "structure": self.field.law.structure,
+            "temperature": 1 / self.field.law.beta,
+            "dt": self.field.dt,
+            "members": self.members,
+            "seed": self.seed,
+        }
+
+    # -- time --------------------------------------------------------------------------------
+
+    def schedule(self, time: float, every: float) -> Schedule:
+        """Frames now, every ``every``, and after ``time``; raises if steps do not fit."""
+        for name, value in (("time", time), ("save_every", every)):
+            dt = self.field.dt
+            steps = round(value / dt) if math.isfinite(value) else 0
+            if steps < 1 or not math.isclose(steps * dt, value, rel_tol=1e-9):
+                near = f"Use {max(1, steps) * dt:.12g}, or another dt."
+                raise InputError(name, value, f"a multiple of the time step {dt:g}", near)
+        return Schedule(self.time, self.time + time, every)
+
+    def advance_to(self, time: float) -> None:
+        """Make the steps up to a time. Collective."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self.field.advance(round(time / self.field.dt) - self.field.step)
+
+    def measure(self) -> FieldSample:
+        """Observables of the present state. Collective."""
+        return self.field.measure()
+
+    def outside(self) -> int:
+        """Blocks on all ranks whose m is not among those the law was learned from. Collective."""
+        low, high = getattr(self.field.law, "range", (-1.0, 1.0))
+        m = self.field.m
+        return self.field.slabs.total(int(np.count_nonzero((m < low) | (m > high))))
+
+    # -- to go on later ----------------------------------------------------------------------
+
+    def state_of(self) -> State:
+        """What, with the state of :attr:`block`, the run goes on from."""
+        return State({"time": self.time, "step": self.field.step})
+
+    def restore(self, state: State) -> None:
+        """Go on from such a state; that of :attr:`block` is there already."""
+        self.field.step = int(state.numbers["step"])
+
+    # -- the beginning -----------------------------------------------------------------------
+
+    def set_means(self, path: Path, frame: int = -1) -> None:
+        """Start from the means of blocks in a file. Collective; each rank reads its rows.
+
+        Parameters
+        ----------
+        path, frame : see :func:`means_of_file`
+        """
+        with agreed(self.comm):
+            field, (rows, _) = self.field, self.local_box()
+            m = np.empty(field.local)
+            with means_of_file(path, frame, field.block, field.slabs.shape) as read:
+                for i, member in enumerate(field.numbers):
+                    m[i] = read(int(member), rows)
+        self.field.set(m)
+
+
+#: Means (n, nx) float64 of a member and of rows of blocks.
+Read = Callable[[int, slice], np.ndarray]
+
+
+@contextmanager
+def means_of_file(path: Path, frame: int, block: int, shape: Shape) -> Iterator[Read]:
+    """A function that reads rows of the means of blocks from a file.
+
+    Blocks in the file that are smaller are averaged, and a smaller lattice is repeated
+    periodically. A file with members gives to each its own; else all start the same.
+
+    Parameters
+    ----------
+    path : a Trajectory with ``coarse_magnetization``, ``spin`` or ``spin_bits``; or a .npy of
+        means of blocks of ``block`` sites, (sy, sx)
+    frame : of a Trajectory; negative from the end
+    block : sites a side
+    shape : (ny, nx) blocks that are wanted
+
+    Raises
+    ------
+    InputError : it is no such file, or its blocks or its lattice do not fit
+    """
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+            if values.ndim != 2 or values.dtype.kind not in "fiu":
+                found = f"{path}: {values.dtype} {values.shape}"
+                raise InputError("initial", found, "means of blocks, (ny, nx)", "Look at it.")
+            yield _Means(str(path), lambda _, rows: values[rows], values.shape, block, block, shape)
+            return
+        with Trajectory(path) as run:
+            name, dims, unit = _fields_of(run)
+            frames = range(len(run))
+            if not -len(frames) <= frame < len(frames):
+                allowed = f"{-len(frames)} to {len(frames) - 1}, as the file has {len(frames)}"
+                raise InputError("frame", frame, allowed, "Leave it out for the last one.")
+            sizes = [run.sizes[d] for d in dims]
+        with h5py.File(path, "r", locking=False) as file:
+            data, at, several = file[name], frames[frame], len(sizes) == 3
+            ny, nx = sizes[-2:]
+
+            def piece(member: int, rows: slice) -> np.ndarray:
+                if several and member >= sizes[0]:
+                    allowed = f"up to {sizes[0]}, as {path} has"
+                    raise InputError("members", member + 1, allowed, "Use fewer.")
+                values = data[(at, *([member] if several else []), rows)]
+                if name != "spin_bits":
+                    return np.asarray(values)
+                return 2 * np.unpackbits(values, axis=-1).view(np.int8) - 1
+
+            sides = ny, nx * (8 if name == "spin_bits" else 1)
+            yield _Means(str(path), piece, sides, unit, block, shape)
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        allowed = "a readable .npy or Trajectory"
+        raise InputError("initial", str(path), allowed, f"Reading said: {error}.") from error
+
+
+def _fields_of(run: Trajectory) -> tuple[str, tuple[str, ...], int]:
+    """Which variable of a run, its dimensions, and the sites a side of what it is over."""
+    names = [n for n in ("coarse_magnetization", "spin_bits", "spin") if n in run.variables]
+    if not names:
+        allowed = "a run with block means or spins"
+        raise InputError("initial", str(run.path), allowed, "Save it with --coarse 8.")
+    unit: Any = 1
+    if names[0] == "coarse_magnetization":
+        unit = run.config.get("coarse")
+        if not isinstance(unit, int) or unit < 1:
+            allowed = "a run whose configuration says the size of its blocks"
+            raise InputError("initial", str(run.path), allowed, "Use a run of mpiflow simulate.")
+    return names[0], run.variables[names[0]].dims, unit
+
+
+class _Means:
+    """Rows of means of blocks, made of rows of smaller blocks of a smaller lattice."""
+
+    def __init__(
+        self, path: str, piece: Read, sides: Shape, unit: int, block: int, shape: Shape
+    ) -> None:
+        self.piece, self.path, self.shape = piece, path, shape
+        self.times, rest = divmod(block, unit)
+        if rest:
+            allowed = f"a multiple of the {unit} sites a side of the blocks of {path}"
+            raise InputError("block", block, allowed, "Use another --block, or another file.")
+        lattice = tuple(side * unit for side in sides)
+        if any(side % block for side in lattice):
+            allowed = f"a lattice in blocks of {block} sites"
+            raise InputError("initial", f"{path}: {lattice}", allowed, "Use another --block.")
+        self.period = tuple(side // block for side in lattice)
+        if any(n % p for n, p in zip(shape, self.period, strict=True)):
+            wanted = tuple(n * block for n in shape)
+            allowed = f"a multiple of {lattice}, the lattice of {path}"
+            raise InputError("size", wanted, allowed, "The file is repeated whole times.")
+
+    def __call__(self, member: int, rows: slice) -> np.ndarray:
+        (ny, nx), count = self.period, rows.stop - rows.start
+        few = min(count, ny)
+        known = np.empty((few, nx))
+        step = max(1, VALUES // max(1, nx * self.times**2))
+        done = 0
+        while done < few:
+            first = (rows.start + done) % ny
+            n = min(step, few - done, ny - first)
+            known[done : done + n] = self._averaged(member, slice(first, first + n))
+            done += n
+        if not (abs(known) <= 1).all():
+            raise InputError("initial", self.path, "means of -1 to 1", "Look at the file.")
+        return np.tile(known[np.arange(count) % max(1, few)], (1, self.shape[1] // nx))
+
+    def _averaged(self, member: int, rows: slice) -> np.ndarray:
+        """Added up in one order: the same bits however rows are cut."""
+        q, n, nx = self.times, rows.stop - rows.start, self.period[1]
+        values = self.piece(member, slice(rows.start * q, rows.stop * q)).reshape(n, q, nx, q)
+        down, out = np.zeros((n, nx, q)), np.zeros((n, nx))
+        for i in range(q):
+            down += values[:, i]
+        for i in range(q):
+            out += down[..., i]
+        return out / q**2

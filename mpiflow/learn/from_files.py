@@ -1,0 +1,93 @@
+"""``mpiflow learn onsagerflow``: from files of runs to a saved model, and a table about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+from mpiflow.errors import InputError
+from mpiflow.learn.increments import LAGS, runs_from_files
+from mpiflow.learn.onsagerflow import OnsagerFlow
+from mpiflow.learn.onsagerflow_fit import learn
+from mpiflow.parallel import agreed
+from mpiflow.runs import Paths
+
+#: Reach of J in blocks unless given, where grids allow.
+RADIUS = 8
+
+
+def learn_from_files(
+    where: Paths,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    lags: Sequence[int] = LAGS,
+    comm: MPI.Intracomm | None = None,
+    **options: Any,
+) -> OnsagerFlow:
+    """Learn a law from files of block means, and save it. Collective: ranks share the runs.
+
+    Parameters
+    ----------
+    where : runs, as of :func:`mpiflow.runs.find_runs`
+    out : folder to save to, by rank 0
+    overwrite : replace the model in it
+    options : of :func:`mpiflow.learn.onsagerflow_fit.learn`
+
+    Raises
+    ------
+    InputError : on all ranks: there is a model already, or runs that cannot be learned from
+    """
+    comm, out = MPI.COMM_WORLD if comm is None else comm, Path(out)
+    with agreed(comm):
+        if (out / "model.json").exists() and not overwrite:
+            remedy = "Use --overwrite to replace it."
+            raise InputError("out", str(out), "a folder without a model", remedy)
+        if out.exists() and not out.is_dir():
+            raise InputError("out", str(out), "a folder", "Choose another name.")
+        runs = runs_from_files(where)
+        for run in runs:
+            if run.fields.shape[0] <= max(lags, default=0):
+                path = getattr(run.fields, "path", "a run")
+                found, allowed = f"{path}: {run.fields.shape[0]} frames", f"more than {max(lags)}"
+                raise InputError("runs", found, allowed, "Save more frames, or use shorter --lags.")
+        least = min(run.fields.shape[-1] for run in runs)
+        if least < 5:
+            allowed = "runs of 5 blocks a side or more"
+            raise InputError("runs", f"{least} blocks", allowed, "Use smaller blocks: --coarse.")
+        options.setdefault("radius", min(RADIUS, (least - 1) // 2))
+    model = learn(runs, lags=lags, comm=comm, **options)
+    with agreed(comm):
+        if comm.rank == 0:
+            try:
+                model.save(out)
+            except OSError as error:
+                remedy = f"Writing said: {error}."
+                raise InputError("out", str(out), "a folder to write to", remedy) from error
+    return model
+
+
+def table(model: OnsagerFlow, out: str | Path) -> str:
+    """Lines about a learned model: data, errors, warnings, and where it is."""
+    card, form = model.card, model.form
+    sides = ", ".join(f"{math.isqrt(n)} x {math.isqrt(n)}" for n in card["spins"])
+    lines = [
+        f"{form.structure} from {card['runs']} runs with blocks of {sides} sites",
+        f"{'T':>8} {'increments':>12} {'m':>18} {'error of K':>11} {'of s-prime':>11}",
+    ]
+    for t, row in card["temperatures"].items():
+        span = f"{row['m'][0]:.3f} to {row['m'][1]:.3f}"
+        errors = f"{row['mobility_error']:>11.2%} {row['entropy_error']:>11.2%}"
+        lines.append(f"{t:>8} {row['increments']:>12} {span:>18} {errors}")
+    lines.append(
+        f"J within {form.radius} blocks, error {card['kernel_error']:.2%}. Errors are standard "
+        "ones, of K the largest over m, of s-prime and of J as a part of their size"
+    )
+    if not card["monotone"]:
+        lines.append("warning: s' falls somewhere: it has phases of its own. Use more data there")
+    lines.append(f"saved to {out}")
+    return "\n".join(lines)
