@@ -176,7 +176,8 @@ def kac_models(
         begun = clock.monotonic()
         if name.endswith("network"):
             model = learn_network(
-                runs, radius=options.radius, seed=options.seed, comm=comm,
+                # Not from free spins, which are the answer here.
+                runs, radius=options.radius, start=0.3, seed=options.seed, comm=comm,
                 schedule=Schedule(epochs=options.epochs, batch=16), **form,
             )  # fmt: skip
         else:
@@ -188,9 +189,10 @@ def kac_models(
         model.save(out / "models" / name.replace(", ", "-"))
         errors = against_exact(model, options.temperatures)
         distance = float(np.linalg.norm(model.kernel_on(points) - exact) / np.linalg.norm(exact))
-        own = model.card.get("temperatures", {}).values()  # networks do not know their errors
+        own = model.card["temperatures"].values()  # networks do not know their errors
         known = [
-            max((v[k] for v in own), default=np.nan) for k in ("mobility_error", "entropy_error")
+            np.nan if (worst := [v[k] for v in own])[0] is None else max(worst)
+            for k in ("mobility_error", "entropy_error")
         ]
         lines.append(
             f"| {name} | {errors['K'][0]:.2%}, {errors['K'][1]:.2%} | {errors['s'][0]:.2%}, "

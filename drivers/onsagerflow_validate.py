@@ -414,7 +414,7 @@ def metastability(
         equation = NonlocalEquation(
             kac_kernel(options.box_gamma), t, shape, block=block, comm=MPI.COMM_SELF
         )
-        last = [m for _, m in equation.evolve(np.full(shape, phase(t)), [200.0])][0]
+        last = next(m for _, m in equation.evolve(np.full(shape, phase(t)), [200.0]))
         cells.append(f"{last.mean() / phase(t):.3f} m*")
         lines.append("| " + " | ".join(cells) + " |")
     return found

@@ -226,6 +226,7 @@ def learn_onsagerflow(
     asymmetric: bool = typer.Option(
         False, "--asymmetric", help="K and s' that do not have the symmetry of m and -m."
     ),
+    network: bool = typer.Option(False, "--network", help="K and s' as networks of m and T."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing model."),
 ) -> None:
     """Learn K, s' and J of a stochastic field from files of block means."""
@@ -241,6 +242,14 @@ def learn_onsagerflow(
         "temperature_degree": temperature_degree,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if network:
+        idle = next((name for name in options if name != "radius"), None)
+        if idle or kernel != "free":
+            allowed = "no value with --network, which has no polynomials and a free J"
+            raise InputError(idle or "kernel", options.get(idle or "", kernel), allowed,
+                             "Leave it out.")  # fmt: skip
+    else:
+        options["kernel"] = kernel
     comm = parallel.start()
     model = from_files.learn_from_files(
         [*runs, *(more or [])],
@@ -248,8 +257,8 @@ def learn_onsagerflow(
         overwrite=overwrite,
         lags=[int(part) for part in parts],
         comm=comm,
+        network=network,
         structure=structure,
-        kernel=kernel,
         symmetric=not asymmetric,
         **options,
     )

@@ -49,9 +49,9 @@ def test_every_driver_is_tested() -> None:
 
 #: Entries of results.json. Three errors of two methods; two laws; four windows at two times; 13
 #: errors of barriers and seven averages at two temperatures; 18 quantities of two sizes and six
-#: pairs at two temperatures; what learning cost; the truth's, and pairs at three; two windows. Five errors of four laws, eight
-#: of two structures, three of nearest neighbours at three T; eight of five equations in two cases
-#: and three passages at two T.
+#: pairs at two temperatures; what learning cost; the truth's, and pairs at three; two windows.
+#: Five errors of four laws, eight of two structures, three of nearest neighbours at three T; eight
+#: of five equations in two cases, and three passages at two T.
 ENTRIES = {
     "ising_closure": 6,
     "large_ising": 2,

@@ -26,6 +26,7 @@ def learn_from_files(
     *,
     overwrite: bool = False,
     lags: Sequence[int] = LAGS,
+    network: bool = False,
     comm: MPI.Intracomm | None = None,
     **options: Any,
 ) -> OnsagerFlow:
@@ -36,7 +37,9 @@ def learn_from_files(
     where : runs, as of :func:`mpiflow.runs.find_runs`
     out : folder to save to, by rank 0
     overwrite : replace the model in it
-    options : of :func:`mpiflow.learn.onsagerflow_fit.learn`
+    network : K and s' as networks, else as polynomials
+    options : of :func:`mpiflow.learn.onsagerflow_fit.learn`, or of
+        :func:`mpiflow.learn.onsagerflow_net.learn_network`
 
     Raises
     ------
@@ -60,7 +63,12 @@ def learn_from_files(
             allowed = "runs of 5 blocks a side or more"
             raise InputError("runs", f"{least} blocks", allowed, "Use smaller blocks: --coarse.")
         options.setdefault("radius", min(RADIUS, (least - 1) // 2))
-    model = learn(runs, lags=lags, comm=comm, **options)
+    if network:
+        from mpiflow.learn.onsagerflow_net import learn_network
+
+        model = learn_network(runs, lags=lags, comm=comm, **options)
+    else:
+        model = learn(runs, lags=lags, comm=comm, **options)
     with agreed(comm):
         if comm.rank == 0:
             try:
@@ -81,7 +89,8 @@ def table(model: OnsagerFlow, out: str | Path) -> str:
     ]
     for t, row in card["temperatures"].items():
         span = f"{row['m'][0]:.3f} to {row['m'][1]:.3f}"
-        errors = f"{row['mobility_error']:>11.2%} {row['entropy_error']:>11.2%}"
+        known = (row["mobility_error"], row["entropy_error"])
+        errors = " ".join("    unknown" if e is None else f"{e:>11.2%}" for e in known)
         lines.append(f"{t:>8} {row['increments']:>12} {span:>18} {errors}")
     lines.append(
         f"J within {form.radius} blocks, error {card['kernel_error']:.2%}. Errors are standard "

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 #: Cells of m that functions are looked up in; increments that the Jacobian by J is taken from.
 CELLS, SOME = 2**13, 2**18
+#: Bytes of fields that a rank keeps in memory between passes.
+HELD = 2**31
 #: Blocks with fewer spins than this of the rarer sign, about, are no Gaussians (Langevin).
 FEWEST = 8.0
 #: Prior precision of coefficients, which are of order 1: decides what the data do not show.
@@ -110,6 +112,7 @@ def learn(
         raise InputError("runs", "none", "one or more", "Simulate some with --coarse.")
     if np.ptp([run.interval for run in runs]) > 1e-6 * runs[0].interval:
         raise InputError("interval", "several", "one for all runs", "Use the same --save-every.")
+    runs = _held(runs, comm)
     temperatures = tuple(sorted({run.temperature for run in runs}))
     Form(structure, temperatures)  # says what is wrong
     form.setdefault("temperature_degree", min(len(temperatures) - 1, 2))
@@ -309,6 +312,16 @@ class _Tables:
         if self.select:
             near &= y * y * share < self.fit.within**2
         return near.astype(float)
+
+
+def _held(runs: Sequence[FieldRun], comm: MPI.Intracomm | None) -> list[FieldRun]:
+    """Fields of this rank's runs in memory, if they have room: passes over them are many."""
+    out, mine = list(runs), _mine(runs, comm)
+    if sum(4 * int(np.prod(runs[number].fields.shape)) for number in mine) <= HELD:
+        for number in mine:
+            fields = runs[number].fields
+            out[number] = replace(runs[number], fields=np.asarray(fields[: fields.shape[0]]))
+    return out
 
 
 def _mine(runs: Sequence[FieldRun], comm: MPI.Intracomm | None) -> range:

@@ -45,6 +45,13 @@ class Networks(nn.Module):
         self.of_k, self.of_s = (mlp(sizes, zero_last=True).double() for _ in range(2))
         self.offset = None if symmetric else mlp((1, width, 1), zero_last=True).double()
 
+    @torch.no_grad()
+    def set_start(self, value: float) -> None:
+        """Let f and g of untrained networks be this constant."""
+        for network in (self.of_k, self.of_s):
+            last = list(network.parameters())[-1]
+            last.fill_(value)
+
     def logarithm(self, m: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """ln kappa of m and of the scaled 1 / T, of one shape."""
         return self._of(self.of_k, m, z)

@@ -7,14 +7,14 @@ minibatches of fields. With r and q of :mod:`mpiflow.learn.increments`, each sam
           \frac{\tau N}{4 V_0} (r - d)^2,
 
 the mean over its blocks. Only K learns from the first term, only s' and J from the second: its
-kappa is a constant. V_0 is the variance of the *start*, the polynomials that are learned there,
+kappa is a constant. V_0 is the variance of the *polynomials*, which are learned first,
 so that the loss can be compared between epochs. The Langevin law takes q in place of q + m r, and
-blocks that are near equilibrium in the start.
+blocks that are near equilibrium with the polynomials.
 
-The networks begin as free spins, J as that of the start: from the linear J it is a long way for
-minibatches (measured: off by 10 % after 12 epochs, where the polynomials are by 7 %). Its sum
-stays 1, and the weight of its Laplacian is what the start found by evidence. The last frames of
-all runs, a tenth, are held out: the weights with the least loss there are kept.
+The networks begin as free spins, J as that of the polynomials: from the linear J it is a long way
+for minibatches (measured: off by 10 % after 12 epochs, where the polynomials are by 7 %). Its sum
+stays 1, and the weight of its Laplacian is what the polynomials found by evidence. The last frames
+of all runs, a tenth, are held out: the weights with the least loss there are kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mpiflow.errors import InputError
 from mpiflow.field_law import Structure
 from mpiflow.learn.increments import LAGS, FieldRun, rates
 from mpiflow.learn.onsagerflow import Form, OnsagerFlow
-from mpiflow.learn.onsagerflow_fit import FEWEST, _card, _Fit, binned
+from mpiflow.learn.onsagerflow_fit import FEWEST, _card, _Fit, _held, binned
 from mpiflow.learn.onsagerflow_functions import DOUBLE, Networks
 from mpiflow.learn.training import Schedule, fit
 
@@ -57,6 +57,7 @@ def learn_network(
     width: int = 32,
     monotone: bool = True,
     symmetric: bool = True,
+    start: float = 0.0,
     seed: int = 0,
     schedule: Schedule | None = None,
     comm: MPI.Intracomm | None = None,
@@ -72,6 +73,8 @@ def learn_network(
     width : of the networks' two hidden layers
     monotone : s' rises in m by construction
     symmetric : K is even and s' odd in m
+    start : ln kappa and ln rho that the networks begin with; 0 is free spins, the exact law of
+        some data, of which another start tells what was learned
     seed : of the networks and the order of batches
     schedule : of training; ``batch`` counts fields. 30 passes, or 600 steps, for None
     comm : ranks that share the work, each with the same runs. Collective
@@ -82,6 +85,7 @@ def learn_network(
     """
     if not runs:
         raise InputError("runs", "none", "one or more", "Simulate some with --coarse.")
+    runs = _held(runs, None)  # every rank learns from all of them
     for name, values in (
         ("interval", {round(float(run.interval), 9) for run in runs}),
         ("blocks", {run.fields.shape[-1] for run in runs}),
@@ -95,31 +99,32 @@ def learn_network(
                 monotone=monotone)  # fmt: skip
     degree = min(len(temperatures) - 1, 2)
     first = replace(form, structure="langevin", width=0, temperature_degree=degree)
-    start = _Fit(first, runs, lags, WITHIN, comm)
+    begin = _Fit(first, runs, lags, WITHIN, comm)
     tables = {t: sums.local() for t, sums in binned(runs, lags, comm=comm).items()}
-    start.start(tables)
-    start.iterate("linear", ITERATIONS, None)
-    linear, start.form = start.theta, replace(first, structure=structure)
-    done = start.iterate("all", ITERATIONS, None)
+    begin.start(tables)
+    begin.iterate("linear", ITERATIONS, None)
+    linear, begin.form = begin.theta, replace(first, structure=structure)
+    done = begin.iterate("all", ITERATIONS, None)
     if not done < 1.0:  # polynomials do not do for this law: a start all the same
-        start.theta = linear
+        begin.theta = linear
     largest = max(float(np.abs(t.m[t.count > 0]).max()) for t in tables.values())
-    polynomials = OnsagerFlow(start.form, start.theta, start.covariance, largest)
+    polynomials = OnsagerFlow(begin.form, begin.theta, begin.covariance, largest)
     data = _samples(polynomials, runs, lags)
 
     torch.manual_seed(seed)
-    loss = _Loss(form, runs, start, data[1].shape)
+    loss = _Loss(form, runs, begin, data[1].shape)
+    loss.networks.set_start(start)
     loss.to("cuda" if torch.cuda.is_available() else "cpu")
     if schedule is None:
         epochs = max(PASSES, STEPS * BATCH // len(data[0]))
         schedule = Schedule(epochs, BATCH, learning_rate=5e-3, patience=epochs)
     log = fit(loss, data, seed=seed, schedule=schedule, comm=comm)
     loss.cpu()
-    of_j = np.s_[start.edges[2] :]
+    of_j = np.s_[begin.edges[2] :]
     weights = loss.kernel().detach().numpy()
-    covariance = start.covariance[of_j, of_j].copy()
+    covariance = begin.covariance[of_j, of_j].copy()
     model = OnsagerFlow(form, weights, covariance, largest, networks=loss.networks)
-    model.card = _card(model, runs, lags, tables, start.smoothing, done)
+    model.card = _card(model, runs, lags, tables, begin.smoothing, done)
     for about in model.card["temperatures"].values():
         about |= {"mobility_error": None, "entropy_error": None}  # JSON has no nan
     model.card["errors"] = "of J those of the polynomials; of K and s' unknown"
