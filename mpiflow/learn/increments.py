@@ -30,12 +30,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpiflow.errors import InputError
+from mpiflow.learn.runs import RunDataset
 from mpiflow.runs import Paths, find_runs
 from mpiflow.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+NAME = "coarse_magnetization"
 LAGS = (1, 2, 3)
 #: Frames are read so many values at a time; runs are cut into so many groups for errors.
 VALUES, SEGMENTS, GROUPS = 2**16, 4, 32
@@ -106,39 +108,49 @@ class FieldRun:
 
 
 class _Frames:
-    """Block means of a Trajectory file, read slice by slice."""
+    """Block means of a run of a dataset, read slice by slice."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.path, self.shape = path, shape
+    def __init__(self, data: RunDataset, number: int, shape: tuple[int, ...]) -> None:
+        self.data, self.number, self.shape = data, number, shape
+
+    @property
+    def path(self) -> Path:
+        return self.data.paths[self.number]
 
     def __getitem__(self, frames: slice) -> np.ndarray:
-        with Trajectory(self.path) as file:
-            return file.read("coarse_magnetization", frames)
+        return self.data.frames(self.number, frames)[NAME]
 
 
-def runs_from_files(where: Paths) -> list[FieldRun]:
+def runs_from_files(where: Paths | RunDataset) -> list[FieldRun]:
     """Runs of ``mpiflow simulate kac|ising --coarse b``; fields stay in the files.
 
     Parameters
     ----------
-    where : files, a folder, a pattern, or several, as for :func:`mpiflow.runs.find_runs`
+    where : files, a folder, a pattern, or several, as for :func:`mpiflow.runs.find_runs`; or a
+        dataset with ``coarse_magnetization``, for example one of the parts of a split
 
     Raises
     ------
     InputError : a file has no block means, no temperature, or frames at unequal times
     """
+    if isinstance(where, RunDataset):
+        if NAME not in where.variables:
+            raise InputError("variables", where.variables, f"some with {NAME}", "Add it.")
+        return [_run(path, where, number) for number, path in enumerate(where.paths)]
     return [_run(path) for path in find_runs(where)]
 
 
-def _run(path: Path) -> FieldRun:
+def _run(path: Path, data: RunDataset | None = None, number: int = 0) -> FieldRun:
     with Trajectory(path) as file:
         config, time = file.config, np.asarray(file.time)
         block = config.get("coarse")
-        if "coarse_magnetization" not in file or not block or "temperature" not in config:
+        if NAME not in file or not block or "temperature" not in config:
             allowed = "a run of kac or ising with block means"
             raise InputError("runs", str(path), allowed, "Save it with --coarse 8.")
-        variable = file.variables["coarse_magnetization"]
-        shape = (len(file), *(file.sizes[d] for d in variable.dims))
+        shape = (len(file), *(file.sizes[d] for d in file.variables[NAME].dims))
+    if shape[-1] != shape[-2] or shape[-1] < 4:
+        found, allowed = f"{path}: {shape[-2:]} blocks", "as many along y as along x, 4 or more"
+        raise InputError("runs", found, allowed, "Use runs of square lattices.")
     steps = np.diff(time)
     if len(steps) and (np.ptp(steps) > 1e-6 * steps.mean()):
         # The last frame is that of the end, whenever it is.
@@ -149,8 +161,10 @@ def _run(path: Path) -> FieldRun:
     if config.get("field_file") is not None:
         h = h + _block_means(Path(config["field_file"]), shape[-2:], int(block))
     interval = float(steps.mean()) if len(steps) else 1.0
+    if data is None:  # runs need not be alike
+        data = RunDataset(path, (NAME,), allow_incomplete=True)
     return FieldRun(
-        _Frames(path, shape), interval, float(config["temperature"]), int(block) ** 2, h
+        _Frames(data, number, shape), interval, float(config["temperature"]), int(block) ** 2, h
     )
 
 

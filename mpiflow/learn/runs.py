@@ -208,6 +208,15 @@ class RunDataset(Dataset[Item]):
         item |= {"run": number, "frame": first} | ({} if member is None else {"member": member})
         return item if self.transform is None else self.transform(item)
 
+    def frames(self, number: int, frames: slice) -> dict[str, np.ndarray]:
+        """Any frames of a run with all of its members, as they are in the file.
+
+        Returns
+        -------
+        Of each variable (frames, ...), or (frames, members, ...) of an ensemble
+        """
+        return self._read(self.runs[number], frames, None)
+
     def _read(self, run: Run, frames: slice, member: int | None) -> dict[str, np.ndarray]:
         """One read of the file for each variable."""
         for patience in (0.1, 0.5, None):

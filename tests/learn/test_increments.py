@@ -11,6 +11,7 @@ from mpi4py import MPI
 
 from mpiflow.errors import InputError
 from mpiflow.learn.increments import FieldRun, IncrementSums, lag_weights, rates, runs_from_files
+from mpiflow.learn.runs import RunDataset
 from mpiflow.schema import STANDARD
 from mpiflow.trajectory import TrajectoryWriter
 
@@ -133,6 +134,15 @@ def test_runs_of_files_give_the_windows_of_their_arrays(tmp_path: Path) -> None:
         for given, expected in pairs:
             for one, two in zip(given, expected, strict=True):
                 np.testing.assert_array_equal(one, two)
+    data = RunDataset([tmp_path / "b.h5", tmp_path / "a.h5"])
+    one, two = runs_from_files(data)
+    np.testing.assert_array_equal(one.fields[2:5], frames[2:5])
+    assert np.ndim(two.field) == 0
+    (part,) = runs_from_files(data.of_runs([1]))
+    np.testing.assert_array_equal(part.fields[0:9], frames)
+    with pytest.raises(InputError, match="coarse_magnetization"):
+        data.variables = ("energy",)
+        runs_from_files(data)
     first, second, _ = zip(*a.windows((1, 2)), strict=True)
     np.testing.assert_array_equal(np.concatenate(first), frames[:7].astype(float))
     steps = np.concatenate(second, axis=1)
@@ -163,3 +173,6 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "b.h5", fields, np.arange(5.0), temperature=1.0)
     with pytest.raises(InputError, match="--coarse"):
         runs_from_files(tmp_path / "b.h5")
+    write(tmp_path / "c.h5", fields[..., :6], np.arange(5.0), coarse=8, temperature=1.0)
+    with pytest.raises(InputError, match=r"c\.h5.*square"):
+        runs_from_files(tmp_path / "c.h5")
