@@ -118,6 +118,21 @@ def test_the_table_says_what_was_learned(learned: Path, capsys: pytest.CaptureFi
     assert mpiflow.load_model(out).form.structure == "langevin"
 
 
+def test_networks_are_learned_too(learned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["learn", "onsagerflow", "--runs", str(learned / "run0.h5"), "--radius", "2"]
+    line += ["--out", str(learned / "network"), "--network"]
+    invoke(line)
+    assert "unknown" in capsys.readouterr().out  # their errors
+    model = mpiflow.load_model(learned / "network")
+    assert model.networks is not None
+    m = np.linspace(-0.5, 0.5, 11)
+    assert abs(model.mobility(m, TEMPERATURE) * TEMPERATURE / (1 - m * m) - 1).max() < 0.15
+    with pytest.raises(InputError, match=r"^mobility_terms='?3.*--network"):
+        invoke([*line, "--overwrite", "--mobility-terms", "3"])
+    with pytest.raises(InputError, match=r"^kernel='radial'.*--network"):
+        invoke([*line, "--overwrite", "--kernel", "radial"])
+
+
 def test_what_is_predicted_can_be_learned_from(learned: Path) -> None:
     """The law of the law: the field in place of the spins, on another lattice."""
     out = learned / "field.h5"

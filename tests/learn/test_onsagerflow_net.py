@@ -175,6 +175,10 @@ def test_free_spins_are_the_start() -> None:
     np.testing.assert_allclose(model.entropy_derivative(m, 2.0), 2 * np.arctanh(m), atol=1e-12)
     s = (1 + m) * np.log1p(m) + (1 - m) * np.log1p(-m)
     np.testing.assert_allclose(model.entropy(m, 2.0), s, atol=1e-12)
+    networks.set_start(0.3)  # another kappa and rho, the same at all m and T
+    more = np.exp(0.3)
+    np.testing.assert_allclose(model.mobility(m, 2.0), more * (1 - m * m) / 2, rtol=1e-12)
+    np.testing.assert_allclose(model.entropy(m, 2.0), more * s, atol=1e-12)
 
 
 def test_a_saved_model_has_the_same_bits(tmp_path: Path) -> None:
