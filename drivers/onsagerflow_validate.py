@@ -10,7 +10,7 @@ learned from runs without flips. Writes into --out: spins_*.h5, box_runs/, table
 onsagerflow_validate.png.
 
     mpirun -n 2 .venv/bin/python drivers/onsagerflow_validate.py \\
-        --model results/onsagerflow_learn/models/cosh-free --out results/onsagerflow_validate
+        --model results/onsagerflow_learn/models/cosh-radial --out results/onsagerflow_validate
 """
 
 from __future__ import annotations

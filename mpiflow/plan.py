@@ -42,36 +42,6 @@ SYSTEMS: dict[str, type[RunConfigs]] = {
     "alloy": AlloyConfig,
 }
 
-#: Bytes of a rank that does next to nothing: Python, MPI, the packages, compiled kernels.
-#: Resident set on the reference machine after a short run of each system: 210 to 215 MB with
-#: kernels from the cache, up to 330 MB in the process that compiles them.
-INTERPRETER, COMPILING = 215_000_000, 330_000_000
-#: Bytes that frames may take together before they are written (as of the writer).
-HELD = 2**23
-#: Bytes of a file without frames, and what a variable of small frames may add (part of a chunk).
-FILE, SMALL = 30_000, 32_000
-#: A frame below this many bytes is stored as it is (as of the schema), larger ones compressed.
-COMPRESSED_FROM = 4096
-#: Checkpoints of a run on disk: the last two, and a new one until it replaces the older.
-CHECKPOINTS = 3
-#: Copies of a checkpoint in the memory of rank 0: gathered, as a file, and that file's bytes.
-IMAGES = 3
-#: Measured bytes after compression of a spin, of a site's species, and of the mean of a block of
-#: so many sites a side (Ising at T = 1.8 to 5, Kac, alloy of four species); about 20 % either way.
-SPIN, SPECIES = 0.2, 0.29
-MEANS = ((1, 0.25), (2, 0.5), (4, 0.75), (8, 1.05), (16, 1.3), (64, 1.7), (256, 2.4))
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A variable of the file: bytes of a frame, of all frames, and of these when compressed."""
-
-    name: str
-    frame: int
-    total: int
-    compressed: int
-
-
 @dataclass(frozen=True)
 class Timing:
     """What :func:`mpiflow.plan_time.measure` found.
@@ -318,9 +288,9 @@ def _spins(config: SpinConfig, ranks: int) -> Plan:
     steps, text = _spin_steps(config)
     frames = Schedule(0.0, config.time, config.save_every).last + 1
     largest = _share(layout, most=True)
-    stored = _spin_variables(config, frames)
-    memory = _spin_memory(config, kernel, largest, batch)
-    memory |= _file_memory(stored, config, math.prod(largest) * batch, frames, ranks)
+    stored = spin_variables(config, frames)
+    memory = spin_memory(config, kernel, largest, batch)
+    memory |= file_memory(stored, config, math.prod(largest) * batch, frames, ranks)
     checkpoint = config.members * lattice.shape[0] * -(-lattice.shape[1] // 8)
     if config.solver == "nfold":  # it goes on with its lists of sites in their order
         checkpoint += 4 * lattice.sites * config.members
@@ -408,7 +378,7 @@ def _alloy(config: AlloyConfig, ranks: int) -> Plan:
     padded = math.prod(n + 2 * halo for n in largest)
     end = float(config.hops if config.hops is not None else config.time or 0.0)
     frames = Schedule(0.0, end, config.save_every or end).last + 1
-    stored = _alloy_variables(config, sites, frames)
+    stored = alloy_variables(config, sites, frames)
     vacancies = config.vacancies or 1
     mine = -(-vacancies * points // lattice.sites)
     memory = {
@@ -417,7 +387,7 @@ def _alloy(config: AlloyConfig, ranks: int) -> Plan:
         # The list, the tree and the table of known rates of vacancies.
         "vacancies": (batch if serial else 1) * (160 * mine + 1536 * min(1024, 4 * mine)),
     }
-    memory |= _file_memory(stored, config, points // 4 * batch, frames, ranks)
+    memory |= file_memory(stored, config, points // 4 * batch, frames, ranks)
     windows = ""
     # All points of the grid, of which one in four is a site; the rest compresses to nothing.
     checkpoint, grid = sites * config.members, lattice.sites * config.members
@@ -443,138 +413,6 @@ def _alloy(config: AlloyConfig, ranks: int) -> Plan:
         stored=stored,
         checkpoint=checkpoint,
     )
-
-
-# -- memory ----------------------------------------------------------------------------------
-
-
-def _spin_memory(
-    config: IsingConfig | KacConfig, kernel: str, tile: Shape, batch: int
-) -> dict[str, int]:
-    """Bytes of the state and of what advances it."""
-    ny, nx = tile
-    sites = batch * ny * nx
-    padded = batch * (ny + 2) * (nx + 2)
-    if kernel == "packed":
-        padded = 16 * batch * (ny + 2) * (nx // WORD_SITES + 2)
-        sites_bytes, black = sites // 8, padded // 2
-    else:
-        sites_bytes, black = sites, padded
-    memory = {"field": sites_bytes, "halo": padded - sites_bytes}
-    if isinstance(config, KacConfig):
-        return memory | {"fields of sites": _kac_memory(config, ny, nx, batch)}
-    if config.solver == "sublattice" and not math.isinf(config.dt or 1.0):
-        # A copy of what is looked at, and for a moment one more.
-        memory["looking at a frame"] = 2 * black
-    elif config.solver == "nfold":
-        memory["lists of sites"] = 13 * sites + 160 * batch
-    elif config.solver == "tiled-nfold":
-        side = config.tile or 64
-        tiles = sites // side**2
-        memory["counts of tiles"] = (
-            tiles * CLASSES * (side + 8) + sites // 8 + 4 * batch * (ny + nx)
-        )
-    return memory
-
-
-def _kac_memory(config: KacConfig, ny: int, nx: int, batch: int) -> int:
-    """The spins in reach, sums over neighbours and external fields."""
-    sites = batch * ny * nx
-    padded = batch * (ny + 2 * kac_kernel(config.gamma).reach) * nx
-    external = 0 if config.field_file is None else 4 * ny * nx
-    if config.solver == "gillespie":
-        return 14 * sites + external
-    band = 4 * min(sites, max(2**21, batch * 128 * nx))
-    if config.method == "fft":
-        band = 40 * sites
-    kept = 4 * sites if config.solver == "midpoint" or config.eps is not None else 0
-    return padded * (2 if config.solver == "midpoint" else 1) + band + kept + external
-
-
-def _file_memory(
-    stored: Sequence[Stored], config: RunConfigs, sites: int, frames: int, ranks: int
-) -> dict[str, int]:
-    """A frame in the making, and those that wait to be written, of the rank that has the most."""
-    frame = max(1, sum(s.frame for s in stored))
-    waiting = min(frames, -(-HELD // frame))
-    # Rank 0 alone writes without parallel HDF5, and then receives whole frames.
-    alone = config.writer == "gather" or (ranks > 1 and not h5py.get_config().mpi)
-    spins = getattr(config, "spins", False) or getattr(config, "species", False)
-    coarse = getattr(config, "coarse", None)
-    own = sites * spins + 4 * sites // coarse**2 if coarse else sites * spins
-    # Of an alloy also the places of its sites: a mask of all points, and three indices.
-    making = sites * (spins + 28 * isinstance(config, AlloyConfig) * spins)
-    making += 16 * sites // coarse**2 if coarse else 0
-    # Several are stacked before they are written.
-    held = waiting * min(frame, own + 512) * (2 if waiting > 1 else 1)
-    received = waiting * frame if alone and ranks > 1 else 0
-    return {"frame": making, "frames held": held, "frames received": received}
-
-
-# -- disk -------------------------------------------------------------------------------------
-
-
-def _stored(name: str, shape: Shape, itemsize: int, frames: int, kept: float = 1.0) -> Stored:
-    """A variable of so many frames, of which compression keeps a part."""
-    frame = math.prod(shape) * itemsize
-    total = frames * frame
-    small = frame < COMPRESSED_FROM
-    return Stored(name, frame, total, total + SMALL if small else math.ceil(kept * total))
-
-
-def _fixed(name: str, count: int, itemsize: int) -> Stored:
-    """Coordinates: written once, and not compressed."""
-    return Stored(name, 0, count * itemsize, count * itemsize)
-
-
-def _itemsize(name: str) -> int:
-    return np.dtype(STANDARD[name].dtype).itemsize
-
-
-def _spin_variables(config: SpinConfig, frames: int) -> tuple[Stored, ...]:
-    members: Shape = (config.members,) if config.members > 1 else ()
-    (ly, lx), coarse = config.size, config.coarse
-    out = [_stored("time", (), 8, frames)]
-    for name in ("magnetization", "energy", "domain_wall_density", "flips"):
-        out.append(_stored(name, members, _itemsize(name), frames))
-    axes = 0
-    if coarse is not None:
-        sides = ly // coarse, lx // coarse
-        blocks, means = np.array(MEANS).T
-        kept = np.interp(math.log2(coarse), np.log2(blocks), means / 4)
-        name = "coarse_magnetization"
-        out.append(_stored(name, (*members, *sides), _itemsize(name), frames, float(kept)))
-        axes += sum(sides)
-    if config.spins:
-        out.append(_stored("spin", (*members, ly, lx), _itemsize("spin"), frames, SPIN))
-        axes += ly + lx
-    if config.spin_bits:
-        out.append(_stored("spin_bits", (*members, ly, lx // 8), 1, frames))
-        axes += ly * (not coarse or coarse > 1) + lx // 8
-    return (*out, _fixed("coordinates", axes + sum(members), 8))
-
-
-def _alloy_variables(config: AlloyConfig, sites: int, frames: int) -> tuple[Stored, ...]:
-    members: Shape = (config.members,) if config.members > 1 else ()
-    kinds = len(config.elements)
-    pairs = kinds * (kinds + 1) // 2
-    shapes: dict[str, Shape] = {
-        "sro": (pairs,),
-        "warren_cowley": (pairs,),
-        "long_range_order": (kinds,),
-        "bonds": (kinds + 1, kinds + 1),
-        "hops": (),
-    }
-    out = [_stored("time", (), 8, frames)]
-    out += [
-        _stored(name, (*members, *shape), _itemsize(name), frames) for name, shape in shapes.items()
-    ]
-    if config.species:
-        out.append(_stored("species", (*members, sites), 1, frames, SPECIES))
-    places = sites if config.species else 0
-    # Names are references of 16 bytes to text elsewhere in the file.
-    names = pairs + kinds + 2 * (kinds + 1)
-    return (*out, _fixed("coordinates", places + sum(members), 8), _fixed("names", names, 16))
 
 
 # -- what stands in the way -------------------------------------------------------------------

@@ -70,7 +70,7 @@ ENTRIES = {
 #: Options of a driver that name the results of others.
 NEEDS = {
     "alloy_report": {"--truth": "alloy_truth", "--model": "alloy_learn"},
-    "onsagerflow_validate": {"--model": "onsagerflow_learn/models/cosh-free"},
+    "onsagerflow_validate": {"--model": "onsagerflow_learn/models/cosh-radial"},
 }
 TITLES = (
     "| T |",

@@ -9,9 +9,10 @@ r"""Learning of :class:`~mpiflow.learn.onsagerflow.OnsagerFlow` from increments.
 .. math:: \sum \frac{q + m r - K / \beta}{2 V^2}\, \partial_\kappa \frac K\beta = 0, \qquad
           \sum \frac{\tau N}{2 V} (r - d)\, \partial_y d\; \partial_\theta y = 0,
 
-at lag 0, so without the bias of finite lags, by Newton's method: a pass over all data per step,
-with the Jacobian from some frames. Sums over space with the kernels of J are taken from one
-transform of the score and one of m, whatever their number. The likelihood of drifts has a term in
+at lag 0, so without the bias of finite lags, by Newton's method: a pass over the data per step,
+over a part of them until it has converged there, with the Jacobian from some frames. Sums over
+space with the kernels of J are taken from one transform of the score and one of m, whatever their
+number. The likelihood of drifts has a term in
 K too, and q - V one in s' and J: they hold about a twentieth of the information, and with them the
 equations have wrong roots (measured: K off by 40 % near \|m\| = 1 from the start of step 2).
 
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 #: Cells of m that functions are looked up in; increments that the Jacobian by J is taken from.
 CELLS, SOME = 2**13, 2**18
+#: Increments of the part of the data that steps begin with.
+PART = 2**22
 #: Bytes of fields that a rank keeps in memory between passes.
 HELD = 2**31
 #: Blocks with fewer spins than this of the rarer sign, about, are no Gaussians (Langevin).
@@ -119,8 +122,11 @@ def learn(
     fit = _Fit(Form("langevin", temperatures, **form), runs, lags, within, comm)
     tables = {t: sums.local() for t, sums in binned(runs, lags, comm=comm).items()}
     fit.start(tables)
-    fit.iterate("linear", iterations, smoothing)
+    thin = max(1, fit.total // PART)
+    fit.iterate("linear", iterations, smoothing, thin)
     fit.form = replace(fit.form, structure=structure)
+    if thin > 1:
+        fit.iterate("all", iterations, smoothing, thin)
     done = fit.iterate("all", iterations, smoothing)
     if not done < 1.0:
         raise InputError(
@@ -148,7 +154,8 @@ class _Fit:
         self.edges = np.cumsum([0, *form.sizes()])
         size = int(self.edges[-1])
         self.theta, self.covariance = np.zeros(size), np.zeros((size, size))
-        self.every = max(1, sum(int(np.prod(run.fields.shape)) for run in runs) // SOME)
+        self.total = sum(int(np.prod(run.fields.shape)) for run in runs)
+        self.thin = self.every = 1
         self.bases = {n: form.kernel_basis(n) for n in {run.fields.shape[-1] for run in runs}}
         self.symbols = {n: scipy.fft.rfft2(basis).real for n, basis in self.bases.items()}
         small = form.kernel_basis(2 * form.radius + 3)
@@ -175,8 +182,14 @@ class _Fit:
         c = np.linalg.solve(a.T @ a + PRIOR * np.eye(a.shape[1]), a.T @ b)
         self.theta[: self.edges[1]] = c
 
-    def iterate(self, parts: Parts, iterations: int, smoothing: float | None) -> float:
-        """Steps until they are short against the errors; the length of the last one."""
+    def iterate(
+        self, parts: Parts, iterations: int, smoothing: float | None, thin: int = 1
+    ) -> float:
+        """Steps until they are short against the errors; the length of the last one.
+
+        ``thin`` takes one of so many frames.
+        """
+        self.thin, self.every = thin, max(1, self.total // thin // SOME)
         size, first = len(self.theta), 0 if parts == "all" else int(self.edges[1])
         gauge = scipy.linalg.null_space(self.sums[None])
         free = scipy.linalg.block_diag(np.eye(self.edges[2]), gauge)[:, first:]
@@ -219,10 +232,16 @@ class _Fit:
         """The equations of each group (GROUPS, P), less their Jacobian (P, P), over all ranks."""
         size = len(self.theta)
         scores, info, self.seen = np.zeros((GROUPS, size)), np.zeros((size, size)), 0
+        place = 0
         for number in _mine(self.runs, self.comm):
             run = self.runs[number]
             at = _Tables(self, run, select=parts == "all")
-            for m, increments, part in run.windows(self.lags):
+            for whole, all_steps, part in run.windows(self.lags):
+                mine = np.arange(-place % self.thin, len(whole), self.thin)
+                place += len(whole)
+                if not len(mine):
+                    continue
+                m, increments = whole[mine], all_steps[:, mine]
                 r, q = rates(increments, run.interval, run.spins, self.lags)
                 at.add(m, r, q, scores[(number * SEGMENTS + part) % GROUPS], info)
         return total(scores, self.comm), total(info, self.comm)

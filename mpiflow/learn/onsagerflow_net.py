@@ -33,7 +33,7 @@ from mpiflow.errors import InputError
 from mpiflow.field_law import Structure
 from mpiflow.learn.increments import LAGS, FieldRun, rates
 from mpiflow.learn.onsagerflow import Form, OnsagerFlow
-from mpiflow.learn.onsagerflow_fit import FEWEST, _card, _Fit, _held, binned
+from mpiflow.learn.onsagerflow_fit import FEWEST, PART, _card, _Fit, _held, binned
 from mpiflow.learn.onsagerflow_functions import DOUBLE, Networks
 from mpiflow.learn.training import Schedule, fit
 
@@ -102,8 +102,10 @@ def learn_network(
     begin = _Fit(first, runs, lags, WITHIN, comm)
     tables = {t: sums.local() for t, sums in binned(runs, lags, comm=comm).items()}
     begin.start(tables)
-    begin.iterate("linear", ITERATIONS, None)
+    thin = max(1, begin.total // PART)
+    begin.iterate("linear", ITERATIONS, None, thin)
     linear, begin.form = begin.theta, replace(first, structure=structure)
+    begin.iterate("all", ITERATIONS, None, thin)
     done = begin.iterate("all", ITERATIONS, None)
     if not done < 1.0:  # polynomials do not do for this law: a start all the same
         begin.theta = linear
