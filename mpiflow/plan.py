@@ -12,35 +12,51 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import h5py
-import numpy as np
 
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_simulation import AlloySimulation, default_tile
-from mpiflow.config import IsingConfig, SpinConfig, did_you_mean, read_toml
+from mpiflow.config import IsingConfig, did_you_mean, read_toml
 from mpiflow.device import threads
 from mpiflow.doctor import machine_memory
 from mpiflow.errors import InputError
+from mpiflow.field_config import FieldConfig
+from mpiflow.field_simulation import FieldSimulation
+from mpiflow.field_steps import _MOST
 from mpiflow.kac_config import KacConfig
 from mpiflow.lattice import Lattice, Layout, Shape
-from mpiflow.packed import BAND, WORD_SITES, fits
+from mpiflow.plan_cut import Ranks, Unbuilt, kernel_of, share, spin_steps
+from mpiflow.plan_sizes import (
+    CHECKPOINTS,
+    COMPRESSED_FROM,
+    FILE,
+    IMAGES,
+    RunConfigs,
+    Stored,
+    alloy_memory,
+    alloy_variables,
+    field_memory,
+    field_variables,
+    file_memory,
+    form_of,
+    interpreter,
+    spin_memory,
+    spin_variables,
+)
 from mpiflow.schedule import Schedule
-from mpiflow.schema import STANDARD
-from mpiflow.simulation import Simulation, SpinSimulation
-from mpiflow.solvers.sublattice import SLICED_SITES
-from mpiflow.solvers.tiled_vacancy import TiledKMC
-from mpiflow.systems.ising import CLASSES
-from mpiflow.systems.kac import kac_kernel
+from mpiflow.simulation import Simulation
 from mpiflow.trajectory import Trajectory
 
-RunConfigs = IsingConfig | KacConfig | AlloyConfig
 SYSTEMS: dict[str, type[RunConfigs]] = {
     "ising": IsingConfig,
     "kac": KacConfig,
     "alloy": AlloyConfig,
+    "onsagerflow": FieldConfig,
 }
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -68,7 +84,7 @@ class Plan:
     Attributes
     ----------
     shape, grid : sides of the lattice, and ranks along them (all 1 for an ensemble)
-    smallest, largest : sides of the smallest and of the largest tile, in sites (alloy: points)
+    smallest, largest : sides of the smallest and of the largest tile, in :attr:`unit`
     members, members_here : lattices, and the fewest and the most on a rank
     kernel : which kernel or solver advances it
     steps : how many, with their length; "" where a solver has none
@@ -99,13 +115,21 @@ class Plan:
     timing: Timing | None = field(default=None)
 
     @property
+    def unit(self) -> str:
+        """What sides are counted in."""
+        if isinstance(self.config, FieldConfig):
+            return f"blocks of {self.config.block} x {self.config.block} sites"
+        return "points" if isinstance(self.config, AlloyConfig) else "sites"
+
+    @property
     def rank_bytes(self) -> int:
         """Memory of rank 0, which needs the most, beyond the interpreter."""
         return sum(self.memory.values())
 
     def machine_bytes(self, ranks: int) -> int:
         """Memory of a machine with so many of the ranks, rank 0 among them."""
-        return ranks * (self.rank_bytes - self.first_only + INTERPRETER) + self.first_only
+        each = self.rank_bytes - self.first_only + interpreter(self.config)[0]
+        return ranks * each + self.first_only
 
     @property
     def raw_bytes(self) -> int:
@@ -129,6 +153,7 @@ class Plan:
         """A page for people."""
         config = self.config
         total = self.machine_bytes(self.ranks)
+        running, compiling = interpreter(config)
         rows = [
             ("system", f"{config.system}, {self.kernel} on {config.device}, {_ranks(self.ranks)}"),
             ("lattice", self._cut()),
@@ -138,8 +163,8 @@ class Plan:
             ("", f"{_size(self.rank_bytes - self.first_only)} of other ranks" * (self.ranks > 1)),
             (
                 "",
-                f"{_size(INTERPRETER)} more a rank for Python and MPI, "
-                f"{_size(COMPILING)} where kernels are compiled",
+                f"{_size(running)} more a rank for Python and MPI, "
+                f"{_size(compiling)} where kernels are compiled",
             ),
             ("", f"{_size(total)} in all" + " and on the GPU" * (config.device == "cuda")),
             (
@@ -160,11 +185,12 @@ class Plan:
         return "\n".join(f"{name:9} {row}" for name, row in rows if row)
 
     def _cut(self) -> str:
-        size, unit = _sides(self.shape), "points" if len(self.shape) == 3 else "sites"
+        size, unit = _sides(self.shape), self.unit
         few, most = self.members_here
         if self.config.members > 1:
             here = f"{few}" if few == most else f"{few} to {most}"
-            return f"{self.config.members} lattices of {size} {unit}, {here} a rank"
+            what = "fields" if isinstance(self.config, FieldConfig) else "lattices"
+            return f"{self.config.members} {what} of {size} {unit}, {here} a rank"
         tiles = _sides(self.largest)
         if self.smallest != self.largest:
             tiles = f"{_sides(self.smallest)} to {tiles}"
@@ -197,7 +223,12 @@ def plan(config: RunConfigs, ranks: int = 1, *, here: int | None = None) -> Plan
     """
     if ranks < 1:
         raise InputError("ranks", ranks, "1 or more", "Leave it out for those that run this.")
-    made = _alloy(config, ranks) if isinstance(config, AlloyConfig) else _spins(config, ranks)
+    if isinstance(config, AlloyConfig):
+        made = _alloy(config, ranks)
+    elif isinstance(config, FieldConfig):
+        made = _field(config, ranks)
+    else:
+        made = _spins(config, ranks)
     return replace(made, warnings=tuple(_warnings(made, ranks if here is None else here)))
 
 
@@ -221,7 +252,7 @@ def read(path: str | Path, system: str | None = None, options: Sequence[str] = (
             stored = run.config
             # A Python script may have recorded less, or facts that are no options.
             system = system or run.attributes["system"]
-            known = SYSTEMS[system].model_fields if system in SYSTEMS else {}
+            known = SYSTEMS[system].options() if system in SYSTEMS else {}
             values |= {k: v for k, v in stored.items() if k in known and v is not None}
     else:
         values |= read_toml(path)
@@ -241,35 +272,10 @@ def read(path: str | Path, system: str | None = None, options: Sequence[str] = (
 # -- how a run is cut ----------------------------------------------------------------------
 
 
-@dataclass
-class _Ranks:
-    size: int
-
-
-@dataclass
-class _Unbuilt:
-    """What a simulation must know to cut its lattice and to count its steps; no sites."""
-
-    lattice: Lattice
-    comm: _Ranks
-    tile: Shape = ()
-    step_length: float | None = None
-    time: float = 0.0
-
-
-def _share(layout: Layout, most: bool) -> Shape:
-    """Sides of the largest (smallest) tile. Of a layout with many ranks too: without a loop."""
-    return tuple(
-        unit * (-(-(side // unit) // n) if most else side // unit // n)
-        for side, unit, n in zip(layout.lattice.shape, layout.units, layout.ranks_grid, strict=True)
-    )
-
-
-def _spins(config: SpinConfig, ranks: int) -> Plan:
-    assert isinstance(config, IsingConfig | KacConfig)  # noqa: S101 - for the type checker
+def _spins(config: IsingConfig | KacConfig, ranks: int) -> Plan:
     lattice, batch = Lattice(config.size), -(-config.members // ranks)
     one = config.members == 1
-    kernel, unit = _kernel(config, lattice)
+    kernel, unit = kernel_of(config, lattice)
     solo = config.solver in ("nfold", "gillespie")
     if solo and one and ranks > 1:
         raise InputError(
@@ -280,14 +286,14 @@ def _spins(config: SpinConfig, ranks: int) -> Plan:
         layout = Layout(lattice, (ranks, 1), config.coarse or 1)
     elif one:
         layout = Simulation._layout(
-            cast(Any, _Unbuilt(lattice, _Ranks(ranks))),
+            cast(Any, Unbuilt(lattice, Ranks(ranks))),
             getattr(config, "ranks_grid", None),
             config.coarse or 1,
             unit,
         )
-    steps, text = _spin_steps(config)
+    steps, text = spin_steps(config)
     frames = Schedule(0.0, config.time, config.save_every).last + 1
-    largest = _share(layout, most=True)
+    largest = share(layout, most=True)
     stored = spin_variables(config, frames)
     memory = spin_memory(config, kernel, largest, batch)
     memory |= file_memory(stored, config, math.prod(largest) * batch, frames, ranks)
@@ -304,7 +310,7 @@ def _spins(config: SpinConfig, ranks: int) -> Plan:
         ranks=ranks,
         shape=lattice.shape,
         grid=layout.ranks_grid,
-        smallest=_share(layout, most=False),
+        smallest=share(layout, most=False),
         largest=largest,
         members_here=(config.members // ranks, batch),
         kernel=f"{kernel}, {workers} thread{'s' * (workers > 1)}",
@@ -318,49 +324,6 @@ def _spins(config: SpinConfig, ranks: int) -> Plan:
     )
 
 
-def _kernel(config: SpinConfig, lattice: Lattice) -> tuple[str, Shape]:
-    """Which kernel advances it, and in units of how many sites tiles are cut."""
-    if not isinstance(config, IsingConfig):
-        return "plain", (1, 1)
-    if config.solver == "tiled-nfold":
-        tile = config.tile or 64
-        if any(n % (2 * tile) for n in lattice.shape):
-            raise InputError(
-                "tile", tile, f"an even number of times in every side of {lattice.shape}", "Try 32."
-            )
-        return config.solver, (tile, tile)
-    if config.solver == "nfold":
-        return config.solver, (1, 1)
-    small = config.members > 1 and math.prod(n + 2 for n in lattice.shape) <= SLICED_SITES
-    kernel: str = config.kernel
-    if kernel == "auto":
-        kernel = "packed" if fits(lattice) else "sliced" if small else "plain"
-    if kernel == "packed" and not fits(lattice):
-        raise InputError(
-            "size",
-            lattice.shape,
-            f"a multiple of {BAND} rows and of {WORD_SITES} columns for the packed kernel",
-            "Leave the kernel out.",
-        )
-    return kernel, (BAND, WORD_SITES) if kernel == "packed" else (1, 1)
-
-
-def _spin_steps(config: IsingConfig | KacConfig) -> tuple[int | None, str]:
-    """Number of steps, None where a solver has none of a fixed length, and a word about them."""
-    step = config.tau if isinstance(config, KacConfig) else config.dt
-    if step is None:
-        if isinstance(config, KacConfig) and config.eps is not None:
-            return None, f"of {config.eps:g} / the largest rate"
-        return None, "events, not steps"
-    sweeps = math.isinf(step)
-    unbuilt = cast(
-        Any, _Unbuilt(Lattice(config.size), _Ranks(1), step_length=1.0 if sweeps else step)
-    )
-    steps = SpinSimulation.steps_in(unbuilt, config.time, "time")
-    SpinSimulation.steps_in(unbuilt, config.save_every, "save_every")
-    return steps, "full sweeps" if sweeps else f"of {step:g}"
-
-
 def _alloy(config: AlloyConfig, ranks: int) -> Plan:
     lattice, batch = Lattice(tuple(2 * n for n in config.cells)), -(-config.members // ranks)
     sites, serial, one = lattice.sites // 4, config.solver == "serial", config.members == 1
@@ -371,23 +334,14 @@ def _alloy(config: AlloyConfig, ranks: int) -> Plan:
         tile = default_tile(lattice.shape) if config.tile is None else config.tile
     layout = Layout(lattice, (1, 1, 1))
     if one:
-        unbuilt = cast(Any, _Unbuilt(lattice, _Ranks(ranks), tile))
+        unbuilt = cast(Any, Unbuilt(lattice, Ranks(ranks), tile))
         layout = AlloySimulation._layout(unbuilt, config.ranks_grid)
-    largest = _share(layout, most=True)
-    points, halo = math.prod(largest), TiledKMC.halo
-    padded = math.prod(n + 2 * halo for n in largest)
+    largest = share(layout, most=True)
     end = float(config.hops if config.hops is not None else config.time or 0.0)
     frames = Schedule(0.0, end, config.save_every or end).last + 1
     stored = alloy_variables(config, sites, frames)
-    vacancies = config.vacancies or 1
-    mine = -(-vacancies * points // lattice.sites)
-    memory = {
-        "field": batch * points,
-        "halo": batch * (padded - points),
-        # The list, the tree and the table of known rates of vacancies.
-        "vacancies": (batch if serial else 1) * (160 * mine + 1536 * min(1024, 4 * mine)),
-    }
-    memory |= file_memory(stored, config, points // 4 * batch, frames, ranks)
+    memory = alloy_memory(config, largest, batch)
+    memory |= file_memory(stored, config, math.prod(largest) // 4 * batch, frames, ranks)
     windows = ""
     # All points of the grid, of which one in four is a site; the rest compresses to nothing.
     checkpoint, grid = sites * config.members, lattice.sites * config.members
@@ -400,7 +354,7 @@ def _alloy(config: AlloyConfig, ranks: int) -> Plan:
         ranks=ranks,
         shape=lattice.shape,
         grid=layout.ranks_grid,
-        smallest=_share(layout, most=False),
+        smallest=share(layout, most=False),
         largest=largest,
         members_here=(config.members // ranks, batch),
         kernel=cut,
@@ -410,6 +364,43 @@ def _alloy(config: AlloyConfig, ranks: int) -> Plan:
         exact=serial or config.hops is None,
         memory=memory | {"checkpoint": IMAGES * grid},
         first_only=memory["frames received"] + IMAGES * grid,
+        stored=stored,
+        checkpoint=checkpoint,
+    )
+
+
+def _field(config: FieldConfig, ranks: int) -> Plan:
+    """Of a learned field: slabs of rows of blocks, some of them empty if ranks are many."""
+    (ny, nx), one, spins = config.shape, config.members == 1, (config.block or 1) ** 2
+    structure = config.structure or form_of(config)["structure"]
+    if structure == "cosh" and spins > _MOST:
+        allowed = f"at most {math.isqrt(_MOST)} sites a side, for cosh"
+        raise InputError("block", config.block, allowed, "Use langevin for larger ones.")
+    unbuilt = cast(Any, SimpleNamespace(field=SimpleNamespace(dt=config.dt), time=0.0))
+    frames = FieldSimulation.schedule(unbuilt, config.time, config.save_every).last + 1
+    batch = -(-config.members // ranks)
+    rows = (ny // ranks, -(-ny // ranks)) if one else (ny, ny)
+    stored = field_variables(config, structure, frames)
+    state = (4 if structure == "cosh" else 8) * ny * nx
+    checkpoint = config.members * state
+    memory = field_memory(config, structure, rows[1], batch, ranks)
+    memory |= file_memory(stored, config, batch * rows[1] * nx * spins, frames, ranks)
+    # It is made when no step is, and a step has more in memory than that unless ranks are many.
+    beyond = max(0, IMAGES * checkpoint - memory["step or frame"])
+    return Plan(
+        config=config,
+        ranks=ranks,
+        shape=config.shape,
+        grid=(ranks, 1) if one else (1, 1),
+        smallest=(rows[0], nx),
+        largest=(rows[1], nx),
+        members_here=(config.members // ranks, batch),
+        kernel=f"{structure} structure",
+        steps=f"{round(config.time / config.dt)} of {config.dt:g}",
+        frames=frames,
+        exact=True,
+        memory=memory | {"checkpoint beyond that": beyond},
+        first_only=memory["frames received"] + beyond,
         stored=stored,
         checkpoint=checkpoint,
     )

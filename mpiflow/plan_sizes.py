@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import h5py
 import numpy as np
 
 from mpiflow.alloy_config import AlloyConfig
-from mpiflow.config import IsingConfig
+from mpiflow.config import IsingConfig, SpinConfig
 from mpiflow.field_config import FieldConfig, describe
 from mpiflow.kac_config import KacConfig
 from mpiflow.lattice import Shape
@@ -26,10 +27,12 @@ from mpiflow.systems.kac import kac_kernel
 
 RunConfigs = IsingConfig | KacConfig | AlloyConfig | FieldConfig
 
-#: Bytes of a rank that does next to nothing: Python, MPI, the packages, compiled kernels.
-#: Resident set on the reference machine after a short run of each system: 210 to 215 MB with
-#: kernels from the cache, up to 330 MB in the process that compiles them.
+#: Bytes of a rank that does next to nothing: Python, MPI, the packages, compiled kernels; and
+#: of one that compiles. Resident set on the reference machine after a short run of each system:
+#: 210 to 215 MB with kernels from the cache, up to 330 MB in the process that compiles them.
 INTERPRETER, COMPILING = 215_000_000, 330_000_000
+#: The same with PyTorch, which loads learned models: 426 and 460 MB.
+WITH_TORCH = 425_000_000, 460_000_000
 #: Bytes that frames may take together before they are written (as of the writer).
 HELD = 2**23
 #: Bytes of a file without frames, and what a variable of small frames may add (part of a chunk).
@@ -44,6 +47,9 @@ IMAGES = 3
 #: so many sites a side (Ising at T = 1.8 to 5, Kac, alloy of four species); about 20 % either way.
 SPIN, SPECIES = 0.2, 0.29
 MEANS = ((1, 0.25), (2, 0.5), (4, 0.75), (8, 1.05), (16, 1.3), (64, 1.7), (256, 2.4))
+#: The counts of a learned field of ``cosh`` are such means (0.6 to 1 of these); of ``langevin``
+#: they are real numbers (2.1 to 3.5).
+REAL = 3.2
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,11 @@ class Stored:
     frame: int
     total: int
     compressed: int
+
+
+def interpreter(config: RunConfigs) -> tuple[int, int]:
+    """Bytes of a rank without a state, and where kernels are compiled."""
+    return WITH_TORCH if isinstance(config, FieldConfig) else (INTERPRETER, COMPILING)
 
 
 # -- memory ----------------------------------------------------------------------------------
@@ -102,6 +113,49 @@ def _kac_memory(config: KacConfig, ny: int, nx: int, batch: int) -> int:
     return padded * (2 if config.solver == "midpoint" else 1) + band + kept + external
 
 
+def alloy_memory(config: AlloyConfig, tile: Shape, batch: int) -> dict[str, int]:
+    """Bytes of the state and of what knows its vacancies."""
+    points, padded = math.prod(tile), math.prod(n + 2 * TiledKMC.halo for n in tile)
+    mine = -(-(config.vacancies or 1) * points // math.prod(2 * n for n in config.cells))
+    lists = batch if config.solver == "serial" else 1
+    return {
+        "field": batch * points,
+        "halo": batch * (padded - points),
+        # The list, the tree and the table of known rates of vacancies.
+        "vacancies": lists * (160 * mine + 1536 * min(1024, 4 * mine)),
+    }
+
+
+def form_of(config: FieldConfig) -> dict[str, Any]:
+    """The form of a learned law: its structure and its functions."""
+    return dict(describe(config.model)["form"])
+
+
+def field_memory(
+    config: FieldConfig, structure: str, rows: int, batch: int, ranks: int
+) -> dict[str, int]:
+    """Bytes of the state, of J and of what is needed for a moment.
+
+    Measured with tracemalloc in bytes a block, with 0 to 5 polynomials and networks.
+    """
+    (ny, nx), form = config.shape, form_of(config)
+    blocks, whole, langevin = batch * rows * nx, ny * nx, structure == "langevin"
+    step = 56 if ranks > 1 and config.members == 1 else 40  # transposes need copies
+    # The entropy of all blocks: the recursion of Legendre polynomials, all of them at once.
+    terms, width = form["entropy_terms"], form.get("width", 0)
+    look = max(56, 32 * (terms + 1) * (terms > 1)) + 16 * langevin
+    inner = 0
+    if width:  # two layers of all blocks, or of a part of the blocks at the nodes of an integral
+        look, inner = 56 + 16 * width + 16 * langevin, 2**23 * width
+    return {
+        "field": (8 if langevin else 4) * blocks,
+        # Every rank makes the whole of J and keeps it.
+        "coupling": 8 * ny * (nx // 2 + 1),
+        "means": 8 * blocks,
+        "step or frame": max(max(step, look) * blocks, inner, 32 * whole),
+    }
+
+
 def file_memory(
     stored: Sequence[Stored], config: RunConfigs, sites: int, frames: int, ranks: int
 ) -> dict[str, int]:
@@ -115,9 +169,10 @@ def file_memory(
     own = sites * spins + 4 * sites // coarse**2 if coarse else sites * spins
     # Of an alloy also the places of its sites: a mask of all points, and three indices.
     making = sites * (spins + 28 * isinstance(config, AlloyConfig) * spins)
-    making += 16 * sites // coarse**2 if coarse else 0
+    field = isinstance(config, FieldConfig)  # its means are counted, and a step needs more
+    making += 16 * sites // coarse**2 if coarse and not field else 0
     # Several are stacked before they are written.
-    held = waiting * min(frame, own + 512) * (2 if waiting > 1 else 1)
+    held = waiting * min(frame, own + 512) * (2 if waiting > 1 and not field else 1)
     received = waiting * frame if alone and ranks > 1 else 0
     return {"frame": making, "frames held": held, "frames received": received}
 
@@ -142,7 +197,14 @@ def _itemsize(name: str) -> int:
     return np.dtype(STANDARD[name].dtype).itemsize
 
 
+def _kept(block: int) -> float:
+    """What compression leaves of float32 means of blocks."""
+    blocks, means = np.array(MEANS).T
+    return float(np.interp(math.log2(block), np.log2(blocks), means / 4))
+
+
 def spin_variables(config: SpinConfig, frames: int) -> tuple[Stored, ...]:
+    """What a file of spins holds."""
     members: Shape = (config.members,) if config.members > 1 else ()
     (ly, lx), coarse = config.size, config.coarse
     out = [_stored("time", (), 8, frames)]
@@ -151,10 +213,8 @@ def spin_variables(config: SpinConfig, frames: int) -> tuple[Stored, ...]:
     axes = 0
     if coarse is not None:
         sides = ly // coarse, lx // coarse
-        blocks, means = np.array(MEANS).T
-        kept = np.interp(math.log2(coarse), np.log2(blocks), means / 4)
-        name = "coarse_magnetization"
-        out.append(_stored(name, (*members, *sides), _itemsize(name), frames, float(kept)))
+        name, kept = "coarse_magnetization", _kept(coarse)
+        out.append(_stored(name, (*members, *sides), _itemsize(name), frames, kept))
         axes += sum(sides)
     if config.spins:
         out.append(_stored("spin", (*members, ly, lx), _itemsize("spin"), frames, SPIN))
@@ -165,7 +225,21 @@ def spin_variables(config: SpinConfig, frames: int) -> tuple[Stored, ...]:
     return (*out, _fixed("coordinates", axes + sum(members), 8))
 
 
+def field_variables(config: FieldConfig, structure: str, frames: int) -> tuple[Stored, ...]:
+    """What a file of a learned field holds."""
+    members: Shape = (config.members,) if config.members > 1 else ()
+    kept = _kept(config.block or 1) if structure == "cosh" else REAL / 4
+    name = "coarse_magnetization"
+    return (
+        _stored("time", (), 8, frames),
+        *(_stored(n, members, _itemsize(n), frames) for n in ("magnetization", "free_energy")),
+        _stored(name, (*members, *config.shape), _itemsize(name), frames, kept),
+        _fixed("coordinates", sum(config.shape) + sum(members), 8),
+    )
+
+
 def alloy_variables(config: AlloyConfig, sites: int, frames: int) -> tuple[Stored, ...]:
+    """What a file of an alloy holds."""
     members: Shape = (config.members,) if config.members > 1 else ()
     kinds = len(config.elements)
     pairs = kinds * (kinds + 1) // 2

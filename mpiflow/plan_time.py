@@ -15,14 +15,19 @@ from mpiflow.alloy_simulation import AlloySimulation
 from mpiflow.barrier_files import load_barrier_model
 from mpiflow.config import SpinConfig
 from mpiflow.errors import InputError
+from mpiflow.field_config import FieldConfig
+from mpiflow.field_simulation import FieldSimulation
 from mpiflow.kac_config import KacConfig
 from mpiflow.parallel import agreed
-from mpiflow.plan import Plan, RunConfigs, Timing
+from mpiflow.plan import Plan, Timing
+from mpiflow.plan_sizes import RunConfigs
 from mpiflow.run import build
 from mpiflow.simulation import SpinSimulation
 
 #: Seconds of a repeat at least.
 SECONDS = 0.4
+
+Simulations = SpinSimulation | AlloySimulation | FieldSimulation
 
 
 def estimate(
@@ -33,11 +38,15 @@ def estimate(
     ``seconds`` and ``repeats`` as of :func:`measure`.
     """
     config, begun = made.config, clock.perf_counter()
-    sim: SpinSimulation | AlloySimulation
+    sim: Simulations
     if isinstance(config, AlloyConfig):
         with agreed(comm):
             model = load_barrier_model(config.barriers, config.axis_order)
         sim = build_alloy(config, model, comm)
+    elif isinstance(config, FieldConfig):
+        from mpiflow import predict  # it needs PyTorch, which takes seconds
+
+        sim = predict.build(config, predict.load(config, comm), comm)
     else:
         sim = build(config, comm)
     begun = clock.perf_counter() - begun
@@ -46,7 +55,7 @@ def estimate(
 
 def measure(
     made: Plan,
-    sim: SpinSimulation | AlloySimulation,
+    sim: Simulations,
     *,
     start: float = 0.0,
     seconds: float | None = None,
@@ -97,7 +106,7 @@ def measure(
 class _Strides:
     """Equal small parts of a run, and how far each got in the unit that the run counts in."""
 
-    def __init__(self, config: RunConfigs, sim: SpinSimulation | AlloySimulation) -> None:
+    def __init__(self, config: RunConfigs, sim: Simulations) -> None:
         self.config, self.sim = config, sim
         self.scale, self.unit = 1.0, "attempt per spin"
         self.hops = isinstance(config, AlloyConfig) and config.hops is not None
@@ -108,7 +117,11 @@ class _Strides:
             self.end = config.time
         #: What an advance goes by: a step, a hop, or so little time that nothing may happen.
         self.stride = self.end * 1e-9
-        window = sim.window if isinstance(sim, AlloySimulation) else sim.step_length
+        window = sim.window if isinstance(sim, AlloySimulation) else None
+        if isinstance(sim, FieldSimulation):
+            window = sim.grain
+        elif isinstance(sim, SpinSimulation):
+            window = sim.step_length
         self.by_hops = self.hops and window is None
         if window is not None:
             self.stride = window
@@ -129,6 +142,8 @@ class _Strides:
         start = clock.perf_counter()
         if self.by_hops and isinstance(sim, AlloySimulation):
             sim.advance_hops(int(before + strides * self.stride))
+        elif isinstance(sim, FieldSimulation):
+            sim.advance_to(sim.time + strides * self.stride)
         else:
             sim.advance(strides * self.stride)
         spent = sim.comm.allreduce(clock.perf_counter() - start, op=MPI.MAX)
@@ -148,6 +163,8 @@ class _Strides:
         if isinstance(sim, AlloySimulation):
             if isinstance(config, AlloyConfig) and config.species:
                 sim.species()
+        elif isinstance(sim, FieldSimulation):
+            sim.outside()
         elif isinstance(config, SpinConfig):
             if config.coarse is not None:
                 sim.coarse_sums(config.coarse)

@@ -17,6 +17,7 @@ from mpiflow.field_config import FieldConfig, describe
 from mpiflow.field_simulation import FieldSimulation
 from mpiflow.learn.onsagerflow import OnsagerFlow, load_onsagerflow
 from mpiflow.parallel import agreed
+from mpiflow.plan import one_line
 from mpiflow.recording import Content, Walk, beginning, facts_of, follow, keep_of, unchanged
 from mpiflow.schema import STANDARD, block_centres
 from mpiflow.stopping import say
@@ -44,17 +45,16 @@ def predict(
     point, overwrite = beginning(config, comm, changed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        with agreed(comm):
-            model = load_onsagerflow(config.model)
+        model = load(config, comm)
         sim = build(config, model, comm, fresh=point is None)
-    if comm.rank == 0 and not config.quiet:
-        print(f"{config.out}: {sim.describe()}")
     attributes = _attributes(config, sim)
     facts = facts_of(sim.facts(), attributes)
     facts |= {"field": config.field, "stretch": config.stretch}
     form = json.dumps(describe(config.model)["form"], sort_keys=True)
     facts |= {"model_sha256": attributes["model_sha256"], "model_form": form}
     schedule = sim.schedule(config.time, config.save_every)  # before a file is made
+    if comm.rank == 0 and not config.quiet:
+        print(f"{config.out}: {sim.describe()}\n{config.out}: {one_line(config, comm.size)}")
     if point is not None:
         unchanged(point, facts, changed)
         checkpoint.load(point, sim)
@@ -72,6 +72,12 @@ def predict(
     if comm.rank == 0 and not config.quiet:
         print(f"{config.out}: to time {sim.time:g} in {clock.monotonic() - start:.1f} s")
     return config.out
+
+
+def load(config: FieldConfig, comm: MPI.Intracomm) -> OnsagerFlow:
+    """The model of a configuration. Collective."""
+    with agreed(comm):
+        return load_onsagerflow(config.model)
 
 
 def build(

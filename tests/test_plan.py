@@ -10,18 +10,21 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from free_law import BLOCK, save_free_law
 from mpi4py import MPI
 
 import mpiflow.plan
-from mpiflow import alloy_run, run
+from mpiflow import alloy_run, checkpoint, predict, run
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.barrier_files import load_barrier_model
 from mpiflow.cli import invoke
 from mpiflow.config import IsingConfig
 from mpiflow.errors import InputError
+from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
 from mpiflow.packed import PackedBlock
-from mpiflow.plan import INTERPRETER, RunConfigs, one_line, plan, read
+from mpiflow.plan import one_line, plan, read
+from mpiflow.plan_sizes import COMPRESSED_FROM, INTERPRETER, WITH_TORCH, RunConfigs
 from mpiflow.plan_time import estimate
 
 ALONE = MPI.COMM_SELF
@@ -81,7 +84,7 @@ def test_frames_and_bytes_are_those_of_a_real_run(config: RunConfigs, tmp_path: 
         sizes = [16 * d.size if d.dtype.kind == "O" else d.nbytes for d in file.values()]
         assert made.raw_bytes == sum(sizes)
         for name, d in found.items():
-            if d.compression and per_frame[name].frame >= mpiflow.plan.COMPRESSED_FROM:
+            if d.compression and per_frame[name].frame >= COMPRESSED_FROM:
                 # Small lattices and first frames, which are random, are not the measured ones.
                 assert 0.4 < d.id.get_storage_size() / per_frame[name].compressed < 2.5, name
 
@@ -303,3 +306,175 @@ def test_the_command_on_ranks(tmp_path: Path, mpirun: Callable[..., Any]) -> Non
     done = mpirun(2, "mpiflow", "plan", path, "spins=true")
     assert "2 ranks" in done.stdout
     assert done.stdout.count("system ") == 1  # rank 0 alone speaks
+
+
+# -- learned fields ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def law(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_free_law(tmp_path_factory.mktemp("law") / "model")
+
+
+def learned(law: Path, **options: Any) -> FieldConfig:
+    values = {"model": law, "size": 128, "dt": 0.25, "time": 2.0, "save_every": 0.75}
+    values |= {"initial_magnetization": 0.3, "out": "run.h5", "quiet": True}
+    return FieldConfig(**values | options)
+
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "cosh": {}, "langevin": {"structure": "langevin", "size": "128x256"},
+    "members": {"members": 3, "block": 8}, "few": {"members": 3, "size": 256},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", FIELDS.values(), ids=FIELDS)
+def test_a_learned_field_and_its_checkpoints_have_the_sizes_planned(
+    options: dict[str, Any], law: Path, tmp_path: Path
+) -> None:
+    config = learned(law, **options, out=tmp_path / "run.h5")
+    made = plan(config)
+    predict.predict(config, ALONE)
+    with h5py.File(config.out) as file:
+        assert made.frames == len(file["time"])
+        found = {name: d for name, d in file.items() if d.maxshape[0] is None}
+        assert {s.name: s.total for s in made.stored if s.frame} == {
+            name: d.nbytes for name, d in found.items()
+        }
+        assert made.raw_bytes == sum(d.nbytes for d in file.values())
+        means, planned = found["coarse_magnetization"], made.stored[3]
+        if planned.frame >= COMPRESSED_FROM:  # the first frame, of four, is uniform
+            assert 0.4 < means.id.get_storage_size() / planned.compressed < 1.2
+    (point,) = checkpoint.paths(config.out)
+    with h5py.File(point) as file:
+        assert made.checkpoint == file["sites"].nbytes
+    assert made.checkpoint < point.stat().st_size < made.checkpoint + 20_000
+    again = read(config.out)
+    assert plan(again) == made
+    assert plan(read(config.out, options=["size=512", "time=4"])).shape[1] == 512 // config.block
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("options", [{"size": "8x64"}, {"members": 3}, {"members": 9}], ids=str)
+def test_learned_fields_are_cut_as_planned(
+    options: dict[str, Any], comm: MPI.Intracomm, shared_tmp: Path
+) -> None:
+    if comm.rank == 0:
+        save_free_law(shared_tmp / "model")
+    comm.Barrier()
+    config = learned(shared_tmp / "model", **options)
+    made = plan(config, comm.size)
+    field = predict.build(config, predict.load(config, comm), comm).field
+    shapes = comm.allgather(field.state.shape)
+    rows = [shape[1] for shape in shapes]
+    assert (min(rows), max(rows)) == (made.smallest[0], made.largest[0])
+    assert {shape[2] for shape in shapes} == {made.largest[1]}
+    if config.members > 1:
+        batches = [shape[0] for shape in shapes]
+        assert (min(batches), max(batches)) == made.members_here
+    most = max(comm.allgather(field.state.nbytes))
+    assert made.memory["field"] == most
+    assert made.memory["means"] == max(comm.allgather(field.m.nbytes))
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from mpi4py import MPI
+from mpiflow.field_config import FieldConfig
+from mpiflow.learn.onsagerflow import load_onsagerflow
+from mpiflow.plan import plan
+from mpiflow.predict import predict
+comm, (folder, structure, members) = MPI.COMM_WORLD, sys.argv[1:]
+def run(blocks):
+    config = FieldConfig(
+        model=Path(folder), size=4 * blocks, time=0.2, save_every=0.1, dt=0.1,
+        structure=structure, members=members, initial_magnetization=0.3,
+        out=Path(folder) / "run.h5", overwrite=True, quiet=True,
+    )
+    predict(config, comm)
+    peak = comm.bcast(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peak, plan(config, comm.size)
+before, _ = run(16)
+after, made = run(768)
+if comm.rank == 0:
+    print((after - before) / made.rank_bytes, before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ranks", "structure", "members"), [(1, "cosh", 1), (2, "langevin", 1), (2, "cosh", 2)]
+)
+def test_memory_of_a_learned_field(
+    ranks: int, structure: str, members: int, law: Path, mpirun: Callable[..., Any]
+) -> None:
+    """The largest resident set of a real process, within a quarter."""
+    done = mpirun(ranks, "python", "-c", MEMORY, law, structure, str(members))
+    share, before = map(float, done.stdout.split()[-2:])
+    assert 0.75 < share < 1.25
+    assert 0.75 < before / WITH_TORCH[0] < 1.25
+
+
+def test_many_ranks_of_a_learned_field(law: Path) -> None:
+    """Slabs of rows, some empty, and the whole coupling on every rank."""
+    config = learned(law, size=65536, structure="langevin")
+    many, one = plan(config, 512), plan(config)
+    assert (many.shape, many.unit) == ((16384, 16384), "blocks of 4 x 4 sites")
+    assert many.largest == (32, 16384)
+    assert 512 * many.memory["field"] == one.memory["field"] == one.checkpoint == 8 * 16384**2
+    assert many.memory["coupling"] == one.memory["coupling"] == 8 * 16384 * 8193
+    text = many.text()
+    assert "16384 x 16384 blocks of 4 x 4 sites in a grid of 512 x 1 tiles, 32 x 16384" in text
+    assert "8 of 0.25" in text
+    assert plan(learned(law, size=8, time=1), 5).smallest == (0, 2)
+    assert "3 fields of" in plan(learned(law, members=3)).text()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"time": 0.3, "save_every": 0.1}, "time"),
+        ({"save_every": 0.3}, "save_every"),
+        ({"stretch": 2048, "size": 2**14}, "block"),
+    ],
+    ids=str,
+)
+def test_what_predict_would_refuse_a_plan_refuses(
+    options: dict[str, Any], name: str, law: Path, tmp_path: Path
+) -> None:
+    config = learned(law, **options, out=tmp_path / "x.h5")
+    for attempt in (lambda: plan(config), lambda: predict.predict(config, ALONE)):
+        with pytest.raises(InputError) as error:
+            attempt()
+        assert error.value.name == name
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("options", [{}, {"members": 3, "structure": "langevin"}], ids=str)
+def test_a_measured_time_of_a_learned_field(
+    options: dict[str, Any], comm: MPI.Intracomm, shared_tmp: Path
+) -> None:
+    if comm.rank == 0:
+        save_free_law(shared_tmp / "model")
+    comm.Barrier()
+    config = learned(shared_tmp / "model", time=1000.0, save_every=10.0, **options)
+    timing = estimate(plan(config, comm.size), comm, seconds=0.02, repeats=3).timing
+    assert timing is not None
+    middle, low, high = timing.seconds
+    assert 0 < low <= middle <= high
+    assert timing.unit == "step"
+    assert middle == pytest.approx(4000 * timing.step + 101 * timing.frame)
+
+
+def test_the_command_plans_a_learned_field(
+    law: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f'system = "onsagerflow"\nmodel = "{law}"\nsize = 64\ntime = 2\ndt = 0.25\n')
+    invoke(["plan", str(path), f"out={tmp_path}/x.h5", "--ranks", "4"])
+    assert f"16 x 16 blocks of {BLOCK} x {BLOCK} sites in a grid of 4" in capsys.readouterr().out
+    line = f"predict {law} --size 64 --time 2 --dt 0.25 --out {tmp_path}/x.h5"
+    invoke(line.split())
+    assert "9 frames, 9.69 kB on disk before compression" in capsys.readouterr().out
+    invoke(["plan", f"{tmp_path}/x.h5", "size=65536", "--ranks", "64"])
+    assert "16384 x 16384 blocks" in capsys.readouterr().out
