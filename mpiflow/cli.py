@@ -462,7 +462,10 @@ def plan(
         None, "--ranks", metavar="N", help="Ranks to plan for.  [default: those that run this]"
     ),
     system: str | None = typer.Option(
-        None, "--system", metavar="ising|kac|alloy", help="Where the file does not say it."
+        None,
+        "--system",
+        metavar="ising|kac|alloy|onsagerflow",
+        help="Where the file does not say it.",
     ),
     measure: bool = typer.Option(
         False, "--measure", help="Build it here, time a few steps, and estimate the time."

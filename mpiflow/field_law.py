@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -100,6 +101,27 @@ class ExactLaw:
 
     def prefactor(self, m: np.ndarray) -> np.ndarray:
         return np.ones_like(m, float)
+
+
+class Entropy:
+    """s(m) of a law, the integral of its s' from 0, as a table.
+
+    Parameters
+    ----------
+    beta : 1 / T
+    excess : s' less that of free spins, a function of m inside (-1, 1)
+    """
+
+    def __init__(self, beta: float, excess: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._free = ExactLaw(beta)
+        # Smooth up to the ends in phi = asin(m). Nodes are even about 0: s may be.
+        phi = np.pi / 2 * np.linspace(-1, 1, 4097)
+        m = np.clip(np.sin(phi), -1 + 1e-12, 1 - 1e-12)
+        self._rest = CubicSpline(phi, excess(m) * np.cos(phi)).antiderivative()
+
+    def __call__(self, m: np.ndarray) -> np.ndarray:
+        rest = self._rest(np.arcsin(m)) - self._rest(0.0)
+        return np.asarray(self._free.entropy(m) + rest)
 
 
 class FiniteLaw:
@@ -219,11 +241,7 @@ class TableLaw:
         self.range, self.outside = (float(m[0]), float(m[-1])), 0
         self._ratio, self._kappa = (PchipInterpolator(m, a) for a in (ratios[0], ratios[-1]))
         self._slope = PchipInterpolator(np.arctanh(m), slope)
-        # The integral of s' less that of free spins, smooth up to the ends in phi = asin(m).
-        # Its nodes are even about 0: s of a symmetric table is.
-        phi = np.pi / 2 * np.linspace(-1, 1, 4097)
-        excess = self._excess(np.sin(phi)) * np.cos(phi)
-        self._rest = CubicSpline(phi, excess).antiderivative()
+        self._entropy = Entropy(self.beta, self._excess)
 
     def mobility(self, m: np.ndarray) -> np.ndarray:
         m = self._counted(m)
@@ -240,9 +258,7 @@ class TableLaw:
         return _artanh(m) / self.beta + self._excess(m)
 
     def entropy(self, m: np.ndarray) -> np.ndarray:
-        m = self._counted(m)
-        rest = self._rest(np.arcsin(m)) - self._rest(0.0)
-        return ExactLaw(self.beta).entropy(m) + rest
+        return self._entropy(self._counted(m))
 
     def prefactor(self, m: np.ndarray) -> np.ndarray:
         return np.asarray(self._kappa(self._inside(self._counted(m))))

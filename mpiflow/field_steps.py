@@ -60,7 +60,7 @@ _EDGE, _INTERVALS, _POINTS = 8.0, 4096, 8193
 #: The largest |z|; artanh of it is 18.7.
 _TOP = 1.0 - 2.0**-53
 #: Spins a block whose flips are counted: three tables have as many entries.
-_MOST = 2**24
+MOST = 2**24
 
 
 # -- langevin --------------------------------------------------------------------------------
@@ -215,8 +215,8 @@ class Flipping:
     """Steps of ``cosh``: binomial numbers of flips at tabulated rates."""
 
     def __init__(self, law: Law, spins: int, own: float) -> None:
-        if not 1 <= spins <= _MOST:
-            allowed = f"at most {math.isqrt(_MOST)} sites a side, for cosh"
+        if not 1 <= spins <= MOST:
+            allowed = f"at most {math.isqrt(MOST)} sites a side, for cosh"
             raise InputError("block", math.isqrt(spins), allowed, "Use langevin for larger ones.")
         self.spins, self.beta = spins, law.beta
         self.own = own / max(1, spins - 1)

@@ -23,9 +23,9 @@ from mpiflow.config import IsingConfig, did_you_mean, read_toml
 from mpiflow.device import threads
 from mpiflow.doctor import machine_memory
 from mpiflow.errors import InputError
-from mpiflow.field_config import FieldConfig
+from mpiflow.field_config import FieldConfig, describe
 from mpiflow.field_simulation import FieldSimulation
-from mpiflow.field_steps import _MOST
+from mpiflow.field_steps import MOST
 from mpiflow.kac_config import KacConfig
 from mpiflow.lattice import Lattice, Layout, Shape
 from mpiflow.plan_cut import Ranks, Unbuilt, kernel_of, share, spin_steps
@@ -41,7 +41,6 @@ from mpiflow.plan_sizes import (
     field_memory,
     field_variables,
     file_memory,
-    form_of,
     interpreter,
     spin_memory,
     spin_variables,
@@ -372,9 +371,9 @@ def _alloy(config: AlloyConfig, ranks: int) -> Plan:
 def _field(config: FieldConfig, ranks: int) -> Plan:
     """Of a learned field: slabs of rows of blocks, some of them empty if ranks are many."""
     (ny, nx), one, spins = config.shape, config.members == 1, (config.block or 1) ** 2
-    structure = config.structure or form_of(config)["structure"]
-    if structure == "cosh" and spins > _MOST:
-        allowed = f"at most {math.isqrt(_MOST)} sites a side, for cosh"
+    structure = config.structure or describe(config.model)["form"]["structure"]
+    if structure == "cosh" and spins > MOST:
+        allowed = f"at most {math.isqrt(MOST)} sites a side, for cosh"
         raise InputError("block", config.block, allowed, "Use langevin for larger ones.")
     unbuilt = cast(Any, SimpleNamespace(field=SimpleNamespace(dt=config.dt), time=0.0))
     frames = FieldSimulation.schedule(unbuilt, config.time, config.save_every).last + 1

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import h5py
 import numpy as np
 
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.config import IsingConfig, SpinConfig
-from mpiflow.field_config import FieldConfig, describe
+from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
 from mpiflow.lattice import Shape
 from mpiflow.packed import WORD_SITES
@@ -126,34 +125,22 @@ def alloy_memory(config: AlloyConfig, tile: Shape, batch: int) -> dict[str, int]
     }
 
 
-def form_of(config: FieldConfig) -> dict[str, Any]:
-    """The form of a learned law: its structure and its functions."""
-    return dict(describe(config.model)["form"])
-
-
 def field_memory(
     config: FieldConfig, structure: str, rows: int, batch: int, ranks: int
 ) -> dict[str, int]:
     """Bytes of the state, of J and of what is needed for a moment.
 
-    Measured with tracemalloc in bytes a block, with 0 to 5 polynomials, and with networks. The
-    resident set of real runs is 0.9 to 1.1 of the sum.
+    Measured with tracemalloc in bytes a block.
     """
-    (ny, nx), form = config.shape, form_of(config)
-    blocks, whole, langevin = batch * rows * nx, ny * nx, structure == "langevin"
-    step = 56 if ranks > 1 and config.members == 1 else 40  # transposes need copies
-    # The entropy of all blocks: the recursion of Legendre polynomials, all of them at once.
-    terms, width = form["entropy_terms"], form.get("width", 0)
-    look = max(56, 32 * (terms + 1) * (terms > 1)) + 16 * langevin
-    looking = look * blocks
-    if width:  # layers of networks: of all blocks, or of a part of the nodes of an integral
-        looking = (72 + 16 * langevin) * blocks + width * max(16 * blocks, 18 * 2**19)
+    (ny, nx), langevin = config.shape, structure == "langevin"
+    blocks, cut = batch * rows * nx, ranks if config.members == 1 else 1
+    step = 56 if cut > 1 else 40  # transposes need copies
+    looking = 64 if langevin else 48
     return {
         "field": (8 if langevin else 4) * blocks,
-        # Every rank makes the whole of J and keeps it.
-        "coupling": 8 * ny * (nx // 2 + 1),
+        "coupling": 8 * ny * -(-(nx // 2 + 1) // cut),
         "means": 8 * blocks,
-        "step or frame": max(step * blocks, looking, 32 * whole),
+        "step or frame": max(step, looking) * blocks,
     }
 
 

@@ -269,7 +269,7 @@ def facts_of(facts: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[st
 
 def unchanged(point: Checkpoint, facts: Mapping[str, Any], changed: Container[str]) -> None:
     """Raise, with the difference, if a simulation is not the one of a checkpoint."""
-    refuse(differences(point.facts, json.loads(json.dumps(dict(facts)))), changed)
+    refuse(differences(point.facts, json.loads(json.dumps(dict(facts)))), changed, point.config)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -278,15 +278,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
 
 
-def refuse(changes: Mapping[str, tuple[Any, Any]], changed: Container[str]) -> None:
-    """Raise for changes that nobody has asked for."""
+def refuse(
+    changes: Mapping[str, tuple[Any, Any]],
+    changed: Container[str],
+    options: Container[str] | None = None,
+) -> None:
+    """Raise for changes that nobody has asked for; ``options`` if some are none."""
     wrong = {n: pair for n, pair in changes.items() if n not in changed and n not in FREE}
     if wrong:
         listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in wrong.items())
         name = next(iter(wrong))
+        remedy = f"Leave it as it was, or say so: mpiflow resume FILE --override {name}=..."
+        if options is not None and name not in options:
+            remedy = "It is no option: bring back the file or version of then, or start again."
         raise InputError(
-            ", ".join(wrong),
-            wrong[name][1],
-            f"what the run was started with ({listed})",
-            f"Leave it as it was, or say so: mpiflow resume FILE --override {name}=...",
+            ", ".join(wrong), wrong[name][1], f"what the run was started with ({listed})", remedy
         )

@@ -215,6 +215,23 @@ class Slabs:
         self.comm.Allgatherv(sums, [everyone, np.diff(self.edges)])
         return math.fsum(everyone)
 
+    def centre(self, spectrum: np.ndarray, whole: bool = False) -> float:
+        """The field at x = 0 of a real spectrum; the same bits on any number of ranks.
+
+        Parameters
+        ----------
+        spectrum : (ny, columns) float64, of this rank; with ``whole`` every rank has all columns
+        """
+        ny, nx = self.shape
+        sums = np.ascontiguousarray(spectrum.T).sum(axis=1)
+        if not whole:
+            sums = np.concatenate(self.comm.allgather(sums))
+        twice = np.full(len(sums), 2.0)  # k and -k
+        twice[0] = 1.0
+        if nx % 2 == 0:
+            twice[-1] = 1.0
+        return float((twice * sums).sum() / (ny * nx))
+
     def largest(self, value: float) -> float:
         """The maximum over all ranks; NaN if it is NaN on any."""
         everyone = np.empty(self.comm.size)

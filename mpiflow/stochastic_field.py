@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -38,6 +38,10 @@ from mpiflow.systems.kac import KacKernel
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+
+#: :math:`\hat J(k)` for some columns of the spectrum, (ny, columns) float64.
+Symbol = Callable[[slice], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class StochasticField:
     ----------
     law : K, s', kappa and the structure; its beta is the temperature
     coupling : the spins' kernel, or :math:`\hat J(k)` on the grid of blocks, real, of shape
-        (ny, nx // 2 + 1) as :func:`scipy.fft.rfft2` orders it
+        (ny, nx // 2 + 1) as :func:`scipy.fft.rfft2` orders it, or a function of a slice of its
+        columns, so that no rank has all of it
     shape : (ny, nx) blocks
     block : sites a side; a block has N = block^2 spins
     field : h, a number or this rank's slab; (ny, nx) with members
@@ -86,7 +91,7 @@ class StochasticField:
     def __init__(
         self,
         law: Law,
-        coupling: KacKernel | np.ndarray,
+        coupling: KacKernel | np.ndarray | Symbol,
         shape: tuple[int, int],
         *,
         block: int,
@@ -111,9 +116,9 @@ class StochasticField:
         self.law, self.block, self.spins, self.dt = law, block, block * block, float(dt)
         self.beta, self._key = float(law.beta), stream_key(seed, "stochastic-field")
         self._top = slabs.rows.start if self._cut else 0
-        whole = _symbol(coupling, slabs.shape, block)
-        self.own = float(fft.irfft2(whole, slabs.shape)[0, 0])
-        self._symbol = whole[:, slabs.columns] if self._cut else whole
+        columns = slabs.columns if self._cut else slice(0, slabs.shape[1] // 2 + 1)
+        self._symbol = _symbol(coupling, slabs.shape, block, columns)
+        self.own = slabs.centre(self._symbol, whole=not self._cut)
         with agreed(slabs.comm):
             self.field = np.asarray(field, float)
             if self.field.shape not in ((), self.local[1:]):
@@ -249,16 +254,22 @@ class StochasticField:
             self.outside += beyond
 
 
-def _symbol(coupling: KacKernel | np.ndarray, shape: tuple[int, int], block: int) -> np.ndarray:
-    """J in Fourier space, (ny, nx // 2 + 1) float64."""
+def _symbol(
+    coupling: KacKernel | np.ndarray | Symbol, shape: tuple[int, int], block: int, columns: slice
+) -> np.ndarray:
+    """J in Fourier space, some columns of (ny, nx // 2 + 1) float64."""
     if isinstance(coupling, KacKernel):
         coupling.require_room((shape[0] * block, shape[1] * block))
         along_y, along_x, rest = coupling.symbol(shape, block)
         join = np.add.outer if coupling.nearest else np.multiply.outer
-        return np.asarray(join(along_y, along_x) - rest)
-    symbol, wanted = np.asarray(coupling), (shape[0], shape[1] // 2 + 1)
+        return np.asarray(join(along_y, along_x[columns]) - rest)
+    wanted = (shape[0], columns.stop - columns.start)
+    if callable(coupling):
+        symbol = np.asarray(coupling(columns))
+    else:
+        symbol, wanted = np.asarray(coupling), (shape[0], shape[1] // 2 + 1)
     if symbol.shape != wanted or np.iscomplexobj(symbol) or not np.isfinite(symbol).all():
         given = f"{symbol.shape} {symbol.dtype}"
         allowed = f"a Kac kernel, or finite real numbers of shape {wanted}"
         raise InputError("coupling", given, allowed, "Take rfft2(J).real of an even J.")
-    return symbol.astype(float)
+    return np.array(symbol if callable(coupling) else symbol[:, columns], float)

@@ -115,6 +115,17 @@ def test_totals_are_exact_and_the_same_everywhere(comm: MPI.Intracomm) -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_centre_of_a_spectrum(comm: MPI.Intracomm, shape: tuple[int, int]) -> None:
+    power = abs(fft.rfft2(np.random.default_rng(8).standard_normal(shape))) ** 2
+    whole = Slabs(MPI.COMM_SELF, shape).centre(power)
+    assert whole == pytest.approx(float(fft.irfft2(power, shape)[0, 0]), rel=1e-12)
+    slabs = Slabs(comm, shape)
+    assert slabs.centre(power[:, slabs.columns]) == whole
+    assert slabs.centre(power, whole=True) == whole
+
+
+@pytest.mark.mpi
 def test_largest(comm: MPI.Intracomm) -> None:
     slabs = Slabs(comm, (8, 8))
     for chosen in range(comm.size):

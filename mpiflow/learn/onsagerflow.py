@@ -36,16 +36,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import scipy.fft
 import torch
 from numpy.polynomial import legendre
 
 from mpiflow.errors import InputError
-from mpiflow.field_law import FiniteLaw, Law, Structure
+from mpiflow.field_law import Entropy, FiniteLaw, Law, Structure
 from mpiflow.learn.generator import KernelKind, kernel_basis
 from mpiflow.learn.model import read_model, write_model
 from mpiflow.learn.onsagerflow_functions import Networks
@@ -276,16 +276,20 @@ class OnsagerFlow:
         self._warn(0.0, temperature)
         return LearnedLaw(self, float(temperature))
 
-    def symbol(self, shape: tuple[int, int], merge: int = 1) -> np.ndarray:
-        r"""J in Fourier space on a periodic grid, (ny, nx // 2 + 1) float64.
+    def symbol(
+        self, shape: tuple[int, int], merge: int = 1, columns: slice = slice(None)
+    ) -> np.ndarray:
+        r"""J in Fourier space on a periodic grid, (ny, nx // 2 + 1) float64, or some columns.
 
         What reaches around a small grid is folded onto it. With ``merge`` q a block is q x q of
         the learned ones: :math:`J'_n = q^{-2} \sum_{a, b} J_{n q + b - a}` over the places a, b
         in two of them, exact for fields that are smooth on a block.
         """
-        whole = np.roll(self.kernel, (-self.form.radius,) * 2, (0, 1))
-        along = [_merging(points, self.form.radius, merge) for points in shape]
-        return np.asarray(scipy.fft.rfft2(along[0] @ whole @ along[1].T).real)
+        (ny, nx), along = shape, _merging(self.form.radius, merge)
+        rows, waves = (np.arange(ny), ny), (np.arange(nx // 2 + 1)[columns], nx)
+        at = np.arange(len(along)) - len(along) // 2
+        down, across = (np.cos(2 * np.pi / n * (np.outer(k, at) % n)) for k, n in (rows, waves))
+        return np.asarray(down @ (along @ self.kernel @ along.T) @ across.T)
 
     def field(
         self,
@@ -306,12 +310,16 @@ class OnsagerFlow:
         options : ``field``, ``dt``, ``seed``, ``members`` and ``comm`` of
             :class:`~mpiflow.stochastic_field.StochasticField`
         """
-        symbol = self.symbol(shape, merge)
+        along = _merging(self.form.radius, merge)
         law: Law = self.at(temperature)
         if law.structure == "langevin":
-            own = float(scipy.fft.irfft2(symbol, s=shape)[0, 0])
+            at = np.arange(len(along)) - len(along) // 2
+            here = np.ix_(at % shape[0] == 0, at % shape[1] == 0)  # what reaches around too
+            own = float((along @ self.kernel @ along.T)[here].sum())
             law = FiniteLaw(law, block * block, own)
-        return StochasticField(law, symbol, shape, block=block, **options)
+        return StochasticField(
+            law, lambda columns: self.symbol(shape, merge, columns), shape, block=block, **options
+        )
 
     def table(self, temperature: float, points: int = 1001) -> dict[str, np.ndarray]:
         """m, K, K', s', s and errors of K and s' on a grid of m, each (points,)."""
@@ -417,18 +425,23 @@ class LearnedLaw:
         return self.model._entropy(np.clip(m, -EDGE, EDGE), self.temperature) * self.temperature
 
     def entropy(self, m: np.ndarray) -> np.ndarray:
-        """s, 0 at m = 0."""
-        return self.model.entropy(np.clip(m, -EDGE, EDGE), self.temperature)
+        """s, 0 at m = 0, from a table: fields are large."""
+        return self._entropy(m)
+
+    @cached_property
+    def _entropy(self) -> Entropy:
+        return Entropy(self.beta, lambda m: self.entropy_derivative(m) - np.arctanh(m) / self.beta)
 
 
-def _merging(points: int, radius: int, merge: int) -> np.ndarray:
-    """Where the entries of J go along one axis, (points, 2 radius + 1) with x = 0 first."""
+def _merging(radius: int, merge: int) -> np.ndarray:
+    """Where entries of J go along one axis, (2 r + 1, 2 radius + 1), x = 0 in the centre."""
     if merge < 1:
         raise InputError("merge", merge, "1 or more learned blocks a side", "Use 1.")
-    out = np.zeros((points, 2 * radius + 1))
+    reach = -(-radius // merge)
+    out = np.zeros((2 * reach + 1, 2 * radius + 1))
     for d in range(-radius, radius + 1):
         for a in range(merge):
-            out[(a + d) // merge % points, d] += 1.0 / merge
+            out[(a + d) // merge + reach, d + radius] += 1.0 / merge
     return out
 
 
