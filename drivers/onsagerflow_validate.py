@@ -238,7 +238,7 @@ class Validation:
             f"m = {truth['magnetization'][0, 0]:.4f} to {truth['magnetization'][-1, 0]:.4f}; "
             f"spins: {self.seconds['spins']:.0f} core seconds\n",
             "| equation | magnetization, relative | free energy, relative | phase fraction | "
-            "S(k, t): largest, beyond statistics | correlation, relative L2 at the end | KS of "
+            "S(k, t): largest, beyond 3 sigma | correlation, relative L2 at the end | KS of "
             "blocks | MMD^2 | core seconds | times faster |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
@@ -261,7 +261,8 @@ class Validation:
             error = series["exact law"]["S"].std(axis=1, ddof=1) * np.sqrt(1 + 1 / members)
             difference = abs(found["S"].mean(axis=1) - truth["S"][:, 0])
             off["S"] = (difference / truth["S"][:, 0])[1:].max()
-            beyond = np.maximum(0, difference - 2 * error) / truth["S"][:, 0]
+            # Ninety numbers: one of equal ones is more than three off in four tables.
+            beyond = np.maximum(0, difference - 3 * error) / truth["S"][:, 0]
             off["S beyond statistics"] = beyond[1:].max()
             wanted = truth["correlation"][-1, 0] - truth["magnetization"][-1, 0] ** 2
             given = found["correlation"][-1] - found["magnetization"][-1][:, None] ** 2
