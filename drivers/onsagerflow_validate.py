@@ -194,9 +194,6 @@ class Validation:
         )  # fmt: skip
         rings = RINGS[RINGS <= self.options.blocks / 2 + 1]
         factor, modes = metrics.structure_factor(fields, rings)
-        power = abs(np.fft.fft2(fields)) ** 2 / fields.shape[-1] ** 4
-        correlation = np.fft.ifft2(power).real
-        across = (correlation[..., 0, :] + correlation[..., :, 0]) / 2
         energies = [[functional.free_energy(np.clip(m, -1, 1)) for m in f] for f in fields]
         return {
             "magnetization": fields.mean(axis=(2, 3)),
@@ -204,7 +201,7 @@ class Validation:
             "phase fraction": (fields > 0).mean(axis=(2, 3)),
             "S": factor,
             "modes": modes,
-            "correlation": across[..., : self.options.blocks // 2],
+            "correlation": metrics.two_point_correlation(fields),
             "last": fields[-1],
         }
 
@@ -264,11 +261,8 @@ class Validation:
             # Ninety numbers: one of equal ones is more than three off in four tables.
             beyond = np.maximum(0, difference - 3 * error) / truth["S"][:, 0]
             off["S beyond statistics"] = beyond[1:].max()
-            wanted = truth["correlation"][-1, 0] - truth["magnetization"][-1, 0] ** 2
-            given = found["correlation"][-1] - found["magnetization"][-1][:, None] ** 2
-            off["correlation"] = np.linalg.norm(given.mean(axis=0) - wanted) / np.linalg.norm(
-                wanted
-            )
+            wanted, given = truth["correlation"][-1, 0], found["correlation"][-1].mean(axis=0)
+            off["correlation"] = np.linalg.norm(given - wanted) / np.linalg.norm(wanted)
             a, b = found["last"][0].ravel(), truth["last"][0].ravel()
             off["KS"] = float(ks_2samp(a, b).statistic)
             unit = b.std()
@@ -472,24 +466,25 @@ def figure(
                 ax.plot(times, found[key].mean(axis=1), **style)
                 ax.set(xlabel="time (attempts per spin)", ylabel=key, title=name)
             axes[2].loglog(middle, found["S"][-1].mean(axis=0), **style)
-            c = found["correlation"][-1] - found["magnetization"][-1][:, None] ** 2
-            axes[3].plot(c.mean(axis=0), **style)
-            hist, edges = np.histogram(found["last"][0], 60, (-1, 1), density=True)
+            axes[3].plot(found["correlation"][-1].mean(axis=0), **style)
+            last = series["spins"]["last"]
+            span = last.min() - 0.2 * np.ptp(last), last.max() + 0.2 * np.ptp(last)
+            hist, edges = np.histogram(found["last"][0], 60, span, density=True)
             axes[4].step(edges[:-1], hist, where="post", **style)
-        axes[2].set(xlabel="k (waves a side)", ylabel="S(k) at the end")
+        axes[2].set(xlabel="k (waves a side)", ylabel="S(k) at the end", ylim=(1e-10, None))
         axes[3].set(xlabel="distance (blocks)", ylabel="correlation at the end")
         axes[4].set(xlabel="m of a block", ylabel="density at the end", yscale="log")
         axes[0].legend(fontsize=7)
-    last = rows[-1]
+    below = rows[-1]
     temperatures = sorted(passages)
     for k in ("spins", *LEARNED):
         means = [metrics.exponential_mean(*passages[t][k]) for t in temperatures]
         value, error = np.array(means).T
-        last[0].errorbar(temperatures, value, error, fmt="o-" if k == "spins" else ".--",
+        below[0].errorbar(temperatures, value, error, fmt="o-" if k == "spins" else ".--",
                          color=COLOURS[k], label=k, lw=1)  # fmt: skip
-    last[0].set(xlabel="T", ylabel="mean first passage", yscale="log")
-    last[0].legend(fontsize=7)
-    for ax, t in zip(last[1:], temperatures, strict=False):
+    below[0].set(xlabel="T", ylabel="mean first passage", yscale="log")
+    below[0].legend(fontsize=7)
+    for ax, t in zip(below[1:], temperatures, strict=False):
         for k in ("spins", *LEARNED):
             waited, passed = passages[t][k]
             order = np.sort(waited[passed])

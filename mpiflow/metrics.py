@@ -207,6 +207,23 @@ def structure_factor(fields: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray,
     return mean, np.array([at.sum() for at in inside])
 
 
+def two_point_correlation(fields: np.ndarray) -> np.ndarray:
+    r"""<m(x) m(x + r)> - <m>^2 of periodic fields, r along an axis, mean over both axes.
+
+    Parameters
+    ----------
+    fields : (..., M, M)
+
+    Returns
+    -------
+    (..., M // 2) for r = 0, 1, ...
+    """
+    points = fields.shape[-1]
+    away = fields - fields.mean(axis=(-2, -1), keepdims=True)
+    c = np.fft.ifft2(abs(np.fft.fft2(away)) ** 2).real / points**2
+    return np.asarray(0.5 * (c[..., 0, : points // 2] + c[..., : points // 2, 0]))
+
+
 def exponential_mean(waited: np.ndarray, happened: np.ndarray) -> tuple[float, float]:
     """Mean waiting time of exponential ones, and its standard error; some were not seen to end.
 

@@ -196,6 +196,16 @@ def test_structure_factor() -> None:
     assert count[0] == 20  # of 25 in the square, without its corners and 0
 
 
+def test_two_point_correlation() -> None:
+    x = np.random.default_rng(9).normal(0.4, 1.0, (3, 8, 8))
+    by_hand = [
+        np.mean([x * np.roll(x, r, axis) for axis in (1, 2)], axis=(0, 2, 3))
+        - x.mean(axis=(1, 2)) ** 2
+        for r in range(4)
+    ]
+    np.testing.assert_allclose(metrics.two_point_correlation(x).T, by_hand, atol=1e-12)
+
+
 def test_exponential_waits_that_were_cut_off() -> None:
     rng = np.random.default_rng(7)
     found = []
