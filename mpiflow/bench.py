@@ -17,7 +17,7 @@ import numpy as np
 from mpi4py import MPI
 from scipy.optimize import nnls
 
-from mpiflow import alloy_bench, initial, kac_bench
+from mpiflow import alloy_bench, field_bench, initial, kac_bench
 from mpiflow.barrier_files import load_barrier_model
 from mpiflow.block import Block
 from mpiflow.device import Device, kernel, rule, threads
@@ -375,6 +375,12 @@ def _kac(meter: Meter, device: str, small: bool) -> None:
         meter.cost(case, unit, scale, work)
 
 
+def _field(meter: Meter, device: str, small: bool) -> None:
+    """Steps of a stochastic field."""
+    for case, unit, scale, work in field_bench.cases(meter.comm, small):
+        meter.cost(case, unit, scale, work)
+
+
 def _noise(meter: Meter, device: str, small: bool) -> None:
     """64-bit words per nanosecond of our generator and of the one we did not choose."""
     sites = np.arange(64 if small else 4096, dtype=np.uint64)
@@ -398,6 +404,7 @@ BENCHES: dict[str, Callable[[Meter, str, bool], None]] = {
     "partial-evolution": _partial_evolution,
     "kac": _kac,
     "alloy": _alloy,
+    "field": _field,
     "noise": _noise,
 }
 

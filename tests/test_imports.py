@@ -82,6 +82,7 @@ LAYERS = {
     "learn": 11,
     "alloy_bench": 12,
     "kac_bench": 12,
+    "field_bench": 12,
     "bench": 13,
     "cli": 14,
     "__main__": 15,
@@ -115,6 +116,7 @@ COMMUNICATES = {
 TAKES_A_COMMUNICATOR = {
     "alloy_bench",
     "kac_bench",
+    "field_bench",
     "kac_simulation",
     "mesoscopic",
     "stochastic_field",
