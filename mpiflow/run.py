@@ -204,7 +204,7 @@ def record(
         _check_blocks(sim, "spin_bits", 8)
     schedule = sim.schedule(time, save_every)  # checks the times, before a file is made
     dims, coordinates, variables = _schema(sim, coarse, spins, spin_bits)
-    about = _attributes(sim) | dict(attributes or {})
+    about = _attributes(sim, coarse) | dict(attributes or {})
     facts = facts_of(sim.facts(), about)
     if point is not None:
         unchanged(point, facts, changed)
@@ -302,7 +302,7 @@ def _values(
     return values
 
 
-def _attributes(sim: SpinSimulation) -> dict[str, Any]:
+def _attributes(sim: SpinSimulation, coarse: int | None) -> dict[str, Any]:
     """Standard attributes, with the configuration as far as the simulation knows it."""
     facts = {
         name: number_to_json(value) if isinstance(value, float) else value
@@ -310,7 +310,7 @@ def _attributes(sim: SpinSimulation) -> dict[str, Any]:
     }
     named = {name: facts[name] for name in ("system", "kernel", "seed") if name in facts}
     return named | {
-        "config_json": json.dumps(facts),
+        "config_json": json.dumps({**facts, "coarse": coarse}),
         "rng": sim.rng,
         "decomposition_invariant": 1,
     }

@@ -128,6 +128,7 @@ def test_a_run_from_python_needs_no_configuration(comm: MPI.Intracomm, shared_tm
     with Trajectory(shared_tmp / "a.h5") as run:
         stored = json.loads(run.attributes["config_json"])
     assert (stored["temperature"], stored["size"], stored["seed"]) == (2.5, [16, 16], 1)
+    assert stored["coarse"] == 2
 
 
 def test_opens_in_xarray(tmp_path: Path):
