@@ -289,7 +289,12 @@ class OnsagerFlow:
         rows, waves = (np.arange(ny), ny), (np.arange(nx // 2 + 1)[columns], nx)
         at = np.arange(len(along)) - len(along) // 2
         down, across = (np.cos(2 * np.pi / n * (np.outer(k, at) % n)) for k, n in (rows, waves))
-        return np.asarray(down @ (along @ self.kernel @ along.T) @ across.T)
+        left = down @ (along @ self.kernel @ along.T)
+        # Term by term: a product of matrices would have other bits for other columns.
+        out = np.zeros((ny, len(across)))
+        for of_y, of_x in zip(left.T, across.T, strict=True):
+            out += np.multiply.outer(of_y, of_x)
+        return out
 
     def field(
         self,

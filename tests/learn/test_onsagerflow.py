@@ -245,6 +245,11 @@ def test_kernels_of_merged_blocks(merge: int) -> None:
     np.testing.assert_allclose(got, mean, atol=1e-12)
     small = scipy.fft.irfft2(model.symbol((n // 3, n), merge), s=(n // 3, n))
     np.testing.assert_allclose(small, mean.reshape(3, n // 3, n).sum(axis=0), atol=1e-12)
+    whole = model.symbol((n, 64), merge)
+    for first in range(33):  # ranks have other columns, and the same bits
+        for last in (first + 1, min(first + 3, 33), 33):
+            part = model.symbol((n, 64), merge, slice(first, last))
+            np.testing.assert_array_equal(part, whole[:, first:last])
     with pytest.raises(InputError, match="merge"):
         model.symbol((8, 8), 0)
 
