@@ -55,6 +55,14 @@ STREAMS = {
     "vacancy-relax": 19,  # hops inside windows of local relaxation; step = window, site = event
     # Noise of a field of block means; step = half step, site = (y, x), two words a block.
     "stochastic-field": 23,
+    "mean-field": 24,  # events of whole Curie-Weiss systems; step = 0, site = event
+    "mean-field-partial": 25,  # events of patches of partial evolution; as above
+    "mean-field-relax": 26,  # attempts in windows; step = level << 32 | window, site = attempt
+    # Noise of a linear chain; step = time step, site = site // 2, two normals a call.
+    "linear-chain": 30,
+    # The same inside its patches; step counts the steps of all patches of a chain. Site 2^63:
+    # which patch.
+    "linear-chain-partial": 31,
 }
 
 MAX_MEMBER = 2**48

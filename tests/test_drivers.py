@@ -22,6 +22,8 @@ LEAVES = {
     "alloy_window": ["results.json", "table.md"],
     "kac_solvers": ["results.json", "table.md", "kac_solvers.png", "cost.png"],
     "learn_generator": ["results.json", "table.md", "learn_generator.png"],
+    "curie_weiss": ["results.json", "table.md", "curie_weiss.png", "rollout.h5"],
+    "linear_chain": ["results.json", "table.md", "linear_chain.png", "rollout.h5"],
     "onsagerflow_learn": [
         "results.json",
         "table.md",
@@ -59,6 +61,8 @@ ENTRIES = {
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
     "learn_generator": 33,
+    "curie_weiss": 3 * 6 + 1,
+    "linear_chain": 6,
     "onsagerflow_learn": 4 * 5 + 8 + 3 * 4,
     "onsagerflow_validate": 2 * 5 * 8 + 2 * 2,
     "alloy_barriers": 27,
@@ -81,6 +85,7 @@ TITLES = (
     "| data |",
     "| learned |",
     "| equation |",
+    "| quantity |",
 )
 
 
