@@ -7,7 +7,7 @@ the truth is the master equation of M, the law of a learned SDE comes from quadr
 is left is the error of learning; error bars are over seeds. The published errors hold the noise
 of 20 trajectories of the model and 20 of the truth too: what it adds on average is calculated.
 Writes into --out: results.json, table.md, curie_weiss.png, rollout.h5.
-Full cost: about 5 minutes of CPU time, added up from single tasks of 5 to 11 s.
+Full cost: 2 minutes on two cores.
 
     mpirun -n 2 .venv/bin/python drivers/curie_weiss.py --out results/curie_weiss
 """
