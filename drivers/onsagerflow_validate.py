@@ -258,7 +258,7 @@ class Validation:
             error = series["exact law"]["S"].std(axis=1, ddof=1) * np.sqrt(1 + 1 / members)
             difference = abs(found["S"].mean(axis=1) - truth["S"][:, 0])
             off["S"] = (difference / truth["S"][:, 0])[1:].max()
-            # Ninety numbers: one of equal ones is more than three off in four tables.
+            # Ninety numbers: with two sigmas the exact law itself would be off by 12 %.
             beyond = np.maximum(0, difference - 3 * error) / truth["S"][:, 0]
             off["S beyond statistics"] = beyond[1:].max()
             wanted, given = truth["correlation"][-1, 0], found["correlation"][-1].mean(axis=0)
