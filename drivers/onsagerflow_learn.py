@@ -99,8 +99,9 @@ def kac_runs(options: argparse.Namespace, comm: MPI.Intracomm, out: Path) -> lis
     def run(task: tuple[float, int]) -> str:
         temperature, i = task
         path = out / f"kac_T{temperature:g}_{i}.h5"
-        if not complete(path):
-            simulate(kac_config(options, temperature, i, path), MPI.COMM_SELF)
+        config = kac_config(options, temperature, i, path)
+        if not complete(path, config):
+            simulate(config, MPI.COMM_SELF)
         return str(path)
 
     return runs_from_files(list(farm(tasks, run, comm).values()))
@@ -138,12 +139,13 @@ def kac_config(options: argparse.Namespace, temperature: float, i: int, path: Pa
     )  # fmt: skip
 
 
-def complete(path: Path) -> bool:
+def complete(path: Path, config: IsingConfig | KacConfig) -> bool:
+    """Whether a whole run of this very configuration is there."""
     if not path.exists():
         return False
     try:
         with Trajectory(path) as file:
-            return file.complete
+            return file.complete and file.config == json.loads(config.model_dump_json())
     except InputError:
         return False
 
@@ -294,16 +296,16 @@ def nearest_neighbours(
     def run(task: tuple[float, int]) -> str:
         t, i = task
         path = out / "runs" / f"ising_T{t:g}_{i}.h5"
-        if not complete(path):
-            # In fields that hold m from -0.93 to 0.93 at high T; at low T two phases in weak ones.
-            strength = (i - options.fields) / max(1, options.fields)
-            h = bethe_field(t, 0.93 * strength) if t > 2.269 else 0.1 * strength
-            simulate(IsingConfig(
-                size=options.ising_size, temperature=t, field=float(h), dt=0.05,
-                time=options.time, save_every=EVERY, coarse=8, initial="random",
-                initial_magnetization=float(0.9 * np.sign(strength) * abs(strength)),
-                seed=options.seed + i, out=path, overwrite=True, quiet=True, checkpoints=False,
-            ), MPI.COMM_SELF)  # fmt: skip
+        # In fields that hold m from -0.93 to 0.93 at high T; at low T two phases in weak ones.
+        strength = (i - options.fields) / max(1, options.fields)
+        h = bethe_field(t, 0.93 * strength) if t > 2.269 else 0.1 * strength
+        config = IsingConfig(
+            size=options.ising_size, temperature=t, field=float(h), dt=0.05, time=options.time,
+            save_every=EVERY, coarse=8, initial="random", initial_magnetization=0.9 * strength,
+            seed=options.seed + i, out=path, overwrite=True, quiet=True, checkpoints=False,
+        )  # fmt: skip
+        if not complete(path, config):
+            simulate(config, MPI.COMM_SELF)
         return str(path)
 
     tasks = [(t, i) for t in ISING_TEMPERATURES for i in range(ways)]

@@ -94,8 +94,8 @@ class Form:
             )
         if self.kernel not in ("free", "radial"):
             raise InputError("kernel", self.kernel, "free or radial", "Use free.")
-        low = {"mobility_terms": 1, "entropy_terms": 0, "temperature_degree": 0, "radius": 2}
-        low["width"] = 0
+        low = {"mobility_terms": 1, "entropy_terms": 0, "temperature_degree": 0, "radius": 2,
+               "width": 0}  # fmt: skip
         for name, least in low.items():
             if getattr(self, name) < least:
                 raise InputError(name, getattr(self, name), f"{least} or more", "Leave it out.")
