@@ -29,6 +29,7 @@ LAYERS = {
     "signals": 0,
     "stopping": 1,
     "metrics": 1,
+    "report": 2,
     "config": 2,
     "dense": 2,
     "noise": 2,

@@ -29,6 +29,7 @@ from mpiflow.learn.training import Schedule
 from mpiflow.noise import RNG
 from mpiflow.parallel import agreed
 from mpiflow.progress import Progress
+from mpiflow.report import Kept
 from mpiflow.schema import STANDARD, Variable
 from mpiflow.simulation import Simulation
 from mpiflow.systems.ising import Ising
@@ -78,9 +79,33 @@ def published_order(
     return final, std[late].mean(axis=0), metrics.half_time(times, mean, final)
 
 
-def farm(tasks: Sequence[Any], work: Callable[[Any], T], comm: MPI.Intracomm) -> Results[T]:
-    """``{task: work(task)}`` on every rank; task i runs on rank i modulo ranks. Collective."""
-    mine = {task: work(task) for task in tasks[comm.rank :: comm.size]}
+def farm(
+    tasks: Sequence[Any],
+    work: Callable[[Any], T],
+    comm: MPI.Intracomm,
+    kept: Kept | None = None,
+) -> Results[T]:
+    """``{task: work(task)}`` on every rank; task i runs on rank i modulo ranks. Collective.
+
+    Parameters
+    ----------
+    kept : where results are kept, which must be dictionaries of arrays or numbers then, and
+        taken from if they are there
+    """
+
+    def done(task: Any) -> Any:
+        if kept is None:
+            return work(task)
+        name = "-".join(map(str, task)) if isinstance(task, tuple) else str(task)
+        result = kept.get(name)
+        if result is None:
+            kept.put(name, **work(task))  # type: ignore[arg-type]
+            result = kept.get(name)  # the same types, new or old
+        if result is None:
+            raise OSError(f"{kept.directory}: {name} could not be read back")
+        return result
+
+    mine = {task: done(task) for task in tasks[comm.rank :: comm.size]}
     everywhere = comm.allgather(mine)
     return {task: everywhere[i % comm.size][task] for i, task in enumerate(tasks)}
 
