@@ -3,7 +3,8 @@
 Chen et al., arXiv:2511.12842, section III.2, first part: the large system is 64^2
 at T = 2.5, h = 0.1; the microscopic simulator may be as small as 8^2. Prints ours
 and the naive baseline beside the published numbers and writes into --out:
-results.json, table.md, closure_<patch>.png, models/, truth.h5.
+results.json, table.md, closure_<patch>.png, models/, truth.h5, parts/ (a driver that was stopped
+goes on; 1 GB in full, to be deleted afterwards).
 
     mpirun -n 2 .venv/bin/python drivers/ising_closure.py --out results/ising_closure
 """
@@ -11,14 +12,13 @@ results.json, table.md, closure_<patch>.png, models/, truth.h5.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mpiflow import metrics, parallel
+from mpiflow import parallel, report
 from mpiflow.errors import InputError
 from mpiflow.learn import experiment
 from mpiflow.learn.dataset import DataPlan
@@ -35,6 +35,8 @@ PUBLISHED = {
 }
 MAGNETIZATIONS = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75)
 SYSTEM = Ising(temperature=2.5, field=0.1)
+#: Options on which no training set or model depends.
+LATER = ("out", "patches", "seeds", "replicas", "steps", "seed", "smoke")
 
 
 def main() -> None:
@@ -58,12 +60,14 @@ def main() -> None:
             if getattr(options, name) < least:
                 raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
     out = experiment.results_directory(options.out, comm)
-    data = experiment.generate(SYSTEM, plans, comm)
+    facts = {name: value for name, value in vars(options).items() if name not in LATER}
+    kept = report.Kept(out / "parts", facts)
+    data = experiment.generate(SYSTEM, plans, comm, kept)
     tasks: list[experiment.Task] = [
         (patch, method, seed) for patch, seed in plans for method in ("partial", "naive")
     ]
     models = experiment.learn(
-        SYSTEM, data, tasks, comm=comm, factor=options.factor, schedule=schedule
+        SYSTEM, data, tasks, comm=comm, factor=options.factor, schedule=schedule, kept=kept
     )
     # One step of the published grid is 4096 flips, 6.2 units of time on average.
     times = 6.0 * np.arange(options.steps + 1)
@@ -77,6 +81,8 @@ def main() -> None:
         encoders,
         seed=options.seed,
         comm=comm,
+        # The closures of a truth are those of all models.
+        kept=report.Kept(out / "parts", {**vars(options), "out": None}),
     )
     results, _ = experiment.evaluate(models, truth, seed=options.seed, comm=comm)
     if comm.rank == 0:
@@ -84,10 +90,10 @@ def main() -> None:
         experiment.write_truth(out / "truth.h5", truth, SYSTEM, plan.large, options.seed)
         for (patch, method, seed), model in models.items():
             model.save(out / "models" / f"{method}_{patch}_{seed}")
-        report(out, results, options, times)
+        write(out, results, options, times)
 
 
-def report(
+def write(
     out: Path,
     results: experiment.Results[experiment.Comparison],
     options: argparse.Namespace,
@@ -108,23 +114,20 @@ def report(
             lines.append(
                 f"| {patch} | {'ours' if method == 'partial' else 'naive'} "
                 f"| {'' if published is None else f'{published:.5f}'} "
-                f"| {with_error(error)} "
-                f"| {with_error([r.observable_error for r in runs])} "
-                f"| {with_error([r.spread_error for r in runs])} "
+                f"| {report.with_error(error)} "
+                f"| {report.with_error([r.observable_error for r in runs])} "
+                f"| {report.with_error([r.spread_error for r in runs])} "
                 f"| {np.mean([r.floor for r in runs]):.1e} "
                 f"| {sum(r.clipped for r in runs)} |"
             )
             for name in ("error", "observable_error", "spread_error"):
                 values = [getattr(r, name) for r in runs]
-                stderr = metrics.standard_error(np.array(values))
                 entries.append(
-                    {
-                        "quantity": f"{name} patch {patch} {method}",
-                        "ours": float(np.mean(values)),
-                        "stderr": None if np.isnan(stderr) else stderr,
-                        "published": published if name == "error" else None,
-                        "exact": None,
-                    }
+                    report.entry(
+                        f"{name} patch {patch} {method}",
+                        values,
+                        published=published if name == "error" else None,
+                    )
                 )
         early = times <= 240.0
         first = results[patch, "partial", 0]
@@ -139,17 +142,7 @@ def report(
             groups=MAGNETIZATIONS,
             title=f"Ising 64^2, T=2.5, h=0.1, learned from {patch}^2",
         )
-    table = "\n".join(lines)
-    print(table)
-    (out / "table.md").write_text(table + "\n")
-    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
-
-
-def with_error(values: list[float]) -> str:
-    """Mean and standard error over seeds."""
-    stderr = metrics.standard_error(np.array(values))
-    mean = f"{np.mean(values):.5f}"
-    return mean if np.isnan(stderr) else f"{mean} ± {stderr:.5f}"
+    report.write(out, "\n".join(lines), entries)
 
 
 def parse() -> argparse.Namespace:

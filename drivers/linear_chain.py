@@ -20,7 +20,7 @@ Why the published numbers are off (no code, dt or number of pairs is published):
 
 Then the learned large chain is predicted from rest beside a direct simulation and the exact
 law, and beside the small chain's SDE with its noise rescaled, which relaxes to 15 instead of
-1.5. Writes into --out: results.json, table.md, linear_chain.png, rollout.h5.
+1.5. Writes into --out: results.json, table.md, linear_chain.png, rollout.h5, parts/.
 In full 83 s on one core, a few MB.
 
     mpirun -n 2 .venv/bin/python drivers/linear_chain.py --out results/linear_chain
@@ -36,11 +36,11 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import metrics, parallel
+from mpiflow import metrics, parallel, report
 from mpiflow.block import gather_records
 from mpiflow.chain_simulation import ChainSimulation
 from mpiflow.errors import InputError
-from mpiflow.learn.experiment import results_directory
+from mpiflow.learn.experiment import farm, results_directory
 from mpiflow.learn.linear import Coefficients, LinearSDE, minimum, pair_sums
 from mpiflow.noise import RNG, uniforms
 from mpiflow.progress import Progress
@@ -72,20 +72,28 @@ def main() -> None:
                 raise InputError(name, getattr(options, name), "2 or more", "Leave it out.")
     out = results_directory(options.out, comm)
     chains = {"small": LinearChain(SMALL), "large": LinearChain(LARGE)}
+    tasks = [(name, 1000 * options.seed + n) for n in range(options.seeds) for name in chains]
+    facts = {"settings": [REACH, DT, PAIR_DT, DRAWS, options.end, options.chains]}
+    with Progress(max(1, len(tasks[comm.rank :: comm.size])), "training pairs", comm) as progress:
+        done = 0
+
+        def work(task: tuple[str, int]) -> dict[str, np.ndarray | float]:
+            nonlocal done
+            name, seed = task
+            result = training_sums(chains[name], options, seed)
+            done += 1
+            progress.update(done)
+            return result
+
+        data = farm(tasks, work, comm, report.Kept(out / "parts", facts))
     fits: dict[str, list[Coefficients]] = {name: [] for name in chains}
-    reach = [np.inf, -np.inf]
-    with Progress(2 * options.seeds, "training pairs", comm) as progress:
-        for number in range(options.seeds):
-            for name, system in chains.items():
-                sums, low, high = training_sums(system, options, 1000 * options.seed + number, comm)
-                if comm.rank == 0:
-                    fits[name].append(minimum(sums, PAIR_DT, system.sites / PATCH))
-                    reach = [min(low, reach[0]), max(high, reach[1])]
-                progress.update(2 * number + 1 + (name == "large"))
+    for (name, _), part in data.items():
+        fits[name].append(minimum(np.asarray(part["sums"]), PAIR_DT, chains[name].sites / PATCH))
+    reach = [min(p["low"] for p in data.values()), max(p["high"] for p in data.values())]
     direct = simulated(chains["large"], options, comm)
     if comm.rank == 0 and direct is not None:
         found = {name: np.array(values) for name, values in fits.items()}
-        means: dict[str, Coefficients] = {n: tuple(v.mean(axis=0)) for n, v in found.items()}  # type: ignore[misc]
+        means: dict[str, Coefficients] = {n: tuple(v.mean(axis=0)) for n, v in found.items()}
         rescaled = (*means["small"][:2], means["small"][2] * (SMALL / LARGE) ** 0.5)
         learned = rollout(means["large"], reach, options)
         other = rollout(rescaled, reach, options)
@@ -97,26 +105,19 @@ def main() -> None:
 
 
 def training_sums(
-    system: LinearChain, options: argparse.Namespace, seed: int, comm: MPI.Intracomm
-) -> tuple[np.ndarray, float, float]:
-    """Sums over all pairs (6,), least and largest m, on rank 0. Collective.
-
-    They are added up chain by chain, so their bits do not depend on the number of ranks.
-    """
-    sim = ChainSimulation(system, dt=DT, seed=seed, members=options.chains, comm=comm)
+    system: LinearChain, options: argparse.Namespace, seed: int
+) -> dict[str, np.ndarray | float]:
+    """Sums over all pairs of a data set (6,), least and largest m."""
+    sim = ChainSimulation(system, dt=DT, seed=seed, members=options.chains)
     u = uniforms(seed, "sample", 0, 0, sim.numbers)[:, :1]
     sim.set(system.resting() + REACH * (2.0 * u - 1.0))
-    count = len(sim.numbers)
-    sums, low, high = np.zeros((count, 6)), np.full(count, np.inf), np.full(count, -np.inf)
+    sums, low, high = np.zeros((options.chains, 6)), np.inf, -np.inf
     for _ in range(round(options.end / DT)):
         m = sim.mean_displacement()
         sums += pair_sums(m, sim.partial_evolution(PATCH, dt=PAIR_DT, draws=DRAWS))
-        low, high = np.minimum(low, m), np.maximum(high, m)
+        low, high = min(low, m.min()), max(high, m.max())
         sim.advance(1)
-    rows = gather_records(np.column_stack([sums, low, high]), comm)
-    if rows is None:
-        return np.empty(0), 0.0, 0.0
-    return rows[:, :6].sum(axis=0), rows[:, 6].min(), rows[:, 7].max()
+    return {"sums": sums.sum(axis=0), "low": low, "high": high}
 
 
 def times(options: argparse.Namespace) -> np.ndarray:
@@ -137,7 +138,7 @@ def simulated(
     return None if gathered is None else gathered.T
 
 
-def rollout(values: Coefficients, reach: list[float], options: argparse.Namespace) -> np.ndarray:
+def rollout(values: Coefficients, reach: list[Any], options: argparse.Namespace) -> np.ndarray:
     """m (times, members) of an SDE from rest."""
     sde = LinearSDE()
     sde.set_coefficients(values, *reach)
@@ -169,15 +170,7 @@ def write(
         for i, (name, exact) in enumerate(zip(NAMES, system.macroscopic(), strict=True)):
             values, published = found[size][:, i], PUBLISHED[size][i]
             ours, error = float(values.mean()), metrics.standard_error(values)
-            entries.append(
-                {
-                    "quantity": f"{size} {name}",
-                    "ours": ours,
-                    "stderr": error,
-                    "published": published,
-                    "exact": exact,
-                }
-            )
+            entries.append(report.entry(f"{size} {name}", values, published=published, exact=exact))
             lines.append(
                 f"| {size} {name} {SYMBOLS[name]} | {published:.4f} | {ours:.5f} ± {error:.5f} "
                 f"| {exact:.5f} | {abs(ours - exact) / error:.1f} errors; the published "
@@ -194,10 +187,7 @@ def write(
             f"{name}: {m[-1].mean():.4f} ± {spread / root:.4f}, "
             f"spread {spread:.4f} ± {spread / root / 2**0.5:.4f}.  "
         )
-    table = "\n".join(lines) + "\n"
-    print(table)
-    (out / "table.md").write_text(table)
-    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+    report.write(out, "\n".join(lines) + "\n", entries)
     draw(out / "linear_chain.png", chains["large"], found["large"], direct, learned, other, options)
 
 
@@ -233,11 +223,7 @@ def draw(
     options: argparse.Namespace,
 ) -> None:
     """Slope and bias of the large chain by seed; m(t) of simulation, prediction and law."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = report.figure(10, 4)
     left, right = figure.subplots(1, 2)
     left.plot(*found[:, :2].T, ".", color="0.6", label="ours, each seed")
     error = found.std(axis=0, ddof=1) / np.sqrt(len(found))

@@ -21,6 +21,12 @@ from pydantic_core import PydanticUndefined
 from mpiflow import __version__, parallel, signals
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.config import Config, IsingConfig, did_you_mean
+from mpiflow.ensemble_config import (
+    ChainConfig,
+    CurieWeissConfig,
+    EnsembleConfig,
+    PredatorPreyConfig,
+)
 from mpiflow.errors import InputError
 from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
@@ -185,6 +191,27 @@ def _simulate_alloy(config: AlloyConfig) -> None:
 
 simulate_app.command("alloy", help="Body-centred cubic alloy whose vacancies hop (KMC).")(
     _command(AlloyConfig, _simulate_alloy)
+)
+
+
+def _simulate_ensemble(config: EnsembleConfig) -> None:
+    from mpiflow.ensemble_run import simulate_ensemble
+
+    simulate_ensemble(config, parallel.start())
+
+
+simulate_app.command("linear-chain", help="Chains of springs with noise, pushed at one end.")(
+    _command(ChainConfig, _simulate_ensemble)
+)
+
+
+simulate_app.command("curie-weiss", help="Spins that feel all others alike, by exact events.")(
+    _command(CurieWeissConfig, _simulate_ensemble)
+)
+
+
+simulate_app.command("predator-prey", help="Prey and predators on a line, with noise.")(
+    _command(PredatorPreyConfig, _simulate_ensemble)
 )
 
 
@@ -464,7 +491,7 @@ def plan(
     system: str | None = typer.Option(
         None,
         "--system",
-        metavar="ising|kac|alloy|onsagerflow",
+        metavar="ising|kac|alloy|...",
         help="Where the file does not say it.",
     ),
     measure: bool = typer.Option(

@@ -180,6 +180,59 @@ def squared_mmd(
     return mean(x, x, True) + mean(y, y, True) - 2.0 * mean(x, y, False)
 
 
+def permutation_test(
+    x: np.ndarray,
+    y: np.ndarray,
+    widths: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+    *,
+    rounds: int = 999,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    r"""Are two ensembles of trajectories distinguishable? By their squared MMD, mean over time.
+
+    The time average of :func:`squared_mmd` is that of one kernel between whole trajectories. The
+    test deals these, not frames, to the two sides at random, so that correlation in time does no
+    harm; trajectories of different groups (initial conditions) stay in their group.
+
+    Parameters
+    ----------
+    x, y : (T, G, n, d) and (T, G, m, d), n and m 2 or more, in comparable units
+    widths : of the Gaussian kernels
+    rounds : random divisions
+
+    Returns
+    -------
+    biased and unbiased squared MMD, mean over times and groups, and the share p of divisions with
+    an unbiased one not below it, itself among them
+    """
+    first, rng = x.shape[2], np.random.default_rng(seed)
+    number = first + y.shape[2]
+    biased, unbiased = 0.0, np.zeros(rounds + 1)
+    for group in range(x.shape[1]):
+        kernel = np.zeros((number, number))
+        for a, b in zip(x[:, group], y[:, group], strict=True):
+            z = np.concatenate([a, b])
+            square = ((z[:, None] - z) ** 2).sum(axis=-1)
+            for s in widths:
+                kernel += np.exp(square / (-2.0 * s * s))
+        kernel /= len(x) * len(widths)
+        side = np.zeros((rounds + 1, number))
+        side[:, :first] = 1.0
+        side[1:] = rng.permuted(side[1:], axis=1)
+        rows = side @ kernel
+        own, total = (rows * side).sum(axis=1), rows.sum(axis=1)
+        cross = total - own
+        other = kernel.sum() - own - 2.0 * cross
+        n, m = first, number - first
+        biased += own[0] / n**2 + other[0] / m**2 - 2.0 * cross[0] / (n * m)
+        unbiased += (own - n) / (n * (n - 1)) + (other - m) / (m * (m - 1))
+        unbiased -= 2.0 * cross / (n * m)
+    # Divisions that are the one at hand again differ by rounding only.
+    extreme = np.count_nonzero(unbiased >= unbiased[0] - 1e-12)
+    groups = x.shape[1]
+    return biased / groups, float(unbiased[0]) / groups, float(extreme) / (rounds + 1)
+
+
 def structure_factor(fields: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     r"""S(k) = <\|m_k\|^2> of periodic fields, mean over rings of wave vectors.
 

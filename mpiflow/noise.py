@@ -63,6 +63,12 @@ STREAMS = {
     # The same inside its patches; step counts the steps of all patches of a chain. Site 2^63:
     # which patch.
     "linear-chain-partial": 31,
+    # Noise of predators and prey; step = time step, site = cell or 2^62 + edge, two normals a call.
+    "predator-prey": 32,
+    # The same inside patches; step = draw. Site 2^63: which patch.
+    "predator-prey-partial": 33,
+    "predator-prey-start": 34,  # their initial states; step = 0, site = 0
+    "cluster": 36,  # Wolff's clusters; step = cluster, site 0: where it starts, else bonds
 }
 
 MAX_MEMBER = 2**48

@@ -105,6 +105,27 @@ def class_counts(states: np.ndarray, patch: int) -> np.ndarray:
     return out
 
 
+@kernel
+def _lattice_counts(states: np.ndarray, out: np.ndarray) -> None:
+    ly, lx = states.shape[1], states.shape[2]
+    for b in range(states.shape[0]):
+        spins, row = states[b], out[b]
+        for y in range(ly):
+            above, here = spins[y - 1 if y > 0 else ly - 1], spins[y]
+            below = spins[y + 1 if y < ly - 1 else 0]
+            for x in range(lx):
+                k = above[x] + below[x]
+                k += here[x - 1 if x > 0 else lx - 1] + here[x + 1 if x < lx - 1 else 0]
+                row[rate_class(here[x], k)] += 1
+
+
+def lattice_class_counts(states: np.ndarray) -> np.ndarray:
+    """Sites of each rate class of whole periodic lattices, (B, Ly, Lx) int8 to (B, 10) int64."""
+    out = np.zeros((len(states), CLASSES), np.int64)
+    _lattice_counts(np.ascontiguousarray(states), out)
+    return out
+
+
 def block_sums(block: Block | PackedBlock, size: int) -> np.ndarray:
     """Sums of spins over coarse blocks of ``size`` sites a side, (B, ny, nx) int32.
 

@@ -22,6 +22,12 @@ from mpiflow.alloy_simulation import AlloySimulation, default_tile
 from mpiflow.config import IsingConfig, did_you_mean, read_toml
 from mpiflow.device import threads
 from mpiflow.doctor import machine_memory
+from mpiflow.ensemble_config import (
+    ChainConfig,
+    CurieWeissConfig,
+    EnsembleConfig,
+    PredatorPreyConfig,
+)
 from mpiflow.errors import InputError
 from mpiflow.field_config import FieldConfig, describe
 from mpiflow.field_simulation import FieldSimulation
@@ -38,6 +44,8 @@ from mpiflow.plan_sizes import (
     Stored,
     alloy_memory,
     alloy_variables,
+    ensemble_memory,
+    ensemble_variables,
     field_memory,
     field_variables,
     file_memory,
@@ -54,6 +62,9 @@ SYSTEMS: dict[str, type[RunConfigs]] = {
     "kac": KacConfig,
     "alloy": AlloyConfig,
     "onsagerflow": FieldConfig,
+    "linear-chain": ChainConfig,
+    "curie-weiss": CurieWeissConfig,
+    "predator-prey": PredatorPreyConfig,
 }
 
 
@@ -189,10 +200,13 @@ class Plan:
         if self.config.members > 1:
             here = f"{few}" if few == most else f"{few} to {most}"
             what = "fields" if isinstance(self.config, FieldConfig) else "lattices"
+            what = "systems" if isinstance(self.config, EnsembleConfig) else what
             return f"{self.config.members} {what} of {size} {unit}, {here} a rank"
         tiles = _sides(self.largest)
         if self.smallest != self.largest:
             tiles = f"{_sides(self.smallest)} to {tiles}"
+        if isinstance(self.config, EnsembleConfig):
+            return f"{size} {unit}, whole on every rank"
         grid = f" in a grid of {_sides(self.grid)} tiles" if self.ranks > 1 else ""
         return f"{size} {unit}{grid}, {tiles} a rank"
 
@@ -226,6 +240,8 @@ def plan(config: RunConfigs, ranks: int = 1, *, here: int | None = None) -> Plan
         made = _alloy(config, ranks)
     elif isinstance(config, FieldConfig):
         made = _field(config, ranks)
+    elif isinstance(config, EnsembleConfig):
+        made = _ensemble(config, ranks)
     else:
         made = _spins(config, ranks)
     return replace(made, warnings=tuple(_warnings(made, ranks if here is None else here)))
@@ -400,6 +416,38 @@ def _field(config: FieldConfig, ranks: int) -> Plan:
         exact=True,
         memory=memory | {"checkpoint beyond that": beyond},
         first_only=memory["frames received"] + beyond,
+        stored=stored,
+        checkpoint=checkpoint,
+    )
+
+
+def _ensemble(config: EnsembleConfig, ranks: int) -> Plan:
+    """Of systems that are whole on a rank, a single one on every rank."""
+    one, shape = config.members == 1, config.shape
+    batch = -(-config.members // ranks)
+    frames = Schedule(0.0, config.time, config.save_every).last + 1
+    stored = ensemble_variables(config, frames)
+    memory = ensemble_memory(config, batch)
+    # Numbers of spins that are down and up, a clock and the flips; or all sites.
+    exact = isinstance(config, CurieWeissConfig)
+    profiles = 8 * shape[-1] * len(config.profiles)
+    checkpoint = config.members * (32 if exact else profiles)
+    memory |= file_memory(stored, config, batch * profiles, frames, ranks)
+    dt = config.step
+    return Plan(
+        config=config,
+        ranks=ranks,
+        shape=shape,
+        grid=(1,) * len(shape),
+        smallest=shape,
+        largest=shape,
+        members_here=(1, 1) if one else (config.members // ranks, batch),
+        kernel=config.moves,
+        steps="events, not steps" if dt is None else f"{round(config.time / dt)} of {dt:g}",
+        frames=frames,
+        exact=True,
+        memory=memory | {"checkpoint": IMAGES * checkpoint},
+        first_only=memory["frames received"] + IMAGES * checkpoint,
         stored=stored,
         checkpoint=checkpoint,
     )

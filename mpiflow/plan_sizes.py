@@ -15,6 +15,7 @@ import numpy as np
 
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.config import IsingConfig, SpinConfig
+from mpiflow.ensemble_config import CurieWeissConfig, EnsembleConfig
 from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
 from mpiflow.lattice import Shape
@@ -24,7 +25,7 @@ from mpiflow.solvers.tiled_vacancy import TiledKMC
 from mpiflow.systems.ising import CLASSES
 from mpiflow.systems.kac import kac_kernel
 
-RunConfigs = IsingConfig | KacConfig | AlloyConfig | FieldConfig
+RunConfigs = IsingConfig | KacConfig | AlloyConfig | FieldConfig | EnsembleConfig
 
 #: Bytes of a rank that does next to nothing: Python, MPI, the packages, compiled kernels; and
 #: of one that compiles. Resident set on the reference machine after a short run of each system:
@@ -49,6 +50,8 @@ MEANS = ((1, 0.25), (2, 0.5), (4, 0.75), (8, 1.05), (16, 1.3), (64, 1.7), (256, 
 #: The counts of a learned field of ``cosh`` are such means (0.6 to 1 of these); of ``langevin``
 #: they are real numbers (2.1 to 3.5).
 REAL = 3.2
+#: The same of float64 (profiles of linear chains).
+DOUBLE = 7.5
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,21 @@ def field_memory(
     }
 
 
+def ensemble_memory(config: EnsembleConfig, batch: int) -> dict[str, int]:
+    """Bytes of the state, and of the table of rates of a mean field."""
+    if isinstance(config, CurieWeissConfig):
+        return {"field": 40 * batch, "rates": 16 * config.sites}
+    row = 8 * (config.shape[-1] + 2) * len(config.profiles)  # with its halo
+    return {"field": batch * row, "scratch": 2 * row}
+
+
 def file_memory(
     stored: Sequence[Stored], config: RunConfigs, sites: int, frames: int, ranks: int
 ) -> dict[str, int]:
-    """A frame in the making, and those that wait to be written, of the rank that has the most."""
+    """A frame in the making, and those that wait to be written, of the rank that has the most.
+
+    ``sites`` are its own; of profiles their bytes.
+    """
     frame = max(1, sum(s.frame for s in stored))
     waiting = min(frames, -(-HELD // frame))
     # Rank 0 alone writes without parallel HDF5, and then receives whole frames.
@@ -159,6 +173,8 @@ def file_memory(
     making = sites * (spins + 28 * isinstance(config, AlloyConfig) * spins)
     field = isinstance(config, FieldConfig)  # its means are counted, and a step needs more
     making += 16 * sites // coarse**2 if coarse and not field else 0
+    if isinstance(config, EnsembleConfig):
+        own = making = sites * config.saves_profiles
     # Several are stacked before they are written.
     held = waiting * min(frame, own + 512) * (2 if waiting > 1 and not field else 1)
     received = waiting * frame if alone and ranks > 1 else 0
@@ -224,6 +240,19 @@ def field_variables(config: FieldConfig, structure: str, frames: int) -> tuple[S
         _stored(name, (*members, *config.shape), _itemsize(name), frames, kept),
         _fixed("coordinates", sum(config.shape) + sum(members), 8),
     )
+
+
+def ensemble_variables(config: EnsembleConfig, frames: int) -> tuple[Stored, ...]:
+    """What a file of systems that are whole on a rank holds."""
+    members: Shape = (config.members,) if config.members > 1 else ()
+    out = [_stored("time", (), 8, frames)]
+    out += [_stored(name, members, _itemsize(name), frames) for name in config.scalars]
+    along = 0
+    if config.saves_profiles:
+        along = config.shape[-1]
+        for name in config.profiles:
+            out.append(_stored(name, (*members, along), _itemsize(name), frames, DOUBLE / 8))
+    return (*out, _fixed("coordinates", along + sum(members), 8))
 
 
 def alloy_variables(config: AlloyConfig, sites: int, frames: int) -> tuple[Stored, ...]:

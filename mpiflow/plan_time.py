@@ -14,6 +14,9 @@ from mpiflow.alloy_run import build_alloy
 from mpiflow.alloy_simulation import AlloySimulation
 from mpiflow.barrier_files import load_barrier_model
 from mpiflow.config import SpinConfig
+from mpiflow.ensemble_config import EnsembleConfig
+from mpiflow.ensemble_run import build_ensemble
+from mpiflow.ensemble_simulation import Ensemble
 from mpiflow.errors import InputError
 from mpiflow.field_config import FieldConfig
 from mpiflow.field_simulation import FieldSimulation
@@ -27,7 +30,7 @@ from mpiflow.simulation import SpinSimulation
 #: Seconds of a repeat at least.
 SECONDS = 0.4
 
-Simulations = SpinSimulation | AlloySimulation | FieldSimulation
+Simulations = SpinSimulation | AlloySimulation | FieldSimulation | Ensemble
 
 
 def estimate(
@@ -47,6 +50,8 @@ def estimate(
         from mpiflow import predict  # it needs PyTorch, which takes seconds
 
         sim = predict.build(config, predict.load(config, comm), comm)
+    elif isinstance(config, EnsembleConfig):
+        sim = build_ensemble(config, comm)
     else:
         sim = build(config, comm)
     begun = clock.perf_counter() - begun
@@ -118,8 +123,8 @@ class _Strides:
         #: What an advance goes by: a step, a hop, or so little time that nothing may happen.
         self.stride = self.end * 1e-9
         window = sim.window if isinstance(sim, AlloySimulation) else None
-        if isinstance(sim, FieldSimulation):
-            window = sim.grain
+        if isinstance(sim, FieldSimulation | Ensemble):
+            window = sim.grain or None
         elif isinstance(sim, SpinSimulation):
             window = sim.step_length
         self.by_hops = self.hops and window is None
@@ -142,7 +147,7 @@ class _Strides:
         start = clock.perf_counter()
         if self.by_hops and isinstance(sim, AlloySimulation):
             sim.advance_hops(int(before + strides * self.stride))
-        elif isinstance(sim, FieldSimulation):
+        elif isinstance(sim, FieldSimulation | Ensemble):
             sim.advance_to(sim.time + strides * self.stride)
         else:
             sim.advance(strides * self.stride)
@@ -165,6 +170,8 @@ class _Strides:
                 sim.species()
         elif isinstance(sim, FieldSimulation):
             sim.outside()
+        elif isinstance(sim, Ensemble):
+            sim.profiles()
         elif isinstance(config, SpinConfig):
             if config.coarse is not None:
                 sim.coarse_sums(config.coarse)

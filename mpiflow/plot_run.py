@@ -23,6 +23,7 @@ WIDTH = 80  # of text that goes to a file or a pipe
 PAUSE = 2.0  # seconds between two looks at a growing file
 PATIENCE = 5  # looks in a row that may fail, because a reader met a flush
 SNAPSHOTS = 5
+MOMENTS = 400  # most times, and most places, of what lies along a line
 
 _LINES = 32  # most lines in a panel, and most unless asked for
 _FEW_LINES = 9
@@ -50,7 +51,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Field:
-    """A field at some frames: values (ny, nx), and the edges of the cells in sites."""
+    """A field at some frames: values (ny, nx), and the edges of the cells in sites.
+
+    Of what lies along a line there is one for all frames, its places upwards and time to the right.
+    """
 
     name: str
     frames: tuple[int, ...]
@@ -105,7 +109,7 @@ def plot(
 
 def _lines_of(run: Trajectory, v: Variable) -> int:
     """In how many lines a variable is drawn against time; 0 for one that cannot be."""
-    if not v.per_frame or field_axes(v):
+    if not v.per_frame or field_axes(v) or _along_a_line(v):
         return 0
     count = 1
     for name in v.dims:
@@ -113,10 +117,16 @@ def _lines_of(run: Trajectory, v: Variable) -> int:
     return count if count <= _LINES else 0
 
 
+def _along_a_line(v: Variable) -> bool:
+    """Whether it is drawn over time and place."""
+    return v.per_frame and v.name.endswith("_profile")
+
+
 def _select(run: Trajectory, names: Sequence[str] | None) -> tuple[list[Variable], list[Variable]]:
     """The variables to draw against time, and the fields."""
     lines = {v.name: n for v in run.variables.values() if (n := _lines_of(run, v))}
-    fields = [v.name for v in run.variables.values() if len(field_axes(v)) == 2]
+    planes = [v for v in run.variables.values() if len(field_axes(v)) == 2 or _along_a_line(v)]
+    fields = [v.name for v in planes]
     if names is not None:
         wanted = chosen(run, names, [*lines, *fields])
     else:
@@ -153,13 +163,26 @@ def field_of(run: Trajectory, v: Variable, frames: Sequence[int], member: int) -
         if "member" in v.dims:
             whole = whole[(slice(None),) * v.dims.index("member") + (member,)]
         values.append(np.asarray(whole, np.float32))
-    edges: list[float] = []
-    for name in reversed(field_axes(v)):
-        centres = run.read(name)
-        half = float(centres[1] - centres[0]) / 2 if len(centres) > 1 else float(centres[0]) + 0.5
-        edges += [float(centres[0]) - half, float(centres[-1]) + half]
-    left, right, bottom, top = edges
-    return Field(v.name, tuple(frames), tuple(values), (left, right, bottom, top))
+    across, up = (_edges(run, name) for name in reversed(field_axes(v)))
+    return Field(v.name, tuple(frames), tuple(values), (*across, *up))
+
+
+def profile_of(run: Trajectory, v: Variable, member: int) -> Field:
+    """Read what lies along a line, one frame at a time; of many times and places a part."""
+    frames, columns = _spaced(_frame(run, -1), MOMENTS), []
+    for k in frames:
+        whole = np.asarray(run.read(v.name, k), np.float64)
+        line = whole[member] if "member" in v.dims else whole
+        columns.append(_resampled(line[:, None], min(len(line), MOMENTS))[:, 0])
+    first, last = float(run.time[0]), float(run.time[-1])
+    return Field(v.name, (), (np.stack(columns, axis=1),), (first, last, *_edges(run, v.dims[-1])))
+
+
+def _edges(run: Trajectory, name: str) -> tuple[float, float]:
+    """Outer edges of the cells along a dimension."""
+    centres = run.read(name)
+    half = float(centres[1] - centres[0]) / 2 if len(centres) > 1 else float(centres[0]) + 0.5
+    return round(float(centres[0]) - half, 12), round(float(centres[-1]) + half, 12)
 
 
 def _frame(run: Trajectory, frame: int) -> int:
@@ -245,7 +268,10 @@ def picture(
             for axes in panels[len(drawn) :]:
                 axes.remove()
         for part, v in zip(parts, kept, strict=True):
-            _draw_field(part, run.time, field_of(run, v, moments, member))
+            if _along_a_line(v):
+                _draw_profile(part, _time_label(run), v.dims[-1], profile_of(run, v, member))
+            else:
+                _draw_field(part, run.time, field_of(run, v, moments, member))
         figure.suptitle(_title(run), fontsize=10)
         figure.savefig(target, dpi=110, format="png")
     return len(run)
@@ -284,6 +310,19 @@ def _draw_field(part: Any, times: np.ndarray, field: Field) -> None:
     part.colorbar(image, ax=list(panels), shrink=0.8, label=field.name)
 
 
+def _draw_profile(part: Any, time: str, place: str, field: Field) -> None:
+    (values,), axes = field.values, part.subplots()
+    low, high = _limits(field.values)
+    style = "RdBu_r" if low == -high else "viridis"
+    image = axes.imshow(
+        values, origin="lower", extent=field.extent, cmap=style, vmin=low, vmax=high, aspect="auto"
+    )
+    axes.set_xlabel(time, fontsize=8)
+    axes.set_ylabel(place, fontsize=8)
+    axes.tick_params(labelsize=7)
+    part.colorbar(image, ax=axes, shrink=0.8, label=field.name)
+
+
 # -- text ----------------------------------------------------------------------------------
 
 
@@ -312,12 +351,18 @@ def page(
     if drawn:
         lines.append(f"against {_time_label(run)}"[:width])
     for v in kept:
-        field = field_of(run, v, [shown], member)
+        line = _along_a_line(v)
+        field = profile_of(run, v, member) if line else field_of(run, v, [shown], member)
         low, high = _limits(field.values)
         left, right, bottom, top = (f"{edge:g}" for edge in field.extent)
-        about = f"t = {run.time[shown]:.6g}, {low:.3g} to {high:.3g}"
-        lines.append(f"{v.name}, {about}; x {left} to {right}, y {bottom} to {top} upwards"[:width])
-        lines += half_blocks(field.values[0], (low, high), width, colour=colour)
+        across, up = ("time", v.dims[-1]) if line else ("x", "y")
+        about = f"{low:.3g} to {high:.3g}; {across} {left} to {right}, {up} {bottom} to {top}"
+        when = "" if line else f"t = {run.time[shown]:.6g}, "
+        lines.append(f"{v.name}, {when}{about} upwards"[:width])
+        values = field.values[0]
+        if line:  # it has no shape of its own
+            values = _resampled(_resampled(values, 2 * _FIELD_ROWS).T, width).T
+        lines += half_blocks(values, (low, high), width, colour=colour)
     return lines
 
 

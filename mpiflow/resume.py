@@ -11,6 +11,12 @@ from mpi4py import MPI
 from mpiflow import checkpoint
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.config import IsingConfig, RunConfig
+from mpiflow.ensemble_config import (
+    ChainConfig,
+    CurieWeissConfig,
+    EnsembleConfig,
+    PredatorPreyConfig,
+)
 from mpiflow.errors import InputError
 from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
@@ -18,11 +24,15 @@ from mpiflow.parallel import agreed
 from mpiflow.trajectory import Trajectory
 
 #: Configurations by what ``system`` says, and what an initial file is replaced by: it may be gone.
-_SYSTEMS: dict[str, tuple[type[RunConfig], str]] = {
+#: None for systems that never start from a file.
+_SYSTEMS: dict[str, tuple[type[RunConfig], str | None]] = {
     "ising": (IsingConfig, "up"),
     "kac": (KacConfig, "up"),
     "alloy": (AlloyConfig, "random"),
     "onsagerflow": (FieldConfig, "uniform"),
+    "linear-chain": (ChainConfig, None),
+    "curie-weiss": (CurieWeissConfig, None),
+    "predator-prey": (PredatorPreyConfig, None),
 }
 
 
@@ -60,6 +70,10 @@ def resume(
         from mpiflow.predict import predict
 
         return predict(config, comm, changed=changes)
+    if isinstance(config, EnsembleConfig):
+        from mpiflow.ensemble_run import simulate_ensemble
+
+        return simulate_ensemble(config, comm, changed=changes)
     from mpiflow.run import simulate
 
     assert isinstance(config, IsingConfig | KacConfig)  # noqa: S101 - for the type checker
@@ -80,8 +94,9 @@ def configuration(
     model, state = _SYSTEMS[str(system)]
     values = {**stored, "overwrite": False, **changes, "out": out, "resume": True}
     kinds = ("shuffled", "random", "up", "gaussian", "uniform")
-    if begun and values["initial"] not in kinds and not Path(str(values["initial"])).is_file():
-        values["initial"] = state
+    if state is not None and begun and values["initial"] not in kinds:
+        if not Path(str(values["initial"])).is_file():
+            values["initial"] = state
     if "time" in changes and stored.get("hops") is not None:
         raise InputError("time", changes["time"], "hops", "The run counts hops: give --hops.")
     return model(**values)

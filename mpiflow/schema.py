@@ -60,6 +60,8 @@ _MEAN = {"cell_methods": "time: point area: mean"}
 _POINT = {"cell_methods": "time: point"}
 
 TIME = Variable("time", long_name="time in attempts per spin", attributes={"axis": "T"})
+#: Of systems whose equations have a unit of time of their own.
+CLOCK = replace(TIME, long_name="time")
 
 # Coarse fields are float32: a block sum over fewer than 2^24 sites (blocks up to 4095 sites
 # a side) comes back exactly as rint(mean * sites), and files and training data are half as
@@ -120,6 +122,22 @@ STANDARD: dict[str, Variable] = {
         ),
         Variable("hops", (), "int64", long_name="vacancy hops since time 0"),
         Variable("species", ("site",), "int8", long_name="species of a site", attributes=_POINT),
+        Variable("displacement", long_name="mean displacement of a site", attributes=_POINT),
+        Variable(
+            "displacement_profile",
+            ("site",),
+            long_name="displacement of a site",
+            attributes=_POINT,
+        ),
+        Variable("prey", long_name="mean of the prey", attributes=_POINT),
+        Variable("predator", long_name="mean of the predators", attributes=_POINT),
+        Variable("prey_profile", ("position",), long_name="prey of a cell", attributes=_POINT),
+        Variable(
+            "predator_profile",
+            ("position",),
+            long_name="predators of a cell",
+            attributes=_POINT,
+        ),
     )
 }
 
@@ -131,6 +149,7 @@ _COORDINATES: dict[str, dict[str, str]] = {
     },
     "x_byte": {"units": "1", "long_name": "x of the first of 8 sites"},
     "member": {"standard_name": "realization", "units": "1", "long_name": "ensemble member"},
+    "position": {"axis": "X", "units": "1", "long_name": "centre of a cell on a line from 0 to 1"},
     "pair": {"long_name": "pair of elements"},
     "element": {"long_name": "element"},
     "corner_species": {"long_name": "species of the corner of a cell"},

@@ -7,7 +7,8 @@ checksums      every chunk of every dataset is read
 values         finite, and in range
 physics        sums over blocks and over spins are the total, exactly; energies follow from
                sums; atoms are conserved and order parameters follow from bonds; means of
-               predicted blocks are the magnetization, and those of spins that flip are such
+               predicted blocks are the magnetization, and those of spins that flip are such;
+               as many exact flips as the magnetization needs; means of profiles
 =============  ===========================================================================
 
 Large fields are read in pieces of whole chunks: memory does not grow with the file.
@@ -34,6 +35,7 @@ from mpiflow.errors import InputError
 from mpiflow.runs import files_of
 from mpiflow.schema import SCHEMA_VERSION, STANDARD, plain
 from mpiflow.systems import alloy
+from mpiflow.systems.curie_weiss import CurieWeiss
 from mpiflow.systems.ising import Ising
 from mpiflow.trajectory import Trajectory
 
@@ -55,8 +57,10 @@ _ATTRIBUTES = {
 }
 #: Systems made of spins, whose values and sums obey laws. A learned model may leave its range,
 #: but not that of blocks (:data:`_FIELDS`).
-_SPINS = ("ising", "kac")
+_SPINS = ("ising", "kac", "curie-weiss")
 _FIELDS = ("onsagerflow",)
+#: Systems on a line: what lies along it has the mean that the file holds too.
+_LINES = ("linear-chain", "predator-prey")
 _RANGES = {
     "magnetization": (-1.0, 1.0),
     "domain_wall_density": (0.0, 1.0),
@@ -387,6 +391,8 @@ class _Values:
                 self._sites(name, dataset)
             elif name == "species" and self.system == "alloy":
                 self._species(dataset)
+            elif name.endswith("_profile") and self.system in _LINES:
+                self._profile(name, dataset)
             else:
                 self._read(name, dataset)
         self._counters()
@@ -460,10 +466,15 @@ class _Values:
         options = {
             n: self.config[n] for n in ("temperature", "field", "coupling") if n in self.config
         }
-        known = self.system == "ising" and len(options) == 3
-        if known and energy is not None and self.spins is not None and self.bonds is not None:
-            system = Ising(**options)
-            wanted = system.energy(self.bonds, self.spins) / sites
+        system: Ising | CurieWeiss | None = None
+        if len(options) == 3 and self.spins is not None:
+            if self.system == "ising" and self.bonds is not None:
+                system = Ising(**options)
+                wanted = system.energy(self.bonds, self.spins) / sites
+            elif self.system == "curie-weiss":
+                system = CurieWeiss(**options)
+                wanted = system.energy((self.spins + sites) / 2, sites) / sites
+        if energy is not None and system is not None:
             rounding = _ROUNDING * (2 * abs(system.coupling) + abs(system.field))
             self._equal(
                 np.abs(energy - wanted) <= rounding,
@@ -506,6 +517,19 @@ class _Values:
             near = abs(found - m) <= _FLOAT32 + _ROUNDING
             self._equal(near, np.ones(m.shape, bool), "means of blocks do not give magnetization")
 
+    def _profile(self, name: str, dataset: h5py.Dataset) -> None:
+        """The mean along a line is the number that the file has too."""
+        total, largest = np.zeros((2, len(dataset), *dataset.shape[1:-1]))
+        for box in pieces(dataset):
+            values = self._plain(name, box, dataset[box])
+            lead = (slice(box[0].start, box[0].start + len(values)), *box[1:-1])
+            total[lead] += values.sum(axis=-1)
+            largest[lead] = np.maximum(largest[lead], abs(values).max(axis=-1))
+        mean = self._series(name.removesuffix("_profile"))
+        far = abs(total[: self.frames] / dataset.shape[-1] - mean)
+        near = far <= _ROUNDING * largest[: self.frames]
+        self._equal(near, np.ones(near.shape, bool), f"{name} does not give its mean")
+
     def _sites(self, name: str, dataset: h5py.Dataset) -> None:
         """Spins are ±1, and give magnetization and broken bonds."""
         over = dataset.shape[-2], dataset.shape[-1] * (8 if name == "spin_bits" else 1)
@@ -541,11 +565,22 @@ class _Values:
     def _counters(self) -> None:
         """Hops never go back. Flips may, by those of the half step before a frame."""
         sites = getattr(self, "sites", 0)
+        if self.system == "curie-weiss":
+            self._exact_flips()
+            sites = 0
         for name, slack in (("hops", 0), ("flips", sites // 2)):
             counts = self._series(name)
             if counts is not None and counts.dtype.kind == "i":
                 if (counts < 0).any() or (np.diff(counts, axis=0) < -slack).any():
                     raise _Corrupt(f"{name} go back")
+
+    def _exact_flips(self) -> None:
+        """Every flip changes the sum of the spins by 2."""
+        flips = self._series("flips")
+        if flips is not None and self.spins is not None and self.frames:
+            made = abs(self.spins - self.spins[0]) / 2
+            possible = (made <= flips - flips[0]) & ((made - flips + flips[0]) % 2 == 0)
+            self._equal(possible, np.ones(flips.shape, bool), "flips do not give magnetization")
 
     # -- alloy
 

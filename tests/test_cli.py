@@ -57,7 +57,10 @@ def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
         ("simulate ising --sizee 8", "option='--sizee': allowed is one of --config, --size"),
         ("simulate ising --sizee 8", "Did you mean --size?"),
         ("simulate ising --tempratur 8", "Did you mean --temperature?"),
-        ("simulate isng", "one of ising, kac, alloy. Did you mean ising?"),
+        (
+            "simulate isng",
+            "one of ising, kac, alloy, linear-chain, curie-weiss, predator-prey. Did you mean ising?",
+        ),
         ("simulat ising", "Did you mean simulate?"),
         ("simulate", "one of ising"),
         ("simulate ising --size", "requires an argument"),

@@ -37,6 +37,9 @@ LEAVES = {
         "onsagerflow_validate.png",
         "spins_quench_256.h5",
     ],
+    "ising_critical": ["results.json", "table.md", "ising_critical.png", "rollout.h5"],
+    "predator_prey": ["results.json", "table.md", "predator_prey.png", "truth.h5", "rollout.h5"],
+    "upsampling": ["results.json", "table.md", "upsampling.png", "levels.h5"],
     "pde_comparison": ["results.json", "table.md", "case_h1_T4_gamma32.png", "limits.png"],
     "demo": ["truth.h5", "rollout.h5", "demo.png", "table.md", "model/model.safetensors"],
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
@@ -53,7 +56,8 @@ def test_every_driver_is_tested() -> None:
 #: errors of barriers and seven averages at two temperatures; 18 quantities of two sizes and six
 #: pairs at two temperatures; what learning cost; the truth's, and pairs at three; two windows.
 #: Five errors of four laws, eight of two structures, four of nearest neighbours at three T; eight
-#: of five equations in two cases, and two passages at two T.
+#: of five equations in two cases, and two passages at two T. Three exponents of four kinds, three
+#: moments at two sides and five T; three cases of predator-prey; the qualities of upsampled states.
 ENTRIES = {
     "ising_closure": 6,
     "large_ising": 2,
@@ -65,6 +69,9 @@ ENTRIES = {
     "linear_chain": 6,
     "onsagerflow_learn": 4 * 5 + 8 + 3 * 4,
     "onsagerflow_validate": 2 * 5 * 8 + 2 * 2,
+    "ising_critical": 4 * 3 + 2 * 5 * 3,
+    "predator_prey": 3 * (7 * 6 + 2),
+    "upsampling": 2 * 5 * 3 * 2 + 2 * 3 * 2 + 1,
     "alloy_barriers": 27,
     "alloy_truth": 2 * 18 + 2 * 6,
     "alloy_learn": 4,
@@ -77,6 +84,8 @@ NEEDS = {
     "onsagerflow_validate": {"--model": "onsagerflow_learn/models/cosh-radial"},
 }
 TITLES = (
+    "| exponents at T_c |",
+    "| lambda |",
     "| T |",
     "| ours |",
     "| learned (ours) |",

@@ -41,6 +41,7 @@ LAYERS = {
     "slabs": 5,
     "kac_config": 5,
     "field_config": 5,
+    "ensemble_config": 5,
     "published_weights": 5,
     "barrier_files": 6,
     "structure_files": 4,
@@ -61,6 +62,8 @@ LAYERS = {
     "field_simulation": 9,
     "kac_simulation": 8,
     "chain_simulation": 7,
+    "predator_prey_simulation": 7,
+    "ensemble_simulation": 8,
     "trajectory": 8,
     "checkpoint": 9,
     "runs": 9,
@@ -73,6 +76,7 @@ LAYERS = {
     "plan_time": 13,
     "alloy_run": 11,
     "predict": 12,
+    "ensemble_run": 11,
     "resume": 13,
     "alloy_boxes": 7,
     "alloy_scaleup": 10,
@@ -116,6 +120,7 @@ COMMUNICATES = {
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
 TAKES_A_COMMUNICATOR = {
+    "predator_prey_simulation",
     "alloy_bench",
     "kac_bench",
     "field_bench",
@@ -123,6 +128,8 @@ TAKES_A_COMMUNICATOR = {
     "mesoscopic",
     "stochastic_field",
     "field_simulation",
+    "ensemble_simulation",
+    "ensemble_run",
     "predict",
     "learn.alloy_data",
     "learn.field_data",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from mpi4py import MPI
 
 from mpiflow import initial, metrics, observables
@@ -22,6 +23,7 @@ from mpiflow.learn.dataset import DataPlan, PairData, generate_pairs
 from mpiflow.learn.model import (
     MacroscopicModel,
     Method,
+    built,
     train_autoencoder,
     train_sde,
 )
@@ -114,18 +116,47 @@ def generate(
     system: Ising,
     plans: Mapping[tuple[int, int], DataPlan],
     comm: MPI.Intracomm,
+    kept: Kept | None = None,
 ) -> dict[tuple[int, int], PairData]:
-    """The training set of each (patch side, seed), on every rank. Collective."""
+    """The training set of each (patch side, seed), on every rank. Collective.
+
+    Data sets that are ``kept`` are not made again.
+    """
     data = {}
     total = sum(plan.states for plan in plans.values())
     with Progress(total, "training data", comm) as progress:
         before = 0
         for (patch, seed), plan in plans.items():
             report = _reporter(progress, before, plan.states, patch=patch, seed=seed)
-            pairs = generate_pairs(system, plan, seed=seed, comm=comm, progress=report)
-            data[patch, seed] = comm.bcast(pairs)
+
+            def make(
+                plan: DataPlan = plan, seed: int = seed, report: Callable[[float], None] = report
+            ) -> dict[str, np.ndarray] | None:
+                pairs = generate_pairs(system, plan, seed=seed, comm=comm, progress=report)
+                if pairs is None:
+                    return None
+                return {name: value for name, value in vars(pairs).items() if name != "plan"}
+
+            arrays = comm.bcast(_once(f"pairs-{patch}-{seed}", make, comm, kept))
+            data[patch, seed] = PairData(plan, **arrays)
             before += plan.states
     return data
+
+
+def _once(
+    name: str,
+    make: Callable[[], dict[str, np.ndarray] | None],
+    comm: MPI.Intracomm,
+    kept: Kept | None,
+) -> dict[str, np.ndarray] | None:
+    """Arrays on rank 0, from what is kept or from ``make``, which is collective. Collective."""
+    found = kept.get(name) if kept is not None and comm.rank == 0 else None
+    if comm.bcast(found is not None):
+        return found
+    made = make()
+    if kept is not None and made is not None:
+        kept.put(name, **made)
+    return made
 
 
 def _reporter(
@@ -148,6 +179,7 @@ def learn(
     closures: int = 2,
     factor: float | None = None,
     schedule: Schedule | None = None,
+    kept: Kept | None = None,
 ) -> Results[MacroscopicModel]:
     """Train a model for each task (patch side, method, seed); tasks run on different ranks.
 
@@ -158,6 +190,7 @@ def learn(
     ----------
     data : training set of each (patch side, seed), the same on every rank
     factor : lambda of the ``partial`` method, K unless given
+    kept : models that are kept are not trained again
     """
     autoencoders: dict[tuple[int, int], Any] = {}
     label = f"train {len(tasks)} models"
@@ -166,7 +199,7 @@ def learn(
     done = 0
     with Progress(mine * epochs, label, comm) as progress:
 
-        def work(task: Task) -> MacroscopicModel:
+        def work(task: Task) -> dict[str, np.ndarray | float]:
             nonlocal done
             patch, method, seed = task
             pairs = data[patch, seed]
@@ -196,9 +229,18 @@ def learn(
                 "best_epoch": log.best_epoch,
                 "stopped_early": log.stopped_early,
             }
-            return MacroscopicModel(autoencoder, sde, pairs.plan, pairs.step, card)
+            model = MacroscopicModel(autoencoder, sde, pairs.plan, pairs.step, card)
+            description, tensors = model.parts()
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            return {"description": np.array(json.dumps(description)), **arrays}
 
-        return farm(tasks, work, comm)
+        return {task: _model(parts) for task, parts in farm(tasks, work, comm, kept).items()}
+
+
+def _model(parts: Mapping[str, np.ndarray | float]) -> MacroscopicModel:
+    """The model of its description and arrays."""
+    tensors = {k: torch.as_tensor(v) for k, v in parts.items() if k != "description"}
+    return built(json.loads(str(parts["description"])), tensors)
 
 
 @dataclass(frozen=True)
@@ -237,32 +279,43 @@ def simulate_truth(
     seed: int,
     dt: float = 0.25,
     comm: MPI.Intracomm,
+    kept: Kept | None = None,
 ) -> Truth | None:
-    """Simulate the truth and encode every frame; on rank 0, None on the others. Collective."""
+    """Simulate the truth and encode every frame; on rank 0, None on the others. Collective.
+
+    A truth that is ``kept`` is not simulated again.
+    """
     if replicas < 2:
         raise InputError("replicas", replicas, "2 or more, for a spread", "Try 500.")
     if len(times) < 1 or np.any(np.diff(times) <= 0):
         raise InputError("times", list(times[:3]), "increasing times", "Ask for more steps.")
     groups = np.asarray(magnetizations, float)
-    sim = Simulation(system, size, dt=dt, seed=seed, members=len(groups) * replicas, comm=comm)
-    start = np.repeat(groups, replicas)[sim.local_members]
-    sim.set_spins(initial.shuffled, magnetization=start)
-    width = sum(m.autoencoder.closures for m in encoders.values())
-    values = np.empty((sim.block.batch, len(times), 4 + width))
-    with Progress(float(times[-1]), "simulate truth", comm) as progress:
-        for i, time in enumerate(times):
-            if time > sim.time:
-                sim.advance(time - sim.time)
-            frame = sim.measure()
-            columns = list(frame.scalars().values())
-            columns += _closures(sim.spins(), encoders)
-            values[:, i] = np.column_stack(columns)
-            progress.update(float(time), magnetization=float(frame.magnetization.mean()))
-    gathered = gather_records(values.reshape(len(values), -1), comm)
-    if gathered is None:
+    order = ("magnetization", "energy", "domain_wall_density", "flips")
+    width = len(order) + sum(m.autoencoder.closures for m in encoders.values())
+
+    def make() -> dict[str, np.ndarray] | None:
+        sim = Simulation(system, size, dt=dt, seed=seed, members=len(groups) * replicas, comm=comm)
+        start = np.repeat(groups, replicas)[sim.local_members]
+        sim.set_spins(initial.shuffled, magnetization=start)
+        values = np.empty((sim.block.batch, len(times), width))
+        with Progress(float(times[-1]), "simulate truth", comm) as progress:
+            for i, time in enumerate(times):
+                if time > sim.time:
+                    sim.advance(time - sim.time)
+                frame = sim.measure()
+                scalars = frame.scalars()
+                columns = [scalars[name] for name in order] + _closures(sim.spins(), encoders)
+                values[:, i] = np.column_stack(columns)
+                progress.update(float(time), magnetization=float(frame.magnetization.mean()))
+        gathered = gather_records(values.reshape(len(values), -1), comm)
+        if gathered is None:
+            return None
+        return {"table": np.moveaxis(gathered.reshape(-1, len(times), width), 0, 1)}
+
+    arrays = _once("truth", make, comm, kept)
+    if arrays is None:
         return None
-    table = np.moveaxis(gathered.reshape(-1, len(times), 4 + width), 0, 1)
-    order = list(frame.scalars())
+    table = arrays["table"]
     column = {name: table[:, :, i] for i, name in enumerate(order)}
     closures, position = {}, len(order)
     for name, model in encoders.items():

@@ -83,8 +83,8 @@ class MacroscopicModel:
         members = np.arange(len(z0)) if members is None else members
         return self.sde.rollout_at(z0, members, times, dt=self.dt, seed=seed)
 
-    def save(self, directory: str | Path) -> None:
-        """Write ``model.safetensors`` and ``model.json`` into a directory."""
+    def parts(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """A description that JSON can hold, and the tensors: the model for :func:`built`."""
         tensors = {
             f"{part}.{name}": value.contiguous()
             for part, module in (("autoencoder", self.autoencoder), ("sde", self.sde))
@@ -99,15 +99,20 @@ class MacroscopicModel:
             "dt": self.dt,
             "card": self.card,
         }
-        write_model(directory, KIND, description, tensors)
+        return description, tensors
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``model.safetensors`` and ``model.json`` into a directory."""
+        write_model(directory, KIND, *self.parts())
 
 
 def load_model(directory: str | Path) -> MacroscopicModel:
     """Load a model that :meth:`MacroscopicModel.save` wrote."""
-    return read_model(directory, KIND, _built)
+    return read_model(directory, KIND, built)
 
 
-def _built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> MacroscopicModel:
+def built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> MacroscopicModel:
+    """The model of :meth:`MacroscopicModel.parts`."""
     autoencoder = ClosureAutoencoder(description["closures"], description["autoencoder_width"])
     sde = MacroscopicSDE(
         OBSERVABLES + description["closures"],

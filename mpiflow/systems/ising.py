@@ -111,6 +111,31 @@ class Ising:
         down, up = self.flip_rates().reshape(2, 5)
         return np.concatenate([down, up[::-1]])
 
+    def short_time(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""Drift and covariance of (M, rho) in a state, the limits of short times.
+
+        The generator applied to z = (M, rho), M the magnetisation and rho the fraction of
+        unsatisfied bonds:
+
+        .. math:: \sum_i r_i \Delta_i z, \qquad \sum_i r_i \Delta_i z \, (\Delta_i z)^T, \qquad
+                  \Delta_i z = \tfrac1N (-2 s_i, \; s_i k_i / 2) .
+
+        Parameters
+        ----------
+        counts : (B, 10) sites of each rate class of whole lattices
+
+        Returns
+        -------
+        (B, 2) float64, per unit time; (B, 3): M M, M rho, rho rho
+        """
+        sites = counts.sum(axis=1, keepdims=True)
+        spin, k = np.repeat([-1, 1], 5), np.tile(NEIGHBOUR_SUMS, 2)
+        moved, walls, rates = -2 * spin, 0.5 * spin * k, self.flip_rates()
+        change = np.stack([moved, walls], axis=1)
+        square = np.stack([moved**2, moved * walls, walls**2], axis=1)
+        flips = counts * rates / sites
+        return flips @ change, flips @ square / sites
+
     def energy(self, bonds: np.ndarray, spins: np.ndarray) -> np.ndarray:
         """Energy from the sum of s_i s_j over bonds and the sum of spins."""
         return -self.coupling * bonds - self.field * spins
