@@ -39,6 +39,8 @@ LEAVES = {
     ],
     "ising_critical": ["results.json", "table.md", "ising_critical.png", "rollout.h5"],
     "predator_prey": ["results.json", "table.md", "predator_prey.png", "truth.h5", "rollout.h5"],
+    "theorem_one": ["results.json", "table.md", "theorem_one.png", "truth.h5"],
+    "surroundings": ["results.json", "table.md", "surroundings.png", "truth.h5"],
     "upsampling": ["results.json", "table.md", "upsampling.png", "levels.h5"],
     "pde_comparison": ["results.json", "table.md", "case_h1_T4_gamma32.png", "limits.png"],
     "demo": ["truth.h5", "rollout.h5", "demo.png", "table.md", "model/model.safetensors"],
@@ -57,7 +59,8 @@ def test_every_driver_is_tested() -> None:
 #: pairs at two temperatures; what learning cost; the truth's, and pairs at three; two windows.
 #: Five errors of four laws, eight of two structures, four of nearest neighbours at three T; eight
 #: of five equations in two cases, and two passages at two T. Three exponents of four kinds, three
-#: moments at two sides and five T; three cases of predator-prey; the qualities of upsampled states.
+#: moments at two sides and five T; three cases of predator-prey; qualities of upsampled states; errors of
+#: three kinds of states; eight surroundings at two T.
 ENTRIES = {
     "ising_closure": 6,
     "large_ising": 2,
@@ -71,6 +74,8 @@ ENTRIES = {
     "onsagerflow_validate": 2 * 5 * 8 + 2 * 2,
     "ising_critical": 4 * 3 + 2 * 5 * 3,
     "predator_prey": 3 * (7 * 6 + 2),
+    "theorem_one": 3 * (10 * 4 * 2 + 2),
+    "surroundings": 2 * 8 * 3,
     "upsampling": 2 * 5 * 3 * 2 + 2 * 3 * 2 + 1,
     "alloy_barriers": 27,
     "alloy_truth": 2 * 18 + 2 * 6,
@@ -86,6 +91,7 @@ NEEDS = {
 TITLES = (
     "| exponents at T_c |",
     "| lambda |",
+    "| states |",
     "| T |",
     "| ours |",
     "| learned (ours) |",

@@ -1,0 +1,92 @@
+"""Run the commands of docs/results.md and put their tables into the page: ``make results``.
+
+A table stands between ``<!-- results/NAME -->`` and ``<!-- end -->``; the command above it, in
+a fence, has ``--out results/NAME`` and leaves table.md there. Drivers keep what is finished, so
+that a run which was stopped goes on; a complete one is reported again in seconds.
+
+    .venv/bin/python docs/results.py [--paste] [NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "results.md"
+TABLE = re.compile(r"(?P<start><!-- results/(?P<name>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.S)
+FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.S | re.M)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of the page: its name and the command that makes it."""
+
+    name: str
+    command: str
+
+
+def sections(text: str) -> list[Section]:
+    """The tables of a page with their commands, in its order."""
+    commands = {}
+    for fence in FENCE.findall(text):
+        for line in fence.splitlines():
+            out = re.search(r"--out results/([\w-]+)", line)
+            if out:
+                commands[out[1]] = line.strip()
+    found = []
+    for match in TABLE.finditer(text):
+        if match["name"] not in commands:
+            raise SystemExit(f"{PAGE.name}: no command with --out results/{match['name']}")
+        found.append(Section(match["name"], commands[match["name"]]))
+    return found
+
+
+def run(section: Section) -> None:
+    """Run a command; what it took, over all restarts, is kept beside its results."""
+    out = ROOT / "results" / section.name
+    new = not (out / "results.json").exists()
+    print(f"$ {section.command}", flush=True)
+    start = time.monotonic()
+    subprocess.run(shlex.split(section.command), cwd=ROOT, check=True)  # noqa: S603 - our page
+    clock = out / "seconds"
+    if new:
+        before = float(clock.read_text()) if clock.exists() else 0.0
+        clock.write_text(f"{before + time.monotonic() - start:.0f}\n")
+
+
+def paste(text: str, results: Path) -> str:
+    """The page with the tables that there are."""
+
+    def table(match: re.Match[str]) -> str:
+        path = results / match["name"] / "table.md"
+        if not path.exists():
+            return match[0]
+        return f"{match['start']}\n{path.read_text().strip()}\n\n{match['end']}"
+
+    return TABLE.sub(table, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="tables, all unless given")
+    parser.add_argument("--paste", action="store_true", help="only put the tables into the page")
+    options = parser.parse_args()
+    known = sections(PAGE.read_text())
+    unknown = set(options.names) - {section.name for section in known}
+    if unknown:
+        raise SystemExit(f"no table {sorted(unknown)}; there are {[s.name for s in known]}")
+    for section in known:
+        if not options.paste and (not options.names or section.name in options.names):
+            run(section)
+            PAGE.write_text(paste(PAGE.read_text(), ROOT / "results"))
+    PAGE.write_text(paste(PAGE.read_text(), ROOT / "results"))
+
+
+if __name__ == "__main__":
+    main()
