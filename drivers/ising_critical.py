@@ -39,11 +39,11 @@ from typing import Any
 import numpy as np
 
 from mpiflow import observables, parallel, report, scaleup
-from mpiflow.block import Block
 from mpiflow.errors import InputError
 from mpiflow.learn import finite_size
 from mpiflow.learn.experiment import farm, results_directory
 from mpiflow.learn.polynomial import PolynomialSDE, Ridge, exponents, normal_equations
+from mpiflow.learn.upsampling import Relaxation, relax, whole_lattices
 from mpiflow.noise import RNG
 from mpiflow.progress import Progress
 from mpiflow.schema import STANDARD
@@ -142,21 +142,16 @@ def number_of(options: argparse.Namespace, seed: int, temperature: float, side: 
 def latents(states: np.ndarray, system: Ising) -> tuple[np.ndarray, np.ndarray]:
     """(M, rho) of states, (B, 2), and what the generator makes of them, (B, 5)."""
     counts = observables.lattice_class_counts(states)
-    block = Block.periodic(states, np.arange(len(states)))
-    z = observables.intensive(observables.spin_sums(block), states[0].size)
-    return z, np.concatenate(system.short_time(counts), axis=1)
+    return system.observables(counts), np.concatenate(system.short_time(counts), axis=1)
 
 
 def relaxed(
-    states: np.ndarray, members: np.ndarray, system: Ising, seed: int, first: float, time: float
+    states: np.ndarray, members: np.ndarray, system: Ising, seed: int, look: int, time: float
 ) -> np.ndarray:
-    """Whole lattices after the engine's dynamics from time ``first`` on."""
-    block = Block.periodic(states, members)
-    solver = Sublattice(system, DT)
-    # Sides and times have steps of their own: fresh noise.
-    start = (states.shape[1] << 32) + round(first / DT)
-    solver.advance(block, round(time / DT), seed=seed, first_step=start, stream="relax")
-    block.paste(states)
+    """Whole lattices after the engine's dynamics; each side and look has fresh noise."""
+    level = 1000 * states.shape[1] + look
+    how = Relaxation("lattice", time)
+    relax(states, members, system, how, seed=seed, level=level, dt=DT)
     return states
 
 
@@ -178,12 +173,12 @@ def grow(task: tuple[Any, ...], options: argparse.Namespace) -> dict[str, np.nda
         else:
             source, factor = GROWN[side]
             now = np.ascontiguousarray(scaleup.upsample(states[source][:count], factor))
-        now = relaxed(now, members, system, number, 0.0, RELAX)
+        now = relaxed(now, members, system, number, 0, RELAX)
         ridge, ends = None, []
         sums = np.zeros((2, len(powers), len(powers) + 5))
         for look in range(SNAPSHOTS):
             if look > 0:
-                now = relaxed(now, members, system, number, RELAX + APART * (look - 1), APART)
+                now = relaxed(now, members, system, number, look, APART)
             z, values = latents(now, system)
             ridge = ridge or Ridge.of(z)
             sums = sums + normal_equations(z, values, powers, ridge)
@@ -220,13 +215,12 @@ def simulate(task: tuple[Any, ...], options: argparse.Namespace) -> dict[str, np
     frames = 100
     step = max(1.0, np.rint(time / frames / DT) * DT)
     path = np.empty((frames, count))
-    block = Block.periodic(states, members)
+    block = whole_lattices(states, members)
     solver = Sublattice(system, DT)
     for frame in range(frames):
         steps = round(step / DT)
         solver.advance(block, steps, seed=number, first_step=frame * steps)
-        block.paste(states)
-        path[frame] = states.mean(axis=(1, 2))
+        path[frame] = observables.spin_sums(block)[:, 0] / side**2
     return {
         "reference": moments,
         "engine": powers_of(path).mean(axis=0),

@@ -120,6 +120,7 @@ COMMUNICATES = {
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
 TAKES_A_COMMUNICATOR = {
+    "learn.equilibrium",
     "predator_prey_simulation",
     "alloy_bench",
     "kac_bench",

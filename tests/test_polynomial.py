@@ -24,7 +24,9 @@ def test_short_time_limits_are_the_generator(system: Ising) -> None:
     """Every flip of a lattice of 4 x 6, one after the other."""
     generator = np.random.default_rng(1)
     states = (2 * generator.integers(0, 2, (3, 4, 6)) - 1).astype(np.int8)
-    drift, covariance = system.short_time(observables.lattice_class_counts(states))
+    counts = observables.lattice_class_counts(states)
+    np.testing.assert_allclose(system.observables(counts), latents(states), atol=1e-15)
+    drift, covariance = system.short_time(counts)
     rates = system.flip_rates()
     for b, state in enumerate(states):
         mean, square = np.zeros(2), np.zeros((2, 2))

@@ -104,7 +104,9 @@ def relax(
     if how.kind == "none":
         return
     if how.kind == "lattice":
-        _relax_lattice(states, members, system, how.duration, seed=seed, level=level, dt=dt)
+        block = whole_lattices(states, members)
+        relax_block(block, system, how.duration, seed=seed, level=level, dt=dt)
+        states[...] = block.spins()
         return
     timed = how.kind == "windows"
     scaleup.local_relax(
@@ -121,26 +123,15 @@ def relax(
     )
 
 
-def _relax_lattice(
-    states: np.ndarray,
-    members: np.ndarray,
-    system: Ising,
-    duration: float,
-    *,
-    seed: int,
-    level: int,
-    dt: float,
-) -> None:
-    block: Block | PackedBlock
+def whole_lattices(states: np.ndarray, members: np.ndarray) -> Block | PackedBlock:
+    """A block of periodic lattices, (B, L, L) int8, that is fast for their side."""
     lattice = Lattice(states.shape[1:])
-    if fits(lattice):
-        block = PackedBlock.periodic(lattice, members)
-        block.store(slice(0, lattice.shape[0]), states)
-        block.fill_halo()
-    else:
-        block = Block.periodic(states, members)
-    relax_block(block, system, duration, seed=seed, level=level, dt=dt)
-    states[...] = block.spins()
+    if not fits(lattice):
+        return Block.periodic(states, members)
+    block = PackedBlock.periodic(lattice, members)
+    block.store(slice(0, lattice.shape[0]), states)
+    block.fill_halo()
+    return block
 
 
 def relax_block(

@@ -111,6 +111,13 @@ class Ising:
         down, up = self.flip_rates().reshape(2, 5)
         return np.concatenate([down, up[::-1]])
 
+    @staticmethod
+    def observables(counts: np.ndarray) -> np.ndarray:
+        """(M, rho) of whole lattices from their sites of each rate class, (B, 10) to (B, 2)."""
+        spin, k = np.repeat([-1, 1], 5), np.tile(NEIGHBOUR_SUMS, 2)
+        sites = counts.sum(axis=1)
+        return np.stack([counts @ spin / sites, 0.5 - counts @ (spin * k) / (8.0 * sites)], axis=1)
+
     def short_time(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         r"""Drift and covariance of (M, rho) in a state, the limits of short times.
 

@@ -1,0 +1,177 @@
+"""What may be left out: kinds of x_t against kinds of evolution, Table 3 and Fig. 11.
+
+Chen et al., arXiv:2511.12842, appendix D.4: 64^2 Ising spins at T = 2.25, h = 0, from patches of
+16^2. States are snapshots of 64^2 trajectories, 16^2 snapshots blown up, or 16^2 snapshots doubled
+and relaxed; they evolve (a) whole, with loss L, (b) in one patch, with L, (c) in one patch, with
+L_p and lambda = K. Beyond the paper: (d) is (c) with the covariance about the means of each
+patch, without what their different drifts add to it; distances, errors over seeds, reversals,
+and what a second truth of the same size has. The paper shows histograms only.
+Every trajectory starts at a true state; held: what had to be held inside the training range;
+lost: trajectories that leave it for good if they are not held (the paper's NaN).
+Models: M alone with polynomials (mpiflow.learn.equilibrium.PolynomialSDE; how many terms was
+chosen after looking), and the published latents with networks, for 20 epochs: chosen after
+60 (on other pairs) gave too small a density near M = 0.
+Writes into --out: results.json, table.md, ising_ablation.png, truth.h5, parts/.
+Full cost: about 900 CPU seconds (estimated from parts).
+
+    mpirun -n 2 .venv/bin/python drivers/ising_ablation.py --out results/ising_ablation
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpiflow import parallel, report
+from mpiflow.errors import InputError
+from mpiflow.learn import equilibrium as eq
+from mpiflow.learn.experiment import farm, results_directory
+from mpiflow.systems.ising import Ising
+
+SYSTEM, LARGE, PATCH = Ising(temperature=2.25), 64, 16
+SOURCES: tuple[eq.Source, ...] = ("snapshots", "naive", "hierarchical")
+#: Evolution, loss and the published panels of each column.
+METHODS = {
+    "a": "whole, L",
+    "b": "patch, L",
+    "c": "patch, L_p",
+    "d": "patch, L_p, within patches",
+}
+PUBLISHED = {"snapshots": "shown", "naive": "NaN", "hierarchical": "shown"}
+
+
+def main() -> None:
+    options = parse()
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        if options.seeds < 2:
+            raise InputError("seeds", options.seeds, "2 or more, for error bars", "Leave it out.")
+        if options.states < 256:
+            raise InputError("states", options.states, "256 or more", "Leave it out.")
+    out = results_directory(options.out, comm)
+    facts = {k: v for k, v in vars(options).items() if k not in ("out", "seeds")}
+    kept = report.Kept(out / "parts", facts)
+    truths = farm(
+        [("truth", i) for i in range(2)], lambda task: true_law(task[1], options), comm, kept
+    )
+    spins = truths["truth", 0]["spins"]
+    tasks = list(product(SOURCES, range(options.seeds)))
+    results = farm(tasks, lambda task: cells(task, spins, options), comm, kept)
+    if comm.rank == 0:
+        eq.write_truth(
+            out / "truth.h5", SYSTEM, LARGE, options.watch, truths["truth", 0]["m"], options.seed
+        )
+        write(out, results, truths["truth", 0]["m"], truths["truth", 1]["m"], options)
+
+
+def true_law(number: int, options: argparse.Namespace) -> dict[str, Any]:
+    m, spins = eq.truth(SYSTEM, LARGE, options.watch, seed=options.seed + number)
+    return {"m": m, "spins": spins}
+
+
+def cells(
+    task: tuple[eq.Source, int], spins: np.ndarray, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train and predict with one kind of states: M of every column and what was held."""
+    source, number = task
+    seed = 1000 * options.seed + number
+    states = eq.training_states(
+        SYSTEM, source, options.states, burn=options.burn, every=options.every, seed=seed
+    )
+    whole = eq.evolve(SYSTEM, states, kind="full", patch=PATCH, repeats=options.repeats, seed=seed)
+    patches = (LARGE // PATCH) ** 2
+    part = eq.evolve(
+        SYSTEM, states, kind="partial", patch=PATCH, repeats=patches * options.repeats, seed=seed
+    )
+    closures = eq.train_closures(whole.z, seed=seed)
+    y = eq.features(spins, PATCH)
+    out: dict[str, Any] = {}
+    for method in METHODS:
+        found = eq.models(
+            whole if method == "a" else part,
+            closures,
+            factor=float(patches) if method in "cd" else 1.0,
+            within=method == "d",
+            seed=seed,
+            epochs=options.epochs,
+        )
+        for model, (sde, latents) in found.items():
+            z0 = eq.starts(y @ latents.T, eq.signs(latents))
+            free = options.predicted.burn
+            done = eq.predict(sde, z0, options.predicted, dt=whole.duration, seed=seed, free=free)
+            out[f"m_{method}_{model}"] = done.m.astype(np.float32)
+            out[f"shares_{method}_{model}"] = np.array([done.held, done.edge, done.lost])
+    return out
+
+
+def write(
+    out: Path,
+    results: dict[Any, dict[str, np.ndarray]],
+    true: np.ndarray,
+    again: np.ndarray,
+    options: argparse.Namespace,
+) -> None:
+    """Tables, results.json and the figure."""
+    shares = ("held", "edge", "lost")
+    exact = eq.summary(true, options.watch, true)
+    rows, entries = eq.truth_rows(true, again, options.watch, blank=2)
+    for row in rows:
+        row += [""] * len(shares)
+    for model, source, method in product(eq.MODELS, SOURCES, METHODS):
+        runs = [results[source, number] for number in range(options.seeds)]
+        found = [eq.summary(run[f"m_{method}_{model}"], options.predicted, true) for run in runs]
+        name = f"{source} {method} {model}"
+        cells_, more = eq.model_row(name, found, exact)
+        held = np.array([run[f"shares_{method}_{model}"] for run in runs])
+        published = PUBLISHED[source] if method != "d" else ""
+        rows.append(
+            [f"{source}, {METHODS[method]}, {eq.MODELS[model]}", published, *cells_]
+            + [report.with_error(column, ".2g") for column in held.T]
+        )
+        entries += more
+        entries += [report.entry(f"{s} {name}", held[:, i]) for i, s in enumerate(shares)]
+    text = report.table(["case", "published", *eq.QUANTITIES, *shares], rows)
+    report.write(out, text + "\n" + eq.note(options.watch, options.predicted, true), entries)
+    panels = {
+        f"{eq.MODELS[model]}, {source}\n{METHODS[method]}": np.concatenate(
+            [results[source, number][f"m_{method}_{model}"] for number in range(options.seeds)],
+            axis=1,
+        )
+        for model, source, method in product(eq.MODELS, SOURCES, METHODS)
+    }
+    eq.draw(out / "ising_ablation.png", panels, dict.fromkeys(panels, true), len(METHODS))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--out", default="results/ising_ablation", help="directory for the results")
+    add("--seeds", type=int, default=3, help="data sets and trainings, 2 or more")
+    add("--states", type=int, default=20_480, help="states in each training set")
+    add(
+        "--repeats",
+        type=int,
+        default=16,
+        help="whole evolutions of a state; K times that of patches",
+    )
+    add("--seed", type=int, default=1)
+    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args()
+    options.burn, options.every = 1500.0, 50.0
+    options.watch = eq.Watch(burn=4000.0, every=20.0, frames=801)
+    options.predicted = eq.Watch(burn=1000.0, every=20.0, frames=101)
+    options.epochs = 20
+    if options.smoke:
+        options.seeds, options.states, options.repeats, options.epochs = 2, 256, 2, 2
+        options.burn, options.every = 2.0, 1.0
+        options.watch = eq.Watch(burn=2.0, every=1.0, frames=4)
+        options.predicted = eq.Watch(burn=2.0, every=1.0, frames=4)
+    return options
+
+
+if __name__ == "__main__":
+    main()
