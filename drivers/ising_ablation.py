@@ -8,7 +8,7 @@ patch, without what their different drifts add to it; distances, errors over see
 and what a second truth of the same size has. The paper shows histograms only.
 Every trajectory starts at a true state; held: what had to be held inside the training range;
 lost: trajectories that leave it for good if they are not held (the paper's NaN).
-Models: M alone with polynomials (mpiflow.learn.equilibrium.PolynomialSDE; how many terms was
+Models: M alone with polynomials (mpiflow.learn.mirror.MagnetizationSDE; how many terms was
 chosen after looking), and the published latents with networks, for 20 epochs: chosen after
 60 (on other pairs) gave too small a density near M = 0.
 Writes into --out: results.json, table.md, ising_ablation.png, truth.h5, parts/.
@@ -29,6 +29,7 @@ import numpy as np
 from mpiflow import parallel, report
 from mpiflow.errors import InputError
 from mpiflow.learn import equilibrium as eq
+from mpiflow.learn import mirror
 from mpiflow.learn.experiment import farm, results_directory
 from mpiflow.systems.ising import Ising
 
@@ -87,11 +88,11 @@ def cells(
     part = eq.evolve(
         SYSTEM, states, kind="partial", patch=PATCH, repeats=patches * options.repeats, seed=seed
     )
-    closures = eq.train_closures(whole.z, seed=seed)
+    closures = mirror.train_closures(whole.z, seed=seed)
     y = eq.features(spins, PATCH)
     out: dict[str, Any] = {}
     for method in METHODS:
-        found = eq.models(
+        found = mirror.models(
             whole if method == "a" else part,
             closures,
             factor=float(patches) if method in "cd" else 1.0,
@@ -100,7 +101,7 @@ def cells(
             epochs=options.epochs,
         )
         for model, (sde, latents) in found.items():
-            z0 = eq.starts(y @ latents.T, eq.signs(latents))
+            z0 = mirror.starts(y @ latents.T, mirror.signs(latents))
             free = options.predicted.burn
             done = eq.predict(sde, z0, options.predicted, dt=whole.duration, seed=seed, free=free)
             out[f"m_{method}_{model}"] = done.m.astype(np.float32)
@@ -121,7 +122,7 @@ def write(
     rows, entries = eq.truth_rows(true, again, options.watch, blank=2)
     for row in rows:
         row += [""] * len(shares)
-    for model, source, method in product(eq.MODELS, SOURCES, METHODS):
+    for model, source, method in product(mirror.MODELS, SOURCES, METHODS):
         runs = [results[source, number] for number in range(options.seeds)]
         found = [eq.summary(run[f"m_{method}_{model}"], options.predicted, true) for run in runs]
         name = f"{source} {method} {model}"
@@ -129,7 +130,7 @@ def write(
         held = np.array([run[f"shares_{method}_{model}"] for run in runs])
         published = PUBLISHED[source] if method != "d" else ""
         rows.append(
-            [f"{source}, {METHODS[method]}, {eq.MODELS[model]}", published, *cells_]
+            [f"{source}, {METHODS[method]}, {mirror.MODELS[model]}", published, *cells_]
             + [report.with_error(column, ".2g") for column in held.T]
         )
         entries += more
@@ -137,11 +138,11 @@ def write(
     text = report.table(["case", "published", *eq.QUANTITIES, *shares], rows)
     report.write(out, text + "\n" + eq.note(options.watch, options.predicted, true), entries)
     panels = {
-        f"{eq.MODELS[model]}, {source}\n{METHODS[method]}": np.concatenate(
+        f"{mirror.MODELS[model]}, {source}\n{METHODS[method]}": np.concatenate(
             [results[source, number][f"m_{method}_{model}"] for number in range(options.seeds)],
             axis=1,
         )
-        for model, source, method in product(eq.MODELS, SOURCES, METHODS)
+        for model, source, method in product(mirror.MODELS, SOURCES, METHODS)
     }
     eq.draw(out / "ising_ablation.png", panels, dict.fromkeys(panels, true), len(METHODS))
 

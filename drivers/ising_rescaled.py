@@ -6,7 +6,7 @@ spins, from the evolution of whole lattices, against 16^2. (ii) The same with it
 against 64^2; (iii') with the covariance about the means of each patch (beyond the paper).
 The paper shows histograms and trajectories only; here are distances, reversals, errors over seeds,
 and what a second truth of the same size has.
-Models: M alone with polynomials (mpiflow.learn.equilibrium.PolynomialSDE; how many terms was
+Models: M alone with polynomials (mpiflow.learn.mirror.MagnetizationSDE; how many terms was
 chosen after looking), and the published latents with networks, for 20 epochs: chosen after
 60 (on other pairs) gave too small a density near M = 0.
 Writes into --out: results.json, table.md, ising_rescaled.png, truth_16.h5, truth_64.h5, parts/.
@@ -27,6 +27,7 @@ import numpy as np
 from mpiflow import parallel, report
 from mpiflow.errors import InputError
 from mpiflow.learn import equilibrium as eq
+from mpiflow.learn import mirror
 from mpiflow.learn.experiment import farm, results_directory
 from mpiflow.systems.ising import Ising
 
@@ -90,18 +91,18 @@ def learned(
         repeats=PATCHES * options.repeats,
         seed=seed,
     )
-    closures = eq.train_closures(pairs.z, seed=seed)
+    closures = mirror.train_closures(pairs.z, seed=seed)
     y = eq.features(spins[size], SMALL)
     out: dict[str, Any] = {}
     # Setting, its covariance and the factor of its noise.
     runs = [(0, False, 1.0), (1, False, 0.25)] if whole else [(2, False, 1.0), (3, True, 1.0)]
     for i, within, noise in runs:
         factor = 1.0 if whole else float(PATCHES)
-        found = eq.models(
+        found = mirror.models(
             pairs, closures, factor=factor, within=within, seed=seed, epochs=options.epochs
         )
         for model, (sde, latents) in found.items():
-            z0 = eq.starts(y @ latents.T, eq.signs(latents))
+            z0 = mirror.starts(y @ latents.T, mirror.signs(latents))
             done = eq.predict(sde, z0, options.predicted, dt=pairs.duration, seed=seed, noise=noise)
             out[f"m_{i}_{model}"] = done.m.astype(np.float32)
             out[f"shares_{i}_{model}"] = np.array([done.held, done.edge])
@@ -123,9 +124,9 @@ def write(
         more, some = eq.truth_rows(*pair, options.watch, blank=2)
         rows += [[f"{size}^2 {row[0]}", *row[1:], "", ""] for row in more]
         entries += [{**e, "quantity": f"{e['quantity']} {size}^2"} for e in some]
-    for model, i in product(eq.MODELS, range(len(SETTINGS))):
+    for model, i in product(mirror.MODELS, range(len(SETTINGS))):
         setting, (trained, against) = list(SETTINGS.items())[i]
-        name = f"{setting}, {eq.MODELS[model]}"
+        name = f"{setting}, {mirror.MODELS[model]}"
         law = laws[against][0]
         runs = [results[f"learn{trained}", number] for number in range(options.seeds)]
         found = [eq.summary(run[f"m_{i}_{model}"], options.predicted, law) for run in runs]

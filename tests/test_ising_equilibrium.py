@@ -8,6 +8,7 @@ import torch
 
 from mpiflow.errors import InputError
 from mpiflow.learn import equilibrium as eq
+from mpiflow.learn import mirror
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.systems.ising import Ising
 
@@ -57,15 +58,15 @@ def test_features_of_a_turned_state_are_those_of_the_mirror() -> None:
 def test_latents_have_their_signs(closures: int) -> None:
     states = RNG.choice(np.array([-1, 1], np.int8), (40, 16, 16))
     both = np.concatenate([eq.features(states, 16), eq.features(-states, 16)])
-    latents = eq.train_closures(both, closures=closures, seed=1, epochs=2)
+    latents = mirror.train_closures(both, closures=closures, seed=1, epochs=2)
     # An even closure may have a constant, which is the same for both images.
     z, turned = np.split(both @ latents.T, 2)
-    np.testing.assert_allclose(turned, z * eq.signs(latents), atol=1e-5)
+    np.testing.assert_allclose(turned, z * mirror.signs(latents), atol=1e-5)
 
 
 def test_drift_and_covariance_turn_with_the_state() -> None:
     sign = np.array([-1.0, 1.0, 1.0, -1.0])
-    sde = eq.MirrorSDE(sign)
+    sde = mirror.MirrorSDE(sign)
     randomise(sde)
     sde.mean.copy_(torch.tensor([0.0, 0.3, 0.1, 0.0]))
     z, s = torch.randn(20, 4), sde.signs
@@ -103,7 +104,7 @@ def test_the_minimum_finds_the_polynomials_of_a_known_sde() -> None:
     each = drift[:, None] * dt + noise
     covariance = each.var(axis=1)[:, None, None]
     pairs = eq.Pairs(m[:, None], each.mean(axis=1)[:, None], covariance, covariance, dt)
-    sde = eq.minimum(pairs, factor=factor)
+    sde = mirror.minimum(pairs, factor=factor)
     grid = torch.linspace(-0.8, 0.8, 17)[:, None]
     exact = sum(a[k] * grid ** (2 * k + 1) for k in range(4))
     # 6.4e5 pairs of noise 2 (factor c / dt)^1/2 at most: 0.0007 for each of few numbers.
@@ -114,7 +115,7 @@ def test_the_minimum_finds_the_polynomials_of_a_known_sde() -> None:
 
 def test_a_prediction_has_the_stationary_law() -> None:
     """Ornstein-Uhlenbeck: variance c / 2a, symmetric."""
-    sde = eq.PolynomialSDE()
+    sde = mirror.MagnetizationSDE()
     sde.odd.copy_(torch.tensor([-0.5, 0, 0, 0]))
     sde.even.copy_(torch.tensor([0.04, 0, 0]))
     sde.low.fill_(-5)
