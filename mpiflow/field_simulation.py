@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ class FieldSimulation:
     lattice : of blocks
     """
 
+    #: Time less steps times dt: 0 unless dt has been changed.
+    offset = 0.0
+
     def __init__(self, field: StochasticField, seed: int, members: int = 1) -> None:
         self.field, self.seed, self.members = field, seed, members
         self.comm: MPI.Intracomm = field.slabs.comm
@@ -90,7 +94,7 @@ class FieldSimulation:
     @property
     def time(self) -> float:
         """In attempts per spin."""
-        return self.field.time
+        return self.field.time + self.offset
 
     @property
     def grain(self) -> float:
@@ -149,11 +153,11 @@ class FieldSimulation:
         """Make the steps up to a time. Collective."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            self.field.advance(round(time / self.field.dt) - self.field.step)
+            self.field.advance(round((time - self.offset) / self.field.dt) - self.field.step)
 
     def measure(self) -> FieldSample:
         """Observables of the present state. Collective."""
-        return self.field.measure()
+        return replace(self.field.measure(), time=self.time)
 
     def outside(self) -> int:
         """Blocks on all ranks whose m is not among those the law was learned from. Collective."""
@@ -165,11 +169,16 @@ class FieldSimulation:
 
     def state_of(self) -> State:
         """What, with the state of :attr:`block`, the run goes on from."""
-        return State({"time": self.time, "step": self.field.step})
+        field = self.field
+        return State({"time": self.time, "step": field.step, "dt": field.dt, "offset": self.offset})
 
     def restore(self, state: State) -> None:
         """Go on from such a state; that of :attr:`block` is there already."""
-        self.field.step = int(state.numbers["step"])
+        self.field.step = step = int(state.numbers["step"])
+        # Time goes on also with another dt; a checkpoint without these is of the same one.
+        dt = float(state.numbers.get("dt", self.field.dt))
+        offset = float(state.numbers.get("offset", 0.0))
+        self.offset = offset + step * (dt - self.field.dt)
 
     # -- the beginning -----------------------------------------------------------------------
 

@@ -268,6 +268,15 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(
         assert run["time"].tolist() == [0.5 * i for i in range(9)]
 
 
+def test_time_goes_on_with_another_step(model: Path, tmp_path: Path) -> None:
+    config = FieldConfig(**GOOD, model=model, out=tmp_path / "run.h5")
+    predict(config, MPI.COMM_SELF)
+    resume(config.out, MPI.COMM_SELF, {"time": 4, "dt": 0.05, "quiet": True})
+    resume(config.out, MPI.COMM_SELF, {"time": 6, "dt": 0.25, "quiet": True})
+    with Trajectory(config.out) as run:
+        np.testing.assert_allclose(run["time"], 0.5 * np.arange(13), atol=1e-9)
+
+
 def test_another_model_is_refused_where_a_run_goes_on(model: Path, tmp_path: Path) -> None:
     given = GOOD | {"out": tmp_path / "run.h5"}
     config = FieldConfig(**given, model=model)
