@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from mpiflow import initial
 from mpiflow.block import Block
 from mpiflow.errors import InputError
 from mpiflow.learn.curie_weiss import (
+    MagnetizationModel,
     MeanFieldPlan,
+    after_flips,
     generate_pairs,
     learned_law,
+    load_magnetization,
     train_magnetization,
     training_states,
 )
@@ -120,6 +124,23 @@ def test_the_law_of_large_systems_keeps_its_weight_and_comes_to_rest() -> None:
     assert (first >= 0).all()
     rest = master_equation.stationary(birth, death)
     assert abs(last - rest).sum(axis=1).max() < 1e-9
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_laws_after_flips_are_those_of_the_jump_chain(system: CurieWeiss) -> None:
+    """Against powers of its matrix, and against sampled events."""
+    n, flips, boxes = 12, 5, 8000
+    birth, death = system.chain(n)
+    jumps = generator(birth, death) / (birth + death)[:, None] + np.eye(n + 1)
+    start = np.eye(n + 1)[[0, 4]]
+    laws = after_flips(start, birth, death, flips)
+    solver = MeanField(system, n, np.full(boxes, 4), np.arange(boxes))
+    for frame in range(4):
+        law = next(laws)
+        expected = start @ np.linalg.matrix_power(jumps, frame * flips)
+        np.testing.assert_allclose(law, expected, atol=1e-14)
+        assert frame == 0 or fits(np.bincount(solver.up, minlength=n + 1), law[1])
+        solver.advance(seed=21, flips=flips)
 
 
 # -- events -------------------------------------------------------------------------------------
@@ -394,6 +415,25 @@ def test_what_is_learned_from_patches_is_the_drift_and_the_noise_of_the_whole() 
     assert abs(z_mean).max() < Z_CEILING
     ratio = runs.var(axis=2, ddof=1)[1:] / law.std[1:] ** 2
     assert abs(ratio - 1).max() < Z_CEILING * math.sqrt(2 / 299)
+
+
+def test_a_saved_model_predicts_the_same_bits(tmp_path: Path) -> None:
+    plan = MeanFieldPlan(large=32, patch=8, states=60, repeats=4)
+    pairs = generate_pairs(WARM, plan, seed=18)
+    assert pairs is not None
+    sde, _ = train_magnetization(pairs, seed=18, schedule=Schedule(epochs=2))
+    MagnetizationModel(sde, plan, 0.25, {"seed": 18}).save(tmp_path)
+    loaded = load_magnetization(tmp_path)
+    assert (loaded.plan, loaded.dt, loaded.card) == (plan, 0.25, {"seed": 18})
+    args = np.array([[-0.4], [0.3]]), np.arange(2), np.arange(5.0)
+    for a, b in zip(
+        sde.rollout_at(*args, dt=0.25, seed=1), loaded.sde.rollout_at(*args, dt=0.25, seed=1),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_array_equal(a, b)
+    (tmp_path / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match="^model="):
+        load_magnetization(tmp_path)
 
 
 # -- what cannot be -----------------------------------------------------------------------------

@@ -22,7 +22,13 @@ LEAVES = {
     "alloy_window": ["results.json", "table.md"],
     "kac_solvers": ["results.json", "table.md", "kac_solvers.png", "cost.png"],
     "learn_generator": ["results.json", "table.md", "learn_generator.png"],
-    "curie_weiss": ["results.json", "table.md", "curie_weiss.png", "rollout.h5"],
+    "curie_weiss": [
+        "results.json",
+        "table.md",
+        "curie_weiss.png",
+        "rollout.h5",
+        "models/ours_16_0/model.safetensors",
+    ],
     "linear_chain": ["results.json", "table.md", "linear_chain.png", "rollout.h5"],
     "onsagerflow_learn": [
         "results.json",
@@ -47,6 +53,7 @@ LEAVES = {
         "truth_64.h5",
     ],
     "ising_ablation": ["results.json", "table.md", "ising_ablation.png", "truth.h5"],
+    "closure_dimension": ["results.json", "table.md", "closure_dimension.png", "truth.h5"],
     "theorem_one": ["results.json", "table.md", "theorem_one.png", "truth.h5"],
     "surroundings": ["results.json", "table.md", "surroundings.png", "truth.h5"],
     "upsampling": ["results.json", "table.md", "upsampling.png", "levels.h5"],
@@ -84,6 +91,7 @@ ENTRIES = {
     "predator_prey": 3 * (7 * 6 + 2),
     "ising_rescaled": 4 * 5 + 8 * (5 + 2),
     "ising_ablation": 2 * 5 + 24 * (5 + 3),
+    "closure_dimension": 8 * 5,
     "theorem_one": 3 * (10 * 4 * 2 + 2),
     "surroundings": 2 * 8 * 3,
     "upsampling": 2 * 5 * 3 * 2 + 2 * 3 * 2 + 1,
@@ -101,6 +109,7 @@ NEEDS = {
 TITLES = (
     "| exponents at T_c |",
     "| lambda |",
+    "| patch |",
     "| states |",
     "| T |",
     "| ours |",

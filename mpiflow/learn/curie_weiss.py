@@ -9,7 +9,10 @@ the right mean, and 1 / K of the increment's variance, up to the first order in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +22,15 @@ from mpiflow import initial, scaleup
 from mpiflow.block import Block, gather_records
 from mpiflow.errors import InputError
 from mpiflow.lattice import split
-from mpiflow.learn.model import Method
+from mpiflow.learn.model import Method, read_model, write_model
 from mpiflow.learn.sde import LearnedSDE, MacroscopicSDE
 from mpiflow.learn.training import Schedule, TrainingLog, fit
 from mpiflow.noise import uniforms
 from mpiflow.solvers.mean_field import MeanField, relax_windows
 from mpiflow.systems.curie_weiss import CurieWeiss
+
+#: What model.json calls a model of this module.
+KIND = "curie-weiss"
 
 
 @dataclass(frozen=True)
@@ -214,6 +220,78 @@ def train_magnetization(
     sde.set_scales(z, increments, pairs.elapsed)
     log = fit(sde, (z, increments, pairs.elapsed), seed=seed, schedule=schedule)
     return sde, log
+
+
+@dataclass
+class MagnetizationModel:
+    """Macroscopic dynamics of a Curie-Weiss model, z = M.
+
+    Attributes
+    ----------
+    sde : the trained networks
+    plan : how the training data were made
+    dt : time step of predictions
+    card : where the model comes from: system, seed, method
+    """
+
+    sde: MacroscopicSDE
+    plan: MeanFieldPlan
+    dt: float
+    card: dict[str, Any]
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``model.safetensors`` and ``model.json`` into a directory."""
+        description = {
+            "sde_width": self.sde.width,
+            "factor": self.sde.factor,
+            "plan": asdict(self.plan),
+            "dt": self.dt,
+            "card": self.card,
+        }
+        tensors = {name: value.contiguous() for name, value in self.sde.state_dict().items()}
+        write_model(directory, KIND, description, tensors)
+
+
+def load_magnetization(directory: str | Path) -> MagnetizationModel:
+    """Load a model that :meth:`MagnetizationModel.save` wrote; InputError if it cannot be."""
+    return read_model(directory, KIND, _built)
+
+
+def _built(
+    description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> MagnetizationModel:
+    sde = MacroscopicSDE(1, description["sde_width"], description["factor"])
+    sde.load_state_dict(dict(tensors))
+    sde.eval()
+    plan = MeanFieldPlan(**description["plan"])
+    return MagnetizationModel(sde, plan, description["dt"], description["card"])
+
+
+def after_flips(
+    start: np.ndarray, birth: np.ndarray, death: np.ndarray, flips: int
+) -> Iterator[np.ndarray]:
+    """The law of a chain after 0, ``flips``, 2 ``flips``, ... of its events, without end.
+
+    Frames of a number of events are no frames of time: where rates are high they are short.
+
+    Parameters
+    ----------
+    start : (starts, n + 1) laws of the number of spins up
+    birth, death : (n + 1,) rates, the total never 0
+
+    Yields
+    ------
+    (starts, n + 1)
+    """
+    up, down = birth / (birth + death), death / (birth + death)
+    law = np.array(start, float)
+    while True:
+        yield law.copy()
+        for _ in range(flips):
+            after = np.zeros_like(law)
+            after[:, 1:] = law[:, :-1] * up[:-1]
+            after[:, :-1] += law[:, 1:] * down[1:]
+            law = after
 
 
 @dataclass(frozen=True)

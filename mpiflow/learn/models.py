@@ -13,6 +13,7 @@ from mpiflow.errors import InputError
 KINDS = {
     "ising-closure": ("mpiflow.learn.model", "load_model"),
     "onsagerflow": ("mpiflow.learn.onsagerflow", "load_onsagerflow"),
+    "curie-weiss": ("mpiflow.learn.curie_weiss", "load_magnetization"),
     "alloy-sro": ("mpiflow.learn.alloy", "load_alloy_model"),
     "field-generator": ("mpiflow.learn.generator", "load_generator"),
     "field-law": ("mpiflow.field_law", "load_law"),
@@ -25,8 +26,8 @@ def load_model(directory: str | Path) -> Any:
     Returns
     -------
     A :class:`~mpiflow.learn.model.MacroscopicModel`, :class:`~mpiflow.learn.alloy.AlloyModel`,
-    :class:`~mpiflow.learn.generator.Generator`, :class:`~mpiflow.learn.onsagerflow.OnsagerFlow`
-    or :class:`~mpiflow.field_law.TableLaw`
+    :class:`~mpiflow.learn.generator.Generator`, :class:`~mpiflow.learn.onsagerflow.OnsagerFlow`,
+    :class:`~mpiflow.learn.curie_weiss.MagnetizationModel` or :class:`~mpiflow.field_law.TableLaw`
 
     Raises
     ------
