@@ -74,8 +74,8 @@ def test_every_driver_is_tested() -> None:
 #: pairs at two temperatures; what learning cost; the truth's, and pairs at three; two windows.
 #: Five errors of four laws, eight of two structures, four of nearest neighbours at three T; eight
 #: of five equations in two cases, and two passages at two T. Three exponents of four kinds, three
-#: moments at two sides and five T; three cases of predator-prey; qualities of upsampled states; errors of
-#: three kinds of states; eight surroundings at two T.
+#: moments at two sides and five T; three cases of predator-prey; qualities of upsampled states;
+#: errors of three kinds of states; eight surroundings at two T.
 ENTRIES = {
     "ising_closure": 6,
     "large_ising": 2,
