@@ -36,7 +36,7 @@ from mpiflow import observables
 from mpiflow.block import Block, HaloPolicy
 from mpiflow.errors import InputError
 from mpiflow.solvers.sublattice import Sublattice
-from mpiflow.systems.ising import NEIGHBOUR_SUMS, Ising
+from mpiflow.systems.ising import Ising
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,7 @@ def patch_increments(
 
 
 def generator_moments(states: np.ndarray, system: Ising) -> tuple[np.ndarray, np.ndarray]:
-    r"""Limits of drift and diffusion of M and rho for dt to 0: sums over sites of rates.
-
-    .. math:: \mu = \sum_i r_i v_i, \qquad \Sigma = \sum_i r_i v_i v_i^T,
-
-    v_i the change of (M, rho) by a flip at i, (-2 s_i, s_i k_i / 2) / N.
+    """Limits of drift and diffusion of M and rho for dt to 0 (:meth:`Ising.short_time`).
 
     Parameters
     ----------
@@ -174,13 +170,8 @@ def generator_moments(states: np.ndarray, system: Ising) -> tuple[np.ndarray, np
     -------
     drift (B, 2), diffusion (B, 2, 2)
     """
-    side = states.shape[1]
-    padded = Block.periodic(states, np.arange(len(states))).array
-    counts = observables.class_counts(padded, side + 2)[:, 0].astype(float)
-    spin = np.repeat([-1.0, 1.0], 5)
-    change = np.stack([-2.0 * spin, 0.5 * spin * np.tile(NEIGHBOUR_SUMS, 2)], axis=1) / side**2
-    weight = counts * system.flip_rates()
-    return weight @ change, np.einsum("bc,ci,cj->bij", weight, change, change)
+    drift, square = system.short_time(observables.lattice_class_counts(states))
+    return drift, square[:, [[0, 1], [1, 2]]]
 
 
 def first_order_error(states: np.ndarray, system: Ising, patch: int) -> np.ndarray:
