@@ -20,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
 TABLE = re.compile(r"(?P<start><!-- results/(?P<name>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.S)
+#: Lines of a table that are shown at once.
+LONG = 45
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.S | re.M)
 
 
@@ -67,9 +69,21 @@ def paste(text: str, results: Path) -> str:
         path = results / match["name"] / "table.md"
         if not path.exists():
             return match[0]
-        return f"{match['start']}\n{path.read_text().strip()}\n\n{match['end']}"
+        return f"{match['start']}\n{_folded(path.read_text().strip())}\n\n{match['end']}"
 
     return TABLE.sub(table, text)
+
+
+def _folded(table: str) -> str:
+    """What is long behind a line that opens it; the first table of several is seen."""
+    if len(table.splitlines()) <= LONG:
+        return table
+    first, gap, rest = table.partition("\n\n")
+    if not gap or len(first.splitlines()) > LONG:
+        first, rest = "", table
+    rows = len(rest.splitlines())
+    summary = f"<details><summary>The table, {rows} lines</summary>"
+    return f"{first}\n\n{summary}\n\n{rest}\n\n</details>".lstrip("\n")
 
 
 def main() -> None:

@@ -81,6 +81,8 @@ COLUMNS = ("diffusion M", "diffusion rho", "rate", "variance")
 #: Number of a case, seed.
 Task = tuple[int, int]
 Part = dict[str, np.ndarray]
+#: A case and a way.
+Found = tuple[tuple[float, float, int], str]
 
 
 def main() -> None:
@@ -311,9 +313,25 @@ def finish(
     titles = ["T", "h", "L", "surroundings", "duration", "lambda for the diffusion of M / K"]
     titles += ["of rho / K", "rate of the drift of M / true", "lambda for the variance of M / K"]
     text = report.table([*titles, "published lambda / K"], rows)
-    text += "\n" + starts(cases)
+    text = pooled(found) + "\n" + text + "\n" + starts(cases)
     report.write(out, text, entries)
     draw(out / "surroundings.png", found)
+
+
+def pooled(found: dict[Found, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Weighted means over the cases without a field, and the chi^2 that all rates are true."""
+    rows = []
+    for name in (*WAYS, JOINT):
+        cases = [both for (case, n), both in found.items() if n == name and case[1] == 0.0]
+        value, error = (np.array(part) for part in zip(*cases, strict=True))
+        weight = error**-2.0
+        mean, bar = (weight * value).sum(axis=0) / weight.sum(axis=0), weight.sum(axis=0) ** -0.5
+        chi = (((value[:, 2] - 1.0) / error[:, 2]) ** 2).sum()
+        cells = [f"{mean[i]:.3f} ± {bar[i]:.3f}" for i in (0, 2, 3)]
+        rows.append([*name.split(", ", 1), *cells, f"{chi:.0f} of {len(value)}"])
+    titles = ["h = 0, all T and L: surroundings", "duration", "lambda for the diffusion of M / K"]
+    titles += ["rate of the drift of M / true", "K / lambda for the variance of M"]
+    return report.table([*titles, "chi^2 of rate = true"], rows)
 
 
 def starts(cases: dict[tuple[float, float, int], Part]) -> str:
@@ -329,7 +347,7 @@ def starts(cases: dict[tuple[float, float, int], Part]) -> str:
 
 def draw(
     path: Path,
-    found: dict[tuple[tuple[float, float, int], str], tuple[np.ndarray, np.ndarray]],
+    found: dict[Found, tuple[np.ndarray, np.ndarray]],
 ) -> None:
     """lambda / K that makes the variance right, and the rate of the drift, against T."""
     figure = report.figure(12, 6.5)

@@ -64,6 +64,17 @@ def test_tables_are_pasted_between_their_marks_and_nothing_else_changes(tmp_path
     assert page.paste(once, tmp_path) == once
 
 
+def test_long_tables_are_folded(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "table.md").write_text("| x |\n|---|\n" + "| 1 |\n" * page.LONG)
+    text = page.paste(TEXT, tmp_path)
+    assert f"{page.LONG + 2} lines</summary>\n\n| x |" in text
+    assert page.paste(text, tmp_path) == text
+    short = "| y |\n|---|\n| 2 |\n\n"
+    (tmp_path / "a" / "table.md").write_text(short + "| x |\n|---|\n" + "| 1 |\n" * page.LONG)
+    assert f"-->\n\n{short}<details>" in page.paste(TEXT, tmp_path)
+
+
 def test_a_table_without_a_command_is_refused() -> None:
     with pytest.raises(SystemExit, match="results/c"):
         page.sections("<!-- results/c -->\n<!-- end -->\n")
