@@ -324,10 +324,11 @@ def assemble(
         for kind, each in rows.items():
             values[kind][0][i, j] = np.mean(each, axis=0)
             values[kind][1][i, j] = np.std(each, axis=0, ddof=1) / np.sqrt(options.seeds)
-    # Few seeds know their spread badly: errors are pooled over temperatures.
+    # Few seeds know their spread badly: it is pooled over temperatures, relative but for U.
     for kind in ("learned", "tuned"):
-        pooled = np.sqrt((values[kind][1] ** 2).mean(axis=1, keepdims=True))
-        values[kind][1][:] = np.broadcast_to(pooled, shape)
+        mean, error = values[kind]
+        unit = np.where(np.arange(3) < 2, np.abs(mean), 1.0)
+        error[:] = unit * np.sqrt(((error / unit) ** 2).mean(axis=1, keepdims=True))
     # The tuned abs(M) is that of the reference by construction.
     values["tuned"][1][..., 0] = values["reference"][1][..., 0]
     return values, tuned

@@ -18,7 +18,7 @@ states. Trials of windows count four times t, since each site is in four of them
 Settings chosen after looking at results: the window of M at T = 2.5, above -0.3 where histories
 from M = -0.75 and -0.5 agree within 2 %; no relaxation was chosen by its result.
 Writes into --out: results.json, table.md, upsampling.png, levels.h5.
-In full 10 minutes of one core, 5 minutes on two.
+In full 4 minutes on two cores.
 
     mpirun -n 2 .venv/bin/python drivers/upsampling.py --out results/upsampling
 """
