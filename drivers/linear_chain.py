@@ -89,7 +89,8 @@ def main() -> None:
     fits: dict[str, list[Coefficients]] = {name: [] for name in chains}
     for (name, _), part in data.items():
         fits[name].append(minimum(np.asarray(part["sums"]), PAIR_DT, chains[name].sites / PATCH))
-    reach = [min(p["low"] for p in data.values()), max(p["high"] for p in data.values())]
+    lows, highs = ([float(part[end]) for part in data.values()] for end in ("low", "high"))
+    reach = [min(lows), max(highs)]
     direct = simulated(chains["large"], options, comm)
     if comm.rank == 0 and direct is not None:
         found = {name: np.array(values) for name, values in fits.items()}
@@ -138,7 +139,7 @@ def simulated(
     return None if gathered is None else gathered.T
 
 
-def rollout(values: Coefficients, reach: list[Any], options: argparse.Namespace) -> np.ndarray:
+def rollout(values: Coefficients, reach: list[float], options: argparse.Namespace) -> np.ndarray:
     """m (times, members) of an SDE from rest."""
     sde = LinearSDE()
     sde.set_coefficients(values, *reach)
