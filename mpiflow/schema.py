@@ -99,13 +99,22 @@ STANDARD: dict[str, Variable] = {
             "sro",
             ("pair",),
             long_name="neighbours of the second kind around an atom of the first, beyond 8 / S",
-            attributes=_POINT,
+            attributes=_POINT
+            | {
+                "comment": "delta_ij = N_ij / n_i - 8 / S. With equal numbers of atoms of all S "
+                "elements: 0 in a random mixture, positive where i and j attract each other. "
+                "Otherwise a random mixture has 8 (c_j - 1 / S): see warren_cowley."
+            },
         ),
         Variable(
             "warren_cowley",
             ("pair",),
             long_name="Warren-Cowley short-range order parameter",
-            attributes=_POINT,
+            attributes=_POINT
+            | {
+                "comment": "alpha_ij = 1 - N_ij / (8 n_i c_j): for any composition 0 in a random "
+                "mixture, negative where i and j attract each other, at most 1."
+            },
         ),
         Variable(
             "long_range_order",

@@ -189,6 +189,36 @@ def test_an_ordered_crystal(corner: int, centre: int, sign: float) -> None:
     np.testing.assert_array_equal(long_range_order(bonds)[0], [sign, -sign])
 
 
+@pytest.mark.parametrize("counts", [(8, 3000, 600, 488), (0, 1366, 1365, 1365), (40, 56, 4000, 0)])
+def test_signs_and_limits_for_any_composition(counts: tuple[int, ...]) -> None:
+    """Of a random mixture of 4096 sites, as the docstrings say; alpha alone is 0 and symmetric.
+
+    By chance N_ij differs from 8 n_i c_j by sqrt(8 n_i c_j); seven of these are never seen.
+    """
+    grid = np.full((1, 32, 16, 32), NOT_A_SITE, np.int8)
+    grid[:, is_site(grid.shape[1:])] = np.random.default_rng(3).permutation(
+        np.repeat(np.arange(4, dtype=np.int8), counts)
+    )
+    bonds = bonds_of(grid)
+    delta, alpha = short_range_order(bonds)[0], warren_cowley(bonds)[0]
+    n, (i, j) = np.array(counts[1:]), np.triu_indices(3)
+    c = n / sum(counts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        chance = np.sqrt(8 * n[i] * c[j])
+        known = chance > 0
+        same = 8 * c[j] * (1 - alpha) - 8 / 3
+        np.testing.assert_allclose(delta[known], same[known], atol=1e-12)
+        assert (abs(delta - 8 * (c[j] - 1 / 3)) <= 7 * chance / n[i])[known].all()
+        assert (abs(alpha) <= 7 / chance)[known].all()
+        assert (delta >= -8 / 3)[known].all()
+        assert (delta <= np.minimum(8, 8 * n[j] / n[i]) - 8 / 3 + 1e-12)[known].all()
+        assert (alpha >= 1 - 1 / np.maximum(c[i], c[j]) - 1e-12)[known].all()
+        assert (alpha <= 1)[known].all()
+    swapped = [0, 2, 1, 3]
+    other = warren_cowley(bonds[:, swapped][:, :, swapped])[0]
+    np.testing.assert_allclose(other, alpha[[3, 1, 4, 0, 2, 5]])
+
+
 def test_absent_species_have_no_order() -> None:
     """Of three elements one is not there: its parameters are nan, the others as ever."""
     bonds = bonds_of(crystal(1, 2))

@@ -122,9 +122,18 @@ def short_range_order(bonds: np.ndarray) -> np.ndarray:
 
     .. math:: \delta_{ij} = \frac{N_{ij}}{n_i} - \frac{8}{S}, \qquad i \le j,
 
-    for S elements, in the order of :func:`pair_names` [arXiv:2511.12842, equation (30)].
-    Positive where i and j attract each other. For each i, the sum over all j is minus the
-    mean number of vacancies among the neighbours of i, exactly.
+    for S elements, in the order of :func:`pair_names` [arXiv:2511.12842, equation (30)]: the
+    mean number of neighbours j of an atom i, the first element of the pair, beyond 8 / S. For
+    each i, the sum over all j is minus the mean number of vacancies among the neighbours of i,
+    exactly.
+
+    With equal numbers of atoms of all elements it is 0 in a random mixture, positive where i
+    and j attract each other, and the same for j, i. For any other composition none of the three
+    holds: with c_j the share of j among all sites, a random mixture has 8 (c_j - 1 / S), and
+    :math:`n_i (\delta_{ij} + 8 / S) = n_j (\delta_{ji} + 8 / S)`. Attraction shows in the sign of
+    :func:`warren_cowley`, whatever the composition: :math:`\delta_{ij} = 8 c_j (1 -
+    \alpha_{ij}) - 8 / S`. Values lie between -8 / S and min(8, 8 n_j / n_i) - 8 / S; NaN where
+    there is no atom i.
 
     Parameters
     ----------
@@ -142,8 +151,14 @@ def warren_cowley(bonds: np.ndarray) -> np.ndarray:
 
     .. math:: \alpha_{ij} = 1 - \frac{N_{ij}}{8 n_i c_j}
 
-    with c_j the share of j among all sites [Cowley, Phys. Rev. 77, 669 (1950)]; negative
-    where i and j attract each other.
+    with c_j the share of j among all sites [Cowley, Phys. Rev. 77, 669 (1950)]. For any
+    composition it is the same for j, i, 0 in a random mixture of many sites, negative where i
+    and j attract each other, and between 1 - 1 / max(c_i, c_j) and 1, which means no such pair;
+    NaN where an element has no atoms.
+
+    Parameters
+    ----------
+    bonds : (..., S + 1, S + 1) int64, bonds by species of the corner and of the centre
     """
     numbers, counts = neighbour_numbers(bonds), species_numbers(bonds)
     shares = counts / counts.sum(axis=-1, keepdims=True)
