@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, model_validator
 
 from mpiflow.config import FRAMES, RunConfig, did_you_mean, idle, option
 from mpiflow.errors import InputError
+from mpiflow.schedule import spacing
 from mpiflow.systems.alloy import ELEMENTS, Alloy
 
 
@@ -171,7 +172,7 @@ class AlloyConfig(RunConfig):
         if self.hops is not None:
             self._check_hops(self.hops)
         elif self.time is not None:
-            self._fill("save_every", self._frame_time(self.time))
+            self._fill("save_every", spacing(self.time, FRAMES, self.window))
         if self.ranks_grid is not None and self.members > 1:
             raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
         if self.initial != "random":
@@ -187,12 +188,6 @@ class AlloyConfig(RunConfig):
         else:
             self._fill("vacancies", 1)
         return self
-
-    def _frame_time(self, time: float) -> float:
-        """A hundredth of the time, in whole windows if these are given."""
-        if self.window is None:
-            return time / FRAMES
-        return max(1, round(time / self.window / FRAMES)) * self.window
 
     def _check_hops(self, hops: int) -> None:
         self._fill("save_every", float(max(1, hops // FRAMES)))

@@ -24,7 +24,17 @@ from mpiflow.initial_alloy import counts_of, from_structure, place_vacancies, ra
 from mpiflow.noise import RNG
 from mpiflow.parallel import agreed
 from mpiflow.plan import one_line
-from mpiflow.recording import Content, Walk, beginning, facts_of, follow, keep_of, unchanged
+from mpiflow.recording import (
+    Content,
+    Walk,
+    beginning,
+    differences,
+    facts_of,
+    follow,
+    keep_of,
+    refuse,
+    unchanged,
+)
 from mpiflow.schema import STANDARD, TIME
 from mpiflow.stopping import Keep
 from mpiflow.systems import alloy
@@ -95,8 +105,7 @@ def build_alloy(
         model.parameters,
         config.cells,
         solver=config.solver,
-        # The window that was chosen for the initial state stays.
-        window=config.window if point is None else point.numbers.get("window"),
+        window=config.window,  # one that was chosen is that of the checkpoint
         tile=config.tile,
         seed=config.seed,
         members=config.members,
@@ -184,6 +193,8 @@ def record_alloy(
     facts = facts_of(sim.facts(), about)
     if point is not None:
         unchanged(point, facts, changed)
+        window = point.numbers.get("window")
+        refuse(differences({"window": window}, {"window": sim.window or window}), changed)
         checkpoint.load(point, sim)
     ensemble: dict[str, int] = {"member": sim.members} if sim.members > 1 else {}
     names = ("vacancy", *sim.system.elements)

@@ -16,7 +16,7 @@ from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape, factorisations, split
 from mpiflow.parallel import local_rank
-from mpiflow.schedule import Number, Schedule, State
+from mpiflow.schedule import Clock, Number, Schedule, State, after
 from mpiflow.solvers.serial_vacancy import VacancyKMC, total_rates
 from mpiflow.solvers.tiled_vacancy import SMALLEST_TILE, TiledKMC
 from mpiflow.solvers.vacancy import check
@@ -138,6 +138,7 @@ class AlloySimulation:
             self.solver = VacancyKMC(system, barriers, self.block.batch)
         self.time = 0.0
         self.step = 0
+        self._clock = Clock(self.window or 0.0)
         self._hops = np.zeros(self.block.batch, np.int64)
         self._counts: np.ndarray | None = None
 
@@ -353,8 +354,10 @@ class AlloySimulation:
         if self.block.batch:  # more ranks than members leave some with none
             hops = self.solver.advance(self.block, steps, seed=self.seed, first_step=self.step)
             self._hops = self._hops + hops
+        if self._clock.dt != self.solver.time_per_step:  # it was chosen since
+            self._clock = Clock(self.solver.time_per_step, self.step, self.time)
         self.step += steps
-        self.time = self.step * self.solver.time_per_step
+        self.time = self._clock.time(self.step)
 
     def advance_hops(self, hops: int) -> None:
         """Advance until this lattice has made so many hops since time 0.
@@ -425,7 +428,7 @@ class AlloySimulation:
         self.steps_in(time, "time")
         if self.steps_in(every, "save_every") == 0:
             raise InputError("save_every", every, "a number above 0", "Try 1e-8.")
-        return Schedule(self.time, self.time + time, every)
+        return Schedule(self.time, after(self.time, 1, time), every)
 
     def schedule_of_hops(self, hops: int, every: int) -> Schedule:
         """Frames now, every so many hops, and after ``hops``. Collective."""
@@ -463,7 +466,7 @@ class AlloySimulation:
         if isinstance(self.solver, VacancyKMC):
             arrays |= {"clock": self.solver.clock, "order": self.solver.order(self.block)}
         elif self.window is not None:
-            numbers["window"] = self.window
+            numbers |= {"window": self.window, **self._clock.numbers()}
         return State(numbers, arrays)
 
     def restore(self, state: State) -> None:
@@ -477,7 +480,9 @@ class AlloySimulation:
             self.solver.hops = hops.copy()
             self.solver.set_order(self.block, state.arrays["order"])
         else:
-            self.solver.window = float(state.numbers["window"])
+            if self.solver.window is None:
+                self.solver.window = float(state.numbers["window"])
+            self._clock = Clock.restored(state.numbers, self.solver.window)
 
 
 def default_tile(shape: Shape) -> Shape:

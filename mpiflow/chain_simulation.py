@@ -21,6 +21,7 @@ from mpiflow.device import kernel
 from mpiflow.errors import InputError
 from mpiflow.lattice import split
 from mpiflow.noise import Word, stream_key, threefry, to_unit
+from mpiflow.schedule import after
 from mpiflow.systems.linear_chain import LinearChain, drift
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class ChainSimulation:
     @property
     def time(self) -> float:
         """Steps times dt."""
-        return self.step * self.dt
+        return after(0.0, self.step, self.dt)
 
     def set(self, x: float | np.ndarray) -> None:
         """Start at time 0 from displacements: a number, (N,), (B, 1) or (B, N), all finite."""

@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout
+from mpiflow.schedule import spacing
 
 #: Frames saved by default.
 FRAMES = 100
@@ -381,8 +382,8 @@ class IsingConfig(SpinConfig):
             raise idle("dt", self.dt, "with the nfold solver, which has no step")
         step = self.dt if self.dt is not None and math.isfinite(self.dt) else 1.0
         if self.solver == "nfold":
-            self._fill("save_every", self.time / FRAMES)
-        self._fill("save_every", max(1, round(self.time / step / FRAMES)) * step)
+            self._fill("save_every", spacing(self.time, FRAMES))
+        self._fill("save_every", spacing(self.time, FRAMES, step))
         self._check_initial()
         if self.ranks_grid is not None and self.members > 1:
             raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")

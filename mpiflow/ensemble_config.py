@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from mpiflow.config import FRAMES, RunConfig, Sides, idle, option
 from mpiflow.errors import InputError
+from mpiflow.schedule import spacing
 
 if TYPE_CHECKING:  # they compile: not for the sake of --help
     from mpiflow.systems.curie_weiss import CurieWeiss
@@ -83,12 +84,12 @@ class EnsembleConfig(RunConfig):
             raise idle("device", self.device, "but cpu: these systems are computed there")
         dt = self.step
         if dt is None:
-            self._fill("save_every", self.time / FRAMES)
+            self._fill("save_every", spacing(self.time, FRAMES))
             return
         if dt >= longest:
             allowed = f"above 0 and below {longest:.4g}, where steps are stable"
             raise InputError("dt", dt, allowed, f"Try {longest / 100:.1g}.")
-        self._fill("save_every", max(1, round(self.time / dt / FRAMES)) * dt)
+        self._fill("save_every", spacing(self.time, FRAMES, dt))
         for name in ("time", "save_every"):
             value = getattr(self, name)
             steps = round(value / dt)

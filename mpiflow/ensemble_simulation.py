@@ -24,7 +24,7 @@ from mpiflow.lattice import Lattice, split
 from mpiflow.noise import RNG
 from mpiflow.parallel import agreed
 from mpiflow.predator_prey_simulation import PredatorPreySimulation
-from mpiflow.schedule import State
+from mpiflow.schedule import Clock, State
 from mpiflow.solvers.mean_field import MeanField
 
 
@@ -116,24 +116,21 @@ class Stepped(Ensemble):
     """Systems that make steps of one length, which may change where a run goes on."""
 
     sim: Stepping
-    #: Time less steps times dt: 0 unless dt has been changed.
-    offset = 0.0
+    clock: Clock
 
     @property
     def time(self) -> float:
-        return self.sim.step * self.sim.dt + self.offset
+        return self.clock.time(self.sim.step)
 
     def advance_to(self, time: float) -> None:
-        self.sim.advance(max(0, round((time - self.offset) / self.sim.dt) - self.sim.step))
+        self.sim.advance(max(0, self.clock.step(time) - self.sim.step))
 
     def state_of(self) -> State:
-        sim = self.sim
-        return State({"time": self.time, "step": sim.step, "dt": sim.dt, "offset": self.offset})
+        return State({"time": self.time, "step": self.sim.step, **self.clock.numbers()})
 
     def restore(self, state: State) -> None:
-        step, dt = int(state.numbers["step"]), float(state.numbers["dt"])
-        self.sim.step = step
-        self.offset = float(state.numbers["offset"]) + step * (dt - self.sim.dt)
+        self.sim.step = int(state.numbers["step"])
+        self.clock = Clock.restored(state.numbers, self.sim.dt)
 
 
 class Chains(Stepped):
@@ -149,6 +146,7 @@ class Chains(Stepped):
         start = config.initial_displacement
         sim.set(chain.resting() if start is None else start)
         self.sim: ChainSimulation = sim
+        self.clock = Clock(config.dt)
         self.grain, self.lattice = config.dt, Lattice(config.shape)
 
         def store(sites: slice, values: np.ndarray) -> None:
@@ -175,6 +173,7 @@ class Lines(Stepped):
         )
         sim.set(line.start(config.initial_prey, config.initial_wave))
         self.sim: PredatorPreySimulation = sim
+        self.clock = Clock(config.dt)
         self.grain, self.lattice = config.dt, Lattice((2, config.size))
 
         def store(fields: slice, values: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from pydantic import PrivateAttr, model_validator
 
 from mpiflow.config import FRAMES, RunConfig, Sides, idle, option
 from mpiflow.errors import InputError
+from mpiflow.schedule import spacing
 
 KIND = "onsagerflow"
 
@@ -132,7 +133,7 @@ class FieldConfig(RunConfig):
             raise InputError("temperature", None, allowed, f"Try {known[0]:g}.")
         self._fill("temperature", known[0])
         self._check_blocks(about)
-        self._fill("save_every", max(1, round(self.time / self.dt / FRAMES)) * self.dt)
+        self._fill("save_every", spacing(self.time, FRAMES, self.dt))
         if self.initial == "uniform":
             # A run that goes on does not need its initial file any more.
             if self.frame is not None and not self.resume:

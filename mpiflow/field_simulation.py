@@ -21,7 +21,7 @@ from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Shape
 from mpiflow.noise import RNG
 from mpiflow.parallel import agreed
-from mpiflow.schedule import Schedule, State
+from mpiflow.schedule import Clock, Schedule, State, after
 from mpiflow.stochastic_field import FieldSample, StochasticField
 from mpiflow.trajectory import Trajectory
 
@@ -81,20 +81,17 @@ class FieldSimulation:
     lattice : of blocks
     """
 
-    #: Time less steps times dt: 0 unless dt has been changed.
-    offset = 0.0
-
     def __init__(self, field: StochasticField, seed: int, members: int = 1) -> None:
         self.field, self.seed, self.members = field, seed, members
         self.comm: MPI.Intracomm = field.slabs.comm
         self.lattice = Lattice(field.slabs.shape)
         self.block = Sites(field, members == 1)
-        self.rng = RNG
+        self.rng, self.clock = RNG, Clock(field.dt)
 
     @property
     def time(self) -> float:
         """In attempts per spin."""
-        return self.field.time + self.offset
+        return self.clock.time(self.field.step)
 
     @property
     def grain(self) -> float:
@@ -147,13 +144,13 @@ class FieldSimulation:
             if steps < 1 or not math.isclose(steps * dt, value, rel_tol=1e-9):
                 near = f"Use {max(1, steps) * dt:.12g}, or another dt."
                 raise InputError(name, value, f"a multiple of the time step {dt:g}", near)
-        return Schedule(self.time, self.time + time, every)
+        return Schedule(self.time, after(self.time, 1, time), every)
 
     def advance_to(self, time: float) -> None:
         """Make the steps up to a time. Collective."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            self.field.advance(round((time - self.offset) / self.field.dt) - self.field.step)
+            self.field.advance(self.clock.step(time) - self.field.step)
 
     def measure(self) -> FieldSample:
         """Observables of the present state. Collective."""
@@ -169,16 +166,12 @@ class FieldSimulation:
 
     def state_of(self) -> State:
         """What, with the state of :attr:`block`, the run goes on from."""
-        field = self.field
-        return State({"time": self.time, "step": field.step, "dt": field.dt, "offset": self.offset})
+        return State({"time": self.time, "step": self.field.step, **self.clock.numbers()})
 
     def restore(self, state: State) -> None:
         """Go on from such a state; that of :attr:`block` is there already."""
-        self.field.step = step = int(state.numbers["step"])
-        # Time goes on also with another dt; a checkpoint without these is of the same one.
-        dt = float(state.numbers.get("dt", self.field.dt))
-        offset = float(state.numbers.get("offset", 0.0))
-        self.offset = offset + step * (dt - self.field.dt)
+        self.field.step = int(state.numbers["step"])
+        self.clock = Clock.restored(state.numbers, self.field.dt)
 
     # -- the beginning -----------------------------------------------------------------------
 

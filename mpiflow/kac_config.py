@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mpiflow.config import FRAMES, SpinConfig, idle, option
+from mpiflow.schedule import spacing
 
 
 class KacConfig(SpinConfig):
@@ -92,9 +93,6 @@ class KacConfig(SpinConfig):
             raise idle(
                 "device", "cuda", "with the gillespie solver or method fft: they use the CPU"
             )
-        if self.tau is None:
-            self._fill("save_every", self.time / FRAMES)
-        else:
-            self._fill("save_every", max(1, round(self.time / self.tau / FRAMES)) * self.tau)
+        self._fill("save_every", spacing(self.time, FRAMES, self.tau))
         self._check_initial()
         return self

@@ -14,7 +14,7 @@ from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.parallel import agreed, local_rank
-from mpiflow.schedule import State
+from mpiflow.schedule import Clock, Number, State
 from mpiflow.simulation import Frame, SpinSimulation
 from mpiflow.slabs import Slabs
 from mpiflow.solvers.gillespie import Gillespie
@@ -111,6 +111,7 @@ class KacSimulation(SpinSimulation):
                 raise InputError("eps", eps, "none but with tau-leap", "Leave it out.")
             self.solver = KacSteps(self.fields, solver, tau=tau, eps=eps)
         self.time, self.step = 0.0, 0
+        self._clock = Clock(self.step_length or 0.0)
         self._flips = np.zeros(self.block.batch, np.int64)
 
     def _here(self, external: np.ndarray | None, slabs: Slabs | None) -> np.ndarray | None:
@@ -175,7 +176,7 @@ class KacSimulation(SpinSimulation):
         steps = self.steps_in(duration)
         self._count(self.solver.advance(self._bytes, steps, seed=self.seed))
         self.step += steps
-        self.time = self.step * self.step_length
+        self.time = self._clock.time(self.step)
 
     def advance_to(self, time: float) -> None:
         solver = self.solver
@@ -203,10 +204,12 @@ class KacSimulation(SpinSimulation):
             arrays |= {"clock": self.solver.clock, "events": self.solver.events}
         else:
             arrays["steps"] = self.solver.steps
-        return State({"time": self.time, "step": self.step}, arrays)
+        numbers: dict[str, Number] = {"time": self.time, "step": self.step, **self._clock.numbers()}
+        return State(numbers, arrays)
 
     def restore(self, state: State) -> None:
         self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
+        self._clock = Clock.restored(state.numbers, self._clock.dt)
         self._flips = self._shares(state.arrays["flips"])
         if isinstance(self.solver, Gillespie):
             self.solver.clock = state.arrays["clock"].astype(np.float64)

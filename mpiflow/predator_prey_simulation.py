@@ -29,6 +29,7 @@ from mpiflow.device import kernel, rule
 from mpiflow.errors import InputError
 from mpiflow.lattice import split
 from mpiflow.noise import Word, stream_key, threefry, to_unit
+from mpiflow.schedule import after
 from mpiflow.systems.predator_prey import PredatorPrey, predators, prey
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class PredatorPreySimulation:
     @property
     def time(self) -> float:
         """Steps times dt."""
-        return self.step * self.dt
+        return after(0.0, self.step, self.dt)
 
     def set(self, x: np.ndarray) -> None:
         """Start at time 0 from states that broadcast to (B, 2, n), all finite."""

@@ -1,13 +1,82 @@
-"""When frames are due, and what a simulation is between two steps."""
+"""When frames are due, what time it is after so many steps, and what a simulation is between two.
+
+Times are what people type: with a step of 0.1 the third is at 0.3, not at 0.30000000000000004.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
 Number = float | int
+
+#: Digits up to which a number is taken for the decimal that its shortest text says. One with
+#: more, as 1 / 3 has, was computed: it is what it is in binary, so that 3 (1 / 3) is 1.
+_TYPED = 15
+
+
+@lru_cache(maxsize=256)
+def _exact(value: float) -> Fraction:
+    text = repr(float(value))
+    digits = text.partition("e")[0].replace(".", "").replace("-", "").strip("0")
+    return Fraction(text) if len(digits) <= _TYPED else Fraction(value)
+
+
+def after(start: float, steps: int, every: float) -> float:
+    """``start + steps * every``, rounded once, of decimals as they are typed."""
+    return float(_exact(start) + steps * _exact(every))
+
+
+def spacing(time: float, frames: int, step: float | None = None) -> float:
+    """Time between so many frames, in whole steps if there are steps."""
+    if step is None:
+        return float(_exact(time) / frames)
+    return after(0.0, max(1, round(time / step / frames)), step)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time of steps of one length, which may have been another before.
+
+    Parameters
+    ----------
+    dt : length of a step
+    first, start : the step that this length holds from, and the time then
+    """
+
+    dt: float
+    first: int = 0
+    start: float = 0.0
+
+    def time(self, step: int) -> float:
+        """The time after so many steps of the run."""
+        return after(self.start, step - self.first, self.dt)
+
+    def step(self, time: float) -> int:
+        """The step whose time is nearest, of the run."""
+        return self.first + round((time - self.start) / self.dt)
+
+    def numbers(self) -> dict[str, Number]:
+        """What a checkpoint keeps of it."""
+        return {"clock_dt": self.dt, "clock_first": self.first, "clock_start": self.start}
+
+    @classmethod
+    def restored(cls, numbers: Mapping[str, Number], dt: float) -> Clock:
+        """That of a checkpoint, going on from its step and time if ``dt`` has changed.
+
+        Steps are never counted anew: they are the keys of random numbers.
+        """
+        step, time = int(numbers["step"]), float(numbers["time"])
+        if numbers.get("clock_dt") == dt:
+            return cls(dt, int(numbers["clock_first"]), float(numbers["clock_start"]))
+        # Before there were these numbers, the time was that of whole steps of the last length.
+        old = "clock_dt" not in numbers and math.isclose(step * dt, time, rel_tol=1e-12)
+        return cls(dt) if old else cls(dt, step, time)
 
 
 @dataclass(frozen=True)
@@ -33,8 +102,8 @@ class Schedule:
         return self.regular + extra
 
     def target(self, frame: int) -> float:
-        """Where a frame is due. Written as it always was: its bits are those of the file."""
-        return self.start + frame * self.every if frame <= self.regular else self.end
+        """Where a frame is due."""
+        return self.end if frame >= self.last else after(self.start, frame, self.every)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -18,7 +18,7 @@ from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.noise import BIT_RNG, RNG
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
 from mpiflow.parallel import local_rank
-from mpiflow.schedule import Number, Schedule, State
+from mpiflow.schedule import Clock, Number, Schedule, State, after
 from mpiflow.solvers.nfold import NFold
 from mpiflow.solvers.sublattice import Sublattice
 from mpiflow.solvers.tiled import TiledNFold
@@ -175,7 +175,7 @@ class SpinSimulation:
         self.steps_in(time, "time")
         if self.steps_in(every, "save_every") == 0:
             raise InputError("save_every", every, "a number above 0", "Try 1.")
-        return Schedule(self.time, self.time + time, every)
+        return Schedule(self.time, after(self.time, 1, time), every)
 
     def frames(self, time: float, every: float) -> Iterator[Frame]:
         """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
@@ -302,6 +302,7 @@ class Simulation(SpinSimulation):
             )
         self.time = 0.0
         self.step = 0
+        self._clock = Clock(self.step_length or 0.0)
         self._opening = 0
         self._flips = np.zeros(self.block.batch, np.int64)
         self._view: Block | PackedBlock | None = None
@@ -433,7 +434,7 @@ class Simulation(SpinSimulation):
             )
         self._flips = self._flips + flips  # a new array: frames keep theirs
         self.step += steps
-        self.time = self.step * self.solver.time_per_step
+        self.time = self._clock.time(self.step)
 
     def advance_to(self, time: float) -> None:
         if not isinstance(self.solver, NFold):
@@ -446,7 +447,9 @@ class Simulation(SpinSimulation):
 
     def state_of(self) -> State:
         numbers: dict[str, Number] = {"time": self.time, "step": self.step}
-        numbers["opening"] = self._opening
+        numbers |= {"opening": self._opening, **self._clock.numbers()}
+        if isinstance(self.solver, Sublattice):
+            numbers |= self._pending(self.solver)
         arrays = {"flips": self.block.total(self._flips)}
         if isinstance(self.solver, NFold):
             solver = self.solver
@@ -455,13 +458,32 @@ class Simulation(SpinSimulation):
 
     def restore(self, state: State) -> None:
         self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
+        self._clock = Clock.restored(state.numbers, self._clock.dt)
         self._opening, self._looked = int(state.numbers["opening"]), -1
         self._flips = self._shares(state.arrays["flips"])
+        if isinstance(self.solver, Sublattice):
+            self._settle(self.solver, state.numbers)
         if isinstance(self.solver, NFold):
             self.solver.clock = state.arrays["clock"].astype(np.float64)
             self.solver.events = state.arrays["events"].astype(np.int64)
             if state.arrays["order"].size:
                 self.solver.order = state.arrays["order"]
+
+    def _pending(self, solver: Sublattice) -> dict[str, Number]:
+        """What the pass is made with in the middle of which the present lies."""
+        return {**asdict(self.system), "dt": solver.dt, "seed": self.seed}
+
+    def _settle(self, solver: Sublattice, numbers: Mapping[str, Number]) -> None:
+        """Where the law has changed, end that pass as it was begun and open another. Collective."""
+        mine = self._pending(solver)
+        old = {name: numbers.get(name, value) for name, value in mine.items()}
+        if old == mine or self.step == self._opening:
+            return
+        dt, seed = float(old.pop("dt")), int(old.pop("seed"))
+        before = Sublattice(replace(self.system, **old), dt, plain=solver.plain)
+        self._flips = self._flips + before.look(self.block, self.step, seed=seed)
+        self.block.fill_halo()
+        self._opening = self.step
 
     def measure(self) -> Frame:
         """Observables of the present state. Collective."""

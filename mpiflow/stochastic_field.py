@@ -33,6 +33,7 @@ from mpiflow.field_steps import Flipping, Turning
 from mpiflow.lattice import split
 from mpiflow.noise import stream_key
 from mpiflow.parallel import agreed
+from mpiflow.schedule import after
 from mpiflow.slabs import Slabs
 from mpiflow.systems.kac import KacKernel
 
@@ -142,7 +143,7 @@ class StochasticField:
     @property
     def time(self) -> float:
         """Steps times dt."""
-        return self.step * self.dt
+        return after(0.0, self.step, self.dt)
 
     @property
     def m(self) -> np.ndarray:
