@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
+from mpiflow import inputs
 from mpiflow.config import FRAMES, RunConfig, did_you_mean, idle, option
 from mpiflow.errors import InputError
 from mpiflow.schedule import spacing
@@ -154,6 +155,11 @@ class AlloyConfig(RunConfig):
         remedy="Leave it out to let mpiflow choose.",
     )
 
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """The barriers, unless they come with mpiflow, and the initial state."""
+        named = {"barriers": (self.barriers, "default"), "initial": (self.initial, "random")}
+        return {name: (Path(path),) for name, (path, none) in named.items() if path != none}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         Alloy(self.temperature, self.elements)
@@ -175,8 +181,12 @@ class AlloyConfig(RunConfig):
             self._fill("save_every", spacing(self.time, FRAMES, self.window))
         if self.ranks_grid is not None and self.members > 1:
             raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
+        if self.barriers != "default":
+            self.__dict__["barriers"] = inputs.absolute(self.barriers)
         if self.initial != "random":
-            if not Path(self.initial).is_file():
+            self.__dict__["initial"] = inputs.absolute(self.initial)
+            # A run that goes on may not need it any more.
+            if not self.resume and not Path(self.initial).is_file():
                 raise InputError(
                     "initial",
                     self.initial,

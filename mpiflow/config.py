@@ -25,12 +25,15 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from mpiflow import inputs
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout
 from mpiflow.schedule import spacing
 
 #: Frames saved by default.
 FRAMES = 100
+#: Initial states that come from no file.
+_KINDS = ("shuffled", "random", "up", "gaussian")
 
 
 def option(
@@ -186,6 +189,12 @@ class RunConfig(Config):
         remedy="Try 3600.",
     )
     quiet: bool = option(False, "Show nothing.", allowed="true or false", remedy="Try true.")
+    #: SHA-256 of the input files, by option: found when the run starts, see mpiflow.inputs.
+    inputs: dict[str, str] = {}
+
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """The files that the run is made from, by the option that names them."""
+        return {}
 
     @model_validator(mode="after")
     def _check_keeping(self) -> Self:
@@ -270,8 +279,12 @@ class SpinConfig(RunConfig):
         remedy="Try 8.",
     )
 
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """The initial state."""
+        return {} if self.initial in _KINDS else {"initial": (Path(self.initial),)}
+
     def _check_initial(self) -> None:
-        names = ("shuffled", "random", "up", "gaussian")
+        names = _KINDS
         if self.initial in ("shuffled", "random", "gaussian"):
             if self.initial == "gaussian":
                 self._fill("correlation_length", 8.0)
@@ -287,7 +300,11 @@ class SpinConfig(RunConfig):
                 self.correlation_length,
                 f"with initial {self.initial}; gaussian has one",
             )
-        if self.initial not in names and not Path(self.initial).is_file():
+        if self.initial in names:
+            return
+        self.__dict__["initial"] = inputs.absolute(self.initial)
+        # A run that goes on may not need it any more.
+        if not self.resume and not Path(self.initial).is_file():
             raise InputError(
                 "initial",
                 self.initial,

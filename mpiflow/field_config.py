@@ -9,11 +9,14 @@ from typing import Any, Literal, Self
 
 from pydantic import PrivateAttr, model_validator
 
+from mpiflow import inputs
 from mpiflow.config import FRAMES, RunConfig, Sides, idle, option
 from mpiflow.errors import InputError
 from mpiflow.schedule import spacing
 
 KIND = "onsagerflow"
+#: What a model consists of.
+FILES = ("model.json", "model.safetensors")
 
 
 class FieldConfig(RunConfig):
@@ -121,11 +124,20 @@ class FieldConfig(RunConfig):
         remedy="Leave it out for the last one.",
     )
 
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """The model, and the initial state."""
+        model = {"model": tuple(self.model / name for name in FILES)}
+        if self.initial == "uniform":
+            return model
+        return model | {"initial": (Path(self.initial),)}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.device != "cpu":
             raise idle("device", self.device, "but cpu: fields are computed there")
         self.__dict__["model"] = self.model.resolve()  # a run goes on from any folder
+        if "model" in self.inputs and not self.model.is_dir():  # other words than for a new run
+            raise inputs.missing("model", self.model, self.inputs["model"])
         about = describe(self.model)
         known = about["form"]["temperatures"]
         if self.temperature is None and len(known) > 1:
@@ -135,14 +147,16 @@ class FieldConfig(RunConfig):
         self._check_blocks(about)
         self._fill("save_every", spacing(self.time, FRAMES, self.dt))
         if self.initial == "uniform":
-            # A run that goes on does not need its initial file any more.
-            if self.frame is not None and not self.resume:
+            if self.frame is not None:
                 raise idle("frame", self.frame, "with a uniform initial state")
         elif self.initial_magnetization:
             raise idle("initial_magnetization", self.initial_magnetization, "with a file")
-        elif not Path(self.initial).is_file():
-            allowed = "uniform, or the path of an existing file"
-            raise InputError("initial", self.initial, allowed, "Check the path.")
+        else:
+            self.__dict__["initial"] = inputs.absolute(self.initial)
+            # A run that goes on may not need it any more.
+            if not self.resume and not Path(self.initial).is_file():
+                allowed = "uniform, or the path of an existing file"
+                raise InputError("initial", self.initial, allowed, "Check the path.")
         return self
 
     def _check_blocks(self, about: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from mpiflow import inputs
 from mpiflow.config import FRAMES, SpinConfig, idle, option
 from mpiflow.schedule import spacing
 
@@ -69,11 +70,18 @@ class KacConfig(SpinConfig):
         remedy="Use steps.",
     )
 
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """The initial state and the external field."""
+        field = {} if self.field_file is None else {"field_file": (self.field_file,)}
+        return super().files() | field
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         from mpiflow.systems.kac import kac_kernel  # compiles: not for the sake of --help
 
         lattice = self._check_lattice()
+        if self.field_file is not None:
+            self.__dict__["field_file"] = Path(inputs.absolute(self.field_file))
         kac_kernel(self.gamma).require_room(lattice.shape)
         if self.solver != "tau-leap":
             if self.eps is not None:

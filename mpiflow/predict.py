@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time as clock
 import warnings
@@ -12,7 +11,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from mpiflow import checkpoint
+from mpiflow import checkpoint, inputs
 from mpiflow.field_config import FieldConfig, describe
 from mpiflow.field_simulation import FieldSimulation
 from mpiflow.learn.onsagerflow import OnsagerFlow, load_onsagerflow
@@ -108,8 +107,6 @@ def build(
 
 
 def _attributes(config: FieldConfig, sim: FieldSimulation) -> dict[str, Any]:
-    with open(config.model / "model.safetensors", "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "system": "onsagerflow",
         "config_json": config.model_dump_json(),
@@ -117,7 +114,7 @@ def _attributes(config: FieldConfig, sim: FieldSimulation) -> dict[str, Any]:
         "rng": sim.rng,
         "decomposition_invariant": 1,
         "kernel": sim.field.law.structure,
-        "model_sha256": digest,
+        "model_sha256": inputs.sha256(config.model / "model.safetensors"),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import __version__, checkpoint
+from mpiflow import __version__, checkpoint, inputs
 from mpiflow.checkpoint import Checkpoint, Resumable
 from mpiflow.config import RunConfig, number_to_json
 from mpiflow.errors import InputError
@@ -210,10 +210,10 @@ def follow(
 
 # -- the same run as before --------------------------------------------------------------------
 
-#: Options that say nothing about the trajectory. The initial state is that of the checkpoint.
+#: Options that say nothing about the trajectory.
 FREE = frozenset(
     "time hops out overwrite resume writer quiet checkpoints checkpoint_every walltime device "
-    "ranks_grid initial method".split()
+    "ranks_grid method".split()
 )
 
 
@@ -232,11 +232,12 @@ def beginning(
     A run that was killed before its first checkpoint starts again: it is its seed.
     """
     if not config.resume:
+        _note_inputs(config, comm, {})
         return None, config.overwrite
     out = Path(config.out).resolve()
     point = checkpoint.newest(out, comm, lambda text: say(comm, text))
+    old = None
     with agreed(comm):
-        old = None
         if point is not None:
             old = point.config
         elif out.exists():
@@ -246,15 +247,45 @@ def beginning(
                     allowed = "a run with checkpoints"
                     raise InputError("out", str(config.out), allowed, f"It has none. {remedy}")
                 old = there.config
+    kept: set[str] = set()
+    if point is not None:  # its state is what the run was started from
+        kept = {name for name in inputs.STARTS & point.config.keys() if name not in changed}
+        config.__dict__.update({name: point.config[name] for name in kept})
+    _note_inputs(config, comm, old or {}, kept)
+    with agreed(comm):
         if old is not None:
             new = json.loads(config.model_dump_json())
-            known = {name: value for name, value in old.items() if name in new}
+            # Files are told by their contents, not by their places.
+            same = _same_files(config, old) | {"inputs"}
+            known = {name: value for name, value in old.items() if name in new.keys() - same}
             refuse(differences(known, {n: new[n] for n in known}), changed)
     if point is not None and not config.quiet:
         say(comm, f"going on from {point.describe()}")
         if point.version != __version__:
             say(comm, f"the checkpoint is of mpiflow {point.version}, this is {__version__}")
     return point, True
+
+
+def _note_inputs(
+    config: RunConfig, comm: MPI.Intracomm, old: Mapping[str, Any], kept: Container[str] = ()
+) -> None:
+    """Put the SHA-256 of input files into a configuration. Collective; rank 0 reads them."""
+    found: dict[str, str] = {}
+    with agreed(comm):
+        if comm.rank == 0:
+            found = inputs.digests(config.files(), old.get("inputs") or {}, kept)
+    config.__dict__["inputs"] = comm.bcast(found)
+
+
+def _same_files(config: RunConfig, old: Mapping[str, Any]) -> set[str]:
+    """Options that name the same file as in an old configuration, though maybe elsewhere.
+
+    Those with a SHA-256 have been compared. Without one, as mpiflow 0.1 wrote them, the path has
+    to be the same.
+    """
+    known = old.get("inputs") or {}
+    new = {name: str(getattr(config, name)) for name in config.files()}
+    return {n for n in new if n in known or inputs.absolute(str(old.get(n))) == new[n]}
 
 
 def facts_of(facts: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:

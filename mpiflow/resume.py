@@ -23,16 +23,15 @@ from mpiflow.kac_config import KacConfig
 from mpiflow.parallel import agreed
 from mpiflow.trajectory import Trajectory
 
-#: Configurations by what ``system`` says, and what an initial file is replaced by: it may be gone.
-#: None for systems that never start from a file.
-_SYSTEMS: dict[str, tuple[type[RunConfig], str | None]] = {
-    "ising": (IsingConfig, "up"),
-    "kac": (KacConfig, "up"),
-    "alloy": (AlloyConfig, "random"),
-    "onsagerflow": (FieldConfig, "uniform"),
-    "linear-chain": (ChainConfig, None),
-    "curie-weiss": (CurieWeissConfig, None),
-    "predator-prey": (PredatorPreyConfig, None),
+#: Configurations by what ``system`` says.
+_SYSTEMS: dict[str, type[RunConfig]] = {
+    "ising": IsingConfig,
+    "kac": KacConfig,
+    "alloy": AlloyConfig,
+    "onsagerflow": FieldConfig,
+    "linear-chain": ChainConfig,
+    "curie-weiss": CurieWeissConfig,
+    "predator-prey": PredatorPreyConfig,
 }
 
 
@@ -61,7 +60,7 @@ def resume(
         else:
             with Trajectory(path) as trajectory:
                 stored = trajectory.config
-        config = configuration(stored, out, changes, begun=point is not None)
+        config = configuration(stored, out, changes)
     if isinstance(config, AlloyConfig):
         from mpiflow.alloy_run import simulate_alloy
 
@@ -80,23 +79,14 @@ def resume(
     return simulate(config, comm, changed=changes)
 
 
-def configuration(
-    stored: Mapping[str, Any], out: Path, changes: Mapping[str, Any], begun: bool
-) -> RunConfig:
-    """The configuration of a run from the one in its file, with changes.
-
-    Where it has ``begun``, with a checkpoint, it does not need its initial file any more.
-    """
+def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from the one in its file, with changes."""
     system = stored.get("system")
     if system not in _SYSTEMS or "out" not in stored:
         remedy = "A run that Python made goes on in Python: see record(point=...)."
         raise InputError("file", str(out), "a run of mpiflow simulate or predict", remedy)
-    model, state = _SYSTEMS[str(system)]
+    model = _SYSTEMS[str(system)]
     values = {**stored, "overwrite": False, **changes, "out": out, "resume": True}
-    kinds = ("shuffled", "random", "up", "gaussian", "uniform")
-    if state is not None and begun and values["initial"] not in kinds:
-        if not Path(str(values["initial"])).is_file():
-            values["initial"] = state
     if "time" in changes and stored.get("hops") is not None:
         raise InputError("time", changes["time"], "hops", "The run counts hops: give --hops.")
     return model(**values)

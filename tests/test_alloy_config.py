@@ -176,7 +176,7 @@ def test_every_option_has_its_error_message_and_its_help(
         assert field.json_schema_extra["remedy"], name  # type: ignore[index]
         assert f"--{name.replace('_', '-')} " in text, name
         assert " ".join(field.description.split()) in words, name
-    assert set(AlloyConfig.model_fields) - set(AlloyConfig.options()) == {"system"}
+    assert set(AlloyConfig.model_fields) - set(AlloyConfig.options()) == {"system", "inputs"}
     assert "[default: about 2 hops of a vacancy]" in words
     assert words.count("[required]") == 3
 

@@ -119,7 +119,7 @@ def test_every_option_has_its_error_message_and_its_help():
         assert field.description, name
         assert field.json_schema_extra["allowed"], name  # type: ignore[index]
         assert field.json_schema_extra["remedy"], name  # type: ignore[index]
-    assert set(IsingConfig.model_fields) - set(IsingConfig.options()) == {"system"}
+    assert set(IsingConfig.model_fields) - set(IsingConfig.options()) == {"system", "inputs"}
 
 
 def test_missing_options_are_all_named():

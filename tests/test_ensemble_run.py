@@ -78,7 +78,7 @@ def assert_same(first: Path, second: Path) -> None:
 def test_options_survive_json(system: str, options: dict[str, Any], tmp_path: Path) -> None:
     one = config(system, **options)
     assert type(one)(**json.loads(one.model_dump_json())) == one
-    again = configuration(json.loads(one.model_dump_json()), tmp_path / "run.h5", {}, begun=True)
+    again = configuration(json.loads(one.model_dump_json()), tmp_path / "run.h5", {})
     assert again == one.model_copy(update={"out": tmp_path / "run.h5", "resume": True})
 
 

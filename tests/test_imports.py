@@ -25,6 +25,7 @@ LAYERS = {
     "doctor": 3,
     "progress": 1,
     "schedule": 1,
+    "inputs": 1,
     "storage": 1,
     "signals": 0,
     "stopping": 1,

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpiflow import inputs
 from mpiflow.errors import InputError
 from mpiflow.learn.runs import RunDataset
 from mpiflow.runs import Paths, find_runs
@@ -159,7 +160,9 @@ def _run(path: Path, data: RunDataset | None = None, number: int = 0) -> FieldRu
         shape, steps = (shape[0] - 1, *shape[1:]), steps[:-1]
     h: float | np.ndarray = float(config.get("field") or 0.0)
     if config.get("field_file") is not None:
-        h = h + _block_means(Path(config["field_file"]), shape[-2:], int(block))
+        path = Path(config["field_file"])
+        inputs.checked("field_file", [path], (config.get("inputs") or {}).get("field_file"))
+        h = h + _block_means(path, shape[-2:], int(block))
     interval = float(steps.mean()) if len(steps) else 1.0
     if data is None:  # runs need not be alike
         data = RunDataset(path, (NAME,), allow_incomplete=True)
