@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +40,7 @@ from mpiflow.published_weights import (
     read_weights,
     require_arrays,
 )
+from mpiflow.storage import probe, whole_file
 from mpiflow.systems import barriers
 from mpiflow.systems.alloy import (
     ELEMENTS,
@@ -461,28 +461,9 @@ def save_barrier_model(model: BarrierModel, out: str | Path, overwrite: bool = F
     # One key: safetensors writes several in no fixed order.
     metadata = {_FORMAT: json.dumps(about, sort_keys=True)}
     data = _safetensors().save(tensors, metadata=metadata)
-    _write(data, path, overwrite)
+    with whole_file(path, overwrite=overwrite) as target:
+        target.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
-
-
-def _write(data: bytes, path: Path, overwrite: bool) -> None:
-    """Put a file in place whole; an old one stays until then."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        if path.exists() and not (overwrite and path.is_file()):
-            remedy = "Choose another name, or use --overwrite."
-            raise InputError("out", str(path), "a file that does not exist yet", remedy)
-        try:
-            with new.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
-    except OSError as error:
-        allowed = "a file in an existing folder that can be written"
-        raise InputError("out", str(path), allowed, f"Writing said: {error.strerror}.") from error
 
 
 def import_nnk(weights_npy: str | Path, out: str | Path, overwrite: bool = False) -> BarrierModel:
@@ -495,6 +476,8 @@ def import_nnk(weights_npy: str | Path, out: str | Path, overwrite: bool = False
     ------
     InputError : see :func:`load_barrier_model` and :func:`save_barrier_model`
     """
+    if Path(out).suffix == ".safetensors":  # of others the name is refused
+        probe(out, overwrite=overwrite, inputs=[weights_npy])
     model = load_barrier_model(weights_npy)
     if model.card.get("source_sha256") != model.sha256:
         raise InputError(

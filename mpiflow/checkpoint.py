@@ -95,6 +95,15 @@ def forget(out: Path) -> None:
         return
 
 
+def probe(out: Path, overwrite: bool, keep: bool) -> None:
+    """Refuse a place where a run, and its checkpoints if it keeps some, cannot be written."""
+    remedy = "Choose another name, or use --overwrite or --resume."
+    # The names of a checkpoint and of the lock are longer than that of the run.
+    target = storage.probe(out, overwrite=overwrite, suffixes=[".000001"], remedy=remedy)
+    if keep:
+        storage.probe_folder(folder_of(target), "checkpoints")
+
+
 # -- writing ---------------------------------------------------------------------------------------
 
 
@@ -129,13 +138,15 @@ def write(
             present = paths(out)
             number = 1 + (int(present[0].name.rpartition(".")[2]) if present else 0)
             path = path / f"{out.name}.{number:06d}"
-            _write_file(path, {"sites": whole, **arrays}, texts)
+            _write_file(path, {"sites": whole, **arrays}, texts, like=next(iter(present), None))
             for old in present[KEPT - 1 :]:
                 old.unlink(missing_ok=True)
     return Path(comm.bcast(str(path)))
 
 
-def _write_file(path: Path, arrays: Mapping[str, Any], texts: Mapping[str, Any]) -> None:
+def _write_file(
+    path: Path, arrays: Mapping[str, Any], texts: Mapping[str, Any], like: Path | None
+) -> None:
     body = _image(arrays, texts)
     tail = f"mpiflow checkpoint {FORMAT}\nsha256 {hashlib.sha256(body).hexdigest()}\n"
     tail += f"bytes {len(body)}\n"
@@ -146,7 +157,7 @@ def _write_file(path: Path, arrays: Mapping[str, Any], texts: Mapping[str, Any])
 
     try:
         path.parent.mkdir(exist_ok=True)
-        storage.commit(path, fill)
+        storage.commit(path, fill, like=like)
     except OSError as error:
         raise storage.refusal(path, error, "checkpoint") from error
 

@@ -29,6 +29,7 @@ from mpiflow import structure
 from mpiflow.config import did_you_mean, idle
 from mpiflow.errors import InputError
 from mpiflow.schema import Variable
+from mpiflow.storage import whole_file
 from mpiflow.systems.alloy import LATTICE_CONSTANT, is_site
 from mpiflow.trajectory import Trajectory
 
@@ -121,37 +122,6 @@ def frame_slice(text: str) -> slice:
 # -- what both formats need --------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def whole_file(path: Path, source: Path, overwrite: bool) -> Iterator[Path]:
-    """The name of a new file beside ``path``, which takes its place when the block ends well.
-
-    Raises
-    ------
-    InputError : there is a file already, or none can be written there
-    """
-    if path.exists() and not path.is_file():
-        raise InputError("out", str(path), "the name of a file", "It is not a regular file.")
-    if path.exists() and path.samefile(source):
-        raise InputError("out", str(path), "another file than the run's", "Choose another name.")
-    if path.exists() and not overwrite:
-        remedy = "Choose another name, or use --overwrite."
-        raise InputError("out", str(path), "a file that does not exist yet", remedy)
-    target = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        yield target
-        with target.open("rb+") as file:
-            os.fsync(file.fileno())
-        target.replace(path)
-    except OSError as error:
-        allowed = "a file in an existing directory that can be written"
-        remedy = f"{error.strerror or error}."
-        if not path.parent.is_dir():
-            remedy = f"Create {path.parent} first."
-        raise InputError("out", str(path), allowed, remedy) from error
-    finally:
-        target.unlink(missing_ok=True)
-
-
 def attributes_of(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """Attributes of each variable and coordinate of a Trajectory file, of the file under ""."""
 
@@ -234,7 +204,7 @@ def to_netcdf(
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     about[""].pop("schema_version", None)  # no Trajectory any more
     about[""]["history"] = f"{now}: mpiflow export --to netcdf {run.path.name}"
-    with whole_file(path, run.path, overwrite) as target:
+    with whole_file(path, overwrite=overwrite, inputs=[run.path]) as target:
         try:
             with netCDF4.Dataset(target, "w", format="NETCDF4") as file:
                 _fill_netcdf(file, run, kept, steps, about)
@@ -334,7 +304,7 @@ def to_xdmf(
 
     Parameters
     ----------
-    out : default is the path of the run with the suffix .xmf
+    out : default is the path of the run with the suffix .xdmf
     variables : names of fields; default is all
     frames : which of them, in steps forward
     member : of an ensemble
@@ -353,26 +323,27 @@ def to_xdmf(
     kept = chosen(run, variables, [v.name for v in shown])
     steps = steps_of(run, frames)
     check_member(run, member)
-    path = Path(out) if out is not None else run.path.with_suffix(".xmf")
+    path = Path(out) if out is not None else run.path.with_suffix(".xdmf")
     beside = path.parent / f"{path.stem}.sites.hdf"  # not .h5: it is no run
-    heavy = os.path.relpath(run.path.resolve(), path.resolve().parent)
+    heavy = os.path.relpath(*map(os.path.realpath, (run.path, path.parent)))
     if ":" in heavy + beside.name:
         remedy = "XDMF cannot name it: rename it."
         raise InputError("file", heavy, "a path without a colon", remedy)
+    about: dict[str, Any] = {"overwrite": overwrite, "inputs": [run.path]}
     with contextlib.ExitStack() as files:
         # Left in reverse order: the text is in place only once its points are.
-        text = files.enter_context(whole_file(path, run.path, overwrite))
+        text = files.enter_context(whole_file(path, **about))
         meshes: dict[_Mesh, list[Variable]] = {}
         for v in kept:
             if _is_species(v):
                 points = _points(run)
-                target = files.enter_context(whole_file(beside, run.path, overwrite))
+                target = files.enter_context(whole_file(beside, **about))
                 target.write_bytes(_points_image(points))
                 mesh = _polyvertex(len(points), beside.name)
             else:
                 mesh = _uniform(run, field_axes(v))
             meshes.setdefault(mesh, []).append(v)
-        with text.open("x", encoding="utf-8") as file:
+        with text.open("w", encoding="utf-8") as file:
             file.writelines(_xdmf(run, meshes, steps, member, heavy))
     return path, len(steps)
 

@@ -27,11 +27,12 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.special import digamma, gammaln, xlog1py
 
 import mpiflow
+from mpiflow import storage
 from mpiflow.errors import InputError
 
 Structure = Literal["langevin", "cosh"]
@@ -288,10 +289,6 @@ class TableLaw:
 
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into a directory."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(self._arrays, directory / "model.safetensors")
-        (directory / "model.safetensors").chmod(0o644)  # safetensors makes it private
         whole = {
             "kind": KIND,
             "mpiflow_version": mpiflow.__version__,
@@ -301,7 +298,12 @@ class TableLaw:
             "range": self.range,
             "card": self.card,
         }
-        (directory / "model.json").write_text(json.dumps(whole, indent=2) + "\n")
+        text = json.dumps(whole, indent=2) + "\n"
+        files: dict[str, bytes | str] = {
+            "model.safetensors": save(self._arrays),
+            "model.json": text,
+        }
+        storage.write_folder(directory, files)
 
 
 def load_law(directory: str | Path) -> TableLaw:

@@ -15,8 +15,9 @@ import numpy as np
 
 from mpiflow.config import idle
 from mpiflow.errors import InputError
-from mpiflow.exports import attributes_of, check_member, chosen, field_axes, whole_file
+from mpiflow.exports import attributes_of, check_member, chosen, field_axes
 from mpiflow.schema import Variable
+from mpiflow.storage import whole_file
 from mpiflow.trajectory import Trajectory
 
 WIDTH = 80  # of text that goes to a file or a pipe
@@ -255,7 +256,7 @@ def picture(
     figure = Figure(figsize=(13.0, sum(sizes) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     parts = list(figure.subfigures(len(sizes), 1, height_ratios=sizes, squeeze=False)[:, 0])
-    with whole_file(Path(out), run.path, overwrite) as target:
+    with whole_file(out, overwrite=overwrite, inputs=[run.path]) as target:
         if drawn:
             panels = parts.pop(0).subplots(rows, columns, sharex=True, squeeze=False).ravel()
             for axes, v in zip(panels, drawn, strict=False):

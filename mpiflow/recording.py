@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time as clock
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
@@ -126,8 +127,11 @@ def follow(
     ------
     Stopped : on all ranks; the file is that of the last frame, and the checkpoint can go on
     """
-    sim, out = walk.sim, Path(out).resolve()
+    sim, out = walk.sim, Path(os.path.realpath(out))
     comm = sim.comm
+    with agreed(comm):
+        if comm.rank == 0:
+            checkpoint.probe(out, overwrite or point is not None, keep is not None)
     schedule, number = continued(walk, point)
     if number > schedule.last and _complete(out, comm):
         say(comm, f"{out.name} is complete: give a longer --{walk.unit} to go on")
@@ -231,6 +235,10 @@ def beginning(
 
     A run that was killed before its first checkpoint starts again: it is its seed.
     """
+    with agreed(comm):
+        if comm.rank == 0:
+            replaces = config.overwrite or config.resume
+            checkpoint.probe(Path(config.out), replaces, config.checkpoints)
     if not config.resume:
         _note_inputs(config, comm, {})
         return None, config.overwrite

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from mpiflow import __version__, metrics
+from mpiflow import __version__, metrics, storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,8 +63,9 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write(out: Path, text: str, entries: Sequence[Entry]) -> None:
     """Print a driver's tables and write them with its results; on one rank."""
     print(text)
-    (out / "table.md").write_text(text if text.endswith("\n") else text + "\n")
-    (out / "results.json").write_text(json.dumps(list(entries), indent=2) + "\n")
+    table_text = text if text.endswith("\n") else text + "\n"
+    results = json.dumps(list(entries), indent=2) + "\n"
+    storage.write_folder(out, {"table.md": table_text, "results.json": results})
 
 
 def figure(width: float, height: float) -> Figure:
@@ -110,8 +110,7 @@ class Kept:
     def put(self, name: str, **arrays: np.ndarray | float) -> None:
         """Keep a part; it is there whole or not at all."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        path = self._path(name)
-        partial = path.with_name(f".{name}.{os.getpid()}.tmp")
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, facts=np.array(self.facts), **arrays)
-        os.replace(partial, path)
+        facts = np.array(self.facts)
+        storage.commit(
+            self._path(name), lambda file: np.savez(file, allow_pickle=False, facts=facts, **arrays)
+        )

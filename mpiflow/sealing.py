@@ -44,8 +44,6 @@ class Continuation:
 
 def place(path: Path, schema: Schema, overwrite: bool) -> None:
     """Put a new live file at ``path``; an old one stays whole until the new one is on the disk."""
-    if path.exists() and not path.is_file():
-        raise InputError("out", str(path), "the name of a file", "It is not a regular file.")
     remedy = "Choose another name, or use --overwrite or --resume."
     exists = InputError("out", str(path), "a file that does not exist yet", remedy)
     if path.exists() and not overwrite:

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -15,14 +17,151 @@ from mpiflow.errors import InputError
 
 #: Of file systems that have no locks: then there is nothing to hold. 524 is what NFS may say.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, 524)
+_ACCESS_LIST = "system.posix_acl_access"
 
 
 def refusal(path: Path, error: OSError, name: str = "out") -> InputError:
     """The message for a file that cannot be written."""
     allowed = "a file in an existing directory that can be written, with room for it"
-    there = os.path.isdir(path.parent)
-    remedy = "Make room or choose another place." if there else f"Create {path.parent} first."
+    remedy = "Make room or choose another place."
+    if error.errno == errno.ENAMETOOLONG:
+        allowed, remedy = "a name with room for a few letters more", "Choose a shorter one."
+    elif error.errno == errno.ENOENT and not os.path.isdir(path.parent):
+        remedy = f"Create {path.parent} first."
+    elif error.errno in (errno.ENOTDIR, errno.ELOOP):
+        remedy = "A part of the path is a file, or a link that leads nowhere: choose another name."
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "Choose a place where you may write, or change its permissions."
     return InputError(name, str(path), allowed, f"{error.strerror or error}. {remedy}")
+
+
+def probe(
+    path: str | os.PathLike[str],
+    name: str = "out",
+    *,
+    overwrite: bool = True,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    suffixes: Iterable[str] = (),
+    remedy: str = "Choose another name, or use --overwrite.",
+) -> Path:
+    """Where a new file will lie, links followed, once it is sure that it can. Changes nothing.
+
+    To be called before the work: what cannot be written is refused then, not after it.
+
+    Parameters
+    ----------
+    name : of the option, for the message
+    overwrite : whether a file that is there may be replaced
+    inputs : files that are read, and so must be others
+    suffixes : of files that will lie beside it
+    remedy : where there is a file already
+
+    Raises
+    ------
+    InputError : says what stands in the way
+    """
+    path = Path(path)
+    try:
+        target = Path(os.path.realpath(path))
+        there = _status(target)
+        if there is not None:
+            if not stat.S_ISREG(there.st_mode):
+                found = ", but a directory" if stat.S_ISDIR(there.st_mode) else ""
+                found = f"It is not a regular file{found}."
+                raise InputError(name, str(path), "the name of a file", found)
+            for file in inputs:
+                if os.path.exists(file) and os.path.samefile(file, target):
+                    remedy = "It is read here: choose another name."
+                    raise InputError(name, str(path), "another file than the input", remedy)
+            if not overwrite:
+                raise InputError(name, str(path), "a file that does not exist yet", remedy)
+            os.close(os.open(target, os.O_WRONLY))  # as it is; a file may be immutable
+        for suffix in suffixes:
+            _status(target.with_name(target.name + suffix))
+        with _fresh(target):
+            pass
+    except OSError as error:
+        raise refusal(path, error, name) from error
+    return target
+
+
+def probe_folder(
+    path: str | os.PathLike[str], name: str = "out", files: Iterable[str] = ()
+) -> Path:
+    """As :func:`probe`, of a folder that may still have to be made. Returns the path.
+
+    Parameters
+    ----------
+    files : names of those that will be written there
+
+    Raises
+    ------
+    InputError : says what stands in the way
+    """
+    path = Path(path)
+    try:
+        folder, missing = Path(os.path.realpath(path)), []
+        while (there := _status(folder)) is None:
+            missing.append(folder.name)
+            folder = folder.parent
+        if not stat.S_ISDIR(there.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if any(len(os.fsencode(part)) > os.pathconf(folder, "PC_NAME_MAX") for part in missing):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with _fresh(folder / "any"):
+            pass
+    except OSError as error:
+        raise refusal(path, error, name) from error
+    for file in () if missing else files:
+        probe(path / file, name)
+    return path
+
+
+def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes | str]) -> None:
+    """Put files into a folder, each whole; the folder is made where it is missing.
+
+    Raises
+    ------
+    InputError : one cannot be written
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refusal(path, error) from error
+    for file, content in files.items():
+        data = content.encode() if isinstance(content, str) else content
+        with whole_file(path / file, overwrite=True) as target:
+            target.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole_file(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    name: str = "out",
+) -> Iterator[Path]:
+    """:func:`probe`, then :func:`fresh`, with messages for users.
+
+    Raises
+    ------
+    InputError : there is a file already, or none can be written there
+    """
+    target = probe(path, name, overwrite=overwrite, inputs=inputs)
+    try:
+        with fresh(target) as file:
+            yield file
+    except OSError as error:
+        raise refusal(Path(path), error, name) from error
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -35,29 +174,84 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def commit(path: Path, fill: Callable[[IO[bytes]], object], *, replace: bool = True) -> None:
+def commit(
+    path: Path,
+    fill: Callable[[IO[bytes]], object],
+    *,
+    replace: bool = True,
+    like: Path | None = None,
+) -> None:
     """Put a file at ``path`` that ``fill`` writes; at any moment the old or the new is there whole.
 
-    A temporary file beside it, fsync, rename, fsync of the folder. A killed process may leave the
-    temporary one, hidden; nothing reads it.
+    The same as :func:`fresh`, for what is written to an open file.
 
     Raises
     ------
     OSError : nothing at ``path`` has changed; FileExistsError if ``replace`` is False
     """
-    target = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
-    try:
-        with open(target, "x+b") as file:  # HDF5 reads what it has written
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
+    with fresh(path, replace=replace, like=like) as target, open(target, "r+b") as file:
+        fill(file)  # HDF5 reads what it has written
+
+
+@contextlib.contextmanager
+def fresh(path: Path, *, replace: bool = True, like: Path | None = None) -> Iterator[Path]:
+    """A new empty file beside ``path``, which takes its place when the block ends well.
+
+    It takes over mode, owner and access list of the file that it replaces, or of the one that it is
+    to be ``like``; without such it follows the umask. Links are followed. A temporary file, fsync,
+    rename, fsync of the folder: a killed process may leave the temporary one, hidden; nothing
+    reads it.
+
+    Raises
+    ------
+    OSError : nothing at ``path`` has changed; FileExistsError if ``replace`` is False
+    """
+    path = Path(os.path.realpath(path))
+    with _fresh(path, like) as target:
+        yield target
+        handle = os.open(target, os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         if replace:
             target.replace(path)
         else:
             _place(target, path)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _fresh(path: Path, like: Path | None = None) -> Iterator[Path]:
+    """An empty file beside ``path``, removed if it is still there when the block ends."""
+    # The name may be as long as names can be; HDF5 and netCDF see it, so it stays plain.
+    stem = re.sub(r"[^\w.-]", "_", path.name, flags=re.ASCII)[:100]
+    target = path.with_name(f".{stem}.{secrets.token_hex(4)}.new")
+    handle = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            _take_over(path if like is None else like, handle)
+        finally:
+            os.close(handle)
+        yield target
     finally:
         target.unlink(missing_ok=True)
-    sync_folder(path.parent)
+
+
+def _take_over(path: Path, handle: int) -> None:
+    """Give a new file the owner, the mode and the access list of the one at ``path``, if any."""
+    old, new = _status(path), os.fstat(handle)
+    if old is None:
+        return
+    for owner in (old.st_uid, -1):  # the group alone is what a user may give
+        if (old.st_uid, old.st_gid) == (new.st_uid, new.st_gid):
+            break
+        with contextlib.suppress(OSError):
+            os.fchown(handle, owner, old.st_gid)
+            break
+    os.fchmod(handle, stat.S_IMODE(old.st_mode))
+    with contextlib.suppress(OSError):
+        os.setxattr(handle, _ACCESS_LIST, os.getxattr(path, _ACCESS_LIST))
 
 
 def _place(target: Path, path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mpiflow.errors import InputError
+from mpiflow.storage import whole_file
 from mpiflow.structure_files import Atoms, Unfit, read_atoms
 from mpiflow.systems.alloy import ELEMENTS, LATTICE_CONSTANT, NOT_A_SITE, VACANCY, is_site
 
@@ -113,7 +114,7 @@ def read_structure(
         first atom that is not
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError("file", str(path), "an existing structure file", "Check the path.")
     try:
         with path.open(encoding="utf-8") as file:
@@ -217,6 +218,7 @@ def write_lammpsdump(
     vacancies: bool = False,
     lattice_constant: float = LATTICE_CONSTANT,
     overwrite: bool = False,
+    inputs: Sequence[Path] = (),
 ) -> int:
     """Write snapshots as frames of a LAMMPS text dump; returns how many.
 
@@ -228,13 +230,16 @@ def write_lammpsdump(
     snapshots : taken one by one, so that only one is in memory
     vacancies : also write vacancies, as one more type, element X
     overwrite : replace an existing file, once the new one is whole
+    inputs : files that are read, and so are not to be replaced
     """
     names = [*elements, VACANCY_NAME]
     kinds = [f"{len(names)} {VACANCY_NAME}", *(f"{i} {name}" for i, name in enumerate(elements, 1))]
 
-    def text(snapshot: Snapshot) -> Iterator[str]:
+    def text(snapshot: Snapshot, number: int) -> Iterator[str]:
         atoms, box = _number(snapshot.grid, vacancies), _box(snapshot.grid, lattice_constant)
-        yield f"ITEM: UNITS\nmetal\nITEM: TIME\n{snapshot.time * PICOSECONDS:.16g}\n"
+        if number == 0:  # LAMMPS says it once, and OVITO ends where it comes again
+            yield "ITEM: UNITS\nmetal\n"
+        yield f"ITEM: TIME\n{snapshot.time * PICOSECONDS:.16g}\n"
         yield f"ITEM: TIMESTEP\n{snapshot.step}\nITEM: NUMBER OF ATOMS\n{atoms}\n"
         yield "ITEM: BOX BOUNDS pp pp pp\n" + "".join(f"0 {side:.10g}\n" for side in box)
         yield "ITEM: ATOMS id type element x y z\n"
@@ -244,7 +249,7 @@ def write_lammpsdump(
             rows = zip(ids, words, places, strict=True)
             yield "".join(f"{i} {word} {place}\n" for i, word, place in rows)
 
-    return _write(Path(path), snapshots, text, overwrite)
+    return _write(Path(path), snapshots, text, overwrite, inputs)
 
 
 def write_extxyz(
@@ -255,6 +260,7 @@ def write_extxyz(
     vacancies: bool = False,
     lattice_constant: float = LATTICE_CONSTANT,
     overwrite: bool = False,
+    inputs: Sequence[Path] = (),
 ) -> int:
     """Write snapshots as frames of an extended XYZ file; returns how many.
 
@@ -263,7 +269,7 @@ def write_extxyz(
     """
     kinds = [VACANCY_NAME, *elements]
 
-    def text(snapshot: Snapshot) -> Iterator[str]:
+    def text(snapshot: Snapshot, number: int) -> Iterator[str]:
         x, y, z = (f"{side:.10g}" for side in _box(snapshot.grid, lattice_constant))
         yield f'{_number(snapshot.grid, vacancies)}\nLattice="{x} 0 0 0 {y} 0 0 0 {z}" '
         yield f'Properties=species:S:1:pos:R:3 pbc="T T T" time={snapshot.time:.16g} time_unit=s '
@@ -272,7 +278,7 @@ def write_extxyz(
             rows = zip(words, places, strict=True)
             yield "".join(f"{word} {place}\n" for word, place in rows)
 
-    return _write(Path(path), snapshots, text, overwrite)
+    return _write(Path(path), snapshots, text, overwrite, inputs)
 
 
 def _number(grid: np.ndarray, vacancies: bool) -> int:
@@ -297,26 +303,16 @@ def _atoms_by_plane(
         yield (taken + first).tolist(), words, [f"{x[i]} {places[k]}" for k in taken.tolist()]
 
 
-def _write(path: Path, snapshots: Iterable[Snapshot], text: Any, overwrite: bool) -> int:
+def _write(
+    path: Path, snapshots: Iterable[Snapshot], text: Any, overwrite: bool, inputs: Sequence[Path]
+) -> int:
     """Write a file beside and put it in its place once it is whole; returns its frames."""
-    if path.exists() and not path.is_file():
-        raise InputError("out", str(path), "the name of a file", "It is not a regular file.")
-    if path.exists() and not overwrite:
-        remedy = "Choose another name, or use --overwrite."
-        raise InputError("out", str(path), "a file that does not exist yet", remedy)
-    target, frames = path.with_name(f".{path.name}.{os.getpid()}.new"), 0
-    try:
-        with target.open("x", encoding="utf-8") as file:
+    frames = 0
+    with whole_file(path, overwrite=overwrite, inputs=inputs) as target:
+        with target.open("w", encoding="utf-8") as file:
             for snapshot in snapshots:
-                file.writelines(text(snapshot))
+                file.writelines(text(snapshot, frames))
                 frames += 1
-        target.replace(path)
-    except OSError as error:
-        allowed = "a file in an existing directory that can be written"
-        remedy = f"{error.strerror}." if path.parent.is_dir() else f"Create {path.parent} first."
-        raise InputError("out", str(path), allowed, remedy) from error
-    finally:
-        target.unlink(missing_ok=True)
     return frames
 
 
@@ -405,8 +401,6 @@ def export(
     if not 0 <= member < members:
         raise InputError("member", member, f"0 to {members - 1}", f"{run.path} has {members}.")
     path = Path(out) if out is not None else run.path.with_suffix(suffix)
-    if path.exists() and path.samefile(run.path):
-        raise InputError("out", str(path), "another file than the run's", "Choose another name.")
     cells = cells_of(run.config)
 
     def snapshots() -> Iterator[Snapshot]:
@@ -417,4 +411,5 @@ def export(
             yield Snapshot(float(run.time[k]), int(step), grid_of(species, cells))
 
     elements = elements_of(run.config)
-    return path, write(path, snapshots(), elements, vacancies=vacancies, overwrite=overwrite)
+    settings: dict[str, Any] = {"vacancies": vacancies, "overwrite": overwrite}
+    return path, write(path, snapshots(), elements, **settings, inputs=[run.path])

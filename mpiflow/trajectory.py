@@ -44,7 +44,7 @@ from mpiflow.schema import (
     plain,
 )
 from mpiflow.sealing import Continuation, place, readable, reopen, seal
-from mpiflow.storage import Lock, require_room
+from mpiflow.storage import Lock, probe, require_room
 
 Box = tuple[slice, ...]
 Backend = Literal["auto", "parallel", "gather"]
@@ -126,7 +126,7 @@ class TrajectoryWriter:
             if comm.rank == 0:
                 title = {"title": f"mpiflow trajectory: {attributes.get('system')}"}
                 # Links are followed: the file is replaced where it lies.
-                target = Path(path).resolve()
+                target = probe(path)
                 parallel, last = _parallel(backend, comm.size), -math.inf
                 everything = title | own_attributes(comm.size) | dict(attributes)
                 schema = Schema(dict(dims), variables, time, coordinates or {}, everything)
@@ -437,7 +437,7 @@ class Trajectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):
             raise self._refusal("an existing trajectory", "There is none: check the path.")
         with self._corrupt_if_unreadable():
             footer.check(self.path)  # before HDF5 sees a damaged file

@@ -259,10 +259,10 @@ def test_xdmf_of_a_sealed_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert file.id.get_create_plist().get_version()[0] >= 2, "libver v110"
     invoke(["export", str(run), "--to", "xdmf"])
     monkeypatch.chdir("/")  # paths in the text are relative to the text
-    check_fields(run.with_suffix(".xmf"))
-    assert sorted(p.name for p in run.parent.iterdir() if p.suffix in (".h5", ".xmf")) == [
+    check_fields(run.with_suffix(".xdmf"))
+    assert sorted(p.name for p in run.parent.iterdir() if p.suffix in (".h5", ".xdmf")) == [
         "run.h5",
-        "run.xmf",
+        "run.xdmf",
     ], "no copy of the data"
 
 
@@ -270,9 +270,9 @@ def test_xdmf_in_another_folder_with_odd_names(run: Path, tmp_path: Path) -> Non
     odd = run.rename(tmp_path / "run of é & 1.h5")
     out = tmp_path / "a folder"
     out.mkdir()
-    line = ["export", str(odd), "--to", "xdmf", "--out", str(out / "o.xmf")]
+    line = ["export", str(odd), "--to", "xdmf", "--out", str(out / "o.xdmf")]
     invoke([*line, "--frames", "::2"])
-    check_fields(out / "o.xmf", slice(None, None, 2))
+    check_fields(out / "o.xdmf", slice(None, None, 2))
 
 
 def test_xdmf_of_a_live_run_which_then_grows(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_xdmf_of_a_live_run_which_then_grows(tmp_path: Path) -> None:
 
 
 def test_xdmf_of_one_field(run: Path) -> None:
-    out = run.with_name("spins.xmf")
+    out = run.with_name("spins.xdmf")
     invoke(["export", str(run), "--to", "xdmf", "--variables", "spin", "--out", str(out)])
     for k, (_, grids) in enumerate(vtk_frames(out)):
         (grid,) = grids
@@ -339,7 +339,7 @@ def ensemble(path: Path) -> np.ndarray:
 def test_xdmf_of_a_member(tmp_path: Path, member: int) -> None:
     values = ensemble(tmp_path / "run.h5")
     invoke(["export", str(tmp_path / "run.h5"), "--to", "xdmf", "--member", str(member)])
-    for k, (_, (grid,)) in enumerate(vtk_frames(tmp_path / "run.xmf")):
+    for k, (_, (grid,)) in enumerate(vtk_frames(tmp_path / "run.xdmf")):
         assert grid.GetBounds() == (-0.5, 19.5, -0.5, 3.5, -0.5, 0.5), "also of a lone row"
         shown = vtk_values(grid.GetCellData(), "coarse_magnetization")
         assert same_bits(shown, values[k, member].ravel())
@@ -364,7 +364,7 @@ def test_xdmf_of_an_alloy_is_its_sites(tmp_path: Path) -> None:
     invoke(["export", str(tmp_path / "run.h5"), "--to", "xdmf"])
     from vtkmodules.util.numpy_support import vtk_to_numpy
 
-    found = list(vtk_frames(tmp_path / "run.xmf"))
+    found = list(vtk_frames(tmp_path / "run.xdmf"))
     assert [time for time, _ in found] == [0.0, 1e-9, 2e-9]
     for (_, (grid,)), state in zip(found, states, strict=True):
         points = vtk_to_numpy(grid.GetPoints().GetData())
@@ -403,13 +403,13 @@ def test_xdmf_of_an_alloy_is_its_sites(tmp_path: Path) -> None:
         ("none.h5 --to xdmf", "an existing trajectory"),
         ("run.h5 --to netcdf --out old", "a file that does not exist yet"),
         ("run.h5 --to xdmf --out old", "a file that does not exist yet"),
-        ("run.h5 --to netcdf --out run.h5 --overwrite", "another file than the run's"),
-        ("run.h5 --to xdmf --out run.h5 --overwrite", "another file than the run's"),
+        ("run.h5 --to netcdf --out run.h5 --overwrite", "another file than the input"),
+        ("run.h5 --to xdmf --out run.h5 --overwrite", "another file than the input"),
         ("run.h5 --to netcdf --out no/such/x.nc", "Create no/such first"),
-        ("run.h5 --to xdmf --out no/such/x.xmf", "Create no/such first"),
+        ("run.h5 --to xdmf --out no/such/x.xdmf", "Create no/such first"),
         ("run.h5 --to xdmf --out . --overwrite", "not a regular file"),
         ("a:b.h5 --to xdmf", "a path without a colon"),
-        ("alloy.h5 --to xdmf --out beside.xmf", "out='beside.sites.hdf'"),
+        ("alloy.h5 --to xdmf --out beside.xdmf", "out='beside.sites.hdf'"),
     ],
 )
 def test_exports_that_cannot_be(
@@ -443,7 +443,7 @@ def test_a_missing_library_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_an_old_file_is_replaced_only_by_a_whole_one(
     run: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
-    out = run.with_suffix(".nc" if to == "netcdf" else ".xmf")
+    out = run.with_suffix(".nc" if to == "netcdf" else ".xdmf")
     out.write_text("old")
     line = ["export", str(run), "--to", to, "--overwrite"]
     with monkeypatch.context() as broken:

@@ -301,7 +301,7 @@ def test_a_missing_library_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) 
         ("run.h5 --member 1", "member=1"),
         ("run.h5 --live --out x.png", "live=True: allowed is no value with --out"),
         ("run.h5 --out no/such/x.png", "Create no/such first"),
-        ("run.h5 --out run.h5 --overwrite", "another file than the run's"),
+        ("run.h5 --out run.h5 --overwrite", "another file than the input"),
         ("alloy.h5 --variable species", "species is over (site)"),
         ("none.h5", "an existing trajectory"),
         ("none.h5 --live", "an existing trajectory"),

@@ -197,6 +197,61 @@ def test_the_dump_has_times_in_picoseconds(tmp_path: Path) -> None:
     assert text.startswith("ITEM: UNITS\nmetal\nITEM: TIME\n2500\nITEM: TIMESTEP\n7\n")
 
 
+def frames_of_ovito(path: Path) -> list[tuple[float, int, int]]:
+    """Times, steps and numbers of atoms of the frames that OVITO finds.
+
+    It is too large to be installed for a test. Its reader, as its manual and that of LAMMPS
+    describe the format (``dump_modify units yes time yes``), takes the units before the first
+    frame; then every frame begins with TIME or TIMESTEP, and anything else is the end.
+    """
+    lines = iter(path.read_text().splitlines())
+    found, line = [], next(lines)
+    if line == "ITEM: UNITS":
+        next(lines)
+        line = next(lines)
+    while line == "ITEM: TIME":
+        time = float(next(lines))
+        assert next(lines) == "ITEM: TIMESTEP"
+        step = int(next(lines))
+        assert next(lines) == "ITEM: NUMBER OF ATOMS"
+        atoms = int(next(lines))
+        assert next(lines) == "ITEM: BOX BOUNDS pp pp pp"
+        assert all(len(next(lines).split()) == 2 for _ in range(3))
+        columns = next(lines).removeprefix("ITEM: ATOMS ").split()
+        assert all(len(next(lines).split()) == len(columns) for _ in range(atoms))
+        found.append((time, step, atoms))
+        line = next(lines, "")
+    return found
+
+
+def test_ovito_and_ase_find_every_frame(tmp_path: Path) -> None:
+    """With the units in every frame, as mpiflow wrote them, OVITO found one of nine."""
+    states = [a_state(4, 4, 4, seed=seed) for seed in range(9)]
+    shots = [Snapshot(1e-9 * k, 5 * k, state) for k, state in enumerate(states)]
+    path = tmp_path / "a.dump"
+    assert structure.write_lammpsdump(path, shots, vacancies=True) == 9
+    expected = [(pytest.approx(1000.0 * k), 5 * k, 128) for k in range(9)]
+    assert frames_of_ovito(path) == expected
+    io = pytest.importorskip("ase.io")
+    read = io.read(path, index=":", format="lammps-dump-text")
+    assert [len(atoms) for atoms in read] == [128] * 9
+    assert [np.array_equal(read_structure(path, frame=k), states[k]) for k in range(9)] == [
+        True
+    ] * 9
+    old = tmp_path / "old.dump"
+    old.write_text(path.read_text().replace("ITEM: TIME\n", "ITEM: UNITS\nmetal\nITEM: TIME\n"))
+    assert len(frames_of_ovito(old)) == 0, "twice at the beginning already"
+
+
+def test_ovito_itself(tmp_path: Path) -> None:
+    """Where a developer has it: 9 frames with ovito 3.17."""
+    ovito = pytest.importorskip("ovito.io")
+    shots = [Snapshot(1e-9 * k, 5 * k, a_state(4, 4, 4, seed=k)) for k in range(9)]
+    for write, name in ((structure.write_lammpsdump, "a.dump"), (structure.write_extxyz, "a.xyz")):
+        write(tmp_path / name, shots)
+        assert ovito.import_file(str(tmp_path / name)).source.num_frames == 9
+
+
 @by_format
 def test_files_of_ase_are_read(tmp_path: Path, suffix: str) -> None:
     """A random alloy built and written by ASE, with its own names of columns."""
@@ -380,7 +435,7 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, s
         ("run.h5 --to extxyz --member 1", "member=1: allowed is 0 to 0"),
         ("run.h5 --to extxyz --frame last", "a whole number, or all"),
         ("run.h5 --to extxyz --out old.xyz", "a file that does not exist yet"),
-        ("run.h5 --to extxyz --out run.h5 --overwrite", "another file than the run's"),
+        ("run.h5 --to extxyz --out run.h5 --overwrite", "another file than the input"),
         ("run.h5 --to extxyz --out no/such/x.xyz", "Create no/such first"),
         ("run.h5 --to extxyz --out . --overwrite", "not a regular file"),
     ],

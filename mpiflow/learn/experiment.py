@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from mpiflow import initial, metrics, observables
+from mpiflow import initial, metrics, observables, storage
 from mpiflow.block import gather_records
 from mpiflow.errors import InputError
 from mpiflow.learn.dataset import DataPlan, PairData, generate_pairs
@@ -48,13 +48,8 @@ def results_directory(path: str | Path, comm: MPI.Intracomm) -> Path:
     path = Path(path)
     with agreed(comm):
         if comm.rank == 0:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-                (path / ".writable").touch()
-                (path / ".writable").unlink()
-            except OSError as error:
-                allowed = "a directory that can be made and written"
-                raise InputError("out", str(path), allowed, f"{error.strerror}.") from error
+            storage.probe_folder(path, files=("table.md", "results.json"))
+            storage.write_folder(path, {})
     return path
 
 

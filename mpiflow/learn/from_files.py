@@ -15,6 +15,7 @@ from mpiflow.learn.onsagerflow import OnsagerFlow
 from mpiflow.learn.onsagerflow_fit import learn
 from mpiflow.parallel import agreed
 from mpiflow.runs import Paths
+from mpiflow.storage import probe_folder
 
 #: Reach of J in blocks unless given, where grids allow.
 RADIUS = 8
@@ -47,11 +48,11 @@ def learn_from_files(
     """
     comm, out = MPI.COMM_WORLD if comm is None else comm, Path(out)
     with agreed(comm):
+        if comm.rank == 0:
+            probe_folder(out, files=("model.safetensors", "model.json"))
         if (out / "model.json").exists() and not overwrite:
             remedy = "Use --overwrite to replace it."
             raise InputError("out", str(out), "a folder without a model", remedy)
-        if out.exists() and not out.is_dir():
-            raise InputError("out", str(out), "a folder", "Choose another name.")
         runs = runs_from_files(where)
         for run in runs:
             if run.fields.shape[0] <= max(lags, default=0):
@@ -71,11 +72,7 @@ def learn_from_files(
         model = learn(runs, lags=lags, comm=comm, **options)
     with agreed(comm):
         if comm.rank == 0:
-            try:
-                model.save(out)
-            except OSError as error:
-                remedy = f"Writing said: {error}."
-                raise InputError("out", str(out), "a folder to write to", remedy) from error
+            model.save(out)
     return model
 
 

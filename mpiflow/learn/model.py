@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from mpi4py import MPI
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 import mpiflow
-from mpiflow import observables
+from mpiflow import observables, storage
 from mpiflow.block import Block
 from mpiflow.errors import InputError
 from mpiflow.learn.closure import OBSERVABLES, ClosureAutoencoder
@@ -137,12 +137,9 @@ def write_model(
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
     """Write ``model.safetensors`` and ``model.json`` of a model of a kind into a directory."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(dict(tensors), directory / "model.safetensors")
-    (directory / "model.safetensors").chmod(0o644)  # safetensors makes it private
     whole = {"kind": kind, "mpiflow_version": mpiflow.__version__, **description}
-    (directory / "model.json").write_text(json.dumps(whole, indent=2) + "\n")
+    text = json.dumps(whole, indent=2) + "\n"
+    storage.write_folder(directory, {"model.safetensors": save(dict(tensors)), "model.json": text})
 
 
 def read_model(
