@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 from collections.abc import Iterable
+from datetime import time as clock_time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -29,9 +29,11 @@ from mpiflow import inputs
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout
 from mpiflow.schedule import spacing
+from mpiflow.toml_files import read_toml
 
 #: Frames saved by default.
 FRAMES = 100
+_NO_TABLES = "A file of options has no tables: leave this line out, and keep what is below it."
 #: Initial states that come from no file.
 _KINDS = ("shuffled", "random", "up", "gaussian")
 
@@ -80,7 +82,9 @@ def number_to_json(value: float | None) -> float | str | None:
 
 
 def _seconds(value: Any) -> Any:
-    """'1:30:00' to 5400."""
+    """'1:30:00' to 5400, also where TOML has made a time of day of it."""
+    if isinstance(value, clock_time) and value.tzinfo is None:
+        return value.hour * 3600 + value.minute * 60 + value.second + value.microsecond / 1e6
     parts = value.split(":") if isinstance(value, str) else []
     if not (1 < len(parts) <= 3 and all(part.isdecimal() for part in parts)):
         return value
@@ -99,6 +103,11 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
+        for name in values.keys() & type(self).model_fields.keys():
+            field = type(self).model_fields[name]
+            if not _truth_fits(values[name], field.annotation is bool):
+                texts: Any = field.json_schema_extra or {"allowed": "no truth value", "remedy": ""}
+                raise InputError(name, values[name], texts["allowed"], texts["remedy"])
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -407,19 +416,20 @@ class IsingConfig(SpinConfig):
         return self
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The keys of a TOML file."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(
-            "config", str(path), "a readable TOML file", f"Reading said: {error}."
-        ) from None
+def _truth_fits(value: Any, truth: bool) -> bool:
+    """Whether a value is a truth value just where one is wanted: true is no 1, and 1 not true."""
+    if isinstance(value, list | tuple):
+        return not truth and all(_truth_fits(part, False) for part in value)
+    if isinstance(value, str):
+        return not truth or value.lower() in ("true", "false")
+    return truth == (type(value).__name__ in ("bool", "bool_")) or value is None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'Did you mean ...?', or nothing when no known word is close."""
-    match = difflib.get_close_matches(word, list(known), n=1)
+    names = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), names, n=1)
+    match = [names[name] for name in found]
     return f"Did you mean {match[0]}?" if match else ""
 
 
@@ -446,7 +456,8 @@ def _input_error(model: type[Config], error: ValidationError, values: dict[str, 
             name,
             values.get(name),
             f"one of {', '.join(known)}",
-            did_you_mean(name, known) or "Leave it out.",
+            did_you_mean(name, known)
+            or ("Leave it out." if not isinstance(values.get(name), dict) else _NO_TABLES),
         )
     texts: Any = model.model_fields[name].json_schema_extra or {
         "allowed": f"{model.model_fields[name].default!r}",

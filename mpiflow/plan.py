@@ -19,7 +19,7 @@ import h5py
 
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_simulation import AlloySimulation, default_tile
-from mpiflow.config import IsingConfig, did_you_mean, read_toml
+from mpiflow.config import IsingConfig, did_you_mean
 from mpiflow.device import threads
 from mpiflow.doctor import machine_memory
 from mpiflow.ensemble_config import (
@@ -55,6 +55,7 @@ from mpiflow.plan_sizes import (
 )
 from mpiflow.schedule import Schedule
 from mpiflow.simulation import Simulation
+from mpiflow.toml_files import read_toml
 from mpiflow.trajectory import Trajectory
 
 SYSTEMS: dict[str, type[RunConfigs]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpiflow.config import FRAMES, IsingConfig, did_you_mean
+from mpiflow.alloy_config import AlloyConfig
+from mpiflow.config import FRAMES, Config, IsingConfig, did_you_mean
+from mpiflow.ensemble_config import ChainConfig
 from mpiflow.errors import InputError
+from mpiflow.field_config import FieldConfig
+from mpiflow.kac_config import KacConfig
 
 GOOD: dict[str, Any] = {"size": 64, "temperature": 2.5, "time": 50, "out": "run.h5"}
 
@@ -152,6 +157,74 @@ def test_toml_and_overrides(tmp_path: Path):
 def test_bad_toml(tmp_path: Path, text: str, says: str):
     file = tmp_path / "run.toml"
     file.write_text(text)
+    with pytest.raises(InputError, match="=") as caught:
+        IsingConfig.from_toml(file)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("system", [IsingConfig, KacConfig, AlloyConfig, ChainConfig, FieldConfig])
+def test_truth_values_are_no_numbers_and_numbers_no_truth_values(system: type[Config]):
+    """Fails where true is taken as 1: it is said before anything else about an option."""
+    for name, field in system.options().items():
+        truth = field.annotation is bool
+        bad = [1, 0, 1.0, "1", "yes"] if truth else [True, False, np.True_, [True, 8]]
+        for value in bad:
+            with pytest.raises(InputError, match=f"^{name}=") as caught:
+                system(**{name: value})
+            assert caught.value.value is value
+
+
+def test_truth_values_as_every_way_in_has_them():
+    for value in (True, np.True_, "true", "True"):
+        assert IsingConfig(**GOOD, spins=value).spins is True
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("01:00:00", 3600), ("00:01:30.5", 90.5), ('"01:00:00"', 3600), ("90", 90), ('"90"', 90)],
+)
+def test_walltimes_of_toml(tmp_path: Path, text: str, seconds: float):
+    file = tmp_path / "run.toml"
+    file.write_text(f"walltime = {text}\n")
+    assert IsingConfig.from_toml(file, **GOOD).walltime == seconds
+
+
+LINES = "size = 64\ntemperature = 2.5\ntime = 50\nout = 'm\u00fc.h5'\n"
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", ("utf-16-be", codecs.BOM_UTF16_BE)]
+)
+def test_toml_of_other_editors_and_shells(tmp_path: Path, encoding: Any, ending: str):
+    encoding, mark = (encoding, b"") if isinstance(encoding, str) else encoding
+    file = tmp_path / "run.toml"
+    file.write_bytes(mark + LINES.replace("\n", ending).encode(encoding))
+    assert IsingConfig.from_toml(file) == IsingConfig(**GOOD | {"out": "m\u00fc.h5"})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (LINES.encode("latin-1"), "Byte 46 is not utf-8: save the file as UTF-8."),
+        (LINES.encode("utf-16-le"), "Byte 1 is not utf-8: save the file as UTF-8."),
+        (b"\xff\xfea", "is not utf-16-le: save the file as UTF-8."),
+        (b"seed = 1\ntime = 5\nseed = 2\n", "the key seed is there twice (at line 3, column"),
+        (b"seed = 1\nseed = 2", "the key seed is there twice (at"),
+        (b"walltime = 24:00:00", 'Line 1: write a time in quotes, walltime = "24:00:00".'),
+        (b"seed = 1\nwalltime = 1:30\n", 'Line 2: write a time in quotes, walltime = "1:30".'),
+        (b"walltime = 1-00:00:00\n", 'write a time in quotes, walltime = "1-00:00:00".'),
+        (b"time = 5\ninitial = up\n", "Invalid value (at line 2, column 11): initial = up"),
+        (b"Temperature = 2\n", "Did you mean temperature?"),
+        (b"save-every = 2\n", "Did you mean save_every?"),
+        (b"[run]\nsize = 4\n", "has no tables"),
+        (b"save_every = 01:00:00\n", "save_every=datetime.time(1, 0): allowed is a finite number"),
+        (b"walltime = 2026-01-01\n", "walltime=datetime.date(2026, 1, 1): allowed is seconds"),
+    ],
+)
+def test_bad_toml_says_what_is_wrong(tmp_path: Path, text: bytes, says: str):
+    file = tmp_path / "run.toml"
+    file.write_bytes(text)
     with pytest.raises(InputError, match="=") as caught:
         IsingConfig.from_toml(file)
     assert says in str(caught.value)

@@ -26,6 +26,7 @@ LAYERS = {
     "progress": 1,
     "schedule": 1,
     "inputs": 1,
+    "toml_files": 1,
     "storage": 1,
     "signals": 0,
     "stopping": 1,
