@@ -79,7 +79,7 @@ class FieldConfig(RunConfig):
     )
     dt: float = option(
         0.1,
-        "Time step in attempts per spin.",
+        "Time step in attempts per spin; made of inner steps where it is too long for the law.",
         gt=0,
         le=1,
         allowed="above 0, at most 1",

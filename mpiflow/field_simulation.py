@@ -115,10 +115,11 @@ class FieldSimulation:
         side = self.field.block
         ny, nx = self.lattice.shape
         fields = f"{self.members} fields of " if self.members > 1 else ""
-        law, ranks = self.field.law, self.comm.size
+        law, ranks, inner = self.field.law, self.comm.size, self.field.inner
+        steps = f"each dt in {inner} inner steps, " if inner > 1 else ""
         return (
             f"{fields}{ny} x {nx} blocks of {side} x {side} sites, {law.structure} at "
-            f"T = {1 / law.beta:g}, {ranks} rank{'s' * (ranks > 1)}"
+            f"T = {1 / law.beta:g}, {steps}{ranks} rank{'s' * (ranks > 1)}"
         )
 
     def facts(self) -> dict[str, Any]:

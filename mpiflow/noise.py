@@ -53,7 +53,8 @@ STREAMS = {
     "kac": 21,  # flips of a Kac model; step = half step, site = (y, x // 4), four sites a call
     "kac-gillespie": 22,  # waiting times and event choice; step = 0, site = event
     "vacancy-relax": 19,  # hops inside windows of local relaxation; step = window, site = event
-    # Noise of a field of block means; step = half step, site = (y, x), two words a block.
+    # Noise of a field of block means; step = inner step << 48 | half step, site = (y, x), two words
+    # a block.
     "stochastic-field": 23,
     "mean-field": 24,  # events of whole Curie-Weiss systems; step = 0, site = event
     "mean-field-partial": 25,  # events of patches of partial evolution; as above

@@ -4,14 +4,16 @@ Blocks of N = block^2 spins have means m_i and feel :math:`u = J * m + h`. With
 
 .. math:: F = \sum_i s(m_i) - \tfrac12 m_i (J * m)_i - h_i m_i
 
-they move by one of the structures of :mod:`mpiflow.field_law`, so that
-:math:`e^{-\beta N F}` is stationary: exactly for ``langevin``; with the entropy of N spins that
-do not feel themselves for ``cosh``, which :class:`~mpiflow.field_law.FiniteLaw` gives the other.
-J is that of :class:`~mpiflow.mesoscopic.NonlocalEquation`.
+they move by one of the structures of :mod:`mpiflow.field_law`, whose equations have the
+stationary law :math:`e^{-\beta N F}`, for ``cosh`` with the entropy of N spins that do not feel
+themselves, which :class:`~mpiflow.field_law.FiniteLaw` gives the other. J is that of
+:class:`~mpiflow.mesoscopic.NonlocalEquation`.
 
-The steps of both are in :mod:`mpiflow.field_steps`. Noise is a function of (seed, member, half
-step, global row and column): the same bits on any number of ranks. Time unit: one attempt per
-spin; k_B = 1.
+The steps of both are in :mod:`mpiflow.field_steps`. They are of second order, so that a step dt
+is made of as many equal inner steps as it takes for variances within 1 % of that law: more for
+longer dt, lower temperatures, stronger fields and couplings. Noise is a function of (seed,
+member, half step, inner step, global row and column): the same bits on any number of ranks. Time
+unit: one attempt per spin; k_B = 1.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from scipy import fft
 
 from mpiflow.errors import InputError
 from mpiflow.field_law import Law
-from mpiflow.field_steps import Flipping, Turning
+from mpiflow.field_steps import Flipping, Pull, Turning
 from mpiflow.lattice import split
 from mpiflow.noise import stream_key
 from mpiflow.parallel import agreed
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 #: :math:`\hat J(k)` for some columns of the spectrum, (ny, columns) float64.
 Symbol = Callable[[slice], np.ndarray]
+#: Inner steps of a step at most, and the bit of the noise's step that they count from.
+INNER, INNER_BIT = 4096, 48
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,13 @@ class StochasticField:
         from, with ``step``.
     step : steps made
     own : J_0, the coupling of a block to itself
+    inner : inner steps that a step is made of, see the module
     outside : values of m that were beyond the range of the law at the end of an ``advance``
 
     Raises
     ------
-    InputError : any of these that cannot work, or a law that is not finite and positive
+    InputError : any of these that cannot work, a law that is not finite and positive, or a step
+        that would take more than :data:`INNER` inner ones
     """
 
     def __init__(
@@ -135,8 +141,29 @@ class StochasticField:
                 if law.structure == "langevin"
                 else Flipping(quiet, self.spins, self.own)
             )
+        self.inner = self._inner_steps()
         self.step, self.outside = 0, 0
         self.state = self._motion.state(np.zeros(self.local))
+
+    def _inner_steps(self) -> int:
+        """How many inner steps keep the stationary law. Collective."""
+        slabs, symbol = self.slabs, self._symbol
+        other = slabs.backward(symbol.astype(complex)) if self._cut else _whole(symbol, slabs.shape)
+        if other.size and (not self._cut or slabs.rows.start == 0):
+            other[0, 0] = 0.0
+        values = [-symbol.min(initial=np.inf), symbol.max(initial=-np.inf)]
+        values += [float(abs(a).max(initial=0.0)) for a in (other, self.field)]
+        low, high, most, field = (slabs.largest(float(value)) for value in values)
+        longest = self._motion.longest(Pull(-low, high, self.own, most, field))
+        # A step as long as the longest is one, also if it is a little more by rounding.
+        inner = max(1.0, np.ceil(self.dt / longest * (1 - 1e-9)))
+        if not inner <= INNER:
+            allowed = (
+                f"at most {longest * INNER:.3g} with this law, coupling and field: inner steps of "
+                f"{longest:.2g} keep their stationary law, and a step has up to {INNER}"
+            )
+            raise InputError("dt", self.dt, allowed, "Use a shorter step, or a weaker field.")
+        return int(inner)
 
     # -- state -------------------------------------------------------------------------------
 
@@ -207,8 +234,11 @@ class StochasticField:
         """Make steps of length dt."""
         members = self.numbers.astype(np.uint64)
         for _ in range(steps):
-            noise = self._key, members, np.uint64(2 * self.step), self._top
-            self._motion.step(self.state, self._drive, self.dt, noise)
+            for inner in range(self.inner):
+                # Another dt later on never asks for the same noise again.
+                half = np.uint64(2 * self.step | inner << INNER_BIT)
+                noise = self._key, members, half, self._top
+                self._motion.step(self.state, self._drive, self.dt / self.inner, noise)
             self.step += 1
         self._count_outside()
 
@@ -253,6 +283,11 @@ class StochasticField:
                     stacklevel=3,
                 )
             self.outside += beyond
+
+
+def _whole(symbol: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """J of its spectrum, (ny, nx)."""
+    return np.asarray(fft.irfft2(symbol, shape))
 
 
 def _symbol(
