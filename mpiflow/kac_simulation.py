@@ -20,6 +20,7 @@ from mpiflow.slabs import Slabs
 from mpiflow.solvers.gillespie import Gillespie
 from mpiflow.solvers.kac import KacSteps
 from mpiflow.solvers.kac_field import Fields, Method
+from mpiflow.solvers.kac_tables import DIGITS
 from mpiflow.systems.kac import Kac
 
 SolverName = Literal["sublattice", "midpoint", "tau-leap", "gillespie"]
@@ -157,6 +158,7 @@ class KacSimulation(SpinSimulation):
             "solver": self.solver.name,
             "tau": steps.tau if steps else None,
             "eps": steps.eps if steps else None,
+            "rate_bits": 32 * DIGITS,  # a checkpoint of other bits would go on with other events
             "members": self.members,
             "seed": self.seed,
         }
@@ -201,7 +203,8 @@ class KacSimulation(SpinSimulation):
     def state_of(self) -> State:
         arrays = {"flips": self.block.total(self._flips)}
         if isinstance(self.solver, Gillespie):
-            arrays |= {"clock": self.solver.clock, "events": self.solver.events}
+            solver = self.solver
+            arrays |= {"clock": solver.clock, "events": solver.events, "vain": solver.vain}
         else:
             arrays["steps"] = self.solver.steps
         numbers: dict[str, Number] = {"time": self.time, "step": self.step, **self._clock.numbers()}
@@ -214,6 +217,7 @@ class KacSimulation(SpinSimulation):
         if isinstance(self.solver, Gillespie):
             self.solver.clock = state.arrays["clock"].astype(np.float64)
             self.solver.events = state.arrays["events"].astype(np.int64)
+            self.solver.vain = state.arrays["vain"].astype(np.int64)
         else:
             self.solver.steps = state.arrays["steps"].astype(np.int64)
 

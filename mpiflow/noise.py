@@ -50,8 +50,12 @@ STREAMS = {
     "vacancy": 16,  # hops; step = 0, site = event
     "tiled-vacancy": 17,  # step = pass, site = (global tile << 32) | event in that tile and pass
     "vacancy-partial": 18,  # hops inside patches of partial evolution
-    "kac": 21,  # flips of a Kac model; step = half step, site = (y, x // 4), four sites a call
-    "kac-gillespie": 22,  # waiting times and event choice; step = 0, site = event
+    # Flips of a Kac model; step = half step, site = (y, x // 4), four sites a call. The rare second
+    # word of a site: step + 2^63, site = (y, x).
+    "kac": 21,
+    # Waiting times and event choice; step = draws in vain since the last event, site = event. The
+    # rare second word of a choice: step + 2^63.
+    "kac-gillespie": 22,
     "vacancy-relax": 19,  # hops inside windows of local relaxation; step = window, site = event
     # Noise of a field of block means; step = inner step << 48 | half step, site = (y, x), two words
     # a block.

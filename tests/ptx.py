@@ -48,7 +48,8 @@ PLAIN = (SPINS, SPINS, i64, array(i64, 2), LIST, i64, i64, LIST, u64, i64, UniTu
 MODEL = (i64, array(f64, 1), array(f64, 2), array(f32, 2), array(u16, 2), array(i64, 2), i64, i64)
 WALK = (UniTuple(i64, 4), array(i32, 1), array(i64, 1), array(i32, 1), i64, i64)
 SUMS, FIELD = array(i32, 3), (i64, array(i32, 2), i64, i64)
-TABLE, NOISE = (array(i64, 1), i64, i64), (u64, u64, LIST, LIST, u64, i64)
+TABLE = (array(i64, 1), array(i64, 2), i64, i64)
+NOISE = (u64, u64, LIST, LIST, u64, i64)
 
 #: What the solvers pass to each kernel.
 KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {

@@ -9,7 +9,7 @@ from typing import Any
 import kac_law
 import numpy as np
 import pytest
-from exact import P_FLOOR, Z_CEILING, chi_square
+from exact import P_FLOOR, Z_CEILING, chi_square, has_cuda, threefry
 from mpi4py import MPI
 from scipy.linalg import expm
 
@@ -17,8 +17,9 @@ from mpiflow import initial
 from mpiflow.errors import InputError
 from mpiflow.kac_simulation import KacSimulation
 from mpiflow.slabs import Slabs
+from mpiflow.solvers.kac import KacSteps
 from mpiflow.solvers.kac_field import Fields, Sums
-from mpiflow.solvers.kac_tables import flip_table
+from mpiflow.solvers.kac_tables import Table, digit, falls_below, flip_table
 from mpiflow.systems.kac import Kac, KacKernel, kac_kernel, lookup
 
 GAMMAS = [0.0, 0.3, 0.5, 1.0, 1.7, 3.0, 6.5]
@@ -26,6 +27,7 @@ SMALL = (3, 3)
 LAWS = [Kac(0.7, 0.0, 0.1), Kac(0.6, 0.42, -0.2), Kac(2.0, 0.0, 0.1), Kac(1.6, 0.42, -0.2)]
 #: The order of midpoint needs 4 beta max J <= ln 2, on so small a lattice.
 WARM = [2, 3]
+needs_cuda = pytest.mark.skipif(not has_cuda(), reason="no CUDA device and no simulator")
 STEPS = ["sublattice", "tau-leap", "midpoint"]
 
 
@@ -171,20 +173,108 @@ def test_sums_on_slabs_are_those_of_the_whole(
     assert fields.computed == mine.size
 
 
-@pytest.mark.parametrize("temperature", [0.05, 1.0, 50.0])
+def probability(table: Table, shift: int, offset: int, v: int) -> float:
+    """What a table says at an integer, of all its 96 bits."""
+    parts = [int(digit(table.digits, j, shift, offset, v)) for j in range(3)]
+    return math.ldexp((parts[0] << 64) + (parts[1] << 32) + parts[2], -96 - 16)
+
+
+@pytest.mark.parametrize("temperature", [1e-10, 0.002, 0.05, 1.0, 50.0])
 def test_the_table_of_rates_is_accurate_and_symmetric(temperature: float) -> None:
-    """2e-5 of a rate, and two opposite fields add up to 1: heat bath, detailed balance."""
+    """7e-5 of a rate, and two opposite fields add up to 1: heat bath, detailed balance."""
     system = Kac(temperature, 4.0, 0.5)
     scale = system.scale(0.5)
     table, shift, offset = flip_table(system, scale)
-    values = np.random.default_rng(0).integers(-(2**30), 2**30, 3000)
-    found = np.array([lookup(table, shift, offset, int(v)) for v in values]) / 2**32
+    rng = np.random.default_rng(0)
+    near = rng.uniform(-60, 60, 2000) * temperature / 2 * scale.unit
+    values = np.concatenate([rng.integers(-(2**30), 2**30, 1000), np.clip(near, -(2**30), 2**30)])
+    values = values.astype(np.int64)
+    found = np.array([probability(table, shift, offset, int(v)) for v in values])
     exact = system.rates(values / scale.unit)
-    # A unit of 2^-32 from rounding entries, one between them, some from 16 bits of a fraction.
-    assert (abs(found - exact) < 3e-5 * exact + 2.0**-31).all()
-    opposite = np.array([lookup(table, shift, offset, -int(v)) for v in values]) / 2**32
+    # Straight lines between points that are up to 0.0235 of an exponent apart; the last bit.
+    assert (abs(found - exact) < 7e-5 * exact + 2.0**-95).all()
+    opposite = np.array([probability(table, shift, offset, -int(v)) for v in values])
     # A fraction has 16 bits: of the largest difference of entries.
-    assert abs(found + opposite - 1).max() < abs(np.diff(table)).max() * 2.0**-48 + 2.0**-30
+    assert abs(found + opposite - 1).max() < abs(np.diff(table.bounds)).max() * 2.0**-48 + 2.0**-30
+    for v, rate in zip(values, found, strict=True):
+        bound = lookup(table.bounds, shift, offset, int(v)) / 2**32
+        assert rate <= bound <= rate + 2.0**-31 or rate < 2.0**-95
+
+
+TAUS = [1.0, 0.1, 0.01, 0.001, 1e-6]
+
+
+@pytest.mark.parametrize("temperature", [0.058, 0.07, 0.085, 0.088, 0.09, 0.12, 0.3, 1.0])
+def test_rare_flips_are_as_right_as_others(temperature: float) -> None:
+    """Chances of all solvers against the law, down to rates of 1e-15, to 0.5 %.
+
+    In units of 2^-32 they were 0, or up to 75 % too large, at T = 0.09 and below.
+    """
+    system = Kac(temperature, 0.0)
+    spins = np.array([-1, -0.5, 0, 0.5, 1])  # fields of nearest neighbours
+    rates = system.rates(spins)
+    fields = Fields(system)
+    values = np.rint(spins * fields.scale.unit).astype(int).tolist()
+    table, shift, offset = flip_table(system, fields.scale)
+    found = [probability(table, shift, offset, v) for v in values]
+    np.testing.assert_allclose(found, rates, rtol=1e-4)
+    for solver in STEPS:
+        for tau in TAUS:
+            table = KacSteps(fields, solver, tau=tau)._table_of(tau)  # type: ignore[arg-type]
+            exact = -np.expm1(-tau) * rates
+            if solver == "tau-leap":
+                exact = -0.5 * np.expm1(-2 * tau * rates)
+            found = [probability(table, shift, offset, v) for v in values]
+            np.testing.assert_allclose(found, exact, rtol=1e-4)
+
+
+def test_all_bits_decide() -> None:
+    """96 bits of a number against digits that may be sums, by Python's integers."""
+    rng = np.random.default_rng(4)
+    for _ in range(3000):
+        digits = rng.integers(-(2**48), 2**49, 3)
+        digits[: rng.integers(0, 3)] = 0
+        limit = (int(digits[0]) << 64) + (int(digits[1]) << 32) + int(digits[2])
+        number = min(max((limit >> 16) + int(rng.integers(-1, 2)), 0), 2**96 - 1)
+        word, more = number >> 64, number & (2**64 - 1)
+        assert falls_below(word, np.uint64(more), *digits) == (number << 16 < limit)
+
+
+#: Seed, step, half of it, and site of a word of 32 bits that is this small.
+SMALL_WORD = {0: (6, 74975, 0, 26, 3), 1: (5, 2543, 16, 31, 0)}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize(
+    ("solver", "half"), [("sublattice", 0), ("tau-leap", 0), ("midpoint", 0), ("midpoint", 1)]
+)
+def test_rare_flips_need_more_bits(solver: Any, half: int, device: str) -> None:
+    """A spin at T = 0.12 flips in a step if 96 bits are below its chance, one in a thousand apart.
+
+    With 32 bits of words and chances both steps do the same.
+    """
+    seed, step, y, x, word = SMALL_WORD[half]
+    more = threefry((seed, 21 << 48), (2 * step + half + 2**63, y << 32 | x))[0]
+    chance = (word + more / 2**64) / 2**32
+    system = Kac(0.12, 0.0)
+    rate = float(system.rates(1.0))
+    for factor in (0.999, 1.001):
+        tau = -math.log1p(-factor * chance / rate)
+        if solver == "tau-leap":
+            tau = -math.log1p(-2 * factor * chance) / (2 * rate)
+        if solver == "midpoint":
+            tau *= 2
+        sim = KacSimulation(
+            system, (y + 3, x // 4 * 4 + 4), solver=solver, tau=tau, seed=seed, device=device,
+            comm=MPI.COMM_SELF,
+        )  # fmt: skip
+        sim.set_spins(initial.uniform_up)
+        assert isinstance(sim.solver, KacSteps)
+        sim.solver.steps = np.array([step])
+        sim.advance(tau)
+        turned = np.argwhere(sim.spins()[0] < 0).tolist()
+        assert turned == ([[y, x]] if factor > 1 else []), factor
 
 
 def test_the_energy_is_that_of_the_hamiltonian() -> None:

@@ -7,10 +7,17 @@ With the rate r_x of each site and their sum R, the time to the next flip and it
 
 A flip changes the fields of all sites in reach, by twice the weight of the pair, and with them
 their rates. Sums of weighted spins, rates (in units of 2^-32) and sums of rates are integers:
-they gather no rounding errors however many flips there are, and the choice of a site is exact.
-Sums of rows lead to its row, the rates there to the site. Event e of a box uses the noise at
-(its member, step 0, site e), so that an event beyond the end of a call is drawn again, the
-same, in the next.
+they gather no rounding errors however many flips there are. Sums of rows lead to its row, the
+rates there to the site.
+
+What is added up are bounds of the rates, above them by at most 2^-31. A site is drawn by its bound
+and flips with the probability rate / bound; otherwise time has passed and nothing happened: exact
+[Lewis, Shedler, Nav. Res. Logist. Q. 26, 403 (1979)], and where nothing is frozen once in some
+10^9 draws. Where all sites are, draws are in vain more often than not: then units become finer, in
+steps of 2^-16 as far as the fastest rate allows, until the next event.
+
+Draw n since event e of a box uses the noise at (its member, step n, site e), so that a draw beyond
+the end of a call is made again, the same, in the next.
 """
 
 from __future__ import annotations
@@ -20,10 +27,14 @@ import numpy as np
 from mpiflow.block import Block
 from mpiflow.device import kernel, rule
 from mpiflow.errors import InputError
-from mpiflow.noise import stream_key, threefry
+from mpiflow.noise import Word, stream_key, threefry
 from mpiflow.solvers.kac_tables import (
     BITS,
     LANES,
+    RESIDUAL,
+    ROOM,
+    digit,
+    falls_below,
     flip_table,
     in_32_bits,
     refresh,
@@ -33,6 +44,30 @@ from mpiflow.solvers.nfold import exponential
 from mpiflow.systems.kac import Kac, KacKernel, Scale, lookup
 
 _NO_LIMIT = np.iinfo(np.int64).max
+#: Finer units of rates: 2^-32 times 2 to minus these powers.
+FINER = (0, 16, 32, 48, 64)
+_UNITS = 2.0 ** (BITS + np.array(FINER))
+
+
+@kernel
+def _fill_rates(
+    spins: np.ndarray,
+    sums: np.ndarray,
+    external: np.ndarray,
+    bounds: np.ndarray,
+    numbers: tuple[int, ...],
+    rates: np.ndarray,
+    rows: np.ndarray,
+) -> None:
+    """Bounds of the rates of all sites of a box, and their sums over rows."""
+    multiplier, down, lowest, _, shift, _, _ = numbers
+    for y in range(spins.shape[0]):
+        rows[y] = 0
+        for x in range(spins.shape[1]):
+            u = (multiplier * np.int64(sums[y, x]) >> down) + external[y, x]
+            rate = lookup(bounds, shift, -lowest, u if spins[y, x] > 0 else -u)
+            rates[y, x] = rate
+            rows[y] += rate
 
 
 @kernel
@@ -40,23 +75,31 @@ def _all_rates(
     spins: np.ndarray,
     sums: np.ndarray,
     external: np.ndarray,
-    multiplier: int,
-    down: int,
-    table: np.ndarray,
-    shift: int,
-    offset: int,
+    bounds: np.ndarray,
+    numbers: tuple[int, ...],
     rates: np.ndarray,
     rows: np.ndarray,
 ) -> None:
-    """Rates of all sites of all boxes, and their sums over rows."""
     for b in range(spins.shape[0]):
-        for y in range(spins.shape[1]):
-            rows[b, y] = 0
-            for x in range(spins.shape[2]):
-                u = (multiplier * np.int64(sums[b, y, x]) >> down) + external[y, x]
-                rate = lookup(table, shift, offset, u if spins[b, y, x] > 0 else -u)
-                rates[b, y, x] = rate
-                rows[b, y] += rate
+        _fill_rates(spins[b], sums[b], external, bounds, numbers, rates[b], rows[b])
+
+
+@kernel
+def _refine(
+    spins: np.ndarray,
+    sums: np.ndarray,
+    external: np.ndarray,
+    bounds: np.ndarray,
+    numbers: tuple[int, ...],
+    rates: np.ndarray,
+    rows: np.ndarray,
+) -> int:
+    """Give the rates of a box the finest units that have room for them: which of FINER."""
+    finer = 0
+    while finer + 1 < len(FINER) and rates.max() < 2**16:
+        finer += 1
+        _fill_rates(spins, sums, external, bounds[finer], numbers, rates, rows)
+    return finer
 
 
 # -- events ---------------------------------------------------------------------------------
@@ -147,6 +190,30 @@ def _flip(
 
 
 @kernel
+def _happens(
+    y: int,
+    x: int,
+    rest: Word,
+    noise: tuple[Word, Word, Word, Word],
+    spins: np.ndarray,
+    sums: np.ndarray,
+    external: np.ndarray,
+    digits: np.ndarray,
+    numbers: tuple[int, ...],
+) -> bool:
+    """Whether the number drawn within a site's bound is also within its rate."""
+    multiplier, down, lowest, _, shift, _, _ = numbers
+    k0, k1, step, site = noise
+    u = (multiplier * np.int64(sums[y, x]) >> down) + external[y, x]
+    v = u if spins[y, x] > 0 else -u
+    first = digit(digits, 0, shift, -lowest, v)
+    second = digit(digits, 1, shift, -lowest, v)
+    third = digit(digits, 2, shift, -lowest, v)
+    more = threefry(k0, k1, step | RESIDUAL, site)[0]
+    return falls_below(np.int64(rest), more, first, second, third)
+
+
+@kernel
 def _run(
     members: np.ndarray,
     key: np.ndarray,
@@ -154,37 +221,61 @@ def _run(
     most: np.ndarray,
     clock: np.ndarray,
     events: np.ndarray,
+    vain: np.ndarray,
+    units: np.ndarray,
     spins: np.ndarray,
     sums: np.ndarray,
     external: np.ndarray,
     rates: np.ndarray,
     rows: np.ndarray,
     stamp: np.ndarray,
+    bounds: np.ndarray,
     table: np.ndarray,
+    digits: np.ndarray,
     numbers: tuple[int, ...],
 ) -> None:
     """Advance every box to time ``until``, or to a total of ``most`` events if that is first."""
     gained = np.zeros(1, np.int64)
     for b in range(spins.shape[0]):
+        box = spins[b], sums[b], external
+        # As many draws in vain cost what new units cost.
+        patience = 16 + spins[b].size // 16
+        refined, finer = False, 0
         total = rows[b].sum()
         while total > 0 and events[b] < most[b]:
-            w0, w1 = threefry(key[0], key[1] + members[b], np.uint64(0), np.uint64(events[b]))
-            wait = exponential(w0) * (2.0**BITS / np.float64(total))
+            if vain[b] >= patience and not refined:
+                finer = _refine(*box, bounds, numbers, rates[b], rows[b])
+                refined, total = True, rows[b].sum()
+            step, event = np.uint64(vain[b]), np.uint64(events[b])
+            k1 = key[1] + members[b]
+            w0, w1 = threefry(key[0], k1, step, event)
+            wait = exponential(w0) * (units[finer] / np.float64(total))
             if clock[b] + wait > until:
                 break
             clock[b] += wait
-            events[b] += 1
             y, rest = find(rows[b], share(w1, np.uint64(total)))
             x, rest = find(rates[b, y], rest)
-            box = spins[b], sums[b], external, rates[b], rows[b]
-            total += _flip(y, x, *box, stamp, table, numbers, gained)
+            if rest + np.uint64(ROOM) >= np.uint64(rates[b, y, x]):
+                noise = key[0], k1, step, event
+                if not _happens(y, x, rest, noise, *box, digits[finer], numbers):
+                    vain[b] += 1
+                    continue
+            events[b] += 1
+            vain[b] = 0
+            if finer > 0:
+                _fill_rates(*box, bounds[0], numbers, rates[b], rows[b])
+                total = rows[b].sum()
+            refined, finer = False, 0
+            total += _flip(y, x, *box, rates[b], rows[b], stamp, table, numbers, gained)
+        if finer > 0:  # between calls units are those of the table
+            _fill_rates(*box, bounds[0], numbers, rates[b], rows[b])
 
 
 class Gillespie:
     """Exact event-driven solver of a Kac model on whole lattices, on the CPU.
 
     One object follows one batch of boxes. To go on with a trajectory bit for bit, keep the
-    spins and the first two attributes.
+    spins and the first three attributes.
 
     Parameters
     ----------
@@ -196,8 +287,9 @@ class Gillespie:
 
     Attributes
     ----------
-    clock : (B,) float64, the time of each box's last event
+    clock : (B,) float64, the time of each box's last draw, after ``flips`` its last event
     events : (B,) int64, how many there were
+    vain : (B,) int64, draws since then after which nothing happened
     neighbours : sites that a flip acts on
     """
 
@@ -214,6 +306,7 @@ class Gillespie:
         self.system = system
         self.clock = np.zeros(batch)
         self.events = np.zeros(batch, np.int64)
+        self.vain = np.zeros(batch, np.int64)
         self.scale = system.scale(abs(system.field)) if scale is None else scale
         field = uniform_field(system, self.scale) if external is None else np.asarray(external)
         # Rounding may add 1 to the largest field that the scale has room for.
@@ -266,7 +359,8 @@ class Gillespie:
         before = self.events.copy()
         most = np.full_like(before, _NO_LIMIT) if flips is None else before + flips
         noise = block.members, stream_key(seed, stream)
-        _run(*noise, until, most, self.clock, self.events, self._spins, *self._state)
+        counts = self.clock, self.events, self.vain
+        _run(*noise, until, most, *counts, _UNITS, self._spins, *self._state)
         block.load(self._spins)
         return self.events - before
 
@@ -280,11 +374,14 @@ class Gillespie:
         external = np.array(np.broadcast_to(self.external, spins.shape[1:]), np.int32, order="C")
         sums = weighted_sums(self._spins, self.system.kernel)
         rates, rows = np.empty(spins.shape, np.uint32), np.empty(spins.shape[:2], np.int64)
-        table, shift, offset = flip_table(self.system, self.scale)
-        factors = self.scale.multiplier, self.scale.shift
-        _all_rates(self._spins, sums, external, *factors, table, shift, offset, rates, rows)
-        packed, numbers = in_32_bits(table, shift, offset, self.scale)
-        self._state = sums, external, rates, rows, self._stamp, packed, numbers
+        tables = [flip_table(self.system, self.scale, finer) for finer in FINER]
+        bounds = np.stack([table.bounds for table, _, _ in tables])
+        digits = np.stack([table.digits for table, _, _ in tables])
+        packed, numbers = in_32_bits(bounds[0], *tables[0][1:], self.scale)
+        _all_rates(self._spins, sums, external, bounds[0], numbers, rates, rows)
+        self._state = (
+            sums, external, rates, rows, self._stamp, bounds, packed, digits, numbers
+        )  # fmt: skip
 
     def check(self, block: Block) -> None:
         """Raise if the blocks cannot be advanced by this solver."""

@@ -18,7 +18,7 @@ length tau does, by ``solver``:
     :math:`4 \beta \max J \le \ln 2`: rates are then cut in steps that have many flips, only.
     It keeps the sums of x, 4 bytes a site.
 
-A flip is a 32-bit word below an entry of a table of integers (:mod:`.kac_tables`): the bits do
+A flip is a random number below an entry of a table of integers (:mod:`.kac_tables`): the bits do
 not depend on ranks, nor on the method that adds up the fields.
 """
 
@@ -35,7 +35,16 @@ from mpiflow.errors import InputError
 from mpiflow.noise import Word, site_counter, stream_key, threefry
 from mpiflow.solvers.kac_cuda import CudaSites
 from mpiflow.solvers.kac_field import Fields
-from mpiflow.solvers.kac_tables import LANES, in_32_bits, look_up, to_integers
+from mpiflow.solvers.kac_tables import (
+    LANES,
+    RESIDUAL,
+    ROOM,
+    Table,
+    digit,
+    falls_below,
+    in_32_bits,
+    look_up,
+)
 
 KacSolver = Literal["sublattice", "tau-leap", "midpoint"]
 _NONE = np.empty((0, 0, 0), np.int32)
@@ -69,9 +78,9 @@ class KacSteps:
         self._points, self._shift, self._offset = system.grid(self._scale)
         self._rates = system.rates(self._points)
         self._check_step()
-        self._table, self._table_tau = np.empty(0, np.int64), math.nan
+        self._table, self._table_tau = Table.of(np.empty(0)), math.nan
         self._packed_of = self._table
-        self._packed: tuple[np.ndarray, tuple[int, ...]] = self._table, ()
+        self._packed: tuple[np.ndarray, tuple[int, ...]] = self._table.bounds, ()
         self._cuda: CudaSites | None = None
         self.steps = np.empty(0, np.int64)
 
@@ -186,13 +195,13 @@ class KacSteps:
         fastest = float(self.fields.system.rates(lowest / self._scale.unit))
         return self.eps / fastest if self.eps else math.inf
 
-    def _table_of(self, tau: float) -> np.ndarray:
+    def _table_of(self, tau: float) -> Table:
         """Chances to flip in a step: one object for as long as tau stays."""
         if tau != self._table_tau:
             chance = -np.expm1(-tau) * self._rates
             if self.name == "tau-leap":
                 chance = -0.5 * np.expm1(-2.0 * tau * self._rates)
-            self._table, self._table_tau = to_integers(chance), tau
+            self._table, self._table_tau = Table.of(chance), tau
         return self._table
 
     @property
@@ -215,7 +224,7 @@ class KacSteps:
         top = 0 if self.fields.slabs is None else self.fields.slabs.rows.start
         table = self._table_of(tau)
         if table is not self._packed_of:
-            self._packed = in_32_bits(table, self._shift, self._offset, self._scale)
+            self._packed = in_32_bits(table.bounds, self._shift, self._offset, self._scale)
             self._packed_of = table
         _flip_rows(
             source[:, rows],
@@ -223,6 +232,7 @@ class KacSteps:
             before,
             self.fields.at(rows),
             *self._packed,
+            table.digits,
             key,
             members,
             counters.astype(np.uint64),
@@ -332,20 +342,61 @@ def _limits_of_row(
 @kernel
 def _extrapolate(before: np.ndarray, limits: np.ndarray) -> None:
     for x in range(limits.size):
-        ahead = 2 * np.int64(limits[x]) - np.int64(before[x])
+        # What bounds exceed probabilities by is added twice and taken off once.
+        ahead = 2 * np.int64(limits[x]) - np.int64(before[x]) + 2
         limits[x] = min(max(ahead, np.int64(0)), np.int64(2**32 - 1))
 
 
 @kernel
 def _flip_below(
     spins: np.ndarray, words: np.ndarray, limits: np.ndarray, out: np.ndarray
-) -> np.int64:
-    flips = np.int32(0)
+) -> tuple[np.int64, bool]:
+    """Flip where the word is below its limit: how many, and whether one of them is near it."""
+    flips, nearest = np.int32(0), np.uint32(2**32 - 1)
     for x in range(spins.size):
         flip = np.int8(words[x] < limits[x])
         out[x] = spins[x] - np.int8(2) * flip * spins[x]
         flips += np.int32(flip)
-    return np.int64(flips)
+        below = np.uint32(limits[x] - words[x] - np.uint32(1))  # very large where none flips
+        nearest = below if below < nearest else nearest
+    return np.int64(flips), bool(nearest < np.uint32(ROOM))
+
+
+@kernel
+def _settle(
+    words: np.ndarray,
+    limits: np.ndarray,
+    source: np.ndarray,
+    sums: np.ndarray,
+    before: np.ndarray,
+    extra: np.ndarray,
+    digits: np.ndarray,
+    numbers: tuple[int, ...],
+    noise: tuple[Word, Word, Word],
+    gy: int,
+    out: np.ndarray,
+) -> np.int64:
+    """Take back the flips of a row that all bits of the probability do not allow: how many."""
+    multiplier, down, lowest, _, shift, _, _ = numbers
+    k0, k1, step = noise
+    back = np.int64(0)
+    for x in range(words.size):
+        if words[x] < limits[x] <= words[x] + ROOM:
+            more = threefry(k0, k1, step | RESIDUAL, site_counter(gy, x))[0]
+            spin = np.int64(source[x])
+            v = spin * ((np.int64(sums[x]) * multiplier >> down) + extra[x])
+            first = digit(digits, 0, shift, -lowest, v)
+            second = digit(digits, 1, shift, -lowest, v)
+            third = digit(digits, 2, shift, -lowest, v)
+            if before.size:
+                v = spin * ((np.int64(before[x]) * multiplier >> down) + extra[x])
+                first = 2 * first - digit(digits, 0, shift, -lowest, v)
+                second = 2 * second - digit(digits, 1, shift, -lowest, v)
+                third = 2 * third - digit(digits, 2, shift, -lowest, v)
+            if not falls_below(words[x], more, first, second, third):
+                out[x] = source[x]
+                back += 1
+    return back
 
 
 @kernel
@@ -356,6 +407,7 @@ def _flip_rows(
     external: np.ndarray,
     table: np.ndarray,
     numbers: tuple[int, ...],
+    digits: np.ndarray,
     key: np.ndarray,
     members: np.ndarray,
     steps: np.ndarray,
@@ -369,21 +421,27 @@ def _flip_rows(
     """
     nx = spins.shape[2]
     drawn = np.empty((nx + 3) // 4 * 2, np.uint64)
-    words = drawn.view(np.uint32)
+    words = drawn.view(np.uint32)[:nx]
     limits, old_limits = np.empty(nx, np.uint32), np.empty(nx, np.uint32)
     source, found = np.empty(nx, np.int8), np.empty(nx, np.int32)
+    old = np.empty(nx if before.size else 0, np.int32)
     extra = np.empty(nx, np.int32)
     extra[:] = external[0]
     for b in range(spins.shape[0]):
         for y in range(spins.shape[1]):
             if external.shape[0] > 1:
                 extra[:] = external[y]
-            _draw_row(key[0], key[1] + members[b], steps[b], top + y, drawn)
+            noise = key[0], key[1] + members[b], steps[b]
+            _draw_row(*noise, top + y, drawn)
             source[:] = spins[b, y]  # next to each other in memory, as look_up wants them
             found[:] = sums[b, y]
             _limits_of_row(source, found, extra, table, numbers, limits)
             if before.size:
-                found[:] = before[b, y]
-                _limits_of_row(source, found, extra, table, numbers, old_limits)
+                old[:] = before[b, y]
+                _limits_of_row(source, old, extra, table, numbers, old_limits)
                 _extrapolate(old_limits, limits)
-            flips[b] += _flip_below(source, words, limits, out[b, y])
+            flipped, near = _flip_below(source, words, limits, out[b, y])
+            if near:
+                row = source, found, old, extra
+                flipped -= _settle(words, limits, *row, digits, numbers, noise, top + y, out[b, y])
+            flips[b] += flipped

@@ -26,6 +26,7 @@ from mpiflow.device import CudaKernel, simulated
 from mpiflow.noise import site_counter, threefry
 from mpiflow.slabs import Slabs
 from mpiflow.solvers.kac_field import Fields
+from mpiflow.solvers.kac_tables import RESIDUAL, ROOM, Table, digit, falls_below
 from mpiflow.systems.kac import lookup
 
 #: Rows that a thread adds up together, and spare rows so that it may read beyond the last one.
@@ -76,7 +77,7 @@ class CudaSites:
         self._edges = None
         if slabs is not None and len(slabs.edges) > 2:
             self._edges = edge_rows(slabs, reach)
-        self._table: np.ndarray | None = None
+        self._table: Table | None = None
 
     def begin(self, steps: np.ndarray, key: np.ndarray) -> None:
         """Count flips from 0; members have made ``steps`` (B,), noise has the key (2,) uint64."""
@@ -172,7 +173,7 @@ class CudaSites:
         self,
         state: Any,
         turn: int,
-        table: np.ndarray,
+        table: Table,
         out: Any,
         *,
         ahead: bool = False,
@@ -183,12 +184,13 @@ class CudaSites:
         Parameters
         ----------
         turn : half steps since :meth:`begin`, which choose the random numbers
-        table : chances of flipping in units of 2^-32, for :func:`mpiflow.systems.kac.lookup`
+        table : chances of flipping
         ahead : extrapolate chances: twice these less those in the fields of the sums kept
         count : count flips
         """
         if table is not self._table:
-            self._table, self._on_device = table, self._device.put(table)
+            self._table = table
+            self._on_device = self._device.put(table.bounds), self._device.put(table.digits)
         here = self._here
         sums = self._sums[here]
         before = sums if self._before is None else self._before[here]
@@ -201,7 +203,7 @@ class CudaSites:
             before,
             ahead,
             *self._field,
-            self._on_device,
+            *self._on_device,
             *self._reading,
             *noise,
             out,
@@ -340,6 +342,7 @@ def _lowest(cuda: Any) -> Callable[..., None]:
 def _flip(cuda: Any) -> Callable[..., None]:
     # The simulator calls compiled rules, which do not know its arrays.
     find = lookup.py_func if simulated() else lookup
+    part = digit.py_func if simulated() else digit
 
     def flip(
         state: Any,
@@ -351,7 +354,8 @@ def _flip(cuda: Any) -> Callable[..., None]:
         external: Any,
         multiplier: int,
         down: int,
-        table: Any,
+        bounds: Any,
+        digits: Any,
         shift: int,
         offset: int,
         k0: Any,
@@ -381,13 +385,27 @@ def _flip(cuda: Any) -> Callable[..., None]:
                 extra = np.int64(external[row, x if external.shape[1] > 1 else 0])
                 near = np.int64(sums[b, y, x]) - own * spin
                 u = (near * multiplier >> down) + extra
-                limit = find(table, shift, offset, spin * u)
+                v, v0 = spin * u, spin * u
+                limit = find(bounds, shift, offset, v)
                 if ahead:
                     near = np.int64(before[b, y, x]) - own * np.int64(old[b, y + 1, x + 1])
-                    u = (near * multiplier >> down) + extra
+                    v0 = spin * ((near * multiplier >> down) + extra)
                     # It may be below 0; steps of at most 1 keep it below the largest word.
-                    limit = 2 * limit - find(table, shift, offset, spin * u)
-                if word < limit:
+                    limit = 2 * limit - find(bounds, shift, offset, v0) + 2
+                flip = word < limit
+                if flip and limit - word <= ROOM:
+                    site = np.uint64(site_counter(top + y, x))
+                    turned = begun[b] + turn | RESIDUAL
+                    more = np.uint64(threefry(k0, k1 + members[b], turned, site)[0])
+                    d0 = part(digits, 0, shift, offset, v)
+                    d1 = part(digits, 1, shift, offset, v)
+                    d2 = part(digits, 2, shift, offset, v)
+                    if ahead:
+                        d0 = 2 * d0 - part(digits, 0, shift, offset, v0)
+                        d1 = 2 * d1 - part(digits, 1, shift, offset, v0)
+                        d2 = 2 * d2 - part(digits, 2, shift, offset, v0)
+                    flip = falls_below(word, more, d0, d1, d2)
+                if flip:
                     spin = -spin
                     flips += 1
                 out[b, y + 1, x + 1] = spin

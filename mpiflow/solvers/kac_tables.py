@@ -1,4 +1,8 @@
-"""Rates of a Kac model as a table of integers, one for all solvers: none evaluates ``exp``.
+"""Rates of a Kac model as tables of integers, for all solvers: none evaluates ``exp``.
+
+A probability has 96 bits, so that events that are rare are as right as others. Its first 32 decide
+nearly always: a random word below :attr:`Table.bounds` is compared with all of them, and with a
+second word, only within :data:`ROOM` of the bound, once in some 10^9 words.
 
 Where many sites are looked up one after the other, 16 are done at once.
 """
@@ -6,37 +10,100 @@ Where many sites are looked up one after the other, 16 are done at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mpiflow.device import intrinsic
+from mpiflow.device import intrinsic, rule
+from mpiflow.noise import Word
 from mpiflow.systems.kac import Kac, Scale
 
-#: Rates and probabilities are in units of 2^-32, and below 1.
+#: Bounds of rates and probabilities are in units of 2^-32, and below 1.
 BITS = 32
+#: A word that is less than its bound by more than this is less than the probability.
+ROOM = 6
+#: Of 32 bits, in a probability.
+DIGITS = 3
 #: Sites whose rates are found together.
 LANES = 16
+#: Added to the step of the noise where a second word is drawn.
+RESIDUAL = np.uint64(1 << 63)
+_MASK = 2**32 - 1
 
 
-def flip_table(system: Kac, scale: Scale) -> tuple[np.ndarray, int, int]:
-    r"""Rates of flipping against :math:`v = s U`, for :func:`mpiflow.systems.kac.lookup`.
+@dataclass(frozen=True, eq=False)
+class Table:
+    r"""Probabilities at the points of a grid as integers, the same on every device.
 
-    Entry i holds :math:`2^{32} / (1 + e^{2 \beta u_i})`, rounded and below :math:`2^{32}`, at the
-    fields :math:`u_i` of :meth:`~mpiflow.systems.kac.Kac.grid`.
+    Attributes
+    ----------
+    digits : (points, 3) int64, the probabilities in units of 2^-96, 32 bits each, the first ones
+        first; straight lines between the points: :func:`digit`
+    bounds : (points,) int64, for :func:`mpiflow.systems.kac.lookup`: in units of 2^-32, above the
+        probability by at most 2. 0 where that is 0
+    """
+
+    digits: np.ndarray
+    bounds: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray) -> Table:
+        """The table of probabilities of 0 to 1, of which the largest is taken for 1 - 2^-31."""
+        rest = np.minimum(probabilities, 1.0 - 2.0**-31)
+        digits = np.empty((len(rest), DIGITS), np.int64)
+        for j in range(DIGITS):  # exact: nothing but powers of two
+            rest = rest * 2.0**32
+            digits[:, j] = rest
+            rest = rest - digits[:, j]
+        more = (digits[:, 1:] > 0).any(axis=1)
+        bounds = np.where(digits.any(axis=1), digits[:, 0] + more + 1, 0)
+        return cls(digits, bounds)
+
+
+def flip_table(system: Kac, scale: Scale, finer: int = 0) -> tuple[Table, int, int]:
+    r"""Rates of flipping against :math:`v = s U`.
+
+    Entry i holds :math:`1 / (1 + e^{2 \beta u_i})` at the fields :math:`u_i` of
+    :meth:`~mpiflow.systems.kac.Kac.grid`; below 2^-96 it is 0.
+
+    Parameters
+    ----------
+    finer : all rates times 2 to this power, and below 1
 
     Returns
     -------
-    table : (4097,) int64, not increasing
+    table : not increasing
     shift, offset : int
     """
     u, shift, offset = system.grid(scale)
-    return to_integers(system.rates(u)), shift, offset
+    rates = system.rates(u)
+    rates = np.where(rates < 2.0**-96, 0.0, rates) * 2.0**finer
+    return Table.of(rates), shift, offset
 
 
-def to_integers(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities, 0 to 1, in units of 2^-32: int64, at most 2^32 - 1."""
-    return np.minimum(np.rint(probabilities * 2.0**BITS), 2.0**BITS - 1).astype(np.int64)
+@rule
+def digit(digits: np.ndarray, j: int, shift: int, offset: int, v: int) -> np.int64:
+    """2^16 times digit j of a :class:`Table` at an integer: between its entries, exactly."""
+    top = (np.int64(digits.shape[0] - 1) << shift) - 1
+    place = min(max(np.int64(v) + offset, np.int64(0)), top)
+    i = place >> shift
+    low, high = np.int64(digits[i, j]), np.int64(digits[i + 1, j])
+    part = (place - (i << shift)) << 16 >> shift
+    return (low << 16) + (high - low) * part
+
+
+@rule
+def falls_below(word: int, more: Word, first: np.int64, second: np.int64, third: np.int64) -> bool:
+    """Whether the number of 96 bits, ``word`` and 64 ``more``, is less than that of the digits.
+
+    The digits are those of :func:`digit`, or sums of such: they may exceed 32 bits and be negative.
+    """
+    low = third - (np.int64(more & np.uint64(_MASK)) << 16)
+    middle = second - (np.int64(more >> np.uint64(32)) << 16) + (low >> 32)
+    high = first - (np.int64(word) << 16) + (middle >> 32)
+    rest = (middle | low) & np.int64(_MASK)
+    return bool(high > 0 or (high == 0 and rest != 0))
 
 
 def uniform_field(system: Kac, scale: Scale) -> np.ndarray:
@@ -45,11 +112,11 @@ def uniform_field(system: Kac, scale: Scale) -> np.ndarray:
 
 
 def in_32_bits(
-    table: np.ndarray, shift: int, offset: int, scale: Scale
+    bounds: np.ndarray, shift: int, offset: int, scale: Scale
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The table, each entry with its step to the next, and the numbers of the intrinsics."""
-    packed = np.append(np.diff(table), 0) << BITS | table
-    highest = (len(table) - 1 << shift) - 1 - offset
+    """Bounds, each with its step to the next, and the numbers of the intrinsics."""
+    packed = np.append(np.diff(bounds), 0) << BITS | bounds
+    highest = (len(bounds) - 1 << shift) - 1 - offset
     halves = max(0, 16 - shift), max(0, shift - 16)
     return packed, (scale.multiplier, scale.shift, -offset, highest, shift, *halves)
 

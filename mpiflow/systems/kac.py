@@ -235,8 +235,9 @@ class Kac:
     gamma: float
     field: float = 0.0
 
-    #: Entries of a table of rates, less one.
-    INTERVALS = 4096
+    #: A table of rates has 4096 intervals for exponents 2 beta u of -24 to 24: below, rates differ
+    #: from 1 by 4e-11. It goes on to 67, where rates are below 2^-96.
+    INTERVALS, MIDDLE, HIGHEST = 4096, 24.0, 67.0
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
@@ -270,10 +271,12 @@ class Kac:
     def grid(self, scale: Scale) -> tuple[np.ndarray, int, int]:
         """Fields u of the entries of a table, and the shift and offset of :func:`lookup`.
 
-        Beyond the ends rates are below 2^-33, or the field cannot be so large.
+        Beyond the ends rates hardly change, or the field cannot be so large.
         """
-        end = min(2**30, scale.unit * 0.5 * 24.0 * self.temperature)
-        shift = max(0, math.ceil(math.log2(2 * end / self.INTERVALS)))
-        offset = (self.INTERVALS // 2) << shift
-        points = (np.arange(self.INTERVALS + 1) << shift) - offset
-        return points / scale.unit, shift, offset
+        unit = scale.unit * 0.5 * self.temperature  # of an exponent of 1
+        middle, highest = (min(2.0**30, unit * end) for end in (self.MIDDLE, self.HIGHEST))
+        shift = max(0, math.ceil(math.log2(2 * middle / self.INTERVALS)))
+        below = self.INTERVALS // 2
+        above = max(below, math.ceil(highest / 2**shift))
+        points = np.arange(-below, above + 1) << shift
+        return points / scale.unit, shift, below << shift
