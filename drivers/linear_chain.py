@@ -131,6 +131,7 @@ def simulated(
 ) -> np.ndarray | None:
     """m (times, members) of chains that start at rest, on rank 0. Collective."""
     sim = ChainSimulation(system, dt=DT, seed=options.seed, members=options.members, comm=comm)
+    sim.set(0.0)
     rows = []
     for time in times(options):
         sim.advance(round(time / DT) - sim.step)

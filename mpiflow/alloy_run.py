@@ -196,6 +196,7 @@ def record_alloy(
         window = point.numbers.get("window")
         refuse(differences({"window": window}, {"window": sim.window or window}), changed)
         checkpoint.load(point, sim)
+    sim.require_state(anew=True)  # before a file is made
     ensemble: dict[str, int] = {"member": sim.members} if sim.members > 1 else {}
     names = ("vacancy", *sim.system.elements)
     pairs = alloy.pair_names(sim.system.elements)

@@ -14,12 +14,13 @@ from mpiflow import observables
 from mpiflow.block import Block, gather_records
 from mpiflow.device import Device
 from mpiflow.errors import InputError
+from mpiflow.guards import Guarded, require_rule
 from mpiflow.lattice import Lattice, Layout, Shape, factorisations, split
 from mpiflow.parallel import local_rank
 from mpiflow.schedule import Clock, Number, Schedule, State, after
 from mpiflow.solvers.serial_vacancy import VacancyKMC, total_rates
 from mpiflow.solvers.tiled_vacancy import SMALLEST_TILE, TiledKMC
-from mpiflow.solvers.vacancy import check
+from mpiflow.solvers.vacancy import check, check_species
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
 from mpiflow.systems.barriers import Barriers
@@ -57,7 +58,7 @@ class AlloyFrame:
         }
 
 
-class AlloySimulation:
+class AlloySimulation(Guarded):
     """Vacancy kinetic Monte Carlo of one lattice, or of many lattices dealt to ranks.
 
     Parameters
@@ -99,6 +100,7 @@ class AlloySimulation:
         ranks_grid: Shape | None = None,
         device: str = "cpu",
     ) -> None:
+        require_rule(system, Alloy)
         self.system, self.barriers = system, barriers
         self.seed, self.members = seed, members
         self.comm = MPI.COMM_WORLD if comm is None else comm
@@ -190,8 +192,11 @@ class AlloySimulation:
         """
         if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
             options.setdefault("seed", self.seed)
+        self._counts, self._sound = None, False
         fill(self.block, **options)
-        self._counts = None
+
+    def _check_state(self) -> None:
+        check_species(self.block, len(self.system.elements))
 
     @property
     def window(self) -> float | None:
@@ -204,6 +209,7 @@ class AlloySimulation:
         From the rates of the present state, the same on any number of ranks; with ``every``,
         in s, the largest window not above that which goes a whole number of times into it.
         """
+        self.require_state()
         rates = total_rates(self.system, self.barriers, self.block).reshape(-1, 1)
         everyone = gather_records(rates, self.comm)
         # fsum is exact, so the order of ranks does not matter.
@@ -222,6 +228,7 @@ class AlloySimulation:
 
     def numbers(self) -> np.ndarray:
         """Numbers of vacancies and of atoms of each element, of the first lattice. Collective."""
+        self.require_state()
         bonds = observables.bond_counts(self.block, len(self.system.elements) + 1)
         root, size = 0, self.comm.size
         while self.members > 1 and split(self.members, size, root)[1] == 0:  # has no member
@@ -237,9 +244,16 @@ class AlloySimulation:
         return slice(*split(self.members, self.comm.size, self.comm.rank))
 
     def species(self) -> np.ndarray:
-        """Species of this rank's sites in C order of their places, (members here, sites) int8."""
+        """Species of this rank's sites in C order of their places, (members here, sites) int8.
+
+        To be read: writing to them raises, :meth:`set_species` sets the state.
+        """
+        if not self._sound:
+            self._check_state()
         field = self.block.spins()
-        return field[:, alloy.is_site(field.shape[1:])]
+        out: np.ndarray = field[:, alloy.is_site(field.shape[1:])]
+        out.flags.writeable = False
+        return out
 
     def local_sites(self) -> slice:
         """This rank's part of all sites in C order; ranks must be slabs along x."""
@@ -263,6 +277,7 @@ class AlloySimulation:
 
         For small systems and tests: one rank holds everything.
         """
+        self.require_state()
         layout = self.block.layout
         box = (
             layout.slices(self.comm.rank)
@@ -325,6 +340,7 @@ class AlloySimulation:
 
     def advance(self, duration: float) -> None:
         """Advance the state by a time in s, a multiple of the window of the tiled solver."""
+        self.require_state()
         steps = self.steps_in(duration)
         if isinstance(self.solver, VacancyKMC):
             self.advance_to(self.time + duration)
@@ -336,6 +352,7 @@ class AlloySimulation:
         if not isinstance(self.solver, VacancyKMC):
             self.advance(time - self.time)
             return
+        self.require_state()
         self.time = time  # exactly: not a sum of durations, which rounds
         self._hops = self._hops + self.solver.advance(self.block, seed=self.seed, until=time)
 
@@ -365,6 +382,7 @@ class AlloySimulation:
         The serial solver stops exactly there, the tiled one at the end of the window.
         """
         self._require_one_clock(hops)
+        self.require_state()
         if isinstance(self.solver, VacancyKMC):
             left = hops - int(self._hops[0])
             if left <= 0:  # time does not go back to that hop
@@ -415,6 +433,7 @@ class AlloySimulation:
 
     def measure(self) -> AlloyFrame:
         """Observables of the present state; checks that no atom was lost. Collective."""
+        self.require_state(anew=True)
         bonds = observables.bond_counts(self.block, len(self.system.elements) + 1)
         counts = alloy.species_numbers(bonds)
         if self._counts is None:
@@ -461,6 +480,7 @@ class AlloySimulation:
 
     def state_of(self) -> State:
         """What, with the species of :attr:`block`, the trajectory goes on from. Collective."""
+        self.require_state()
         numbers: dict[str, Number] = {"time": self.time, "step": self.step}
         arrays = {"hops": self.block.total(self._hops)}
         if isinstance(self.solver, VacancyKMC):
@@ -475,6 +495,7 @@ class AlloySimulation:
         hops = state.arrays["hops"].astype(np.int64)
         whole = self.members > 1 or self.comm.rank == 0
         self._hops, self._counts = hops if whole else np.zeros_like(hops), None
+        self._sound = False
         if isinstance(self.solver, VacancyKMC):
             self.solver.clock = state.arrays["clock"].astype(np.float64)
             self.solver.hops = hops.copy()

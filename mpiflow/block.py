@@ -30,6 +30,7 @@ from mpi4py.util.dtlib import from_numpy_dtype
 
 from mpiflow.device import Device, kernel
 from mpiflow.errors import InputError
+from mpiflow.guards import is_spins, no_state, spin_fault
 from mpiflow.lattice import Lattice, Layout, Shape
 from mpiflow.noise import MAX_MEMBER
 from mpiflow.parallel import agreed
@@ -210,6 +211,15 @@ class Boxes:
         """An InputError raised inside on any tile's rank is raised on all. Collective."""
         return agreed(MPI.COMM_SELF if self.cart is None else self.cart)
 
+    def check_spins(self) -> None:
+        """Raise unless every site of this rank's boxes is a spin. Without communication."""
+        raise NotImplementedError
+
+    def require_spins(self) -> None:
+        """Raise, on the ranks of all tiles, unless every site is a spin. Collective."""
+        with self.agreed():
+            self.check_spins()
+
     def total(self, values: np.ndarray) -> np.ndarray:
         """Sum integer values of shape (B, ...) over the tiles of a distributed lattice.
 
@@ -263,6 +273,7 @@ class Block(Boxes):
             raise InputError(
                 "members", int(self.members.max()), f"below {MAX_MEMBER}", "Number them from 0."
             )
+        self._sound = False  # of a CUDA field, which is slow to look at: seen to be spins
         self._exchange: HaloExchange | None = None
         if self.cart is not None and self.cart.size > 1:
             # MPI needs host memory. Of a CUDA field, only the strips of this copy are used.
@@ -369,8 +380,21 @@ class Block(Boxes):
         return tuple(int(n) - 2 * self.halo for n in self.array.shape[1:])
 
     def spins(self) -> np.ndarray:
-        """The inner sites on the host, (B, *shape), a view or a copy."""
-        return np.asarray(self.inner(self.host()))
+        """The inner sites on the host, (B, *shape), to be read: :meth:`load` sets them."""
+        view: np.ndarray = self.inner(self.host()).view()
+        view.flags.writeable = False
+        return view
+
+    def check_spins(self) -> None:
+        if self.device.is_cuda and self._sound:
+            return
+        host = self.host()
+        inner = self.inner(host)
+        if not is_spins(host) and not is_spins(inner):  # all at once is faster
+            if not inner.any():
+                raise no_state("Set the spins, as sim.set_spins(initial.shuffled) does.")
+            raise spin_fault(inner)
+        self._sound = True
 
     def inner(self, array: np.ndarray | None = None) -> Any:
         """View of the field (or of a host copy of it) without its halo."""
@@ -391,13 +415,28 @@ class Block(Boxes):
         return self.device.get(self.array)
 
     def store(self, rows: slice, spins: np.ndarray) -> None:
-        """Set some inner rows from a host array (B, rows, ...); the halo is not touched."""
+        """Set some inner rows from a host array (B, rows, ...); the halo is not touched.
+
+        Raises
+        ------
+        InputError : numbers that the field cannot hold
+        """
+        given, self._sound = np.asarray(spins), False
+        values = given
+        if given.dtype != self.array.dtype:
+            with np.errstate(invalid="ignore"):
+                values = given.astype(self.array.dtype)
+            if not np.array_equal(values, given):
+                wrong = given[values != given][0].item()
+                allowed = f"numbers that fit {self.array.dtype}"
+                raise InputError("spins", wrong, allowed, "Look at the initial state.")
         inside = self.inner()[:, rows]
-        self.device.copy_box(inside, self.device.put(np.asarray(spins, self.array.dtype)))
+        self.device.copy_box(inside, self.device.put(values))
 
     def load(self, inner: np.ndarray) -> None:
-        """Set the inner sites from a host array (B, *shape) and fill the halo."""
-        self.store(slice(0, self.shape[0]), inner)
+        """Set the inner sites from a host array (B, *shape) and fill the halo. Collective."""
+        with self.agreed():
+            self.store(slice(0, self.shape[0]), inner)
         self.fill_halo()
 
     def paste(self, states: np.ndarray) -> None:

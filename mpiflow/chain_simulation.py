@@ -19,6 +19,7 @@ import numpy as np
 
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
+from mpiflow.guards import require_finite, require_rule, together
 from mpiflow.lattice import split
 from mpiflow.noise import Word, stream_key, threefry, to_unit
 from mpiflow.schedule import after
@@ -45,7 +46,7 @@ class ChainSimulation:
     Attributes
     ----------
     numbers : (B,) the chains of this rank
-    x : (B, N) float64 displacements, which may be written to
+    x : (B, N) float64 displacements, which may be written to; NaN until they are set
     step : steps made
     """
 
@@ -58,15 +59,17 @@ class ChainSimulation:
         members: int = 1,
         comm: MPI.Intracomm | None = None,
     ) -> None:
+        require_rule(system, LinearChain)
         _require_step(system, dt)
         if members < 1:
             raise InputError("members", members, "1 or more", "Leave it out for one chain.")
+        self._comm = comm
         ranks, rank = (comm.size, comm.rank) if comm is not None else (1, 0)
         self.system, self.dt, self.seed, self.step = system, float(dt), seed, 0
         self.numbers = np.arange(*split(members, ranks, rank))
         self._members = self.numbers.astype(np.uint64)
         self._key = stream_key(seed, "linear-chain")
-        self._padded = np.zeros((len(self.numbers), system.sites + 2))
+        self._padded = np.full((len(self.numbers), system.sites + 2), np.nan)  # not set yet
         self.x = self._padded[:, 1:-1]
 
     @property
@@ -88,14 +91,21 @@ class ChainSimulation:
         self.x[:] = x
         self.step = 0
 
+    def require_state(self) -> None:
+        """Raise, on all ranks that share the chains, unless they are set and finite."""
+        with together(self._comm):
+            require_finite("x", self.x, "Set the displacements: sim.set(system.resting()).")
+
     def advance(self, steps: int) -> None:
         """Make steps of length dt."""
+        self.require_state()
         numbers = _numbers(self.system)
         _advance(self._padded, self._members, self._key, self.step, steps, self.dt, *numbers)
         self.step += steps
 
     def mean_displacement(self) -> np.ndarray:
         """m of each chain, (B,) float64."""
+        self.require_state()
         return self.x.mean(axis=1)
 
     def partial_evolution(
@@ -128,6 +138,7 @@ class ChainSimulation:
             if value < 1:
                 raise InputError(name, value, "1 or more", "Leave it out for 1.")
         _require_step(self.system, dt)
+        self.require_state()
         out = np.empty((len(self.numbers), draws))
         key = stream_key(self.seed, "linear-chain-partial")
         first = self.step * draws * steps

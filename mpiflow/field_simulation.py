@@ -52,8 +52,10 @@ class Sites:
         return slice(first, last), slice(0, slabs.shape[1])
 
     def spins(self) -> np.ndarray:
-        """(B, n, nx): z, or counts of spins that are up."""
-        return self.field.state
+        """(B, n, nx): z, or counts of spins that are up; to be read."""
+        view = self.field.state.view()
+        view.flags.writeable = False
+        return view
 
     def bands(self) -> list[slice]:
         """Rows that are read together."""
@@ -167,6 +169,7 @@ class FieldSimulation:
 
     def state_of(self) -> State:
         """What, with the state of :attr:`block`, the run goes on from."""
+        self.field.require_state()
         return State({"time": self.time, "step": self.field.step, **self.clock.numbers()})
 
     def restore(self, state: State) -> None:

@@ -220,7 +220,7 @@ def _turn_smallest(block: Block, key: np.ndarray, numbers: np.ndarray) -> None:
 
     All bounds are found before anything changes. The halo is filled. Collective.
     """
-    species, boxes = block.spins(), (block.origins, block.members, block.lattice.shape)
+    species, boxes = block.inner(block.host()), (block.origins, block.members, block.lattice.shape)
 
     def count(left: np.ndarray, bounds: np.ndarray, shift: Word, counts: np.ndarray) -> None:
         _count(species, *boxes, key, left, bounds, shift, counts)

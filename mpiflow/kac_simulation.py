@@ -12,6 +12,7 @@ from mpiflow import observables
 from mpiflow.block import Block
 from mpiflow.device import Device
 from mpiflow.errors import InputError
+from mpiflow.guards import require_rule
 from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.parallel import agreed, local_rank
 from mpiflow.schedule import Clock, Number, State
@@ -69,6 +70,7 @@ class KacSimulation(SpinSimulation):
         granularity: int = 1,
         device: str = "cpu",
     ) -> None:
+        require_rule(system, Kac)
         self.system, self.seed, self.members = system, seed, members
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
@@ -171,6 +173,7 @@ class KacSimulation(SpinSimulation):
 
     def advance(self, duration: float) -> None:
         """Advance the state by ``duration``, a multiple of tau if there is one. Collective."""
+        self.require_state()
         if self.step_length is None:
             self.advance_to(self.time + duration)
             return
@@ -181,6 +184,7 @@ class KacSimulation(SpinSimulation):
         self.time = self._clock.time(self.step)
 
     def advance_to(self, time: float) -> None:
+        self.require_state()
         solver = self.solver
         if isinstance(solver, Gillespie):
             self._count(solver.advance(self._bytes, seed=self.seed, until=time))
@@ -201,6 +205,7 @@ class KacSimulation(SpinSimulation):
         return self.block
 
     def state_of(self) -> State:
+        self.require_state()
         arrays = {"flips": self.block.total(self._flips)}
         if isinstance(self.solver, Gillespie):
             solver = self.solver
@@ -213,7 +218,7 @@ class KacSimulation(SpinSimulation):
     def restore(self, state: State) -> None:
         self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
         self._clock = Clock.restored(state.numbers, self._clock.dt)
-        self._flips = self._shares(state.arrays["flips"])
+        self._flips, self._sound = self._shares(state.arrays["flips"]), False
         if isinstance(self.solver, Gillespie):
             self.solver.clock = state.arrays["clock"].astype(np.float64)
             self.solver.events = state.arrays["events"].astype(np.int64)
@@ -222,13 +227,14 @@ class KacSimulation(SpinSimulation):
             self.solver.steps = state.arrays["steps"].astype(np.int64)
 
     def measure(self) -> Frame:
+        self.require_state(anew=True)
         self.block.fill_halo()
         sums = observables.spin_sums(self.block)
         sites = self.lattice.sites
         return Frame(
             time=self.time,
             magnetization=sums[:, 0] / sites,
-            energy=self.fields.energy(self.block.spins()) / sites,
+            energy=self.fields.energy(self._bytes.inner(self._bytes.host())) / sites,
             domain_wall_density=observables.domain_wall_density(sums[:, 1], sites),
             flips=self.block.total(self._flips),
         )

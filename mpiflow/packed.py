@@ -22,6 +22,7 @@ from mpi4py import MPI
 from mpiflow.block import Boxes, HaloPolicy, Messages, cartesian
 from mpiflow.device import CudaKernel, Device, kernel, rule
 from mpiflow.errors import InputError
+from mpiflow.guards import is_spins, no_state, spin_fault
 from mpiflow.lattice import Lattice, Layout, Shape
 from mpiflow.noise import MAX_MEMBER, Word
 
@@ -62,12 +63,13 @@ class PackedBlock(Boxes):
                 "members", int(self.members.max()), f"below {MAX_MEMBER}", "Number them from 0."
             )
         self._exchanges: tuple[_Edges, _Edges] | None = None
+        self._unset = np.ones(self.shape[0], bool)
 
     @classmethod
     def tile(
         cls, layout: Layout, comm: MPI.Intracomm, *, device: Device | None = None, member: int = 0
     ) -> PackedBlock:
-        """This rank's tile of one distributed lattice, all spins down. Collective."""
+        """This rank's tile of one distributed lattice, not set yet. Collective."""
         _require_words(layout.lattice, [layout.offset(rank) for rank in range(layout.ranks)])
         cart = cartesian(layout, comm)
         block = cls(
@@ -89,7 +91,7 @@ class PackedBlock(Boxes):
     def periodic(
         cls, lattice: Lattice, members: np.ndarray, *, device: Device | None = None
     ) -> PackedBlock:
-        """Whole lattices, one for each member, each periodic, all spins down."""
+        """Whole lattices, one for each member, each periodic, not set yet."""
         _require_words(lattice)
         return cls(
             lattice=lattice,
@@ -113,7 +115,9 @@ class PackedBlock(Boxes):
     def copy(self) -> PackedBlock:
         """The same spins, black ones in memory of their own, without a halo exchange."""
         black = self.device.duplicate(self.words[0])
-        return replace(self, words=(black, self.words[1]))
+        other = replace(self, words=(black, self.words[1]))
+        other._unset = self._unset
+        return other
 
     def copy_from(self, other: PackedBlock) -> None:
         """Take the black spins of the block that this is a copy of; it shares the white ones."""
@@ -126,7 +130,11 @@ class PackedBlock(Boxes):
     # -- spins in and out ----------------------------------------------------------
 
     def store(self, rows: slice, spins: np.ndarray) -> None:
-        """Set some inner rows from a host array (B, rows, nx) of +1 and -1."""
+        """Set some inner rows from a host array (B, rows, nx) of +1 and -1; all else is refused."""
+        spins = np.asarray(spins)
+        if not is_spins(spins):
+            raise spin_fault(spins)
+        self._unset[rows] = False
         first, count = rows.start + 1, rows.stop - rows.start
         inside = (slice(None), slice(first, first + count), slice(1, -1))
         packed = np.empty((2, self.batch, count, self.shape[1] // WORD_SITES), np.uint64)
@@ -135,11 +143,25 @@ class PackedBlock(Boxes):
             self.device.copy_box(words[inside], self.device.put(new))
 
     def spins(self, rows: slice | None = None) -> np.ndarray:
-        """Some inner rows (all) as a host array (B, rows, nx) int8."""
+        """Some inner rows (all) as a host array (B, rows, nx) int8, to be read."""
         rows = slice(0, self.shape[0]) if rows is None else rows
         out = np.empty((self.batch, rows.stop - rows.start, self.shape[1]), np.int8)
         _unpack(*self.host(), rows.start, out)
+        out.flags.writeable = False  # what is written there would be lost
         return out
+
+    def check_spins(self) -> None:
+        # Bits are always spins, if all were set; words may have been written to directly.
+        if not self.batch or not self._unset.any():
+            return
+        if not self._unset.all() or not any(words.any() for words in self.host()):
+            raise no_state("Set all spins, as sim.set_spins(initial.shuffled) does.")
+
+    def load(self, spins: np.ndarray) -> None:
+        """Set all spins from a host array (B, ny, nx) and fill the halos. Collective."""
+        with self.agreed():
+            self.store(slice(0, self.shape[0]), spins)
+        self.fill_halo()
 
     def sums(self) -> np.ndarray:
         """Sum of spins and of s_i s_j over the bonds of black sites, (B, 2) int64, of this rank.

@@ -27,6 +27,7 @@ import numpy as np
 
 from mpiflow.device import kernel, rule
 from mpiflow.errors import InputError
+from mpiflow.guards import require_finite, require_rule, together
 from mpiflow.lattice import split
 from mpiflow.noise import Word, stream_key, threefry, to_unit
 from mpiflow.schedule import after
@@ -54,7 +55,7 @@ class PredatorPreySimulation:
     Attributes
     ----------
     numbers : (B,) the lines of this rank
-    x : (B, 2, n) float64, u and v, which may be written to
+    x : (B, 2, n) float64, u and v, which may be written to; NaN until they are set
     step : steps made
     """
 
@@ -68,15 +69,17 @@ class PredatorPreySimulation:
         first: int = 0,
         comm: MPI.Intracomm | None = None,
     ) -> None:
+        require_rule(system, PredatorPrey)
         _require_step(system, dt)
         if members < 1:
             raise InputError("members", members, "1 or more", "Leave it out for one line.")
+        self._comm = comm
         ranks, rank = (comm.size, comm.rank) if comm is not None else (1, 0)
         self.system, self.dt, self.seed, self.step = system, float(dt), seed, 0
         self.numbers = first + np.arange(*split(members, ranks, rank))
         self._members = self.numbers.astype(np.uint64)
         self._key = stream_key(seed, "predator-prey")
-        self._padded = np.zeros((len(self.numbers), 2, system.sites + 2))
+        self._padded = np.full((len(self.numbers), 2, system.sites + 2), np.nan)  # not set yet
         self.x = self._padded[:, :, 1:-1]
 
     @property
@@ -85,7 +88,10 @@ class PredatorPreySimulation:
         return after(0.0, self.step, self.dt)
 
     def set(self, x: np.ndarray) -> None:
-        """Start at time 0 from states that broadcast to (B, 2, n), all finite."""
+        """Start at time 0 from states that broadcast to (B, 2, n), all finite.
+
+        A cell may be negative, where noise has put it, but not the mean of a line.
+        """
         x = np.asarray(x, float)
         try:
             fits = np.broadcast_shapes(x.shape, self.x.shape) == self.x.shape
@@ -95,8 +101,16 @@ class PredatorPreySimulation:
             raise InputError("x", x.shape, f"{self.x.shape} or what fills it", "Reshape it.")
         if not np.isfinite(x).all():
             raise InputError("x", "infinite or NaN", "finite numbers", "Look at the start.")
+        lowest = float(np.broadcast_to(x, self.x.shape).mean(axis=-1).min(initial=0.0))
+        if lowest < 0:
+            raise InputError("x", lowest, "means of prey and of predators of 0 or more", "Shift x.")
         self.x[:] = x
         self.step = 0
+
+    def require_state(self) -> None:
+        """Raise, on all ranks that share the lines, unless they are set and finite."""
+        with together(self._comm):
+            require_finite("x", self.x, "Set the lines: sim.set(system.start(0.5, 0.1)).")
 
     def advance(self, steps: int) -> None:
         """Make steps of length dt.
@@ -105,6 +119,7 @@ class PredatorPreySimulation:
         ------
         InputError : a cell ran to infinity, as one does once u is far below 0
         """
+        self.require_state()
         _advance(
             self._padded,
             self._members,
@@ -122,6 +137,7 @@ class PredatorPreySimulation:
 
     def means(self) -> np.ndarray:
         """Means of u and of v, (B, 2) float64."""
+        self.require_state()
         return self.x.mean(axis=2)
 
 
@@ -175,6 +191,8 @@ def evolve_patches(
         allowed = f"({len(members)}, 2, {system.sites})"
         raise InputError("states", states.shape, allowed, "Reshape them.")
     _require_step(system, dt)
+    require_rule(system, PredatorPrey)
+    require_finite("states", states, "Make them: system.start(0.5, 0.1).")
     index = np.empty((len(members), draws), np.int64)
     after = np.empty((len(members), draws, 2, patch))
     key = stream_key(seed, "predator-prey-partial")

@@ -57,6 +57,7 @@ def predict(
     if point is not None:
         unchanged(point, facts, changed)
         checkpoint.load(point, sim)
+    sim.field.require_state()
     follow(
         Walk(sim, schedule, lambda: sim.time, sim.advance_to, sim.grain),
         _content(sim, attributes, dict.fromkeys(str(w.message) for w in caught), config.quiet),

@@ -205,6 +205,7 @@ def record(
     if point is not None:
         unchanged(point, facts, changed)
         checkpoint.load(point, sim)
+    sim.require_state(anew=True)  # before a file is made
 
     def frame() -> tuple[float, dict[str, Value], dict[str, Any]]:
         now = sim.measure()

@@ -14,6 +14,7 @@ from mpiflow import observables
 from mpiflow.block import Block
 from mpiflow.device import Device, threads
 from mpiflow.errors import InputError
+from mpiflow.guards import Guarded, require_rule
 from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.noise import BIT_RNG, RNG
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
@@ -49,7 +50,7 @@ class Frame:
         }
 
 
-class SpinSimulation:
+class SpinSimulation(Guarded):
     """What simulations of spins share: members and boxes, initial states, frames.
 
     Attributes
@@ -102,7 +103,11 @@ class SpinSimulation:
         """
         if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
             options.setdefault("seed", self.seed)
+        self._sound = False
         fill(self.block, **options)
+
+    def _check_state(self) -> None:
+        self.block.check_spins()
 
     @property
     def local_members(self) -> slice:
@@ -118,7 +123,12 @@ class SpinSimulation:
         return tuple(slice(0, side // unit) for side in self.lattice.shape)
 
     def spins(self) -> np.ndarray:
-        """A host view or copy of this rank's spins, (members here, ny, nx) int8."""
+        """This rank's spins on the host, (members here, ny, nx) int8, to be read.
+
+        Writing to them raises: :meth:`set_spins` sets the state.
+        """
+        if not self._sound:
+            self._check_state()
         return self.state.spins()
 
     def gather(self, root: int = 0) -> np.ndarray | None:
@@ -126,6 +136,7 @@ class SpinSimulation:
 
         For small systems and tests: one rank holds everything.
         """
+        self.require_state()
         pieces = self.comm.gather(
             (self.local_members, self.local_box(), self.spins().copy()), root=root
         )
@@ -156,6 +167,7 @@ class SpinSimulation:
 
     def coarse_sums(self, size: int) -> np.ndarray:
         """Sums of spins over coarse blocks, this rank's part, (members, ny, nx) int32."""
+        self.require_state()
         return observables.block_sums(self.state, size)
 
     @property
@@ -180,6 +192,7 @@ class SpinSimulation:
     def frames(self, time: float, every: float) -> Iterator[Frame]:
         """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
         schedule = self.schedule(time, every)
+        self.require_state()
         yield self.measure()
         for number in range(1, schedule.last + 1):
             self.advance_to(schedule.target(number))
@@ -251,6 +264,7 @@ class Simulation(SpinSimulation):
         kernel: KernelName = "auto",
         tile: int = 64,
     ) -> None:
+        require_rule(system, Ising)
         self.system, self.seed, self.members = system, seed, members
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
@@ -416,6 +430,7 @@ class Simulation(SpinSimulation):
 
     def advance(self, duration: float) -> None:
         """Advance the state by ``duration``, a multiple of dt unless the solver is n-fold."""
+        self.require_state()
         if isinstance(self.solver, NFold):
             self.advance_to(self.time + duration)
             return
@@ -440,12 +455,14 @@ class Simulation(SpinSimulation):
         if not isinstance(self.solver, NFold):
             super().advance_to(time)
             return
+        self.require_state()
         self.time = time  # exactly: not a sum of durations, which rounds
         self._flips = self._flips + self.solver.advance(
             cast(Block, self.block), seed=self.seed, until=time
         )
 
     def state_of(self) -> State:
+        self.require_state()
         numbers: dict[str, Number] = {"time": self.time, "step": self.step}
         numbers |= {"opening": self._opening, **self._clock.numbers()}
         if isinstance(self.solver, Sublattice):
@@ -460,6 +477,7 @@ class Simulation(SpinSimulation):
         self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
         self._clock = Clock.restored(state.numbers, self._clock.dt)
         self._opening, self._looked = int(state.numbers["opening"]), -1
+        self._sound = False
         self._flips = self._shares(state.arrays["flips"])
         if isinstance(self.solver, Sublattice):
             self._settle(self.solver, state.numbers)
@@ -487,6 +505,7 @@ class Simulation(SpinSimulation):
 
     def measure(self) -> Frame:
         """Observables of the present state. Collective."""
+        self.require_state(anew=True)
         sums = observables.spin_sums(self.state)
         spins, bonds = sums[:, 0], sums[:, 1]
         sites = self.lattice.sites

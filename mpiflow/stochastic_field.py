@@ -32,6 +32,7 @@ from scipy import fft
 from mpiflow.errors import InputError
 from mpiflow.field_law import Law
 from mpiflow.field_steps import Flipping, Pull, Turning
+from mpiflow.guards import no_state, require_finite
 from mpiflow.lattice import split
 from mpiflow.noise import stream_key
 from mpiflow.parallel import agreed
@@ -144,6 +145,7 @@ class StochasticField:
         self.inner = self._inner_steps()
         self.step, self.outside = 0, 0
         self.state = self._motion.state(np.zeros(self.local))
+        self.state[...] = np.nan if self.state.dtype.kind == "f" else -1  # not set yet
 
     def _inner_steps(self) -> int:
         """How many inner steps keep the stationary law. Collective."""
@@ -174,8 +176,11 @@ class StochasticField:
 
     @property
     def m(self) -> np.ndarray:
-        """Block means, (B, n, nx) float64, a new array."""
-        return self._motion.means(self.state)
+        """Block means, (B, n, nx) float64, to be read: :meth:`set` sets them."""
+        self._check_state()
+        m = self._motion.means(self.state)
+        m.flags.writeable = False  # what is written there would be lost
+        return m
 
     def set(self, m: float | np.ndarray) -> None:
         r"""Start from block means at time 0; those of ``cosh`` are rounded to spins.
@@ -194,6 +199,24 @@ class StochasticField:
                 raise InputError("m", most, "-1 to 1 at all points", "Look at the field.")
         self.state = self._motion.state(np.broadcast_to(m, self.local))
         self.step = 0
+
+    def require_state(self) -> None:
+        """Raise, on all ranks alike, unless the state was set and is possible. Collective."""
+        with agreed(self.slabs.comm):
+            self._check_state()
+
+    def _check_state(self) -> None:
+        """Raise unless this rank's part of the state is one."""
+        state, remedy = self.state, "Set the block means: field.set(0.0)."
+        low, high = -1, 1
+        if state.dtype.kind == "f":
+            require_finite("state", state, remedy)
+        else:
+            low, high = 0, self.spins
+            if state.size and (state == -1).all():
+                raise no_state(remedy)
+        if state.size and not (low <= state.min() and state.max() <= high):
+            raise InputError("state", "some", f"{low} to {high} at every block", remedy)
 
     # -- observables -------------------------------------------------------------------------
 
@@ -220,6 +243,7 @@ class StochasticField:
 
     def measure(self) -> FieldSample:
         """The observables of the state."""
+        self.require_state()
         m = self.m
         return FieldSample(self.time, self._means_of(m), self.free_energy(m))
 
@@ -232,6 +256,7 @@ class StochasticField:
 
     def advance(self, steps: int) -> None:
         """Make steps of length dt."""
+        self.require_state()
         members = self.numbers.astype(np.uint64)
         for _ in range(steps):
             for inner in range(self.inner):
@@ -264,7 +289,7 @@ class StochasticField:
     def _states(self, steps: list[int]) -> Iterator[tuple[float, np.ndarray]]:
         for step in steps:
             self.advance(step - self.step)
-            yield self.time, self.m
+            yield self.time, self.m.copy()
 
     def _drive(self, m: np.ndarray) -> np.ndarray:
         out = self.convolve(m)

@@ -18,10 +18,11 @@ PACKAGE = ROOT / "mpiflow"
 
 #: A module imports from lower layers, or from its own folder; the line of DESIGN, section 4.
 LAYERS = {
-    "errors": 0,
-    "device": 1,
+    "errors": -1,
+    "device": 0,
     "lattice": 1,
-    "parallel": 2,
+    "parallel": 1,
+    "guards": 2,
     "doctor": 3,
     "progress": 1,
     "schedule": 1,
@@ -144,6 +145,7 @@ TAKES_A_COMMUNICATOR = {
     "chain_simulation",
     "packed",
     "cli",
+    "guards",
     "initial",
     "learn.dataset",
     "learn.model",

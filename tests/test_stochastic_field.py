@@ -653,6 +653,7 @@ def test_blocks_beyond_the_law_are_counted(structure: Structure) -> None:
     m = np.linspace(-0.5, 0.5, 9)
     law = TableLaw(1.0, m, 1 - m**2, np.arctanh(m), structure=structure)
     field = StochasticField(law, np.zeros((4, 3)), (4, 4), block=10, dt=0.1, comm=SELF)
+    field.set(0.0)
     field.advance(1)
     assert (field.outside, law.outside) == (0, 0)  # making tables does not count
     field.field = np.array(3.0)
@@ -698,6 +699,7 @@ def test_what_cannot_work_is_named(structure: Structure) -> None:
     for times in ([0.05], [0.2, 0.1], [-0.1], [math.nan]):
         with pytest.raises(InputError, match="^times="):
             field.run(times)
+    field.set(0.0)
     field.advance(2)
     with pytest.raises(InputError, match="^times="):
         field.run([0.1])

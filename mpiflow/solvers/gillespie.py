@@ -27,6 +27,7 @@ import numpy as np
 from mpiflow.block import Block
 from mpiflow.device import kernel, rule
 from mpiflow.errors import InputError
+from mpiflow.guards import require_rule
 from mpiflow.noise import Word, stream_key, threefry
 from mpiflow.solvers.kac_tables import (
     BITS,
@@ -303,6 +304,7 @@ class Gillespie:
         external: np.ndarray | None = None,
         scale: Scale | None = None,
     ) -> None:
+        require_rule(system, Kac)
         self.system = system
         self.clock = np.zeros(batch)
         self.events = np.zeros(batch, np.int64)
@@ -347,6 +349,7 @@ class Gillespie:
         (B,) int64, the number of flips of each box
         """
         self.check(block)
+        block.require_spins()
         if len(self.clock) != block.batch:
             raise InputError(
                 "batch", len(self.clock), f"{block.batch}, as many as boxes", "Make a new solver."
@@ -368,8 +371,6 @@ class Gillespie:
         """Take the spins, and compute all anew if they are not those of the last call."""
         if np.array_equal(self._spins, spins):
             return
-        if not np.isin(spins, (-1, 1)).all():
-            raise InputError("spins", "another", "-1 or 1 at every site", "Set an initial state.")
         self._spins = np.array(spins, np.int8, order="C")
         external = np.array(np.broadcast_to(self.external, spins.shape[1:]), np.int32, order="C")
         sums = weighted_sums(self._spins, self.system.kernel)

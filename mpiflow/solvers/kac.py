@@ -122,7 +122,7 @@ class KacSteps:
             return sites.flips()
         flips = np.zeros(block.batch, np.int64)
         for _ in range(steps):
-            self._step(block.spins(), block.members, self.steps, self.tau, seed, flips)
+            self._step(block.inner(), block.members, self.steps, self.tau, seed, flips)
             self.steps += 1
         return flips
 
@@ -136,7 +136,7 @@ class KacSteps:
             return self._leap_on_device(self._sites(block, seed), duration)
         flips = np.zeros(block.batch, np.int64)
         for b in range(block.batch):
-            one, spins = slice(b, b + 1), block.spins()[b : b + 1]
+            one, spins = slice(b, b + 1), block.inner()[b : b + 1]
             left = duration
             while left > 0:
                 left -= self._step(
@@ -146,6 +146,7 @@ class KacSteps:
         return flips
 
     def _begin(self, block: Block) -> None:
+        block.require_spins()
         if self.steps.size != block.batch:
             self.steps = np.zeros(block.batch, np.int64)
 

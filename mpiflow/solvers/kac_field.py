@@ -21,6 +21,7 @@ import numpy as np
 from scipy import fft
 
 from mpiflow.device import kernel
+from mpiflow.guards import require_rule
 from mpiflow.slabs import Slabs
 from mpiflow.solvers.kac_tables import uniform_field
 from mpiflow.systems.kac import Kac, KacKernel
@@ -196,6 +197,7 @@ class Fields:
         external: np.ndarray | None = None,
         slabs: Slabs | None = None,
     ) -> None:
+        require_rule(system, Kac)
         self.system, self.slabs, self.computed = system, slabs, 0
         self._sums = Sums(system.kernel, method)
         self.largest = abs(system.field)

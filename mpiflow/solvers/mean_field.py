@@ -17,6 +17,7 @@ import numpy as np
 
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
+from mpiflow.guards import is_spins, require_rule, spin_fault
 from mpiflow.noise import stream_key, threefry, to_unit
 from mpiflow.solvers.nfold import exponential
 from mpiflow.systems.curie_weiss import CurieWeiss
@@ -67,7 +68,7 @@ class MeanField:
 
     Attributes
     ----------
-    up, group_up : (B,) int64, current numbers
+    up, group_up : (B,) int64, current numbers; whoever sets one of them sets both
     clock : (B,) float64, the time of each box's last event
     events : (B,) int64, how many there were
     """
@@ -82,6 +83,7 @@ class MeanField:
         group: int | None = None,
         group_up: np.ndarray | None = None,
     ) -> None:
+        require_rule(system, CurieWeiss)
         self.sites, self.group = sites, sites if group is None else group
         self.rates = system.heat_bath(sites)
         self.members = np.asarray(members, np.uint64)
@@ -94,19 +96,24 @@ class MeanField:
         if not (self.up.shape == self.group_up.shape == self.members.shape == (self.up.size,)):
             shapes = self.up.shape, self.group_up.shape, self.members.shape
             raise InputError("up, group_up, members", shapes, "(B,) each", "Make them alike.")
+        self._check()
+        self.clock = np.zeros(self.up.size)
+        self.events = np.zeros(self.up.size, np.int64)
+
+    def _check(self) -> None:
+        """Raise unless the counts, which may be written to, are some."""
+        group, sites = self.group, self.sites
         others = self.up - self.group_up
         if (
-            np.any((self.group_up < 0) | (self.group_up > self.group))
-            or np.any((others < 0) | (others > sites - self.group))
+            np.any((self.group_up < 0) | (self.group_up > group))
+            or np.any((others < 0) | (others > sites - group))
         ):  # fmt: skip
             raise InputError(
                 "up, group_up",
                 "counts",
-                f"0 to {self.group} in the group, 0 to {sites - self.group} outside",
+                f"0 to {group} in the group, 0 to {sites - group} outside",
                 "Count the spins that are up.",
             )
-        self.clock = np.zeros(self.up.size)
-        self.events = np.zeros(self.up.size, np.int64)
 
     @property
     def magnetization(self) -> np.ndarray:
@@ -129,6 +136,7 @@ class MeanField:
         """
         if flips is None and not np.all(np.isfinite(until)):
             raise InputError("until", "inf", "a finite time, or flips", "Give one of the two.")
+        self._check()
         before = self.events.copy()
         most = before + np.int64(2**62 if flips is None else flips)
         ends = np.ascontiguousarray(np.broadcast_to(np.asarray(until, float), self.up.shape))
@@ -203,6 +211,9 @@ def relax_windows(
     duration : attempts per spin of a window, rounded to whole attempts
     level : number of this relaxation, so that repeated ones draw fresh noise
     """
+    require_rule(system, CurieWeiss)
+    if not is_spins(states):
+        raise spin_fault(states)
     _windows(
         states,
         np.asarray(members, np.uint64),

@@ -27,6 +27,7 @@ import numpy as np
 from mpiflow.block import Block
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
+from mpiflow.guards import require_rule
 from mpiflow.noise import stream_key, threefry, to_unit
 from mpiflow.systems.ising import CLASSES, Ising, rate_class
 
@@ -400,6 +401,7 @@ class NFold:
     name = "nfold"
 
     def __init__(self, system: Ising, batch: int = 1) -> None:
+        require_rule(system, Ising)
         self.system = system
         self.clock = np.zeros(batch)
         self.events = np.zeros(batch, np.int64)
@@ -462,6 +464,7 @@ class NFold:
         (B,) int64, the number of flips of each box
         """
         self.check(block)
+        block.require_spins()
         if len(self.clock) != block.batch:
             raise InputError(
                 "batch", len(self.clock), f"{block.batch}, as many as boxes", "Make a new solver."

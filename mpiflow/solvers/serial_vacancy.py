@@ -11,6 +11,7 @@ import numpy as np
 from mpiflow.block import Block
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
+from mpiflow.guards import require_rule
 from mpiflow.noise import stream_key
 from mpiflow.solvers.vacancy import (
     Events,
@@ -24,6 +25,7 @@ from mpiflow.solvers.vacancy import (
     evolve,
     law,
     lists,
+    require_species,
     scan,
     scratch,
     table,
@@ -121,6 +123,7 @@ class VacancyKMC:
     name = "serial"
 
     def __init__(self, system: Alloy, model: Barriers, batch: int = 1) -> None:
+        require_rule(system, Alloy)
         self.system, self.model = system, model
         self.clock = np.zeros(batch)
         self.hops = np.zeros(batch, np.int64)
@@ -190,6 +193,7 @@ class VacancyKMC:
             raise InputError(
                 "ranks", "several", "1 rank for each lattice of the serial solver", "Use tiled."
             )
+        require_species(block, len(self.system.elements))
         if hops is None and not np.isfinite(until):
             raise InputError("until", until, "a finite time, or a number of hops", "Give one.")
         key = stream_key(seed, stream)
@@ -256,6 +260,7 @@ def _totals(
 def total_rates(system: Alloy, model: Barriers, block: Block) -> np.ndarray:
     """Sum of the eight rates of every vacancy in the boxes, (n,) float64 in 1 / s, box by box."""
     check(system, model, block)
+    require_species(block, len(system.elements))
     rule, s, out = law(system, model, block), scratch(model), [np.empty(0)]
     for grid in block.array:
         inner = grid[(slice(block.halo, -block.halo),) * 3]

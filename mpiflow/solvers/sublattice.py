@@ -36,6 +36,7 @@ import numpy as np
 from mpiflow.block import Block
 from mpiflow.device import in_threads, threads
 from mpiflow.errors import InputError
+from mpiflow.guards import require_rule
 from mpiflow.lattice import Lattice
 from mpiflow.noise import stream_key
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock
@@ -103,6 +104,7 @@ class Sublattice:
     ) -> None:
         if not dt > 0:
             raise InputError("dt", dt, "a number above 0, or inf", "Try 0.25.")
+        require_rule(system, Ising)
         self.system, self.dt, self.plain = system, float(dt), plain
         self.compile_in = compile_in
         self._updates = 0
@@ -198,6 +200,7 @@ class Sublattice:
     def _apply(
         self, block: Block | PackedBlock, runs: Sequence[Run], seed: int, stream: str
     ) -> np.ndarray:
+        block.require_spins()
         key = stream_key(seed, stream)
         flips = np.zeros(block.batch, np.int64)
         kernel = self.kernel_for(block)

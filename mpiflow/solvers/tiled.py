@@ -30,6 +30,7 @@ import numpy as np
 from mpiflow.block import Block
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
+from mpiflow.guards import require_rule
 from mpiflow.lattice import divisors
 from mpiflow.noise import stream_key, threefry, to_unit
 from mpiflow.solvers.nfold import choose, exponential, normal_rates
@@ -257,6 +258,7 @@ class TiledNFold:
     name = "tiled-nfold"
 
     def __init__(self, system: Ising, window: float, tile: int = 64) -> None:
+        require_rule(system, Ising)
         if not (window > 0 and math.isfinite(window)):
             raise InputError("window", window, "a finite number above 0", "Try 0.5.")
         if not 2 <= tile <= MAX_TILE:
@@ -288,6 +290,7 @@ class TiledNFold:
         (B,) int64, the number of spins flipped in each box on this rank
         """
         self.check(block)
+        block.require_spins()
         with block.agreed():
             counts = self._counts_of(block)
         corners = block.origins // self.tile

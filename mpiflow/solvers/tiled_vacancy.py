@@ -38,6 +38,7 @@ import numpy as np
 from mpiflow.block import Block, Letters
 from mpiflow.device import Device, kernel
 from mpiflow.errors import InputError
+from mpiflow.guards import require_rule
 from mpiflow.lattice import Shape, divisors
 from mpiflow.noise import stream_key
 from mpiflow.solvers.batched_vacancy import Batches, region_of
@@ -55,6 +56,7 @@ from mpiflow.solvers.vacancy import (
     law,
     lists,
     put,
+    require_species,
     scan,
     scratch,
     table,
@@ -256,6 +258,7 @@ class TiledKMC:
         tile: int | Shape = 16,
         device: Device | None = None,
     ) -> None:
+        require_rule(system, Alloy)
         if window is not None and not (window > 0 and math.isfinite(window)):
             raise InputError("window", window, "a finite number of seconds above 0", "Try 1e-9.")
         self.system, self.model, self.window = system, model, window
@@ -291,6 +294,7 @@ class TiledKMC:
         (B,) int64, hops on this rank
         """
         self.check(block)
+        require_species(block, len(self.system.elements))
         width = self.time_per_step
         plan = self._plan = self._planned(block)
         key = stream_key(seed, stream)

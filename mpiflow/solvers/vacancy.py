@@ -21,6 +21,7 @@ computed from barriers by arithmetic that is IEEE everywhere, in fixed order.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +29,14 @@ import numpy as np
 from mpiflow.block import Block
 from mpiflow.device import inlined, kernel
 from mpiflow.errors import InputError
+from mpiflow.guards import no_state
 from mpiflow.noise import threefry, to_unit
 from mpiflow.solvers.nfold import exponential
 from mpiflow.systems.alloy import (
     ATTEMPT_FREQUENCY,
     DIRECTIONS,
     NEIGHBOURS,
+    NOT_A_SITE,
     REACH,
     SURROUNDINGS,
     VACANCY,
@@ -194,6 +197,36 @@ def check(system: Alloy, model: Barriers, block: Block) -> None:
         )
     if block.device.is_cuda:
         raise InputError("device", "cuda", "'cpu' for the serial solver", "Use --solver tiled.")
+
+
+def check_species(block: Block, elements: int) -> None:
+    """Raise unless every site of this rank's boxes has a species. Without communication.
+
+    Kernels look barriers up by species, and check no bounds.
+    """
+    for box, origin in zip(block.spins(), block.origins, strict=True):
+        for parity in product((0, 1), repeat=3):
+            part = box[
+                tuple(slice((o + p) % 2, None, 2) for o, p in zip(origin, parity, strict=True))
+            ]
+            site = len(set(parity)) == 1
+            low, high = (VACANCY, elements) if site else (NOT_A_SITE, NOT_A_SITE)
+            if not part.size or (low <= part.min() and part.max() <= high):
+                continue
+            if site and (part == NOT_A_SITE).all():
+                raise no_state("Set the species: sim.set_species(random_alloy, counts=...).")
+            raise InputError(
+                "species",
+                part[(part < low) | (part > high)][0].item(),
+                f"0 (vacancy) to {elements} where coordinates have equal parity, else {NOT_A_SITE}",
+                "Look at the initial state.",
+            )
+
+
+def require_species(block: Block, elements: int) -> None:
+    """:func:`check_species` on the ranks of all tiles. Collective."""
+    with block.agreed():
+        check_species(block, elements)
 
 
 # -- rates ---------------------------------------------------------------------------------
