@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpiflow import arrays
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
 from mpiflow.guards import require_finite, require_rule, together
@@ -79,15 +80,13 @@ class ChainSimulation:
 
     def set(self, x: float | np.ndarray) -> None:
         """Start at time 0 from displacements: a number, (N,), (B, 1) or (B, N), all finite."""
-        x = np.asarray(x, float)
+        x = arrays.real("x", x)
         try:
             fits = np.broadcast_shapes(x.shape, self.x.shape) == self.x.shape
         except ValueError:
             fits = False
         if not fits:
             raise InputError("x", x.shape, f"a number or {self.x.shape}", "Reshape it.")
-        if not np.isfinite(x).all():
-            raise InputError("x", "infinite or NaN", "finite numbers", "Look at the start.")
         self.x[:] = x
         self.step = 0
 

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
+from mpiflow import arrays
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Shape
 from mpiflow.noise import RNG
@@ -219,11 +220,11 @@ def means_of_file(path: Path, frame: int, block: int, shape: Shape) -> Iterator[
     InputError : it is no such file, or its blocks or its lattice do not fit
     """
     try:
-        if path.suffix == ".npy":
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
-            if values.ndim != 2 or values.dtype.kind not in "fiu":
-                found = f"{path}: {values.dtype} {values.shape}"
-                raise InputError("initial", found, "means of blocks, (ny, nx)", "Look at it.")
+        if arrays.is_array_file(path):
+            allowed = "a readable .npy of means of blocks, (ny, nx)"
+            values = arrays.mapped("initial", path, allowed)
+            if values.ndim != 2:
+                raise InputError("initial", f"{path}: {values.shape}", allowed, "Look at it.")
             yield _Means(str(path), lambda _, rows: values[rows], values.shape, block, block, shape)
             return
         with Trajectory(path) as run:

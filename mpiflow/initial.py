@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import h5py
 import numpy as np
 import scipy.fft
 
+from mpiflow import arrays
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Shape
@@ -473,7 +474,7 @@ def profile(block: Spins, seed: int, means: np.ndarray) -> None:
         lattice's. The same on all ranks; every member starts from them, with its own noise.
     """
     with block.agreed():
-        _store_profile(block, seed, np.asarray(means), "means", "an array")
+        _store_profile(block, seed, arrays.real("means", means), "means", "an array")
     block.fill_halo()
 
 
@@ -597,7 +598,7 @@ def _opened(
     if not path.is_file():
         raise InputError("initial", str(path), "an existing file", "Check the path.")
     try:
-        if path.suffix == ".npy":
+        if arrays.is_array_file(path):
             if _mapped(path).dtype.kind == "f":
                 yield _mapped(path)
                 return
@@ -636,8 +637,10 @@ def _from_bits(data: h5py.Dataset, rows: slice, columns: slice) -> np.ndarray:
     return 2 * bits.view(np.int8) - 1
 
 
-def _mapped(path: Path) -> Any:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+def _mapped(path: Path) -> np.ndarray:
+    return arrays.mapped(
+        "initial", path, "a readable .npy of spins +1 and -1, or of means of -1 to 1"
+    )
 
 
 def _require_shape(path: Path, shape: tuple[int, ...], block: Spins) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mpiflow import arrays
 from mpiflow.block import Block
 from mpiflow.device import kernel, rule
 from mpiflow.errors import InputError
@@ -81,7 +82,7 @@ def counts_of(
             reason = "More vacancies than one sublattice holds: vacancies that touch cannot move."
         raise InputError("vacancies", vacancies, f"1 to {sites // 2}, half of the sites", reason)
     atoms = sites - vacancies
-    parts = np.ones(elements) if composition is None else np.asarray(composition, float)
+    parts = np.ones(elements) if composition is None else arrays.real("composition", composition)
     _require_composition(parts, elements, atoms)
     exact = atoms * (parts / parts.sum())
     numbers = np.floor(exact + 1e-9).astype(np.int64)
@@ -256,11 +257,16 @@ def random_alloy(block: Block, seed: int, counts: Sequence[int] | np.ndarray) ->
     """
     _require_bcc(block)
     sites = block.lattice.sites // 4
-    numbers = np.asarray(counts, np.int64)
-    if numbers.ndim not in (1, 2) or (numbers < 0).any() or (numbers.sum(-1) != sites).any():
+    numbers = np.asarray(counts)
+    if (
+        numbers.dtype.kind not in "iu"
+        or numbers.ndim not in (1, 2)
+        or (numbers < 0).any()
+        or (numbers.sum(-1) != sites).any()
+    ):
         allowed = f"numbers of vacancies and of each element that add up to {sites} sites"
         raise InputError("counts", numbers.tolist(), allowed, "Use counts_of to find them.")
-    numbers = np.broadcast_to(numbers, (block.batch, numbers.shape[-1]))
+    numbers = np.broadcast_to(numbers.astype(np.int64), (block.batch, numbers.shape[-1]))
     last = numbers.shape[1] - 1
     for rows in block.bands():
         band = np.empty((block.batch, rows.stop - rows.start, *block.shape[1:]), np.int8)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import observables
+from mpiflow import arrays, observables
 from mpiflow.block import Block
 from mpiflow.device import Device
 from mpiflow.errors import InputError
@@ -126,9 +126,7 @@ class KacSimulation(SpinSimulation):
                 raise InputError(
                     "external", external.shape, f"{self.lattice.shape}, as the lattice", "Cut it."
                 )
-            rows = np.asarray(external if slabs is None else external[slabs.rows], np.float64)
-            if not np.isfinite(rows).all():
-                raise InputError("external", "some", "finite numbers", "Check the file.")
+            rows = arrays.real("external", external if slabs is None else external[slabs.rows])
         return rows
 
     @property

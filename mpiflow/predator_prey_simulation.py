@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpiflow import arrays
 from mpiflow.device import kernel, rule
 from mpiflow.errors import InputError
 from mpiflow.guards import require_finite, require_rule, together
@@ -92,15 +93,13 @@ class PredatorPreySimulation:
 
         A cell may be negative, where noise has put it, but not the mean of a line.
         """
-        x = np.asarray(x, float)
+        x = arrays.real("x", x)
         try:
             fits = np.broadcast_shapes(x.shape, self.x.shape) == self.x.shape
         except ValueError:
             fits = False
         if not fits:
             raise InputError("x", x.shape, f"{self.x.shape} or what fills it", "Reshape it.")
-        if not np.isfinite(x).all():
-            raise InputError("x", "infinite or NaN", "finite numbers", "Look at the start.")
         lowest = float(np.broadcast_to(x, self.x.shape).mean(axis=-1).min(initial=0.0))
         if lowest < 0:
             raise InputError("x", lowest, "means of prey and of predators of 0 or more", "Shift x.")
@@ -187,6 +186,7 @@ def evolve_patches(
         raise InputError("patch", patch, f"a divisor of the {system.sites} sites", "Try 40.")
     if draws < 1:
         raise InputError("draws", draws, "1 or more", "Leave it out for 1.")
+    states = arrays.real("states", states)
     if states.shape != (len(members), 2, system.sites):
         allowed = f"({len(members)}, 2, {system.sites})"
         raise InputError("states", states.shape, allowed, "Reshape them.")
@@ -197,7 +197,7 @@ def evolve_patches(
     after = np.empty((len(members), draws, 2, patch))
     key = stream_key(seed, "predator-prey-partial")
     keys = np.asarray(members, np.uint64)
-    x = np.ascontiguousarray(states, float)
+    x = np.ascontiguousarray(states)
     _partial(x, keys, key, dt, mirrored, index, after, *_numbers(system))
     return index, after
 

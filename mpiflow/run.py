@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import checkpoint, initial, observables
+from mpiflow import arrays, checkpoint, initial, observables
 from mpiflow.checkpoint import Checkpoint
 from mpiflow.config import IsingConfig, SpinConfig, number_to_json
 from mpiflow.device import Device
@@ -131,14 +131,11 @@ def _field_of(config: KacConfig, comm: MPI.Intracomm) -> np.ndarray | None:
         return None
     allowed = f"a .npy file of real numbers of shape {config.size}"
     with agreed(comm):
-        try:
-            field = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError("field_file", str(path), allowed, f"Reading said: {error}.") from None
-        if field.shape != config.size or field.dtype.kind not in "fiu":
-            found = f"{path}: {field.dtype} {field.shape}"
+        field = arrays.mapped("field_file", path, allowed)
+        if field.shape != config.size:
+            found = f"{path}: {field.shape}"
             raise InputError("field_file", found, allowed, "Use a matching --size.")
-    return np.asanyarray(field)
+    return field
 
 
 def set_initial(sim: SpinSimulation, config: SpinConfig) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import fft
 
+from mpiflow import arrays
 from mpiflow.errors import InputError
 from mpiflow.field_law import Law
 from mpiflow.field_steps import Flipping, Pull, Turning
@@ -128,12 +129,10 @@ class StochasticField:
         self._symbol = _symbol(coupling, slabs.shape, block, columns)
         self.own = slabs.centre(self._symbol, whole=not self._cut)
         with agreed(slabs.comm):
-            self.field = np.asarray(field, float)
+            self.field = arrays.real("field", field)
             if self.field.shape not in ((), self.local[1:]):
                 allowed = f"a number or {self.local[1:]}"
                 raise InputError("field", self.field.shape, allowed, "Cut it by rows.")
-            if not np.isfinite(self.field).all():
-                raise InputError("field", "infinite or NaN", "finite numbers", "Look at the field.")
         quiet = copy.copy(law)  # what its tables ask for is nothing that a field did
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -190,7 +189,7 @@ class StochasticField:
         m : a number, or (n, nx), or (B, n, nx), \|m\| <= 1
         """
         with agreed(self.slabs.comm):
-            m = np.asarray(m, float)
+            m = arrays.real("m", m)
             if m.shape not in ((), self.local[1:], self.local):
                 allowed = f"a number, {self.local[1:]} or {self.local}"
                 raise InputError("m", m.shape, allowed, "Cut it by rows.")

@@ -316,7 +316,7 @@ def test_numbers_are_near_the_fractions_for_any_composition() -> None:
         ((1024, 1, (-1, 1, 1)), "negative"),
         ((1024, 1, (0, 0, 0)), "nor all zero"),
         ((1024, 1, (1, 1)), "one number for each element"),
-        ((1024, 1, (1, 1, float("nan"))), "one number for each element"),
+        ((1024, 1, (1, 1, float("nan"))), "finite numbers"),
     ],
 )
 def test_impossible_numbers(arguments: tuple, says: str) -> None:

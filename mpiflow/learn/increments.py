@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpiflow import inputs
+from mpiflow import arrays, inputs
 from mpiflow.errors import InputError
 from mpiflow.learn.runs import RunDataset
 from mpiflow.runs import Paths, find_runs
@@ -173,12 +173,11 @@ def _run(path: Path, data: RunDataset | None = None, number: int = 0) -> FieldRu
 
 def _block_means(path: Path, shape: tuple[int, ...], block: int) -> np.ndarray:
     """h(x) of a run on its blocks."""
+    allowed, (ny, nx) = f"h(x) of a lattice of {shape} blocks of {block}", shape
+    h = arrays.mapped("field_file", path, allowed)
     try:
-        h = np.load(path, mmap_mode="r", allow_pickle=False)
-        ny, nx = shape
         return np.asarray(h.reshape(ny, block, nx, block).mean(axis=(1, 3)), np.float64)
-    except (OSError, ValueError) as error:
-        allowed = f"h(x) of a lattice of {shape} blocks of {block}"
+    except ValueError as error:
         raise InputError("field_file", str(path), allowed, f"Reading said: {error}.") from error
 
 
