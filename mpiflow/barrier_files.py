@@ -40,7 +40,7 @@ from mpiflow.published_weights import (
     read_weights,
     require_arrays,
 )
-from mpiflow.storage import probe, whole_file
+from mpiflow.storage import whole_file
 from mpiflow.systems import barriers
 from mpiflow.systems.alloy import (
     ELEMENTS,
@@ -476,8 +476,6 @@ def import_nnk(weights_npy: str | Path, out: str | Path, overwrite: bool = False
     ------
     InputError : see :func:`load_barrier_model` and :func:`save_barrier_model`
     """
-    if Path(out).suffix == ".safetensors":  # of others the name is refused
-        probe(out, overwrite=overwrite, inputs=[weights_npy])
     model = load_barrier_model(weights_npy)
     if model.card.get("source_sha256") != model.sha256:
         raise InputError(

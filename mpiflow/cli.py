@@ -363,15 +363,23 @@ def verify(
         ..., metavar="PATH...", help="Trajectory files, checkpoints, or folders of runs."
     ),
     quick: bool = typer.Option(False, "--quick", help="Only sha256 and structure; read no values."),
+    seal: bool = typer.Option(
+        False,
+        "--seal",
+        help="Seal finished runs anew that another program changed, if all is right.",
+    ),
 ) -> None:
     """Check that files are intact and obey the physics. Exit code 1 if one does not."""
+    from mpiflow import reseal
     from mpiflow import verify as checks
 
     comm = parallel.start()
+    if quick and seal:
+        raise InputError("quick", quick, "no value with --seal, which checks all", "Leave it out.")
     if comm.rank > 0:
         return
     bad = 0
-    for finding in checks.verify(paths, quick):
+    for finding in reseal.seal(paths) if seal else checks.verify(paths, quick):
         print(finding, flush=True)
         bad += not finding.good
     if bad:

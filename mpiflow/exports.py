@@ -44,7 +44,7 @@ FORMATS: dict[str, frozenset[str]] = {
 _BATCH_BYTES = 2**23
 _CHUNK_BYTES = 2**20
 # What HDF5 and netCDF-4 keep in attributes for themselves.
-_INTERNAL = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST"}
+_INTERNAL = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_NCProperties", "_FillValue"}
 
 
 def export(

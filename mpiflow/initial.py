@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import scipy.fft
 
-from mpiflow import arrays
+from mpiflow import arrays, footer
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Shape
@@ -606,7 +606,8 @@ def _opened(
             _require_shape(path, _mapped(path).shape, block)
             yield lambda box: np.array(_mapped(path)[box])
             return
-        with h5py.File(path, "r", rdcc_nbytes=_CACHE) as file:
+        footer.check(path)
+        with h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE) as file:
             name = "spin_bits" if "spin_bits" in file else "spin"
             if not isinstance(file.get(name), h5py.Dataset):
                 raise InputError(

@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mpiflow import arrays
+from mpiflow import arrays, footer
 from mpiflow.block import Block
 from mpiflow.device import kernel, rule
 from mpiflow.errors import InputError
@@ -369,6 +369,7 @@ def _from_run(block: Block, path: Path, elements: tuple[str, ...], frame: int, m
     if not path.is_file():
         raise InputError("initial", str(path), "an existing file", "Check the path.")
     try:
+        footer.check(path)
         with h5py.File(path, "r", locking=False) as file:
             if not isinstance(file.get("species"), h5py.Dataset):
                 allowed = "the file of an alloy run that saved its species"

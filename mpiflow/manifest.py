@@ -31,6 +31,7 @@ import numpy as np
 
 from mpiflow import footer, storage
 from mpiflow.errors import InputError
+from mpiflow.schema import plain
 
 NAME = "manifest.json"
 LOCK = ".manifest.lock"
@@ -148,7 +149,8 @@ def describe(path: Path) -> Entry:
             digest, size = fingerprint(file)
             # From the same bytes, even if another job renames a new file to this path.
             with h5py.File(file, "r") as content:
-                about, times = content.attrs, content["time"][:]
+                about = {name: plain(value) for name, value in content.attrs.items()}
+                times = content["time"][:]
                 if int(about["complete"]) != 1:
                     raise _refused(path, "a complete run", "It is running, or was interrupted.")
                 fields = {

@@ -251,7 +251,7 @@ def beginning(
         elif out.exists():
             with Trajectory(out) as there:
                 if there.complete:
-                    remedy = "Use --overwrite to do it again."
+                    remedy = "Choose another name to do it again."
                     allowed = "a run with checkpoints"
                     raise InputError("out", str(config.out), allowed, f"It has none. {remedy}")
                 old = there.config

@@ -290,7 +290,7 @@ def _chunk(shape: Shape, itemsize: int) -> Shape:
 def plain(value: Any) -> Any:
     """An attribute as plain Python."""
     if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
+        value = value.item() if value.shape == (1,) else value.tolist()  # netCDF has no other
     return value.decode() if isinstance(value, bytes) else value
 
 

@@ -86,7 +86,7 @@ def reopen(path: Path, schema: Schema, where: Continuation) -> float:
         with h5py.File(path, "r+" if _grows(path) else "r", locking=False) as file:
             old = Schema.of(file)
             if old.attributes.get("run") != where.run:
-                remedy = "Its checkpoints are of another run: start again with --overwrite."
+                remedy = "Its checkpoints are of another run: bring back the file of that one."
                 raise InputError(name, str(path), f"run {where.run}", remedy)
             if old.layout() != schema.layout():
                 wanted = schema.layout()
@@ -95,7 +95,7 @@ def reopen(path: Path, schema: Schema, where: Continuation) -> float:
                 raise InputError(name, differing, f"what it has: {wanted}", remedy)
             frames = min(len(file[v.name]) for v in (old.time, *old.variables) if v.per_frame)
             if frames < where.frames:
-                remedy = "It was damaged or replaced: start again with --overwrite."
+                remedy = "It was damaged or replaced: bring back a copy, or choose another name."
                 raise InputError(name, frames, f"{where.frames} frames or more", remedy)
             last = float(file["time"][where.frames - 1]) if where.frames else -math.inf
             schema.attributes = {**old.attributes, **schema.attributes, "complete": 0}
@@ -109,7 +109,7 @@ def reopen(path: Path, schema: Schema, where: Continuation) -> float:
     except (OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
             raise storage.refusal(path, error, name) from error
-        remedy = "It is corrupt: start again with --overwrite; a run is its seed."
+        remedy = "It is corrupt: use a copy, or run it again under another name; a run is its seed."
         raise InputError(name, str(path), "an intact file", f"{error}. {remedy}") from error
     _forget(path)
     return last

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -30,7 +31,7 @@ import numpy as np
 from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 
-from mpiflow import footer
+from mpiflow import footer, foreign
 from mpiflow.errors import InputError
 from mpiflow.lattice import Shape
 from mpiflow.parallel import agreed
@@ -66,6 +67,13 @@ def _parallel(backend: Backend, ranks: int) -> bool:
         remedy = "Use the gather writer, or build h5py with MPI (jobs/setup.sh)."
         raise InputError("backend", choice, "auto or gather: this h5py has no MPI", remedy)
     return available and (choice == "parallel" or (choice == "auto" and ranks > 1))
+
+
+#: Of a file that another program has opened for writing, with its path.
+CHANGED = (
+    "another program has changed it since it was sealed, so damage to it may go unseen; "
+    "mpiflow verify --seal {} checks it and seals it anew"
+)
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -429,6 +437,8 @@ class Trajectory:
     attributes : of the file, as plain Python values
     sizes : of the dimensions
     complete : whether the run came to its planned end
+    changed : whether another program has opened the file for writing since it was sealed; a warning
+        says so
 
     Raises
     ------
@@ -440,7 +450,9 @@ class Trajectory:
         if not os.path.isfile(self.path):
             raise self._refusal("an existing trajectory", "There is none: check the path.")
         with self._corrupt_if_unreadable():
-            footer.check(self.path)  # before HDF5 sees a damaged file
+            if what := foreign.kind(self.path):
+                raise self._refusal("a trajectory written by mpiflow", what)
+            state = footer.check(self.path)  # before HDF5 sees a damaged file
             self._file = h5py.File(self.path, "r", locking=False)
         try:
             with self._corrupt_if_unreadable():
@@ -448,13 +460,15 @@ class Trajectory:
         except InputError:
             self._file.close()
             raise
+        self.changed = state == "changed"
+        if self.changed:
+            warnings.warn(f"{self.path}: {CHANGED.format(self.path)}", stacklevel=2)
 
     def _load(self) -> None:
         self.attributes = {name: plain(value) for name, value in self._file.attrs.items()}
         version = self.attributes.get("schema_version")
         if version is None:
-            remedy = "It has no schema_version, so another program wrote it."
-            raise self._refusal("a trajectory written by mpiflow", remedy)
+            raise self._refusal("a trajectory written by mpiflow", foreign.described(self._file))
         if version > SCHEMA_VERSION:
             allowed = f"schema_version up to {SCHEMA_VERSION}"
             raise self._refusal(allowed, f"It has {version}: update mpiflow.")
@@ -485,7 +499,7 @@ class Trajectory:
         except InputError:
             raise
         except (OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-            remedy = "It is corrupt, or not HDF5 at all: use another copy."
+            remedy = "It is corrupt: use another copy."
             raise self._refusal("an intact HDF5 file", remedy) from error
 
     def read(self, name: str, frames: int | slice = slice(None)) -> np.ndarray:
@@ -534,7 +548,10 @@ class Trajectory:
         except ImportError as error:
             remedy = "Install mpiflow[plot]."
             raise InputError("to_xarray", "no xarray", "with xarray", remedy) from error
-        return xarray.open_dataset(self.path, decode_times=False).isel(time=slice(len(self)))
+        settings: dict[str, Any] = {"decode_times": False}
+        if importlib.util.find_spec("h5netcdf"):  # netCDF4 minds the locks of others
+            settings |= {"engine": "h5netcdf", "driver_kwds": {"locking": False}}
+        return xarray.open_dataset(self.path, **settings).isel(time=slice(len(self)))
 
     @property
     def _state(self) -> str:
@@ -559,6 +576,7 @@ class Trajectory:
                 f"ranks: {about['ranks']}",
                 f"random      seed {about['seed']}, {about['rng']}, {same}",
                 f"size        {self.path.stat().st_size / 1e6:.3g} MB",
+                *([f"changed     {CHANGED.format(self.path)}"] if self.changed else []),
                 "variables",
                 *(f"  {row:{width}}  {v.dtype:8} {v.long_name}" for row, v in rows.items()),
             )

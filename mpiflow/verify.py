@@ -22,6 +22,7 @@ import math
 import os
 import re
 import time as clock
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from mpiflow.schema import SCHEMA_VERSION, STANDARD, plain
 from mpiflow.systems import alloy
 from mpiflow.systems.curie_weiss import CurieWeiss
 from mpiflow.systems.ising import Ising
-from mpiflow.trajectory import Trajectory
+from mpiflow.trajectory import CHANGED, Trajectory
 
 #: Bytes of a field that are in memory at once, but at least a row of chunks.
 PIECE = 2**23
@@ -208,38 +209,45 @@ def _check(path: Path, quick: bool, entry: manifest.Entry | None) -> str:
         digest, size = manifest.fingerprint(bits)
     if (digest, size) == (entry.sha256, entry.bytes):
         return _check_content(path, quick, entry)
-    if _is_running(path):
+    if (state := _state(path)) == "running":
         raise InputError(
             "manifest",
             str(path),
             "no entry for a file that is not complete",
             f"stale entry in {manifest.NAME}: the file is not complete, a run started over it",
         )
+    if state == "open":
+        footer.check(path)
+    if state in ("changed", "complete"):
+        text = _check_content(path, quick, entry)
+        raise InputError("file", str(path), "the file of the manifest", _changed(path, text))
     if size != entry.bytes:
         raise _Corrupt(f"{size} bytes, but {entry.bytes} in {manifest.NAME}")
     raise _Corrupt(f"sha256 is not that of {manifest.NAME}")
 
 
-def _is_running(path: Path) -> bool:
+def _state(path: Path) -> str:
+    """That of :func:`footer.examine`, or running, or complete for a live file that is."""
     try:
-        if footer.check(path):
-            return False
+        if (state := footer.examine(path)) != "live":
+            return state
         with h5py.File(path, "r", locking=False) as file:
-            return int(file.attrs["complete"]) == 0
+            return "complete" if plain(file.attrs["complete"]) else "running"
     except _UNREADABLE:
-        return False
+        return "corrupt"
 
 
 def _check_content(path: Path, quick: bool, entry: manifest.Entry | None) -> str:
     try:
-        sealed = footer.check(path)  # before HDF5, which damage can crash
+        state = footer.examine(path)  # before HDF5, which damage can crash
     except InputError as error:
         raise _Corrupt(error.remedy.removeprefix("It is corrupt: ")) from error
+    footer.check(path)  # not open elsewhere
     with h5py.File(path, "r", locking=False) as file:
         _check_links(file)
         about = _check_attributes(file)
     try:
-        with Trajectory(path) as run:
+        with warnings.catch_warnings(action="ignore"), Trajectory(path) as run:
             frames, last, complete = len(run), run.time[-1:].tolist(), run.complete
     except InputError as error:
         raise _Corrupt(error.remedy) from error
@@ -253,7 +261,14 @@ def _check_content(path: Path, quick: bool, entry: manifest.Entry | None) -> str
     text = f"good, {frames} frame{'s' * (frames != 1)}"
     text += f" to time {last[0]:g}" if last else ""
     text += "" if complete else ", NOT complete"
-    return text + ("" if sealed else ", without checksums")
+    if state == "changed" and entry is None:
+        raise InputError("file", str(path), "a file as it was sealed", _changed(path, text))
+    return text + ("" if state == "sealed" else ", without checksums")
+
+
+def _changed(path: Path, text: str) -> str:
+    what = text.removeprefix("good, ").removesuffix(", without checksums")
+    return f"changed: {CHANGED.format(path)}. All that can be checked is right: {what}"
 
 
 def _check_entry(about: dict[str, Any], times: np.ndarray, entry: manifest.Entry) -> None:
