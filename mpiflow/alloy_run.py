@@ -184,11 +184,12 @@ def record_alloy(
         if not float(count).is_integer():
             raise InputError("save_every", count, "a whole number of hops", "Round it.")
         schedule = sim.schedule_of_hops(hops, int(count))
-        unit, grain = "hops", 1.0
+        unit, grain, some = "hops", 1.0, None
     else:
         end = time or 0.0
         schedule = sim.schedule(end, end if save_every is None else save_every)
         unit, grain = "time", sim.grain or 0.0
+        some = sim.advance_some if sim.counts_events else None
     about = _attributes(sim) | dict(attributes or {})
     facts = facts_of(sim.facts(), about)
     if point is not None:
@@ -232,7 +233,7 @@ def record_alloy(
             sim.advance_hops(int(place))
 
     follow(
-        Walk(sim, schedule, position, move, grain, unit),
+        Walk(sim, schedule, position, move, grain, unit, some),
         Content(dims, coordinates, variables, about, frame, _TIME),
         out,
         facts=facts,

@@ -16,7 +16,7 @@ from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.guards import Guarded, require_rule
 from mpiflow.lattice import Lattice, Layout, Shape, factorisations, split
-from mpiflow.parallel import local_rank
+from mpiflow.parallel import arrival, local_rank
 from mpiflow.schedule import Clock, Number, Schedule, State, after
 from mpiflow.solvers.serial_vacancy import VacancyKMC, total_rates
 from mpiflow.solvers.tiled_vacancy import SMALLEST_TILE, TiledKMC
@@ -355,6 +355,23 @@ class AlloySimulation(Guarded):
         self.require_state()
         self.time = time  # exactly: not a sum of durations, which rounds
         self._hops = self._hops + self.solver.advance(self.block, seed=self.seed, until=time)
+
+    @property
+    def counts_events(self) -> bool:
+        """Whether it is interrupted after so many hops, by :meth:`advance_some`."""
+        return isinstance(self.solver, VacancyKMC)
+
+    def advance_some(self, time: float, most: int) -> int:
+        """Advance towards a time in s, by at most so many hops of each lattice. Collective.
+
+        As :meth:`mpiflow.simulation.SpinSimulation.advance_some`.
+        """
+        assert isinstance(self.solver, VacancyKMC)  # noqa: S101 - for the type checker
+        self.require_state()
+        made = self.solver.advance(self.block, seed=self.seed, until=time, hops=most)
+        self._hops = self._hops + made
+        self.time = arrival(self.comm, self.time, time, self.solver.clock[made >= most])
+        return int(made.max(initial=0))
 
     @property
     def grain(self) -> float | None:

@@ -47,8 +47,13 @@ def main() -> None:
     """Entry point of ``mpiflow``: exit code 0, 2 for a bad input, else another."""
     parallel.install_abort_hook()
     parallel.mute_other_ranks()
-    if sys.argv[1:2] in (["simulate"], ["resume"], ["predict"]):
-        signals.listen()
+    word = sys.argv[1:2]
+    if word in (["simulate"], ["resume"], ["predict"]) and signals.listen():
+        remark = "stopped before its first steps were over: start it again"
+        signals.nothing_to_lose(parallel.ender(signals.STOPPED, remark))
+    elif word in (["learn"], ["bench"]) and signals.listen():
+        remark = f"{word[0]} ended before it was done; nothing of it is kept"
+        signals.nothing_to_lose(parallel.ender(None, remark))
     invoke(sys.argv[1:])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from datetime import time as clock_time
 from pathlib import Path
@@ -81,14 +82,24 @@ def number_to_json(value: float | None) -> float | str | None:
     return "inf" if value is not None and math.isinf(value) else value  # JSON has no infinity
 
 
+#: As Slurm writes times, days first: D-HH, D-HH:MM, D-HH:MM:SS; without days HH:MM:SS and MM:SS.
+#: All but the first number are below 24 or 60. A plain number is left: that is seconds.
+_DAYS = re.compile(r"(\d+)-([01]?\d|2[0-3])(?::([0-5]?\d))?(?::([0-5]?\d))?", re.ASCII)
+_HOURS = re.compile(r"(?:(\d+):([0-5]?\d)|(\d+)):([0-5]?\d)", re.ASCII)
+
+
 def _seconds(value: Any) -> Any:
-    """'1:30:00' to 5400, also where TOML has made a time of day of it."""
+    """'1:30:00' to 5400, '1-12' to 129600, also where TOML has made a time of day of it."""
     if isinstance(value, clock_time) and value.tzinfo is None:
         return value.hour * 3600 + value.minute * 60 + value.second + value.microsecond / 1e6
-    parts = value.split(":") if isinstance(value, str) else []
-    if not (1 < len(parts) <= 3 and all(part.isdecimal() for part in parts)):
-        return value
-    return float(sum(int(part) * 60**i for i, part in enumerate(reversed(parts))))
+    text = value.strip() if isinstance(value, str) else ""
+    if match := _DAYS.fullmatch(text):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return float(((24 * days + hours) * 60 + minutes) * 60 + seconds)
+    if match := _HOURS.fullmatch(text):
+        hours, minutes, alone, seconds = (int(part or 0) for part in match.groups())
+        return float((60 * hours + minutes + alone) * 60 + seconds)
+    return value
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
@@ -189,12 +200,12 @@ class RunConfig(Config):
     )
     walltime: Seconds | None = option(
         None,
-        "Stop with a checkpoint and exit code 75 before the process is this old: seconds or "
-        "HH:MM:SS.",
+        "Stop with a checkpoint and exit code 75 before the process is this old: seconds, "
+        "MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.",
         shown="none",
         metavar="TIME",
         gt=0,
-        allowed="seconds above 0, or HH:MM:SS",
+        allowed="seconds above 0, or MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS",
         remedy="Try 3600.",
     )
     quiet: bool = option(False, "Show nothing.", allowed="true or false", remedy="Try true.")

@@ -65,6 +65,7 @@ def simulate_ensemble(
             lambda: sim.time,
             sim.advance_to,
             sim.grain,
+            some=sim.advance_some if sim.counts_events else None,
         ),
         _content(config, sim),
         config.out,

@@ -22,7 +22,7 @@ from mpiflow.ensemble_config import (
 )
 from mpiflow.lattice import Lattice, split
 from mpiflow.noise import RNG
-from mpiflow.parallel import agreed
+from mpiflow.parallel import agreed, arrival
 from mpiflow.predator_prey_simulation import PredatorPreySimulation
 from mpiflow.schedule import Clock, State
 from mpiflow.solvers.mean_field import MeanField
@@ -85,6 +85,13 @@ class Ensemble(ABC):
     @abstractmethod
     def advance_to(self, time: float) -> None:
         """Go on to a time."""
+
+    #: Whether it is interrupted after so many events, by :meth:`advance_some`.
+    counts_events = False
+
+    def advance_some(self, time: float, most: int) -> int:
+        """As :meth:`mpiflow.simulation.SpinSimulation.advance_some`. Collective."""
+        raise NotImplementedError
 
     @abstractmethod
     def measure(self) -> dict[str, np.ndarray]:
@@ -222,6 +229,13 @@ class MeanFields(Ensemble):
     def advance_to(self, time: float) -> None:
         self.solver.advance(seed=self.seed, until=time)
         self._time = time
+
+    counts_events = True
+
+    def advance_some(self, time: float, most: int) -> int:
+        made = self.solver.advance(seed=self.seed, until=time, flips=most)
+        self._time = arrival(self.comm, self._time, time, self.solver.clock[made >= most])
+        return int(made.max(initial=0))
 
     def measure(self) -> dict[str, np.ndarray]:
         solver = self.solver

@@ -193,6 +193,16 @@ class KacSimulation(SpinSimulation):
             return
         self.time = time
 
+    @property
+    def counts_events(self) -> bool:
+        return isinstance(self.solver, Gillespie)
+
+    def advance_some(self, time: float, most: int) -> int:
+        assert isinstance(self.solver, Gillespie)  # noqa: S101 - for the type checker
+        self.require_state()
+        made = self.solver.advance(self._bytes, seed=self.seed, until=time, flips=most)
+        return self._arrive(time, most, made, self.solver.clock)
+
     def _count(self, flips: np.ndarray) -> None:
         self._flips = self._flips + flips  # a new array: frames keep theirs
 

@@ -6,19 +6,22 @@ itself never changes a user's process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from mpiflow import signals
 from mpiflow.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from mpi4py import MPI
 
 #: Exit codes: an input that cannot be used, Ctrl-C, and everything else.
@@ -213,5 +216,46 @@ def _end_with_message(comm: MPI.Intracomm | None, message: str) -> None:
         time.sleep(0.001)
 
 
+def ender(code: int | None, remark: str) -> Callable[[int], None]:
+    """What ends all ranks at once, from any thread, on a signal or at a walltime (0).
+
+    Parameters
+    ----------
+    code : exit code; None: that of the signal
+    remark : what is said with it
+    """
+
+    def end(number: int) -> None:
+        # Not world(): the main thread may be in the middle of importing MPI.
+        module = sys.modules.get("mpi4py.MPI")
+        comm = getattr(module, "COMM_WORLD", None)
+        if comm is not None and module is not None and module.Is_initialized():
+            if comm.rank > 0:  # rank 0 speaks if it can
+                time.sleep(0.25)
+        else:
+            comm = None
+        _say(f"mpiflow: {signals.name_of(number)}: {remark}")
+        status = 128 + number if code is None else code
+        if comm is not None and comm.size > 1:
+            comm.Abort(status)
+        os._exit(status)
+
+    return end
+
+
+def arrival(comm: MPI.Intracomm, before: float, time: float, behind: np.ndarray) -> float:
+    """The present time of members on their way from one time to another. Collective.
+
+    Parameters
+    ----------
+    behind : times of the last events of those on this rank that are not there yet
+    """
+    from mpi4py import MPI
+
+    here = max(before, float(behind.min(initial=time)))
+    return here if comm.size == 1 else comm.allreduce(here, op=MPI.MIN)
+
+
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # a log that cannot be written any more
+        print(message, file=sys.stderr, flush=True)

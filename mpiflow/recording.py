@@ -18,12 +18,12 @@ from mpiflow import __version__, checkpoint, inputs
 from mpiflow.checkpoint import Checkpoint, Resumable
 from mpiflow.config import RunConfig, number_to_json
 from mpiflow.errors import InputError
-from mpiflow.parallel import agreed
+from mpiflow.parallel import FAILED, agreed
 from mpiflow.progress import Progress
 from mpiflow.schedule import Number, Schedule
 from mpiflow.schema import TIME, Variable
 from mpiflow.sealing import Continuation
-from mpiflow.stopping import Keep, Stopped, Watch, say
+from mpiflow.stopping import Keep, Stopped, Watch, begin, say
 from mpiflow.trajectory import Backend, Trajectory, TrajectoryWriter, Value
 
 
@@ -38,6 +38,9 @@ class Walk:
     position, move : where it is, and go to a place. Collective
     grain : it can be interrupted after whole multiples of this; 0: anywhere, None: nowhere
     unit : time or hops
+    some : where stretches of work are counted in events: go on towards a place, at most so many
+        of them in each member, and return how many the busiest member of this rank made.
+        Collective
     """
 
     sim: Resumable
@@ -46,6 +49,23 @@ class Walk:
     move: Callable[[float], None]
     grain: float | None
     unit: str = "time"
+    some: Callable[[float, int], int] | None = None
+
+    def go(self, target: float, watch: Watch) -> float | None:
+        """A stretch of work on the way to ``target``; how many events it had, if they count."""
+        here = self.position()
+        if self.some is None:
+            place = self.stop(target, watch.ahead(here))
+            if here < place:
+                self.move(place)
+            return None
+        place = min(target, here + watch.to_checkpoint(here))
+        most = watch.events
+        if most is not None and here < place:
+            return self.some(place, most)
+        if here < place:
+            self.move(place)
+        return 0
 
     def stop(self, target: float, stride: float) -> float:
         """The next place to look up at, on the way to ``target``."""
@@ -178,17 +198,15 @@ def follow(
             watch.saved(walk.position(), clock.monotonic() - began)
             return path
 
-        first = walk.grain or schedule.every
+        first = 1.0 if walk.some else walk.grain or schedule.every
         with (
             Progress(schedule.end - start, out.name, comm, show=progress) as bar,
             Watch(keep, comm, first, walk.position()) as watch,
         ):
             while number <= schedule.last:
                 target = schedule.target(number)
-                place = walk.stop(target, watch.ahead(walk.position()))
-                if number > 0 and walk.position() < place:
-                    walk.move(place)
-                if number == 0 or place >= target:
+                events = walk.go(target, watch) if number > 0 else None
+                if number == 0 or walk.position() >= target:
                     time, values, shown = content.frame()
                     # A window may hold more hops than lie between frames.
                     if time > trajectory.last_time:
@@ -197,16 +215,20 @@ def follow(
                     number += 1
                 else:
                     bar.update(walk.position() - start)
-                verdict = watch.look(walk.position())
-                if keep is None or number > schedule.last:
+                verdict = watch.look(walk.position(), events)
+                if number > schedule.last:
                     continue
-                if verdict.checkpoint or verdict.reason:
+                path = None
+                if keep is not None and (verdict.checkpoint or verdict.reason):
                     path = save()
                 if verdict.reason:
                     trajectory.close(complete=False)
-                    rest = f"mpiflow resume {out.name} goes on"
-                    say(comm, f"{verdict.reason}: stopped at {walk.unit} {walk.position():g}; "
-                        f"checkpoint {path.parent.name}/{path.name}; {rest}")  # fmt: skip
+                    place = f"{verdict.reason}: stopped at {walk.unit} {walk.position():g}"
+                    if path is None:
+                        say(comm, f"{place}, without a checkpoint")
+                        raise SystemExit(FAILED)
+                    say(comm, f"{place}; checkpoint {path.parent.name}/{path.name}; "
+                        f"mpiflow resume {out.name} goes on")  # fmt: skip
                     raise Stopped(verdict.reason)
             if keep is not None:
                 save()
@@ -233,8 +255,10 @@ def beginning(
 ) -> tuple[Checkpoint | None, bool]:
     """The checkpoint to start from, if any, and whether to replace the file. Collective.
 
-    A run that was killed before its first checkpoint starts again: it is its seed.
+    A run that was killed before its first checkpoint starts again: it is its seed. From here on
+    the walltime ends the program, also before the first step.
     """
+    begin(keep_of(config))
     with agreed(comm):
         if comm.rank == 0:
             replaces = config.overwrite or config.resume

@@ -210,7 +210,8 @@ def record(
         shown = {"m": float(now.magnetization[0])} if now.magnetization.size else {}
         return now.time, _values(sim, now, coarse, spins, spin_bits), shown
 
-    walk = Walk(sim, schedule, lambda: sim.time, sim.advance_to, sim.grain)
+    some = sim.advance_some if sim.counts_events else None
+    walk = Walk(sim, schedule, lambda: sim.time, sim.advance_to, sim.grain, some=some)
     content = Content(dims, coordinates, variables, about, frame)
     follow(
         walk,

@@ -1,34 +1,60 @@
-"""The wish to stop: SIGTERM, SIGUSR1 and SIGINT are noted, and looked at between steps.
+"""The wish to stop: signals are noted, and looked at between steps.
 
 Programs listen from their first line on, before MPI and compilers are loaded: a batch system may
-signal a job that has just started.
+signal a job that has just started. While nothing can be lost (imports, initial states, the first
+stretch of work, which compiles) nobody needs to wait for a step to end: a thread ends a program
+that has not come to look at the wish within :data:`GRACE` seconds. It runs while kernels and the
+compiler do, which hold up Python's own handlers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-NOTED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+#: Exit code of a run that wants to be started again, mostly with a checkpoint (EX_TEMPFAIL).
+STOPPED = 75
+#: Batch systems and launchers send these before they kill; of XCPU the system sends one a second.
+NOTED = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP", "SIGXCPU")
+    if hasattr(signal, name)
+)
 #: Seconds in which more signals are the same one: launchers and batch systems repeat theirs, and
 #: a terminal sends Ctrl-C to mpirun and to its ranks.
 REPEATED = 2.0
+#: Seconds that a program with nothing to lose has to end by itself.
+GRACE = 1.0
 
 _before: dict[int, Any] = {}
 _first: tuple[int, float] | None = None
+_vigil: Vigil | None = None
 
 
 def listen() -> bool:
-    """Note signals from now on; False if that is so already, or not this thread's right."""
+    """Note signals from now on; False if that is so already, or not this thread's right.
+
+    SIGHUP stays ignored where it is, as nohup wants it.
+    """
     if _before or threading.current_thread() is not threading.main_thread():
         return False
     for number in NOTED:
+        if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue
         _before[number] = signal.signal(number, _note)
     return True
+
+
+def listening() -> bool:
+    """Whether signals are noted."""
+    return bool(_before)
 
 
 def stop_listening() -> None:
@@ -49,7 +75,91 @@ def _note(number: int, frame: FrameType | None) -> None:
     global _first
     if _first is None:
         _first = number, time.monotonic()
-    elif number != signal.SIGUSR1 and time.monotonic() - _first[1] > REPEATED:
+    elif number in (signal.SIGTERM, signal.SIGINT) and time.monotonic() - _first[1] > REPEATED:
         # Somebody means it: at once, as if nobody had listened.
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+# -- while nothing can be lost -----------------------------------------------------------------
+
+
+class Vigil:
+    """A thread that ends the program on a signal, or at a time, while nothing can be lost.
+
+    Parameters
+    ----------
+    end : ends all ranks; called with the number of a signal, or 0 at the time
+
+    Attributes
+    ----------
+    deadline : on the clock of :func:`time.monotonic`
+    """
+
+    def __init__(self, end: Callable[[int], None]) -> None:
+        self.deadline = float("inf")
+        self._end, self._over = end, False
+        self._lock = threading.Lock()
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, name="mpiflow-vigil", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the deadline anew."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, b"\0")
+
+    def close(self) -> None:
+        """From now on there is something to lose."""
+        with self._lock:  # or the thread is ending the program at this moment
+            self._over = True
+        signal.set_wakeup_fd(-1)
+        self.wake()
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
+
+    def _watch(self) -> None:
+        number, until = 0, float("inf")
+        while not self._over:
+            until = min(until, self.deadline)
+            left = max(0.0, until - time.monotonic())
+            ready, _, _ = select.select([self._read], [], [], min(left, 3600.0))
+            if ready:
+                for byte in os.read(self._read, 512):
+                    if byte in NOTED and not number:
+                        number, until = byte, time.monotonic() + GRACE
+            elif time.monotonic() >= until:
+                with self._lock:
+                    if not self._over:
+                        self._end(number)
+                return
+
+
+def nothing_to_lose(end: Callable[[int], None]) -> None:
+    """Call ``end`` with a signal that is noted from now on, :data:`GRACE` seconds later."""
+    global _vigil
+    if _before and _vigil is None:
+        _vigil = Vigil(end)
+
+
+def until(deadline: float) -> None:
+    """While nothing can be lost, call its ``end`` at this time, of :func:`time.monotonic`."""
+    if _vigil is not None:
+        _vigil.deadline = deadline
+        _vigil.wake()
+
+
+def something_to_lose() -> None:
+    """From now on a wish to stop waits for the program to look at it."""
+    global _vigil
+    if _vigil is not None:
+        vigil, _vigil = _vigil, None
+        vigil.close()
+
+
+def name_of(number: int) -> str:
+    """SIGTERM, for one; walltime for 0."""
+    return signal.Signals(number).name if number else "walltime"

@@ -18,7 +18,7 @@ from mpiflow.guards import Guarded, require_rule
 from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.noise import BIT_RNG, RNG
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
-from mpiflow.parallel import local_rank
+from mpiflow.parallel import arrival, local_rank
 from mpiflow.schedule import Clock, Number, Schedule, State, after
 from mpiflow.solvers.nfold import NFold
 from mpiflow.solvers.sublattice import Sublattice
@@ -64,6 +64,7 @@ class SpinSimulation(Guarded):
     comm: MPI.Intracomm
     seed: int
     time: float
+    _flips: np.ndarray
 
     @property
     def step_length(self) -> float | None:
@@ -181,6 +182,29 @@ class SpinSimulation(Guarded):
     def advance_to(self, time: float) -> None:
         """Advance the state to a time, in whole steps from now. Collective."""
         self.advance(time - self.time)
+
+    @property
+    def counts_events(self) -> bool:
+        """Whether it is interrupted after so many events, by :meth:`advance_some`."""
+        return False
+
+    def advance_some(self, time: float, most: int) -> int:
+        """Advance towards a time, by at most so many events of each member. Collective.
+
+        :attr:`time` is afterwards that time if all members are there, else that of the last event
+        of the member that is behind. Where it is interrupted changes nothing.
+
+        Returns
+        -------
+        the events of the busiest member of this rank
+        """
+        raise NotImplementedError
+
+    def _arrive(self, time: float, most: int, made: np.ndarray, clock: np.ndarray) -> int:
+        """Set the present time after events of all members of this rank. Collective."""
+        self._flips = self._flips + made  # a new array: frames keep theirs
+        self.time = arrival(self.comm, self.time, time, clock[made >= most])
+        return int(made.max(initial=0))
 
     def schedule(self, time: float, every: float) -> Schedule:
         """Frames now, every ``every``, and after ``time``; raises if steps do not fit."""
@@ -460,6 +484,17 @@ class Simulation(SpinSimulation):
         self._flips = self._flips + self.solver.advance(
             cast(Block, self.block), seed=self.seed, until=time
         )
+
+    @property
+    def counts_events(self) -> bool:
+        return isinstance(self.solver, NFold)
+
+    def advance_some(self, time: float, most: int) -> int:
+        assert isinstance(self.solver, NFold)  # noqa: S101 - for the type checker
+        self.require_state()
+        block = cast(Block, self.block)
+        made = self.solver.advance(block, seed=self.seed, until=time, flips=most)
+        return self._arrive(time, most, made, self.solver.clock)
 
     def state_of(self) -> State:
         self.require_state()

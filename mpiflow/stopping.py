@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
 import time
 from collections import deque
@@ -16,11 +15,13 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiflow import signals
+from mpiflow.signals import STOPPED
 
-#: Exit code of a run that has written a checkpoint and wants to be started again (EX_TEMPFAIL).
-STOPPED = 75
 #: Between two looks at the clock, seconds of work, where the work can be divided.
 LOOK = 0.25
+#: Some of it costs as much however short it is: that is to be a small part of a stretch, which is
+#: still short enough for those who wait.
+SHARE, LONGEST = 0.25, 1.0
 #: Between checkpoints, in seconds, unless their distance is given in the run's own unit.
 CHECKPOINT_SECONDS = 600.0
 
@@ -64,24 +65,29 @@ class Verdict:
 class Watch:
     """Looks at signals and clocks, with one answer for all ranks.
 
-    In a ``with`` block SIGTERM, SIGUSR1 or SIGINT on any rank is a wish to stop; a second SIGTERM
-    or SIGINT, two seconds later, acts at once (:mod:`mpiflow.signals`).
+    In a ``with`` block the signals of :mod:`mpiflow.signals` on any rank are a wish to stop; a
+    second SIGTERM or SIGINT, two seconds later, acts at once.
+
+    A stretch of work between two looks is measured in the unit of the run, or in events where
+    their rate may change: a vacancy that leaves a trap makes a time ten thousand times longer to
+    compute, but not a number of hops.
 
     Parameters
     ----------
-    keep : None: no looks between frames, and signals are left alone
-    stride : first distance between looks, in the unit of the run
+    keep : None: no checkpoints, and unless the program listens to signals no looks between frames
+    stride : first distance between looks, in the unit of the run or in events
     """
 
     def __init__(self, keep: Keep | None, comm: MPI.Intracomm, stride: float, now: float) -> None:
         self.keep, self.comm = keep, comm
         self.stride = stride
-        self._listens = False
+        self._looks, self._listens = keep is not None or signals.listening(), False
         self._position = self._due = now
         if keep is not None and keep.every is not None:
             self._due = now + keep.every
         self._looked = self._saved = time.monotonic()
         self._recent: deque[float] = deque(maxlen=10)
+        self._shortest = math.inf
         self._compiled = False
         self._cost = 0.0  # of a checkpoint, s
 
@@ -95,48 +101,67 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        signals.something_to_lose()
         if self._listens:
             signals.stop_listening()
 
     def ahead(self, position: float) -> float:
         """How far to go now: to the next look or the next checkpoint."""
-        if self.keep is None:
-            return math.inf
-        if self.keep.every is None:
-            return self.stride
-        return min(self.stride, self._due - position)
+        return min(self.stride, self.to_checkpoint(position)) if self._looks else math.inf
 
-    def look(self, position: float) -> Verdict:
-        """Once after each stretch of work. Collective."""
-        if self.keep is None:
+    def to_checkpoint(self, position: float) -> float:
+        """Distance of the next checkpoint; infinite if that is a matter of minutes."""
+        if self.keep is None or self.keep.every is None:
+            return math.inf
+        return self._due - position
+
+    @property
+    def events(self) -> int | None:
+        """How many events to make now at most, where a stretch is measured in them."""
+        return max(1, int(min(self.stride, 2.0**62))) if self._looks else None
+
+    def look(self, position: float, events: float | None = None) -> Verdict:
+        """Once after each stretch of work. Collective.
+
+        Parameters
+        ----------
+        events : of the busiest member of this rank since the last look, where they are counted
+        """
+        if not self._looks:
             return Verdict("", False, math.inf)
         now = time.monotonic()
         spent, self._looked = now - self._looked, now
         moved, self._position = position - self._position, position
         if self._compiled:
             self._recent.append(spent)
-        self._compiled = True
-        stride = self.stride
-        if moved > 0:
-            stride = min(moved * LOOK / max(spent, 1e-9), 4.0 * moved)
-        due = late = False
-        if self.keep.every is not None:
-            due = position >= self._due * (1 - 1e-12)
-        else:
+        late = due = False
+        if self.keep is not None:
             due = now - self._saved >= CHECKPOINT_SECONDS
-        if self.keep.walltime is not None:
-            needed = max(self._recent, default=0.0) + 2.0 * self._cost + 1.0
-            late = uptime() + needed >= self.keep.walltime
-        mine = np.array([signals.received(), 0.0, 0.0, 0.0])
+            if self.keep.every is not None:
+                due = position >= self._due * (1 - 1e-12)
+            if self.keep.walltime is not None:
+                needed = max(self._recent, default=0.0) + 2.0 * self._cost + 1.0
+                late = uptime() + needed >= self.keep.walltime
+        mine = np.array([signals.received(), 0.0, 0.0, 0.0, moved if events is None else events])
         if self.comm.rank == 0:  # clocks differ between ranks: that of rank 0 decides
-            mine[1:] = late, due, stride
+            mine[1:4] = late, due, spent
         if self.comm.size > 1:
             self.comm.Allreduce(MPI.IN_PLACE, mine, op=MPI.MAX)
-        self.stride = float(mine[3])
-        reason = "walltime" if mine[1] else ""
-        if mine[0]:
-            reason = signal.Signals(int(mine[0])).name
-        return Verdict(reason, bool(mine[2]), self.stride)
+        number, late, due, spent, moved = mine.tolist()
+        if moved > 0:
+            self._pace(spent, moved)
+        reason = signals.name_of(int(number)) if number or late else ""
+        if reason or moved > 0:
+            signals.something_to_lose()
+        return Verdict(reason, bool(due), self.stride)
+
+    def _pace(self, spent: float, moved: float) -> None:
+        """Choose the next stride from the time of this one. All ranks have the same numbers."""
+        if self._compiled:
+            self._shortest = min(self._shortest, spent)
+        self._compiled = True
+        aim = max(LOOK, min(self._shortest / SHARE, LONGEST))
+        self.stride = min(moved * aim / max(spent, 1e-9), 4.0 * moved)
 
     def saved(self, position: float, seconds: float) -> None:
         """A checkpoint has been written; it took so long."""
@@ -145,6 +170,12 @@ class Watch:
         if self.keep is not None and self.keep.every is not None:
             while self._due <= position * (1 + 1e-12):
                 self._due += self.keep.every
+
+
+def begin(keep: Keep | None) -> None:
+    """A program that has nothing to lose yet is over at its walltime, too."""
+    if keep is not None and keep.walltime is not None:
+        signals.until(time.monotonic() + keep.walltime - uptime() - 1.0)
 
 
 def uptime() -> float:

@@ -29,6 +29,8 @@ MPI_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    # mpirun kills what is left a second after SIGTERM; a busy machine takes longer.
+    "OMPI_MCA_odls_base_sigkill_timeout": "4",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "OMP_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",

@@ -20,6 +20,8 @@ from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_run import simulate_alloy
 from mpiflow.cli import invoke
 from mpiflow.config import IsingConfig, RunConfig
+from mpiflow.ensemble_config import CurieWeissConfig
+from mpiflow.ensemble_run import simulate_ensemble
 from mpiflow.errors import InputError
 from mpiflow.kac_config import KacConfig
 from mpiflow.resume import resume
@@ -83,6 +85,8 @@ RUNS: dict[str, tuple[type[RunConfig], dict[str, Any], bool]] = {
 def run(config: RunConfig, comm: MPI.Intracomm) -> None:
     if isinstance(config, AlloyConfig):
         simulate_alloy(config, comm)
+    elif isinstance(config, CurieWeissConfig):
+        simulate_ensemble(config, comm)
     else:
         simulate(config, comm)
 
@@ -103,6 +107,7 @@ class Interrupted(Watch):
     """Stops after a number of looks, and looks after every grain of work."""
 
     left = 0
+    events = 3  # where stretches are measured in them
 
     def ahead(self, position: float) -> float:
         return 1e-30 + (0.0 if self.stride == np.inf else self.first)
@@ -111,7 +116,7 @@ class Interrupted(Watch):
         super().__init__(keep, comm, stride, now)
         self.first = stride / 3 if stride < 1e-3 or stride > 0.5 else stride
 
-    def look(self, position: float) -> Verdict:
+    def look(self, position: float, events: float | None = None) -> Verdict:
         type(self).left -= 1
         return Verdict("SIGUSR1" if self.left < 0 else "", False, self.stride)
 
@@ -476,12 +481,66 @@ def test_strides_grow_to_a_quarter_of_a_second_and_shrink_again(monkeypatch):
     assert strides == pytest.approx([4, 16, 64, 100, 100, 10, 10, 10])
 
 
+def test_a_stretch_is_longer_where_each_costs_the_same_at_least(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    watch = Watch(Keep(), MPI.COMM_SELF, 1.0, 0.0)
+    spent = []
+    for _ in range(15):
+        spent.append(0.15 + 1e-6 * watch.events)
+        now[0] += spent[-1]
+        watch.look(0.0, watch.events)
+    assert spent[-1] == pytest.approx(0.15 / stopping.SHARE, rel=0.01)
+    assert max(spent) < 1
+
+
+#: What may have a thousand events before its first frame. Name: (configuration, its simulation).
+EVENT_DRIVEN = {
+    "nfold": IsingConfig(size=16, temperature=2, solver="nfold", time=1e6, out="x"),
+    "gillespie": KacConfig(
+        size=16, gamma=2, temperature=0.8, solver="gillespie", time=1e6, out="x"
+    ),
+    "serial": AlloyConfig(cells=4, temperature=2000, time=1.0, out="x"),
+    "members": AlloyConfig(cells=4, temperature=2000, time=1.0, members=3, out="x"),
+    "curie-weiss": CurieWeissConfig(size=8, temperature=1, time=1e6, out="x"),
+}
+
+
+@pytest.mark.parametrize("name", EVENT_DRIVEN)
+def test_the_first_stretches_are_short(tmp_path, monkeypatch, name):
+    """A clock that only counts events: 1000 a second; stopped before the first frame of many."""
+    made = [0.0]
+    config = EVENT_DRIVEN[name].model_copy(
+        update={"out": tmp_path / "run.h5", "walltime": 4.0, "quiet": True}
+    )
+    monkeypatch.setattr(stopping, "uptime", lambda: 1e-3 * made[0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: 1e-3 * made[0])
+    look = Watch.look
+
+    def counted(watch: Watch, position: float, events: float | None = None) -> Verdict:
+        made[0] += events or 0
+        return look(watch, position, events)
+
+    monkeypatch.setattr(Watch, "look", counted)
+    with pytest.raises(Stopped, match="75"):
+        run(config, MPI.COMM_SELF)
+    assert 2000 < made[0] <= 4000
+    assert len(checkpoint.paths(config.out)) == 1
+
+
 def test_config_of_walltime_and_checkpoints(tmp_path):
     options = {"size": 16, "temperature": 2, "time": 4, "out": tmp_path / "run.h5"}
-    assert IsingConfig(**options, walltime="1:02:03").walltime == 3723
-    assert IsingConfig(**options, walltime="02:03").walltime == 123
-    assert IsingConfig(**options, walltime=7.5).walltime == 7.5
-    for bad in ("1:2:3:4", "-5", "x", "0"):
+    day = 86400
+    for given, seconds in (
+        ("1:02:03", 3723), ("02:03", 123), ("90:00", 5400), ("36:00:00", 1.5 * day), (7.5, 7.5),
+        ("120", 120), ("1-12", 1.5 * day), ("2-00:30", 2 * day + 1800), ("0-0:0:9", 9),
+        ("1-02:03:04", day + 7384),
+    ):  # fmt: skip
+        assert IsingConfig(**options, walltime=given).walltime == seconds, given
+    for bad in (
+        "1:2:3:4", "-5", "x", "0", "0:00", "1:60", "1:60:00", "1-24", "1-2-3", "1-", "-1:00",
+        "1-02:60", "1:30.5", "1 - 2", "", ":30", "\u0661:00", "inf", "nan",
+    ):  # fmt: skip
         with pytest.raises(InputError, match="HH:MM:SS"):
             IsingConfig(**options, walltime=bad)
     with pytest.raises(InputError, match="checkpoints"):

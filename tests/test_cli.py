@@ -102,7 +102,8 @@ def test_command_line_overrides_the_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("word", "heard"), [("simulate", 1), ("resume", 1), ("predict", 1), ("info", 0)]
+    ("word", "heard"),
+    [("simulate", 1), ("resume", 1), ("predict", 1), ("learn", 1), ("bench", 1), ("info", 0)],
 )
 def test_what_runs_for_long_listens_to_signals(
     word: str, heard: int, monkeypatch: pytest.MonkeyPatch

@@ -167,11 +167,12 @@ class Interrupted(Watch):
 
     left = 0
     far = 1e-30
+    events = 5  # where stretches are measured in them
 
     def ahead(self, position: float) -> float:
         return type(self).far
 
-    def look(self, position: float) -> Verdict:
+    def look(self, position: float, events: float | None = None) -> Verdict:
         type(self).left -= 1
         return Verdict("SIGUSR1" if self.left < 0 else "", False, self.stride)
 

@@ -66,6 +66,9 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, float]:
         (1, signal.SIGTERM, 75),
         (1, signal.SIGINT, 75),
         (1, signal.SIGUSR1, 75),
+        (1, signal.SIGUSR2, 75),
+        (1, signal.SIGHUP, 75),
+        (1, signal.SIGXCPU, 75),
         (2, signal.SIGUSR1, 75),
         (2, signal.SIGTERM, 1),  # mpirun's own, once the ranks are done
     ],
@@ -125,6 +128,51 @@ def test_a_second_signal(tmp_path, second, wait, code):
     returned, said, seconds = end(process)
     assert (returned, seconds < 15) == (code, True), said
     assert len(checkpoint.paths(out)) == (code == 75)
+
+
+@pytest.mark.parametrize(
+    ("first", "number", "code"),
+    [("simulate", signal.SIGTERM, 75), ("simulate", 0, 75), ("learn", signal.SIGHUP, 129)],
+)
+def test_a_program_with_nothing_to_lose_does_not_wait(first, number, code):
+    """Its main thread is in a kernel, or in the compiler: no handler of Python's runs."""
+    program = (
+        "import ctypes, sys, time\n"
+        f"sys.argv[1:] = [{first!r}]\n"
+        "from mpiflow import cli, signals\n"
+        "def busy(arguments):\n"
+        f"    if {number} == 0:\n"
+        "        signals.until(time.monotonic() + 0.5)\n"
+        "    print('busy', flush=True)\n"
+        "    ctypes.CDLL(None).sleep(60)\n"
+        "    ctypes.CDLL(None).sleep(60)\n"  # a handler does not end the second
+        "cli.invoke = busy\n"
+        "cli.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=reliability.environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    if number:
+        process.send_signal(number)
+    returned, said, seconds = end(process)
+    assert (returned, seconds < 30) == (code, True), said
+    assert f"mpiflow: {signals.name_of(number)}: " in said
+
+
+def test_nohup_stays():
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signals.listen()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.raise_signal(signal.SIGXCPU)
+        signal.raise_signal(signal.SIGHUP)
+        assert signals.received() == signal.SIGXCPU
+    finally:
+        signals.stop_listening()
+        signal.signal(signal.SIGHUP, old)
 
 
 def test_walltime_then_the_same_command_again(tmp_path, mpirun: MpiRun):
