@@ -161,7 +161,10 @@ class RunConfig(Config):
         remedy="Choose another seed.",
     )
     device: Literal["cpu", "cuda"] = option(
-        "cpu", "Where to compute.", allowed="'cpu' or 'cuda'", remedy="Use cpu."
+        "cpu",
+        "Where to compute. cuda: simulated and assembled, not yet run on a GPU.",
+        allowed="'cpu' or 'cuda'",
+        remedy="Use cpu.",
     )
     out: Path = option(
         ...,
@@ -284,7 +287,8 @@ class SpinConfig(RunConfig):
     )
     initial_magnetization: float = option(
         0.0,
-        "Mean spin of the initial state: shuffled, random or gaussian.",
+        "Mean spin of the initial state: to the nearest spin of shuffled and gaussian, on average "
+        "of random, whose spins are independent.",
         ge=-1,
         le=1,
         allowed="-1 to 1",

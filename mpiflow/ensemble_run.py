@@ -55,6 +55,8 @@ def simulate_ensemble(
     if comm.rank == 0 and not config.quiet:
         print(f"{config.out}: {_about(config, comm)}")
         print(f"{config.out}: {one_line(config, comm.size)}")
+        for remark in sim.remarks():
+            print(f"{config.out}: {remark}")
     if point is not None:
         unchanged(point, facts, changed)
         checkpoint.load(point, sim)

@@ -97,6 +97,10 @@ class Ensemble(ABC):
     def measure(self) -> dict[str, np.ndarray]:
         """The ``scalars`` of the configuration, (B,) each."""
 
+    def remarks(self) -> list[str]:
+        """What whoever reads its results should know of its errors: lines for the log."""
+        return []
+
     def profiles(self) -> dict[str, np.ndarray]:
         """Its ``profiles``, (B, n) each."""
         return {}
@@ -160,6 +164,21 @@ class Chains(Stepped):
             sim.x[:, sites] = values
 
         self.block = Rows(lambda: sim.x, store)
+
+    def remarks(self) -> list[str]:
+        """Of a mode with rate r, steps of Euler make the variance 1 / (1 - r dt / 2) times as
+        large."""
+        chain, dt = self.sim.system, self.sim.dt
+        slow, fast = (
+            100 / (2 / (rate * dt) - 1)
+            for rate in (chain.friction, chain.friction + 4 * chain.coupling)
+        )
+        if slow < 0.5 and fast < 5:
+            return []
+        return [
+            f"dt {dt:g} makes the stationary variance of the mean displacement {slow:.2g} % too "
+            f"large, and that of the shortest waves {fast:.2g} %"
+        ]
 
     def measure(self) -> dict[str, np.ndarray]:
         return {"displacement": self.sim.mean_displacement()}

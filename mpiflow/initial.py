@@ -15,6 +15,8 @@ from typing import Protocol
 import h5py
 import numpy as np
 import scipy.fft
+from scipy.optimize import brentq
+from scipy.special import ndtr
 
 from mpiflow import arrays, footer
 from mpiflow.device import kernel
@@ -174,7 +176,9 @@ def shuffled(block: Spins, seed: int, magnetization: float | np.ndarray = 0.0) -
     _fill_below(block, key, 0, bounds_of_smallest(block, wanted, count))
 
 
-def bounds_of_smallest(block: Spins, wanted: np.ndarray, count: Callable[..., None]) -> np.ndarray:
+def bounds_of_smallest(
+    block: Spins, wanted: np.ndarray, count: Callable[..., None], most: int = 64
+) -> np.ndarray:
     """Bounds (B,) uint64 below which lie exactly ``wanted`` (B,) words of each box. Collective.
 
     Radix selection from the top digit down. It ends when all boxes are settled,
@@ -186,8 +190,9 @@ def bounds_of_smallest(block: Spins, wanted: np.ndarray, count: Callable[..., No
     count : ``count(left, bounds, shift, counts)`` adds the words of this rank's sites to the
         histograms ``counts`` (B, digits), with :func:`count_digits`; boxes with ``left`` = 0
         are settled and need no counting
+    most : bits of a round at most, where ``count`` needs much memory of its own
     """
-    bits = max(2, min(_DIGITS, (_BINS // max(1, block.batch)).bit_length() - 1))
+    bits = max(2, min(most, _DIGITS, (_BINS // max(1, block.batch)).bit_length() - 1))
     bounds, left, shift = np.zeros(block.batch, np.uint64), wanted.copy(), 64
     while shift > 0 and left.any():
         digits = min(bits, shift)
@@ -253,16 +258,23 @@ def gaussian(
     correlation_length: float = 8.0,
     amplitude: float = 0.5,
 ) -> None:
-    r"""Spins with a smooth random local mean.
+    r"""Spins with a smooth random local mean, exactly ``round(N (1 + m) / 2)`` of them up.
 
-    .. math:: P(s_i = 1) = (1 + m_i) / 2, \quad m_i = \mathrm{clip}(m + a g_i, -1, 1),
+    .. math:: P(s_i = 1) = (1 + m_i) / 2, \quad m_i = \mathrm{clip}(\mu + a g_i, -1, 1),
 
     where g is a Gaussian random field of unit variance and covariance
     :math:`e^{-r^2 / 2 \xi^2}`: white noise smoothed with a Gaussian of standard
-    deviation :math:`\xi / \sqrt{2}`, cut at four of them.
+    deviation :math:`\xi / \sqrt{2}`, cut at four of them. Clipping would move the mean, and so
+    would the waves that are longer than the lattice: :math:`\mu` is the number for which this
+    lattice has the magnetization m. With the uniform number u of a site it is up if
+
+    .. math:: 2 u - 1 - a g_i < \mu,
+
+    so the sites with the smallest such numbers are up, which are selected as in :func:`shuffled`.
 
     Parameters
     ----------
+    magnetization : m, -1 to 1, to the nearest spin
     correlation_length : xi in sites; the kernel must fit into the lattice
     amplitude : a, 0 or more
     """
@@ -283,12 +295,22 @@ def gaussian(
     streams = "initial-radius", "initial-angle", "initial"
     keys = np.array([stream_key(seed, stream) for stream in streams])
 
+    boxes = block.origins, block.members, block.lattice.shape
+    height = max((r.stop - r.start for r in _merged(block.bands(), _TALL)), default=0)
+    field = np.empty((height, block.shape[1] + 2 * margin))
+
+    def count(left: np.ndarray, bounds: np.ndarray, shift: Word, counts: np.ndarray) -> None:
+        for rows in _merged(block.bands(), _TALL):
+            here = keys, rows.start, weights, float(amplitude), field[: rows.stop - rows.start]
+            _count_levels(*boxes, *here, left, bounds, shift, counts)
+
+    up = int(np.rint(0.5 * (1.0 + magnetization) * block.lattice.sites))
+    bounds = bounds_of_smallest(block, np.full(block.batch, up, np.int64), count, 14)
+
     def spins_of(rows: slice) -> np.ndarray:
         spins = _empty(block, rows)
-        field = np.empty((spins.shape[1], spins.shape[2] + 2 * margin))
-        boxes = block.origins, block.members, block.lattice.shape
-        mean = float(magnetization), float(amplitude)
-        _toss(*boxes, keys, rows.start, weights, *mean, field, spins)
+        here = keys, rows.start, weights, float(amplitude), field[: spins.shape[1]]
+        _toss(*boxes, *here, bounds, spins)
         return spins
 
     _fill(block, _merged(block.bands(), _TALL), spins_of)
@@ -378,11 +400,42 @@ def _smooth_box(
 
 
 @kernel
-def _toss_row(words: np.ndarray, field: np.ndarray, m: float, a: float, up: np.ndarray) -> None:
+def _to_levels(words: np.ndarray, field: np.ndarray, a: float) -> None:
+    """Turn words of a row into the numbers 2 u - 1 - a g, as 53 bits in their order, in place."""
+    reach = 1.0 + 10.0 * a  # g is beyond 9 in one of 10^18 sites
     for i in range(words.size):
-        local = min(max(m + a * field[i], -1.0), 1.0)
         u = np.float64(words[i] >> np.uint64(11)) * 2.0**-53
-        up[i] = 1 if u < 0.5 * (1.0 + local) else -1
+        place = (2.0 * u - 1.0 - a * field[i] + reach) * (2.0**52 / reach)
+        words[i] = np.uint64(min(max(place, 0.0), 2.0**53 - 1.0)) << np.uint64(11)
+
+
+@kernel
+def _count_levels(
+    origins: np.ndarray,
+    members: np.ndarray,
+    lattice: Shape,
+    keys: np.ndarray,
+    top: int,
+    weights: np.ndarray,
+    a: float,
+    field: np.ndarray,
+    left: np.ndarray,
+    bounds: np.ndarray,
+    shift: Word,
+    counts: np.ndarray,
+) -> None:
+    """Histograms (B, digits) of the next digit of the levels of rows from ``top`` on."""
+    ly, lx = lattice
+    words = np.empty(field.shape[1] - weights.size // 2 * 2, np.uint64)
+    for b in range(counts.shape[0]):
+        if left[b] == 0:
+            continue
+        gy, gx = origins[b, 0] + top, origins[b, 1]
+        _smooth_box(keys, members[b], gy, gx, lattice, weights, field)
+        for i in range(field.shape[0]):
+            _row_words(keys[2], members[b], (gy + i) % ly, gx, lx, words)
+            _to_levels(words, field[i], a)
+            count_digits(words, bounds[b], shift, counts[b])
 
 
 @kernel
@@ -393,12 +446,12 @@ def _toss(
     keys: np.ndarray,
     top: int,
     weights: np.ndarray,
-    m: float,
     a: float,
     field: np.ndarray,
+    bounds: np.ndarray,
     spins: np.ndarray,
 ) -> None:
-    """Spins with the local mean m + a g; ``field`` is room for g, ``top`` the first row."""
+    """Up are spins whose level is below a bound; ``field`` is room for g, ``top`` the first row."""
     ly, lx = lattice
     words = np.empty(spins.shape[2], np.uint64)
     for b in range(spins.shape[0]):
@@ -406,7 +459,8 @@ def _toss(
         _smooth_box(keys, members[b], gy, gx, lattice, weights, field)
         for i in range(spins.shape[1]):
             _row_words(keys[2], members[b], (gy + i) % ly, gx, lx, words)
-            _toss_row(words, field[i], m, a, spins[b, i])
+            _to_levels(words, field[i], a)
+            _mark_row(words, np.uint64(0), bounds[b], spins[b, i])
 
 
 # -- a given local mean -----------------------------------------------------------------------
@@ -510,7 +564,7 @@ def smooth_profile(
 ) -> np.ndarray:
     r"""A smooth random field of means on a periodic grid, for :func:`profile` and equations.
 
-    .. math:: m_0 = \mathrm{clip}(m + a g, -1, 1), \qquad
+    .. math:: m_0 = \mathrm{clip}(\mu + a g, -1, 1), \qquad
         g(x) = \mathrm{Re} \sum_n \sqrt{S_n}\, (a_n - i b_n) e^{2 \pi i n x / L}, \quad
         S_n \propto e^{-2 \pi^2 \xi^2 n^2 / L^2},
 
@@ -523,7 +577,7 @@ def smooth_profile(
     ----------
     shape : (ny, nx), points of the grid
     correlation_length : xi in points of the grid, from 1 to a fifth of the shorter side
-    magnetization : m, -1 to 1
+    magnetization : m, -1 to 1, on average
     amplitude : a, 0 or more
 
     Returns
@@ -560,7 +614,28 @@ def smooth_profile(
         terms = sizes * normals * phase * phases[1][near]
         np.add.at(spectrum[y % shape[0]], x % shape[1], terms)
     field = scipy.fft.ifft2(spectrum, norm="forward").real
-    return np.asarray(np.clip(magnetization + amplitude * field, -1.0, 1.0))
+    return np.asarray(np.clip(unclipped(magnetization, amplitude) + amplitude * field, -1.0, 1.0))
+
+
+def unclipped(m: float, a: float) -> float:
+    r"""The number mu for which clip(mu + a g, -1, 1), g normal, has the mean m.
+
+    .. math:: m = -1 + \int_{-1}^{1} \Phi \left( \frac{\mu - x}{a} \right) dx
+              = -1 + a \left[ F \left( \frac{\mu + 1}{a} \right)
+                - F \left( \frac{\mu - 1}{a} \right) \right], \qquad F(z) = z \Phi(z) + \phi(z).
+    """
+    if a == 0 or m == 0:
+        return float(m)
+
+    def excess(mu: float) -> float:
+        z = np.array([mu + 1.0, mu - 1.0]) / a
+        above = z * ndtr(z) + np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
+        return float(a * (above[0] - above[1]) - 1.0 - m)
+
+    far = 1.0 + 40.0 * a  # there everything is clipped
+    if excess(far) <= 0 or excess(-far) >= 0:
+        return float(np.copysign(far, m))
+    return float(brentq(excess, -far, far, xtol=1e-14))
 
 
 # -- files ------------------------------------------------------------------------------------

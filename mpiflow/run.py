@@ -55,8 +55,10 @@ def simulate(
     point, overwrite = beginning(config, comm, changed)
     sim = build(config, comm, fresh=point is None)
     attributes = {"config_json": config.model_dump_json(), **_field_attributes(config)}
+    remarks = sim.remarks() + (_initial_remarks(sim, config) if point is None else [])
     if comm.rank == 0 and not config.quiet:
-        print(f"{config.out}: {sim.describe()}\n{config.out}: {one_line(config, comm.size)}")
+        for line in (sim.describe(), one_line(config, comm.size), *remarks):
+            print(f"{config.out}: {line}")
     record(
         sim,
         config.out,
@@ -153,6 +155,20 @@ def set_initial(sim: SpinSimulation, config: SpinConfig) -> None:
         )
     else:
         sim.set_spins(initial.from_file, path=config.initial)
+
+
+def _initial_remarks(sim: SpinSimulation, config: SpinConfig) -> list[str]:
+    """Where the spins of one lattice cannot have the magnetization asked for. Collective."""
+    asked = config.initial_magnetization
+    if sim.members > 1 or config.initial not in ("shuffled", "random", "gaussian"):
+        return []
+    got = float(observables.spin_sums(sim.block)[0, 0]) / sim.lattice.sites
+    if abs(got - asked) <= 0.005 * (abs(asked) or 1.0):
+        return []
+    why = f"the nearest that {sim.lattice.sites} spins have"
+    if config.initial == "random":
+        why = "spins of random are independent; shuffled has the nearest"
+    return [f"the initial magnetization is {got:.6g}, not {asked:g}: {why}"]
 
 
 def record(

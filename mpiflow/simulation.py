@@ -21,8 +21,8 @@ from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
 from mpiflow.parallel import arrival, local_rank
 from mpiflow.schedule import Clock, Number, Schedule, State, after
 from mpiflow.solvers.nfold import NFold
-from mpiflow.solvers.sublattice import Sublattice
-from mpiflow.solvers.tiled import TiledNFold
+from mpiflow.solvers.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
+from mpiflow.solvers.tiled import LONG_WINDOW, LONG_WINDOW_ERROR, TiledNFold
 from mpiflow.systems.ising import Ising
 
 SolverName = Literal["sublattice", "nfold", "tiled-nfold"]
@@ -84,6 +84,10 @@ class SpinSimulation(Guarded):
     def describe(self) -> str:
         """One line: size, kernel and how the work is divided."""
         raise NotImplementedError
+
+    def remarks(self) -> list[str]:
+        """What whoever reads its results should know of its errors: lines for the log."""
+        return []
 
     def facts(self) -> dict[str, Any]:
         """The configuration, as far as the simulation knows it: for files."""
@@ -257,7 +261,7 @@ class Simulation(SpinSimulation):
     comm : communicator, ``COMM_WORLD`` unless given; every method is collective on it
     ranks_grid : ranks along each axis, chosen if left out
     granularity : tiles are cut in multiples of this many sites (coarse blocks)
-    device : ``cpu`` or ``cuda``
+    device : ``cpu`` or ``cuda`` (simulated and assembled, not yet run on a GPU)
     kernel : of the sublattice solver. ``auto`` takes ``packed`` for lattices of a multiple of
         8 rows and of 128 columns, ``sliced`` for many small ones, else ``plain``; all have
         the same law, each its own bits. It depends on the size and on whether there are
@@ -395,6 +399,19 @@ class Simulation(SpinSimulation):
         ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}{grid}"
         workers = threads() if self.kernel == "packed" and not self.device.is_cuda else 1
         return f"{what}, {kernel} on {self.device.name}, {ranks}, threads {workers}"
+
+    def remarks(self) -> list[str]:
+        dt = self.dt
+        if isinstance(self.solver, Sublattice) and dt is not None and dt > LONG_STEP:
+            if math.isinf(dt):
+                return [
+                    "dt inf is the classic checkerboard: right in equilibrium, but its sweeps are "
+                    "no time of Glauber dynamics"
+                ]
+            return [f"dt {dt:g} is long: {LONG_STEP_ERROR}"]
+        if isinstance(self.solver, TiledNFold) and self.solver.window > LONG_WINDOW:
+            return [f"window {self.solver.window:g} is long: {LONG_WINDOW_ERROR}"]
+        return []
 
     # -- state ---------------------------------------------------------------------
 

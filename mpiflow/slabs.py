@@ -238,6 +238,10 @@ class Slabs:
         self.comm.Allgather(np.array([value], float), everyone)
         return float(everyone.max())
 
+    def before(self, value: int) -> int:
+        """The sum over all ranks with rows above these."""
+        return int(self.comm.exscan(value) or 0)
+
     # ------------------------------------------------------------------------------------
 
     def _require(self, shape: tuple[int, ...]) -> None:

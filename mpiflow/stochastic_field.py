@@ -182,7 +182,10 @@ class StochasticField:
         return m
 
     def set(self, m: float | np.ndarray) -> None:
-        r"""Start from block means at time 0; those of ``cosh`` are rounded to spins.
+        r"""Start from block means at time 0.
+
+        Those of ``cosh`` are whole numbers of spins: what rounding a block adds or drops goes to
+        the next one, along rows, so that the mean of all is right to one spin.
 
         Parameters
         ----------
@@ -196,8 +199,21 @@ class StochasticField:
             most = float(abs(m).max(initial=0.0))
             if not most <= 1:
                 raise InputError("m", most, "-1 to 1 at all points", "Look at the field.")
-        self.state = self._motion.state(np.broadcast_to(m, self.local))
+        m = np.broadcast_to(m, self.local)
+        flips = isinstance(self._motion, Flipping)
+        self.state = self._to_spins(m) if flips else self._motion.state(m)
         self.step = 0
+
+    def _to_spins(self, m: np.ndarray) -> np.ndarray:
+        """Numbers of spins that are up, whose sum is right in the whole field. Collective."""
+        exact = (m + 1) * (self.spins / 2)
+        low = np.floor(np.round(exact, 9))
+        rest = np.rint(np.clip(exact - low, 0, 1) * 2**32).astype(np.int64).reshape(len(m), -1)
+        ends = np.cumsum(rest, axis=1) + 2**31
+        if self._cut:  # integers: the same on any number of ranks
+            ends += self.slabs.before(int(rest.sum()))
+        more = (ends >> 32) - (ends - rest >> 32)
+        return (low + more.reshape(m.shape)).astype(np.int32)
 
     def require_state(self) -> None:
         """Raise, on all ranks alike, unless the state was set and is possible. Collective."""

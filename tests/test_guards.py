@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from mpiflow.alloy_run import record_alloy
 from mpiflow.alloy_simulation import AlloySimulation
 from mpiflow.block import Block
 from mpiflow.chain_simulation import ChainSimulation
+from mpiflow.config import IsingConfig
+from mpiflow.ensemble_config import ChainConfig
+from mpiflow.ensemble_simulation import Chains
 from mpiflow.errors import InputError
 from mpiflow.field_law import ExactLaw
 from mpiflow.field_simulation import FieldSimulation
@@ -24,7 +28,7 @@ from mpiflow.initial_alloy import counts_of, random_alloy
 from mpiflow.kac_simulation import KacSimulation
 from mpiflow.packed import PackedBlock
 from mpiflow.predator_prey_simulation import PredatorPreySimulation, evolve_patches
-from mpiflow.run import record
+from mpiflow.run import _initial_remarks, build, record
 from mpiflow.simulation import Simulation, SpinSimulation
 from mpiflow.solvers.gillespie import Gillespie
 from mpiflow.solvers.mean_field import MeanField, relax_windows
@@ -350,3 +354,42 @@ def test_a_subclass_that_only_adds_runs_as_its_parent() -> None:
         runs.append(sim.spins().copy())
     assert (runs[0] == runs[1]).all()
     assert (runs[0] == runs[2]).all()
+
+
+# -- what is said of it ------------------------------------------------------------------------
+
+
+def test_long_steps_are_remarked_on() -> None:
+    for options, words in (
+        ({}, None),
+        ({"dt": 0.5}, None),
+        ({"dt": 1.0}, "dt 1 is long.* 4 % at 1"),
+        ({"dt": np.inf}, "checkerboard"),
+        ({"solver": "nfold"}, None),
+        ({"solver": "tiled-nfold", "tile": 4, "dt": 1.0}, None),
+        ({"solver": "tiled-nfold", "tile": 4, "dt": 2.0}, "window 2 is long"),
+    ):
+        remarks = Simulation(HOT, 16, comm=SELF, **options).remarks()
+        assert len(remarks) == (words is not None)
+        assert words is None or re.search(words, remarks[0])
+
+
+def test_what_the_initial_state_cannot_have_is_said(tmp_path: Path) -> None:
+    def remarks(size: Any, m: float, initial: str = "shuffled") -> list[str]:
+        config = IsingConfig(
+            size=size, temperature=2.3, time=1, out=tmp_path / "x.h5", seed=1, initial=initial,
+            initial_magnetization=m, correlation_length=1.0 if initial == "gaussian" else None,
+        )  # fmt: skip
+        return _initial_remarks(build(config, SELF), config)
+
+    assert remarks(4, 0.3) == [
+        "the initial magnetization is 0.25, not 0.3: the nearest that 16 spins have"
+    ]
+    assert "independent" in remarks(16, 0.3, "random")[0]
+    assert not remarks(4, 0.25)
+    assert not remarks(64, 0.8, "gaussian")
+    chain = ChainConfig(size=10, time=1, dt=0.1, out=tmp_path / "c.h5")
+    assert (
+        "0.5 % too large, and that of the shortest waves 26 %" in Chains(chain, SELF).remarks()[0]
+    )
+    assert not Chains(ChainConfig(size=10, time=1, out=tmp_path / "c.h5"), SELF).remarks()

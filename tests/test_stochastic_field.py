@@ -706,6 +706,28 @@ def test_what_cannot_work_is_named(structure: Structure) -> None:
     assert [t for t, _ in field.run([0.2, 0.5])] == pytest.approx([0.2, 0.5])
 
 
+@pytest.mark.mpi
+def test_counted_fields_have_the_mean_to_one_spin(comm: MPI.Intracomm) -> None:
+    """0.3 of blocks of four spins was 0.5; the same numbers on any ranks, and whole ones stay."""
+    law, kernel, shape = ExactLaw(1.0, "cosh"), kac_kernel(0.5), (12, 10)
+
+    def counts(m: Any, comm: MPI.Intracomm, members: int = 1) -> np.ndarray:
+        field = StochasticField(law, kernel, shape, block=2, members=members, comm=comm)
+        cut = m if np.ndim(m) == 0 or members > 1 or comm.size == 1 else m[field.slabs.rows]
+        field.set(cut)
+        return np.concatenate(comm.allgather(field.state), axis=1 if members == 1 else 0)
+
+    smooth = 0.9 * np.cos(np.arange(120.0).reshape(shape) / 20)
+    for m in (-1.0, -0.37, 0.0, 0.3, 1.0, smooth):
+        found = counts(m, comm)
+        up = 2 * (np.broadcast_to(m, shape) + 1)
+        assert abs(found.sum() - up.sum()) <= 0.5 + 1e-6
+        assert abs(found[0] - up).max() < 1 + 1e-6
+        assert (found == counts(m, SELF)).all()
+        assert (counts(np.broadcast_to(m, shape), SELF, members=2) == found).all()
+        assert (counts(found[0] / 2 - 1, comm) == found).all()
+
+
 @pytest.mark.mpi(min_size=2)
 def test_a_bad_slab_on_one_rank_is_refused_on_all(comm: MPI.Intracomm) -> None:
     field = StochasticField(ExactLaw(1.0), kac_kernel(1.0), (16, 16), block=1, comm=comm)

@@ -1,5 +1,7 @@
 r"""Steps of a Kac model on a CUDA device: the integers of the CPU, so the same bits.
 
+CUDA: simulated and assembled, not yet run on a GPU (docs/hpc.md).
+
 Sums over neighbours are made along one axis after the other, by one kernel for both: its threads
 stand side by side across the axis and walk along it, each row from the one before by
 
