@@ -7,6 +7,7 @@ Modules that compile or start MPI are imported inside the commands, so that
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -45,8 +46,12 @@ app.add_typer(learn_app, name="learn")
 
 def main() -> None:
     """Entry point of ``mpiflow``: exit code 0, 2 for a bad input, else another."""
+    parallel.leave_srun()
     parallel.install_abort_hook()
     parallel.mute_other_ranks()
+    # Paths need not be UTF-8: their bytes are shown as they are.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
     word = sys.argv[1:2]
     if word in (["simulate"], ["resume"], ["predict"]) and signals.listen():
         remark = "stopped before its first steps were over: start it again"

@@ -6,6 +6,8 @@ import os
 
 import h5py
 
+from mpiflow import footer
+
 #: First bytes of files that people take for runs, and what they are. Not of HDF5.
 _KINDS = {
     b"CDF\x01": "a netCDF classic file",
@@ -24,13 +26,16 @@ _KINDS = {
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
-def is_hdf5(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as HDF5 files do; False for what cannot be read."""
+def of_run(path: str | os.PathLike[str]) -> str | None:
+    """Empty for the file of a run; else a sentence about it, or None where it may be damaged."""
     try:
-        with open(path, "rb") as file:
-            return file.read(8) == _HDF5
-    except OSError:
-        return False
+        if what := kind(path):
+            return what
+        footer.examine(path)  # before HDF5 sees a damaged file
+        with h5py.File(path, "r", locking=False) as file:
+            return "" if "schema_version" in file.attrs else described(file)
+    except (OSError, LookupError, RuntimeError, ValueError):
+        return None
 
 
 def kind(path: str | os.PathLike[str]) -> str:

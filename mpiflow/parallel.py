@@ -31,7 +31,35 @@ PATIENCE = 10.0
 
 # Of each launcher: how many processes it started. SLURM_NTASKS is no use, a batch
 # script has it too; only processes that srun started have the second.
+_OF_A_STEP = frozenset({"SLURM_NODELIST", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_TASKS_PER_NODE"})
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+def leave_srun() -> None:
+    """Be a process of its own in a shell that srun runs, before MPI starts.
+
+    Such a shell hands on the variables of its step, and MPI would take the process for a rank of
+    it: Open MPI ends there or waits for the others. In a step of one task nothing is lost.
+    """
+    if "SLURM_STEP_ID" not in os.environ:
+        return
+    if any(os.environ.get(name, "1") != "1" for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")):
+        return
+    alone = os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
+    if "OMPI_COMM_WORLD_SIZE" in os.environ or not (alone or _in_a_terminal()):
+        return
+    for name in list(os.environ):
+        if name.startswith(("PMI_", "PMIX_", "SLURM_STEP")) or name in _OF_A_STEP:
+            del os.environ[name]
+
+
+def _in_a_terminal() -> bool:
+    """Whether a person typed this, at the terminal of a step of several tasks (``srun --pty``)."""
+    try:
+        with open(f"/proc/{os.getppid()}/comm") as file:
+            return "slurm" not in file.read() and sys.stdin is not None and sys.stdin.isatty()
+    except OSError:
+        return False
 
 
 def launched_size() -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
 import numpy as np
 
-from mpiflow import manifest
+from mpiflow import foreign, manifest
 from mpiflow.errors import InputError
 from mpiflow.trajectory import Trajectory
 
@@ -23,8 +24,9 @@ Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 def find_runs(where: Paths) -> list[Path]:
     """The files of runs, each once: of a file, a folder, a pattern (``runs/*.h5``) or several.
 
-    The files of a folder are those with a suffix of :data:`SUFFIXES` and those of its manifest;
-    folders and patterns are sorted by name. Hidden files are left out.
+    The files of a folder are those of runs, whatever they are called, and those of its manifest;
+    folders and patterns are sorted by name. Hidden files are left out, and files with a suffix of
+    :data:`SUFFIXES` that other programs wrote, with a warning.
 
     Raises
     ------
@@ -49,10 +51,26 @@ def _expanded(where: str | os.PathLike[str]) -> list[Path]:
     return [file for match in matches for file in (_expanded(match) if match.is_dir() else [match])]
 
 
-def files_of(folder: Path, listed: bool = True) -> list[Path]:
-    """The files of runs in a folder, by name; of those that its manifest lists some may be lost."""
-    names = {item.name for item in folder.iterdir() if item.suffix in SUFFIXES and item.is_file()}
-    names |= set(manifest.read(folder)) if listed else set()
+def files_of(folder: Path, listed: bool = True, strict: bool = True) -> list[Path]:
+    """The files of runs in a folder, by name; of those that its manifest lists some may be lost.
+
+    Parameters
+    ----------
+    listed : also those of the manifest
+    strict : leave out files that only have the suffix of a run, with a warning
+    """
+    names = set(manifest.read(folder)) if listed else set()
+    for item in folder.iterdir():
+        if item.name in names or item.name.startswith(".") or not item.is_file():
+            continue
+        what = foreign.of_run(item)
+        if item.suffix in SUFFIXES:
+            if what and strict:
+                warnings.warn(f"{item} is left out. {what}", stacklevel=3)
+                continue
+        elif what is None or what:
+            continue
+        names.add(item.name)
     return [folder / name for name in sorted(names) if not name.startswith(".")]
 
 

@@ -158,9 +158,9 @@ def _folder(folder: Path, quick: bool) -> Iterator[Finding]:
 
 def _runs_of(folder: Path) -> list[Path]:
     try:
-        return files_of(folder)
+        return files_of(folder, strict=False)
     except InputError:  # the manifest: reported by itself
-        return files_of(folder, listed=False)
+        return files_of(folder, listed=False, strict=False)
 
 
 def _checkpoint(path: Path) -> Finding:

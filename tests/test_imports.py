@@ -59,7 +59,7 @@ LAYERS = {
     "manifest": 6,
     "sealing": 7,
     "footer": 1,
-    "foreign": 1,
+    "foreign": 2,
     "mesoscopic": 7,
     "field_law": 6,
     "field_steps": 7,

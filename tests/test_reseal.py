@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,3 +260,54 @@ def test_what_a_file_is_if_it_is_no_run(run: Path, tmp_path: Path) -> None:
                 invoke([*command, str(path)])
             assert says in str(caught.value)
             assert "of another program" not in says or "corrupt" not in str(caught.value)
+
+
+def test_a_folder_has_all_its_runs_and_no_other_files(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run.parent
+    for name in ("plain", "run.hdf", "data.v2"):
+        shutil.copy(run, folder / name)
+    (folder / "manifest.json").unlink()
+    invoke(["export", str(run), "--to", "netcdf"])
+    with h5py.File(folder / "foreign.h5", "w") as file:
+        file["x"] = np.arange(3)
+    (folder / "text.h5").write_text("hello")
+    (folder / "notes.txt").write_text("hello")
+    with pytest.warns(UserWarning, match="is left out") as noted:
+        runs = mpiflow.open(folder)
+    assert [path.name for path in runs.paths] == ["data.v2", "plain", "run.h5", "run.hdf"]
+    said = sorted(str(note.message) for note in noted)
+    assert len(said) == 2
+    assert "foreign.h5 is left out. It is an HDF5 file of another program" in said[0]
+    assert "text.h5 is left out. It is text" in said[1]
+    assert [len(one) for one in runs] == [9] * 4
+    damaged = bytearray(run.read_bytes())
+    damaged[len(damaged) // 3] ^= 4
+    (folder / "damaged.h5").write_bytes(damaged[:-1])
+    with pytest.warns(UserWarning, match="is left out"):
+        assert folder / "damaged.h5" in mpiflow.open(folder).paths, "never left out in silence"
+    found = {finding.path.name: finding for finding in verify.verify([folder])}
+    assert {name for name, finding in found.items() if finding.good} >= {"plain", "run.hdf"}
+    assert found["foreign.h5"].text == "no trajectory of mpiflow"
+
+
+# -- paths that are not UTF-8, and shells of srun ------------------------------------------------
+
+
+def mpiflow_in_a_shell(*arguments: str | bytes, **more: str) -> subprocess.CompletedProcess[bytes]:
+    mpi = ("OMPI_", "PMI", "SLURM_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(mpi) or "ALLOW" in k} | more
+    command = [sys.executable, "-m", "mpiflow", *arguments]
+    return subprocess.run(
+        command, env=env, capture_output=True, stdin=subprocess.DEVNULL, timeout=200, check=False
+    )
+
+
+def test_info_in_a_shell_of_srun(origin: Path) -> None:
+    """Open MPI would end it: the step has one task, and this process is not it."""
+    step = dict.fromkeys(("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_PROCID", "SLURM_JOB_ID"), "0")
+    step |= {"SLURM_NODELIST": "n1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1"}
+    done = mpiflow_in_a_shell("info", str(origin), **step)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"9" in done.stdout
