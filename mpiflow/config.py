@@ -8,6 +8,7 @@ same names as keys, and the Trajectory file stores the whole configuration.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticSerializationError
 
 from mpiflow import inputs
 from mpiflow.errors import InputError
@@ -128,6 +130,17 @@ class Config(BaseModel):
     def from_toml(cls, path: str | Path | None, **overrides: Any) -> Self:
         """Options from a TOML file, some of them overridden; without a path, from those only."""
         return cls(**(read_toml(path) if path is not None else {}) | overrides)
+
+    def model_dump_json(self, **settings: Any) -> str:
+        """The configuration as JSON, also where a path is no UTF-8: its bytes are escaped."""
+        try:
+            return super().model_dump_json(**settings)
+        except PydanticSerializationError:
+            values = {
+                name: number_to_json(value) if isinstance(value, float) else value
+                for name, value in self.model_dump().items()
+            }
+            return json.dumps(values, default=str, separators=(",", ":"))
 
     @classmethod
     def options(cls) -> dict[str, FieldInfo]:

@@ -203,10 +203,13 @@ def to_netcdf(
     about = attributes_of(run.path)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     about[""].pop("schema_version", None)  # no Trajectory any more
-    about[""]["history"] = f"{now}: mpiflow export --to netcdf {run.path.name}"
+    source = os.fsencode(run.path.name).decode(errors="replace")
+    about[""]["history"] = f"{now}: mpiflow export --to netcdf {source}"
     with whole_file(path, overwrite=overwrite, inputs=[run.path]) as target:
         try:
-            with netCDF4.Dataset(target, "w", format="NETCDF4") as file:
+            # Its bytes as they are: a path need not be UTF-8.
+            name = os.fsencode(target).decode("latin-1")
+            with netCDF4.Dataset(name, "w", format="NETCDF4", encoding="latin-1") as file:
                 _fill_netcdf(file, run, kept, steps, about)
         except RuntimeError as error:  # the netCDF library's word for a failed write
             raise OSError(None, str(error)) from error
@@ -326,9 +329,9 @@ def to_xdmf(
     path = Path(out) if out is not None else run.path.with_suffix(".xdmf")
     beside = path.parent / f"{path.stem}.sites.hdf"  # not .h5: it is no run
     heavy = os.path.relpath(*map(os.path.realpath, (run.path, path.parent)))
-    if ":" in heavy + beside.name:
+    if ":" in (names := heavy + beside.name) or not _is_utf8(names):
         remedy = "XDMF cannot name it: rename it."
-        raise InputError("file", heavy, "a path without a colon", remedy)
+        raise InputError("file", heavy, "a path in UTF-8 without a colon", remedy)
     about: dict[str, Any] = {"overwrite": overwrite, "inputs": [run.path]}
     with contextlib.ExitStack() as files:
         # Left in reverse order: the text is in place only once its points are.
@@ -346,6 +349,10 @@ def to_xdmf(
         with text.open("w", encoding="utf-8") as file:
             file.writelines(_xdmf(run, meshes, steps, member, heavy))
     return path, len(steps)
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _is_species(v: Variable) -> bool:

@@ -207,7 +207,7 @@ def _no_constant(word: str) -> float:
 def _check_name(name: str, folder: Path) -> None:
     """Refuse all but the plain name of a file in the folder."""
     try:
-        size = len(name.encode("utf-8"))
+        size = len(os.fsencode(name))  # the bytes of a name need not be UTF-8
     except UnicodeEncodeError:
         size = 0
     if not 0 < size < 256 or name in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", name):

@@ -273,7 +273,7 @@ def picture(
                 _draw_profile(part, _time_label(run), v.dims[-1], profile_of(run, v, member))
             else:
                 _draw_field(part, run.time, field_of(run, v, moments, member))
-        figure.suptitle(_title(run), fontsize=10)
+        figure.suptitle(os.fsencode(_title(run)).decode(errors="replace"), fontsize=10)
         figure.savefig(target, dpi=110, format="png")
     return len(run)
 

@@ -408,7 +408,7 @@ def test_xdmf_of_an_alloy_is_its_sites(tmp_path: Path) -> None:
         ("run.h5 --to netcdf --out no/such/x.nc", "Create no/such first"),
         ("run.h5 --to xdmf --out no/such/x.xdmf", "Create no/such first"),
         ("run.h5 --to xdmf --out . --overwrite", "not a regular file"),
-        ("a:b.h5 --to xdmf", "a path without a colon"),
+        ("a:b.h5 --to xdmf", "a path in UTF-8 without a colon"),
         ("alloy.h5 --to xdmf --out beside.xdmf", "out='beside.sites.hdf'"),
     ],
 )

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import mpiflow
-from mpiflow import footer, verify
+from mpiflow import footer, manifest, verify
 from mpiflow.cli import invoke
 from mpiflow.errors import InputError
 from mpiflow.trajectory import Trajectory
@@ -311,3 +311,27 @@ def test_info_in_a_shell_of_srun(origin: Path) -> None:
     done = mpiflow_in_a_shell("info", str(origin), **step)
     assert done.returncode == 0, done.stderr.decode()
     assert b"9" in done.stdout
+
+
+def test_paths_need_not_be_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has only UTF-8 names")
+    path = folder / os.fsdecode(b"r\xfe.h5")
+    invoke([*RUN.split(), "--out", str(path)])
+    invoke(["resume", str(path), "--time", "3", "--quiet"])
+    assert manifest.read(folder)[path.name].frames == 13
+    assert all(finding.good for finding in verify.verify([folder, path]))
+    invoke([*RUN.split(), "--initial", str(path), "--out", str(folder / "next.h5")])
+    invoke(["plot", str(path), "--out", str(folder / "a.png")])
+    invoke(["export", str(path), "--to", "netcdf"])
+    with pytest.raises(InputError, match="a path in UTF-8"):
+        invoke(["export", str(path), "--to", "xdmf"])
+    with Trajectory(path) as run:
+        assert Path(run.config["out"]) == path
+        assert run.to_xarray().sizes["time"] == 13
+    done = mpiflow_in_a_shell("info", os.fsencode(path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(os.fsencode(path))
