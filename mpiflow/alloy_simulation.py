@@ -361,7 +361,7 @@ class AlloySimulation(Guarded):
         """Whether it is interrupted after so many hops, by :meth:`advance_some`."""
         return isinstance(self.solver, VacancyKMC)
 
-    def advance_some(self, time: float, most: int) -> int:
+    def advance_some(self, time: float, most: int, target: float) -> int:
         """Advance towards a time in s, by at most so many hops of each lattice. Collective.
 
         As :meth:`mpiflow.simulation.SpinSimulation.advance_some`.

@@ -89,7 +89,7 @@ class Ensemble(ABC):
     #: Whether it is interrupted after so many events, by :meth:`advance_some`.
     counts_events = False
 
-    def advance_some(self, time: float, most: int) -> int:
+    def advance_some(self, time: float, most: int, target: float) -> int:
         """As :meth:`mpiflow.simulation.SpinSimulation.advance_some`. Collective."""
         raise NotImplementedError
 
@@ -251,7 +251,7 @@ class MeanFields(Ensemble):
 
     counts_events = True
 
-    def advance_some(self, time: float, most: int) -> int:
+    def advance_some(self, time: float, most: int, target: float) -> int:
         made = self.solver.advance(seed=self.seed, until=time, flips=most)
         self._time = arrival(self.comm, self._time, time, self.solver.clock[made >= most])
         return int(made.max(initial=0))

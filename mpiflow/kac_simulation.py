@@ -14,7 +14,7 @@ from mpiflow.device import Device
 from mpiflow.errors import InputError
 from mpiflow.guards import require_rule
 from mpiflow.lattice import Lattice, Layout, Shape, split
-from mpiflow.parallel import agreed, local_rank
+from mpiflow.parallel import agreed, arrival, local_rank
 from mpiflow.schedule import Clock, Number, State
 from mpiflow.simulation import Frame, SpinSimulation
 from mpiflow.slabs import Slabs
@@ -163,12 +163,6 @@ class KacSimulation(SpinSimulation):
             "seed": self.seed,
         }
 
-    @property
-    def grain(self) -> float | None:
-        # A leap of its own length would be cut short where the run is interrupted.
-        adaptive = isinstance(self.solver, KacSteps) and self.solver.tau is None
-        return None if adaptive else super().grain
-
     def advance(self, duration: float) -> None:
         """Advance the state by ``duration``, a multiple of tau if there is one. Collective."""
         self.require_state()
@@ -187,7 +181,7 @@ class KacSimulation(SpinSimulation):
         if isinstance(solver, Gillespie):
             self._count(solver.advance(self._bytes, seed=self.seed, until=time))
         elif solver.tau is None:
-            self._count(solver.leap(self._bytes, time - self.time, seed=self.seed))
+            self._count(solver.leap(self._bytes, time, seed=self.seed))
         else:
             super().advance_to(time)
             return
@@ -195,13 +189,19 @@ class KacSimulation(SpinSimulation):
 
     @property
     def counts_events(self) -> bool:
-        return isinstance(self.solver, Gillespie)
+        return isinstance(self.solver, Gillespie) or self.solver.tau is None
 
-    def advance_some(self, time: float, most: int) -> int:
-        assert isinstance(self.solver, Gillespie)  # noqa: S101 - for the type checker
+    def advance_some(self, time: float, most: int, target: float) -> int:
         self.require_state()
-        made = self.solver.advance(self._bytes, seed=self.seed, until=time, flips=most)
-        return self._arrive(time, most, made, self.solver.clock)
+        solver = self.solver
+        if isinstance(solver, Gillespie):
+            made = solver.advance(self._bytes, seed=self.seed, until=time, flips=most)
+            return self._arrive(time, most, made, solver.clock)
+        solver.begin(self._bytes)
+        before = solver.steps.copy()
+        self._count(solver.leap(self._bytes, target, seed=self.seed, until=time, most=most))
+        self.time = arrival(self.comm, self.time, target, solver.clock[solver.clock < target])
+        return int((solver.steps - before).max(initial=0))
 
     def _count(self, flips: np.ndarray) -> None:
         self._flips = self._flips + flips  # a new array: frames keep theirs
@@ -219,7 +219,10 @@ class KacSimulation(SpinSimulation):
             solver = self.solver
             arrays |= {"clock": solver.clock, "events": solver.events, "vain": solver.vain}
         else:
+            self.solver.begin(self._bytes)
             arrays["steps"] = self.solver.steps
+            if self.solver.tau is None:
+                arrays["clock"] = self.solver.clock
         numbers: dict[str, Number] = {"time": self.time, "step": self.step, **self._clock.numbers()}
         return State(numbers, arrays)
 
@@ -233,6 +236,9 @@ class KacSimulation(SpinSimulation):
             self.solver.vain = state.arrays["vain"].astype(np.int64)
         else:
             self.solver.steps = state.arrays["steps"].astype(np.int64)
+            # A run that had steps of one length until now has no others' clock.
+            now = np.full(self.solver.steps.shape, self.time)
+            self.solver.clock = state.arrays.get("clock", now).astype(np.float64)
 
     def measure(self) -> Frame:
         self.require_state(anew=True)

@@ -39,8 +39,8 @@ class Walk:
     grain : it can be interrupted after whole multiples of this; 0: anywhere, None: nowhere
     unit : time or hops
     some : where stretches of work are counted in events: go on towards a place, at most so many
-        of them in each member, and return how many the busiest member of this rank made.
-        Collective
+        of them in each member, and return how many the busiest member of this rank made. The
+        place is on the way to a frame, whose place comes last. Collective
     """
 
     sim: Resumable
@@ -49,7 +49,7 @@ class Walk:
     move: Callable[[float], None]
     grain: float | None
     unit: str = "time"
-    some: Callable[[float, int], int] | None = None
+    some: Callable[[float, int, float], int] | None = None
 
     def go(self, target: float, watch: Watch) -> float | None:
         """A stretch of work on the way to ``target``; how many events it had, if they count."""
@@ -62,7 +62,7 @@ class Walk:
         place = min(target, here + watch.to_checkpoint(here))
         most = watch.events
         if most is not None and here < place:
-            return self.some(place, most)
+            return self.some(place, most, target)
         if here < place:
             self.move(place)
         return 0

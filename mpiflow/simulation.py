@@ -192,11 +192,12 @@ class SpinSimulation(Guarded):
         """Whether it is interrupted after so many events, by :meth:`advance_some`."""
         return False
 
-    def advance_some(self, time: float, most: int) -> int:
+    def advance_some(self, time: float, most: int, target: float) -> int:
         """Advance towards a time, by at most so many events of each member. Collective.
 
         :attr:`time` is afterwards that time if all members are there, else that of the last event
-        of the member that is behind. Where it is interrupted changes nothing.
+        of the member that is behind. Where it is interrupted changes nothing: what must end at a
+        frame ends at ``target``, where the next one is due, not at ``time``.
 
         Returns
         -------
@@ -506,7 +507,7 @@ class Simulation(SpinSimulation):
     def counts_events(self) -> bool:
         return isinstance(self.solver, NFold)
 
-    def advance_some(self, time: float, most: int) -> int:
+    def advance_some(self, time: float, most: int, target: float) -> int:
         assert isinstance(self.solver, NFold)  # noqa: S101 - for the type checker
         self.require_state()
         block = cast(Block, self.block)

@@ -387,6 +387,41 @@ def test_leaps_take_the_time_that_the_fastest_spin_allows() -> None:
     assert sim.operations == 3 * 64
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("members", [1, 3])
+def test_leaps_may_be_interrupted_anywhere(members: int, comm: MPI.Intracomm) -> None:
+    """On the way to a frame, with what a checkpoint keeps: the trajectory of whole leaps."""
+
+    def made() -> KacSimulation:
+        sim = KacSimulation(
+            Kac(0.8, 1.0, 0.1), (24, 22), solver="tau-leap", eps=0.3, seed=5, members=members,
+            comm=comm,
+        )  # fmt: skip
+        sim.set_spins(initial.independent, magnetization=0.2)
+        return sim
+
+    whole, parts = made(), made()
+    for target in (2.0, 3.5):
+        whole.advance_to(target)
+        looks = 0
+        while parts.time < target:
+            place, most = [(target, 1), (target - 0.7, 5), (target, 3)][looks % 3]
+            leaps = parts.advance_some(max(place, parts.time), most, target)
+            assert leaps <= most
+            kept, old, looks = parts.state_of(), parts, looks + 1
+            parts = made()
+            parts.block.load(old.spins())
+            parts.restore(kept)
+        assert looks > 2
+        assert parts.time == whole.time == target
+        assert np.array_equal(parts.spins(), whole.spins())
+        assert np.array_equal(parts.measure().flips, whole.measure().flips)
+        assert isinstance(whole.solver, KacSteps)
+        assert isinstance(parts.solver, KacSteps)
+        assert np.array_equal(parts.solver.steps, whole.solver.steps)
+        assert (parts.solver.clock == target).all()
+
+
 # -- what must not matter -----------------------------------------------------------------------
 
 

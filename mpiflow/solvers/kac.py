@@ -62,7 +62,8 @@ class KacSteps:
 
     Attributes
     ----------
-    steps : (B,) int64, steps made by each member, set with the first
+    steps : (B,) int64, steps made by each member, set by :meth:`begin`
+    clock : (B,) float64, how far each member has come with steps of its own length
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class KacSteps:
         self._packed_of = self._table
         self._packed: tuple[np.ndarray, tuple[int, ...]] = self._table.bounds, ()
         self._cuda: CudaSites | None = None
-        self.steps = np.empty(0, np.int64)
+        self.steps, self.clock = np.empty(0, np.int64), np.empty(0)
 
     def _check_step(self) -> None:
         if self.eps is not None:
@@ -113,7 +114,7 @@ class KacSteps:
         """Make steps of length tau with all members; flips of each member here, (B,) int64."""
         if self.tau is None:
             raise InputError("tau", None, "a step, for a number of steps", "Use leap.")
-        self._begin(block)
+        self.begin(block)
         if block.device.is_cuda:
             sites = self._sites(block, seed)
             for i in range(steps):
@@ -126,29 +127,47 @@ class KacSteps:
             self.steps += 1
         return flips
 
-    def leap(self, block: Block, duration: float, *, seed: int) -> np.ndarray:
-        """Advance by a duration in leaps of eps / max r, the last one cut short; flips (B,).
+    def leap(
+        self,
+        block: Block,
+        target: float,
+        *,
+        seed: int,
+        until: float = math.inf,
+        most: int | None = None,
+    ) -> np.ndarray:
+        """Advance to a time in leaps of eps / max r, the last one cut short; flips (B,).
 
-        Each member has leaps of its own. Collective if one lattice is cut over ranks.
+        Each member has leaps of its own, on the way to the target no more than ``most``, and none
+        that starts at ``until`` or later: that has no effect on the trajectory. Collective if one
+        lattice is cut over ranks.
         """
-        self._begin(block)
+        self.begin(block)
+        ends = min(until, target), (np.iinfo(np.int64).max if most is None else most)
         if block.device.is_cuda:
-            return self._leap_on_device(self._sites(block, seed), duration)
+            return self._leap_on_device(self._sites(block, seed), target, *ends)
         flips = np.zeros(block.batch, np.int64)
         for b in range(block.batch):
             one, spins = slice(b, b + 1), block.inner()[b : b + 1]
-            left = duration
-            while left > 0:
-                left -= self._step(
+            made = 0
+            while self.clock[b] < ends[0] and made < ends[1]:
+                left = target - self.clock[b]
+                tau = self._step(
                     spins, block.members[one], self.steps[one], left, seed, flips[one], True
                 )
+                self._passed(b, tau, left, target)
                 self.steps[b] += 1
+                made += 1
         return flips
 
-    def _begin(self, block: Block) -> None:
+    def _passed(self, member: int, tau: float, left: float, target: float) -> None:
+        self.clock[member] = target if tau == left else self.clock[member] + tau
+
+    def begin(self, block: Block) -> None:
+        """Count from 0 for the members of a block, unless that is done."""
         block.require_spins()
         if self.steps.size != block.batch:
-            self.steps = np.zeros(block.batch, np.int64)
+            self.steps, self.clock = np.zeros(block.batch, np.int64), np.zeros(block.batch)
 
     def _step(
         self,
@@ -268,12 +287,17 @@ class KacSteps:
         sites.adopt(sites.half)
         return tau
 
-    def _leap_on_device(self, sites: CudaSites, duration: float) -> np.ndarray:
+    def _leap_on_device(
+        self, sites: CudaSites, target: float, until: float, most: int
+    ) -> np.ndarray:
         for b in range(len(self.steps)):
             sites.choose(slice(b, b + 1))
-            left, made = duration, 0
-            while left > 0:
-                left -= self._step_on_device(sites, made, left, adaptive=True)
+            made = 0
+            while self.clock[b] < until and made < most:
+                left = target - self.clock[b]
+                self._passed(
+                    b, self._step_on_device(sites, made, left, adaptive=True), left, target
+                )
                 made += 1
             self.steps[b] += made
         return sites.flips()

@@ -164,8 +164,9 @@ def _windows(
     corners: np.ndarray,
     window: int,
     attempts: int,
-    probability: np.ndarray,
+    limits: np.ndarray,
 ) -> None:
+    """A spin is up if a word of 64 bits is below the limit for the others that are up."""
     ny, nx = states.shape[1:]
     sites = np.uint64(window * window)
     for b in range(states.shape[0]):
@@ -181,7 +182,7 @@ def _windows(
                 y = (corners[i, 0] + site // window) % ny
                 x = (corners[i, 1] + site % window) % nx
                 others = up - (states[b, y, x] > 0)
-                states[b, y, x] = 1 if to_unit(w1) < probability[others] else -1
+                states[b, y, x] = 1 if w1 < limits[others] else -1
                 up = others + (states[b, y, x] > 0)
 
 
@@ -222,5 +223,10 @@ def relax_windows(
         corners,
         window,
         round(duration * window**2),
-        system.heat_bath(states.shape[1] * states.shape[2])[0],
+        _in_64_bits(system.heat_bath(states.shape[1] * states.shape[2])[0]),
     )
+
+
+def _in_64_bits(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities in units of 2^-64, uint64; the largest is 1 - 2^-53."""
+    return (np.minimum(probabilities, 1.0 - 2.0**-53) * 2.0**64).astype(np.uint64)
