@@ -10,14 +10,12 @@ Python, which is how machines without a GPU test them.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,49 +25,30 @@ import numba
 import numba.extending
 import numpy as np
 
+from mpiflow import kernel_cache
 from mpiflow.errors import InputError
 
 # IEEE arithmetic everywhere: results must not depend on the target.
 _OPTIONS: dict[str, Any] = {
-    "cache": True,
     "nogil": True,
     "error_model": "numpy",
     "fastmath": False,
 }
 
 
-def _cache_directory() -> str:
-    """A compilation cache for exactly this source of rules and kernels.
-
-    Numba notices changes in a kernel's own file only, not in the rules it calls
-    from other files; a stale kernel would run yesterday's physics.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("**/*.py")):
-        source = path.read_bytes()
-        if path.name == "device.py" or b"from mpiflow.device import" in source:
-            digest.update(source)
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return str(root / "mpiflow" / "numba" / digest.hexdigest()[:16])
-
-
-if not os.environ.get("NUMBA_CACHE_DIR"):
-    numba.config.CACHE_DIR = _cache_directory()  # type: ignore[attr-defined]
-
-
 def rule(function: Callable[..., Any]) -> Any:
     """Compile the physics of one site. Callable from CPU and from CUDA kernels."""
-    return numba.njit(function, **_OPTIONS)
+    return kernel_cache.attach(numba.njit(function, **_OPTIONS))
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a CPU kernel: the loops over sites."""
-    return numba.njit(function, **_OPTIONS)
+    return kernel_cache.attach(numba.njit(function, **_OPTIONS))
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """A rule too long for the compiler to inline by itself: its caller's loop must vectorise."""
-    return numba.njit(function, inline="always", **_OPTIONS)
+    return kernel_cache.attach(numba.njit(function, inline="always", **_OPTIONS))
 
 
 def intrinsic(emit: Callable[..., None]) -> Any:
@@ -158,7 +137,7 @@ def compiler() -> dict[str, Any]:
     return {
         "version": numba.__version__,
         "svml": bool(numba.config.USING_SVML),  # type: ignore[attr-defined]
-        "cache": str(numba.config.CACHE_DIR),  # type: ignore[attr-defined]
+        "cache": str(kernel_cache.folder()),
     }
 
 

@@ -257,7 +257,7 @@ def _compiles(site: Site) -> list[Check]:
     wide = [name for name in ("avx512f", "avx2") if device.cpu_has(name)]
     text = f"numba {facts['version']}, {wide[0] if wide else 'no AVX'}"
     text += f", SVML {'used' if facts['svml'] else 'not used'}, cache {facts['cache']}"
-    remedy = "Point XDG_CACHE_HOME to a folder that can be written."
+    remedy = "Point NUMBA_CACHE_DIR to a folder that can be written."
     try:
         start = clock.perf_counter()
         right = device.kernel(_triangle)(1000) == 500500

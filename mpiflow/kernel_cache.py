@@ -1,0 +1,142 @@
+"""Compiled kernels on disk: never those of another source, and never a reason for a run to end.
+
+Numba notices changes in a kernel's own file only, not in the rules and constants that it takes
+from other files; a stale kernel would run yesterday's physics. So the folder is named by all of
+that source, also below NUMBA_CACHE_DIR. A file in it that is damaged is compiled and written anew.
+Where nothing can be written kernels that are there are used, the others are compiled in each
+process, and a warning says so once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from numba.core import caching
+from numba.core.dispatcher import Dispatcher
+
+_IMPORTS = re.compile(rb"^\s*from mpiflow(?:\.([\w.]+))? import (\([^)]*\)|[^\n]*)", re.MULTILINE)
+_COMPILES = re.compile(rb"^@(?:kernel|rule|inlined)\b|\b(?:rule|kernel|inlined|intrinsic)\(", re.M)
+
+
+@lru_cache(maxsize=1)
+def digest() -> str:
+    """Of the source of all rules and kernels, and of every module that they import."""
+    package = Path(__file__).parent
+    sources = {path: path.read_bytes() for path in sorted(package.glob("**/*.py"))}
+    todo = [path for path, source in sources.items() if _COMPILES.search(source)]
+    todo.append(package / "device.py")
+    needed: set[Path] = set()
+    while todo:
+        path = todo.pop()
+        if path in needed:
+            continue
+        needed.add(path)
+        for module, names in _IMPORTS.findall(sources[path]):
+            base = package.joinpath(*module.decode().split(".")) if module else package
+            found = [base.with_suffix(".py"), base / "__init__.py"] if module else []
+            found += [base / f"{name}.py" for name in re.findall(r"\w+", names.decode())]
+            todo += [other for other in found if other in sources]
+    total = hashlib.sha256()
+    for path in sorted(needed):
+        total.update(sources[path])
+    return total.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def folder() -> Path | None:
+    """Where kernels of this source are kept; None without a home to keep them in."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(os.environ["NUMBA_CACHE_DIR"]).absolute() / f"mpiflow-{digest()}"
+    root = os.environ.get("XDG_CACHE_HOME")
+    if root:
+        return Path(root) / "mpiflow" / "numba" / digest()
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither HOME nor an entry for this user
+        return None
+    return home / ".cache" / "mpiflow" / "numba" / digest() if home.is_dir() else None
+
+
+class _Place(caching.UserProvidedCacheLocator):
+    """Our folder, whether or not it can be written: kernels may be there already."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        self._py_file, self._lineno = file, function.__code__.co_firstlineno
+        root = folder()
+        part = self.get_suitable_cache_subpath(file)
+        self._cache_path = os.path.join(root if root is not None else os.devnull, part)
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> _Place | None:
+        return cls(function, file) if os.path.exists(file) else None
+
+    def ensure_cache_path(self) -> None:
+        if folder() is None:
+            raise OSError(0, "there is no home folder")
+        os.makedirs(self._cache_path, exist_ok=True)
+
+
+class _Kept(caching.CompileResultCacheImpl):
+    _locator_classes = [_Place]  # noqa: RUF012 - as in Numba
+
+
+class Cache(caching.FunctionCache):
+    """Numba's cache of one function, which gives up without raising."""
+
+    _impl_class = _Kept
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        try:
+            return super().load_overload(signature, context)
+        except OSError:  # cannot be read: as if it were not there
+            return None
+        except Exception:  # emptied, cut off, of another world: pickles raise anything
+            self._forget()
+            return None
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        try:
+            super().save_overload(signature, data)
+        except OSError as error:
+            _warn(error)
+        except Exception:  # another process has left a damaged index
+            self._forget()
+
+    def _forget(self) -> None:
+        try:
+            self.flush()
+        except OSError as error:
+            _warn(error)
+
+
+_warned: list[str] = []
+
+
+def _warn(error: OSError) -> None:
+    """Once a process, whatever the error."""
+    if _warned:
+        return
+    reason = error.strerror or str(error)
+    place = folder()
+    where = "" if place is None else f" in {place}"
+    _warned.append(reason)
+    warnings.warn(
+        f"compiled kernels cannot be kept{where}: {reason}. Every run compiles them again; "
+        "set NUMBA_CACHE_DIR to a folder that can be written, with room",
+        stacklevel=2,
+    )
+
+
+def attach(dispatcher: Any) -> Any:
+    """Keep what this function of Numba compiles, if it is one and comes from a file."""
+    if isinstance(dispatcher, Dispatcher):  # else NUMBA_DISABLE_JIT is set
+        with contextlib.suppress(RuntimeError, OSError):
+            vars(dispatcher)["_cache"] = Cache(dispatcher.py_func)
+    return dispatcher
