@@ -4,7 +4,7 @@
 manifest       size and sha256 are those of ``manifest.json``, where the file has an entry
 structure      dimensions, types, attributes; times finite and increasing; equal lengths
 checksums      every chunk of every dataset is read
-values         finite, and in range
+values         finite, in range, and such as a state can have
 physics        sums over blocks and over spins are the total, exactly; energies follow from
                sums; atoms are conserved and order parameters follow from bonds; means of
                predicted blocks are the magnetization, and those of spins that flip are such;
@@ -31,7 +31,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpiflow import footer, manifest
+from mpiflow import footer, manifest, possible
 from mpiflow.errors import InputError
 from mpiflow.runs import files_of
 from mpiflow.schema import SCHEMA_VERSION, STANDARD, plain
@@ -387,7 +387,7 @@ class _Values:
         self.config: dict[str, Any] = json.loads(about["config_json"])
         self.kernel: str = about.get("kernel", "")
         self.laws = self.system in _SPINS and "size" in self.config
-        self.bounded = self.laws or self.system in _FIELDS
+        self.bounded = self.system in (*_SPINS, *_FIELDS)
         self.small: dict[str, np.ndarray] = {}
         self.spins: np.ndarray | None = None
         self.bonds: np.ndarray | None = None
@@ -400,7 +400,7 @@ class _Values:
         for name, dataset in self.file.items():
             if name == "coarse_magnetization" and self.laws:
                 self._blocks(dataset)
-            elif name == "coarse_magnetization" and self.bounded:
+            elif name == "coarse_magnetization" and self.system in _FIELDS:
                 self._field(dataset)
             elif name in ("spin", "spin_bits") and self.laws:
                 self._sites(name, dataset)
@@ -411,6 +411,28 @@ class _Values:
             else:
                 self._read(name, dataset)
         self._counters()
+        self._states()
+
+    def _states(self) -> None:
+        """What only impossible states have."""
+        one_law = "segments_json" not in self.file.attrs  # else options changed on the way
+        sites, flips = getattr(self, "sites", 0), self._series("flips")
+        laws: list[possible.Laws] = []
+        if self.spins is not None and self.bonds is not None:
+            laws.append(possible.of_spins(self.spins, self.bonds, sites))
+        energy = self._series("energy")
+        if self.system == "kac" and one_law and self.spins is not None and energy is not None:
+            m = self.spins / sites
+            laws.append(possible.of_kac(energy, m, self.bonds, self.config, sites))
+        if self.laws and one_law and flips is not None:
+            times = self.file["time"][: self.frames]
+            laws.append(possible.of_flips(flips, times, self.system, self.config, sites))
+        for good, what in itertools.chain(*laws):
+            self._equal(good, np.ones(good.shape, bool), what)
+        for name in ("prey", "predator") if self.system == "predator-prey" else ():
+            means = self._series(name)
+            for good, what in () if means is None else possible.of_lines(means):
+                self._equal(good, np.ones(good.shape, bool), f"{name} {what}")
 
     def _read(self, name: str, dataset: h5py.Dataset) -> None:
         if _is_text(dataset):
@@ -436,6 +458,8 @@ class _Values:
         if self.bounded and name in _RANGES:
             low, high = _RANGES[name]
             self._all((values >= low) & (values <= high), name, box, timed, "out of range")
+            if name == "spin":
+                self._all(values != 0, name, box, timed, "not 1 or -1")
         return values
 
     def _all(

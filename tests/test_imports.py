@@ -74,6 +74,7 @@ LAYERS = {
     "checkpoint": 9,
     "runs": 9,
     "recording": 10,
+    "possible": 1,
     "verify": 10,
     "reseal": 11,
     "plan_cut": 8,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from free_law import save_free_law
 
-from mpiflow import checkpoint, cli, footer, manifest, verify
+from mpiflow import checkpoint, cli, footer, manifest, possible, verify
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_run import simulate_alloy
 from mpiflow.config import IsingConfig
@@ -181,6 +181,19 @@ def shorter(name: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def spins_of_zero(data: dict[str, Any]) -> None:
+    """What a simulation without an initial state wrote once."""
+    for name, value in (("magnetization", 0), ("domain_wall_density", 0.5), ("energy", 0),
+                        ("coarse_magnetization", 0), ("flips", 0)):  # fmt: skip
+        data[name][...] = value
+    del data["spin"]
+
+
+def without_size(data: dict[str, Any]) -> None:
+    data["attributes"]["config_json"] = "{}"
+    data["magnetization"][2] = 1.5
+
+
 SITES = 128 * 96
 WRONG: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
     "flipped spin": ("ising", lambda d: d["spin"].__setitem__((2, 3, 4), -d["spin"][2, 3, 4]),
@@ -204,6 +217,12 @@ WRONG: dict[str, tuple[str, Callable[[dict[str, Any]], None], str]] = {
     "energy": ("ising", adding("energy", 4, 1e-6), "frame 4: energy does not follow"),
     "energy of a member": ("ensemble", adding("energy", (4, 2), 1e-6), "frame 4: energy does not"),
     "infinite energy": ("kac", setting("energy", 4, np.inf), "energy is not finite at frame 4"),
+    "spins of zero": ("ising", spins_of_zero, "nothing flips, where 1"),
+    "no size": ("kac", without_size, "magnetization is out of range at frame 2"),
+    "odd walls": ("kac", adding("domain_wall_density", 2, 1 / 2048), "of no periodic lattice"),
+    "no walls": ("kac", setting("domain_wall_density", 2, 0.0), "frame 2: no spins have"),
+    "energy of kac": ("kac", setting("energy", 4, -0.6), "frame 4: energy is out of range"),
+    "large block": ("kac", setting("coarse_magnetization", (3, 1, 1), -1.5), "out of range"),
     "time back": ("kac", swapped("time", 3, 4), "times are not finite and increasing"),
     "time twice": ("kac", lambda d: d["time"].__setitem__(3, d["time"][2]), "times are not"),
     "flips back": ("ising", setting("flips", 5, 0), "flips go back"),
@@ -246,6 +265,28 @@ def test_wrong_values_are_corrupt(kind: str, runs: Path, tmp_path: Path) -> None
     text = altered(runs / f"{name}.h5", tmp_path / "wrong.h5", change)
     assert text.startswith("corrupt: ")
     assert message in text
+
+
+def test_possible_values() -> None:
+    """Bounds are met by spins at them, and by random ones; the energy of gamma = 0 follows."""
+    up = np.ones((6, 8), int)
+    one, board, stripe = up.copy(), up.copy(), up.copy()
+    one[2, 3] = -1
+    board[np.add.outer(np.arange(6), np.arange(8)) % 2 == 0] = -1
+    stripe[:, :3] = -1
+    noise = np.random.default_rng(1).choice([-1, 1], (50, 6, 8))
+    for s in (up, -up, one, board, stripe, *noise):
+        bonds = (s * np.roll(s, 1, 0) + s * np.roll(s, 1, 1)).sum()
+        spins = np.array([float(s.sum())])
+        assert all(good.all() for good, _ in possible.of_spins(spins, np.array([1.0 * bonds]), 48))
+        about, energy = {"field": 0.3, "gamma": 0}, np.array([-bonds / 192 - 0.3 * s.mean()])
+        for shift in (0.0, 1e-3):
+            laws = possible.of_kac(energy + shift, spins / 48, np.array([bonds]), about, 48)
+            assert [bool(good.all()) for good, _ in laws][1] == (shift == 0)
+    (found,) = possible.of_lines(np.array([[0.1, -0.1], [-0.1, 0.2]]))
+    assert found[0].tolist() == [[True, False], [True, True]]
+    times, none = np.array([0.0, 1.0]), np.zeros((2, 1), int)
+    assert not list(possible.of_flips(none, times, "ising", {"temperature": 0.1, "field": 0}, 48))
 
 
 @pytest.mark.parametrize("name", RUNS)
