@@ -179,6 +179,7 @@ class AlloyConfig(RunConfig):
             self._check_hops(self.hops)
         elif self.time is not None:
             self._fill("save_every", spacing(self.time, FRAMES, self.window))
+            self._check_intervals(self.time, self.save_every or self.time, "window")
         if self.ranks_grid is not None and self.members > 1:
             raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
         if self.barriers != "default":
@@ -204,6 +205,7 @@ class AlloyConfig(RunConfig):
         every = self.save_every or 0.0
         if every != math.floor(every):
             raise InputError("save_every", every, "a whole number of hops", "Round it.")
+        self._check_intervals(hops, every, unit="hops")
         if self.members > 1:
             raise InputError(
                 "hops", hops, "a time, with several members: their clocks differ", "Use --time."

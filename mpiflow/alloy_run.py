@@ -105,7 +105,8 @@ def build_alloy(
         model.parameters,
         config.cells,
         solver=config.solver,
-        window=config.window,  # one that was chosen is that of the checkpoint
+        # The window that was chosen for the initial state stays.
+        window=config.window or (None if point is None else point.numbers.get("window")),
         tile=config.tile,
         seed=config.seed,
         members=config.members,
@@ -187,7 +188,7 @@ def record_alloy(
         unit, grain, some = "hops", 1.0, None
     else:
         end = time or 0.0
-        schedule = sim.schedule(end, end if save_every is None else save_every)
+        schedule = sim.schedule(end, end if save_every is None else save_every, point is not None)
         unit, grain = "time", sim.grain or 0.0
         some = sim.advance_some if sim.counts_events else None
     about = _attributes(sim) | dict(attributes or {})
@@ -242,6 +243,7 @@ def record_alloy(
         overwrite=overwrite,
         writer=writer,
         progress=progress,
+        changed=changed,
     )
 
 

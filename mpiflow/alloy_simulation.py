@@ -17,7 +17,7 @@ from mpiflow.errors import InputError
 from mpiflow.guards import Guarded, require_rule
 from mpiflow.lattice import Lattice, Layout, Shape, factorisations, split
 from mpiflow.parallel import arrival, local_rank
-from mpiflow.schedule import Clock, Number, Schedule, State, after
+from mpiflow.schedule import Clock, Number, Schedule, State
 from mpiflow.solvers.serial_vacancy import VacancyKMC, total_rates
 from mpiflow.solvers.tiled_vacancy import SMALLEST_TILE, TiledKMC
 from mpiflow.solvers.vacancy import check, check_species
@@ -459,12 +459,16 @@ class AlloySimulation(Guarded):
             raise RuntimeError(f"atoms were lost: {self._counts} became {counts}")
         return AlloyFrame(self.time, bonds, self.block.total(self._hops))
 
-    def schedule(self, time: float, every: float) -> Schedule:
-        """Frames now, every ``every`` s, and after ``time``; raises if windows do not fit."""
-        self.steps_in(time, "time")
+    def schedule(self, time: float, every: float, begun: bool = False) -> Schedule:
+        """Frames now, every ``every`` s, and after ``time``; raises if windows do not fit.
+
+        Of a run that has ``begun``, perhaps with another window, only ``every`` is looked at.
+        """
+        if not begun:
+            self.steps_in(time, "time")
         if self.steps_in(every, "save_every") == 0:
             raise InputError("save_every", every, "a number above 0", "Try 1e-8.")
-        return Schedule(self.time, after(self.time, 1, time), every)
+        return Schedule.of(self.time, time, every)
 
     def schedule_of_hops(self, hops: int, every: int) -> Schedule:
         """Frames now, every so many hops, and after ``hops``. Collective."""
@@ -473,7 +477,7 @@ class AlloySimulation(Guarded):
             if number < 1:
                 raise InputError(name, number, "a whole number above 0", "Try 1000.")
         start = self.hops_made
-        return Schedule(start, start + hops, every)
+        return Schedule.of(start, hops, every, "hops")
 
     def frames(self, time: float, every: float) -> Iterator[AlloyFrame]:
         """Run for a time, yielding the observables now, every ``every`` s, and at the end."""

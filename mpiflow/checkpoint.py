@@ -5,8 +5,8 @@ checksums), and behind it 128 bytes with the SHA-256 of all before, which HDF5 i
 counts up; the last two are kept. The bytes do not depend on the number of ranks.
 
 ============  ================================================================================
-attributes    ``config_json``, ``facts_json``, ``run`` (name of this run, also in its Trajectory),
-              versions, and the numbers of the simulation and of its recording
+attributes    ``config_json``, ``facts_json``, ``segments_json``, ``run`` (name of this run, also in
+              its Trajectory), versions, and the numbers of the simulation and of its recording
 ``sites``     (members, Ly, Lx / 8 rounded up) uint8, a bit a spin, the first in the highest bit;
               or (members, nx, ny, nz) int8; of a field of blocks (members, ny, nx) float64 or
               int32
@@ -59,6 +59,8 @@ class Resumable(Protocol):
     lattice: Lattice
 
     @property
+    def time(self) -> float: ...
+    @property
     def local_members(self) -> slice: ...
     @property
     def block(self) -> Any: ...
@@ -83,6 +85,41 @@ def paths(out: str | os.PathLike[str]) -> list[Path]:
             if match := pattern.fullmatch(path.name):
                 found.append((int(match[1]), path))
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def adopt(out: Path) -> list[Path]:
+    """Checkpoints of a run that were written while its file had another name, the newest first.
+
+    They have the name of the run that is in the file, and get the new name of the file, unless
+    there is a file of the old name still, or the folder cannot be written.
+    """
+    run = _run_of(out) if out.is_file() else ""
+    if not run or not folder_of(out).is_dir():
+        return []
+    found = []
+    for path in folder_of(out).iterdir():
+        match = re.fullmatch(r"(.+)\.(\d{6,})", path.name)
+        if match and not path.name.startswith(".") and _run_of(path) == run:
+            found.append((int(match[2]), path, out.parent / match[1]))
+    kept = []
+    for number, path, old in sorted(found, reverse=True):
+        new = folder_of(out) / f"{out.name}.{number:06d}"
+        if not old.exists():
+            try:
+                path = path.rename(new)
+            except OSError:
+                pass  # it can be read where it is
+        kept.append(path)
+    return kept
+
+
+def _run_of(path: Path) -> str:
+    """The name of the run that a file is of; nothing if it does not say one."""
+    try:
+        with _opened(path) as file:
+            return str(file.attrs["run"])
+    except (OSError, LookupError, RuntimeError, TypeError, ValueError):
+        return ""
 
 
 def forget(out: Path) -> None:
@@ -265,6 +302,7 @@ class Checkpoint:
     numbers : of the simulation and of its recording
     shape : (members, sides of the lattice)
     run : the name that the Trajectory has too
+    segments : its ``segments_json``; empty of an older mpiflow
     """
 
     path: Path
@@ -274,6 +312,7 @@ class Checkpoint:
     shape: Shape
     run: str
     version: str
+    segments: str = ""
 
     def describe(self) -> str:
         size = " x ".join(map(str, self.shape[1:]))
@@ -323,6 +362,7 @@ def read(path: Path) -> Checkpoint:
                 tuple(int(n) for n in about["shape"]),
                 str(about["run"]),
                 str(about["mpiflow_version"]),
+                str(about.get("segments_json", "")),
             )
     except InputError:
         raise
@@ -354,7 +394,7 @@ def newest(out: Path, comm: MPI.Intracomm, say: Any = None) -> Checkpoint | None
     with agreed(comm):
         if comm.rank == 0:
             problems = []
-            for path in paths(out):
+            for path in paths(out) or adopt(out):
                 try:
                     point = read(path)
                     break

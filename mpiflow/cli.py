@@ -309,6 +309,9 @@ def resume(
     time: str = typer.Option(None, "--time", help="Run to this time since the start of the run."),
     hops: str = typer.Option(None, "--hops", help="Run to so many hops, of an alloy run."),
     walltime: str = typer.Option(None, "--walltime", help="As of simulate."),
+    save_every: str = typer.Option(
+        None, "--save-every", help="Another distance of frames from here on."
+    ),
     checkpoint_every: str = typer.Option(None, "--checkpoint-every", help="As of simulate."),
     device: str = typer.Option(None, "--device", metavar="cpu|cuda", help="As of simulate."),
     ranks_grid: str = typer.Option(None, "--ranks-grid", metavar="NY,NX", help="As of simulate."),
@@ -326,6 +329,7 @@ def resume(
         "time": time,
         "hops": hops,
         "walltime": walltime,
+        "save_every": save_every,
         "checkpoint_every": checkpoint_every,
         "device": device,
         "ranks_grid": ranks_grid,

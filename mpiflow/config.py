@@ -31,7 +31,7 @@ from pydantic_core import PydanticSerializationError
 from mpiflow import inputs
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout
-from mpiflow.schedule import spacing
+from mpiflow.schedule import MOST_CHECKPOINTS, MOST_STEPS, Schedule, require_few, spacing
 from mpiflow.toml_files import read_toml
 
 #: Frames saved by default.
@@ -239,6 +239,19 @@ class RunConfig(Config):
                 raise idle(name, getattr(self, name), "without checkpoints")
         return self
 
+    def _check_intervals(
+        self, end: float, every: float, step: str = "", unit: str = "time"
+    ) -> None:
+        """Neither endless nor absurd: frames, checkpoints, and steps of the option ``step``."""
+        Schedule.of(0.0, end, every, unit)
+        if self.checkpoint_every is not None:
+            require_few(
+                "checkpoint_every", self.checkpoint_every, end, MOST_CHECKPOINTS, "checkpoints"
+            )
+        length = getattr(self, step) if step else None
+        if length is not None and math.isfinite(length):
+            require_few(step, length, end, MOST_STEPS, "steps")
+
 
 class SpinConfig(RunConfig):
     """Options of all systems of spins on a square lattice."""
@@ -438,6 +451,7 @@ class IsingConfig(SpinConfig):
         if self.solver == "nfold":
             self._fill("save_every", spacing(self.time, FRAMES))
         self._fill("save_every", spacing(self.time, FRAMES, step))
+        self._check_intervals(self.time, self.save_every, "dt")
         self._check_initial()
         if self.ranks_grid is not None and self.members > 1:
             raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")

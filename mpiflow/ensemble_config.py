@@ -85,12 +85,15 @@ class EnsembleConfig(RunConfig):
         dt = self.step
         if dt is None:
             self._fill("save_every", spacing(self.time, FRAMES))
+            self._check_intervals(self.time, self.save_every)
             return
         if dt >= longest:
             allowed = f"above 0 and below {longest:.4g}, where steps are stable"
             raise InputError("dt", dt, allowed, f"Try {longest / 100:.1g}.")
         self._fill("save_every", spacing(self.time, FRAMES, dt))
-        for name in ("time", "save_every"):
+        self._check_intervals(self.time, self.save_every, "dt")
+        # A run that goes on with another dt has made its first steps with the old one.
+        for name in ("save_every",) if self.resume else ("time", "save_every"):
             value = getattr(self, name)
             steps = round(value / dt)
             if steps < 1 or not math.isclose(steps * dt, value, rel_tol=1e-9):

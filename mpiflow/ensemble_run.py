@@ -63,7 +63,7 @@ def simulate_ensemble(
     follow(
         Walk(
             sim,
-            Schedule(0.0, config.time, config.save_every),
+            Schedule.of(0.0, config.time, config.save_every),
             lambda: sim.time,
             sim.advance_to,
             sim.grain,
@@ -77,6 +77,7 @@ def simulate_ensemble(
         overwrite=overwrite,
         writer=config.writer,
         progress=not config.quiet,
+        changed=changed,
     )
     if comm.rank == 0 and not config.quiet:
         print(f"{config.out}: to time {sim.time:g} in {clock.monotonic() - start:.1f} s")

@@ -25,7 +25,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpiflow import structure
+from mpiflow import segments, structure
 from mpiflow.config import did_you_mean, idle
 from mpiflow.errors import InputError
 from mpiflow.schema import Variable
@@ -201,6 +201,8 @@ def to_netcdf(
     steps = steps_of(run, frames)
     path = Path(out) if out is not None else run.path.with_suffix(".nc")
     about = attributes_of(run.path)
+    if "segments_json" in about[""]:
+        about[""]["segments_json"] = segments.of_frames(about[""]["segments_json"], steps)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     about[""].pop("schema_version", None)  # no Trajectory any more
     source = os.fsencode(run.path.name).decode(errors="replace")

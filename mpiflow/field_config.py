@@ -146,6 +146,7 @@ class FieldConfig(RunConfig):
         self._fill("temperature", known[0])
         self._check_blocks(about)
         self._fill("save_every", spacing(self.time, FRAMES, self.dt))
+        self._check_intervals(self.time, self.save_every, "dt")
         if self.initial == "uniform":
             if self.frame is not None:
                 raise idle("frame", self.frame, "with a uniform initial state")

@@ -22,7 +22,7 @@ from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Shape
 from mpiflow.noise import RNG
 from mpiflow.parallel import agreed
-from mpiflow.schedule import Clock, Schedule, State, after
+from mpiflow.schedule import Clock, Schedule, State
 from mpiflow.stochastic_field import FieldSample, StochasticField
 from mpiflow.trajectory import Trajectory
 
@@ -140,15 +140,18 @@ class FieldSimulation:
 
     # -- time --------------------------------------------------------------------------------
 
-    def schedule(self, time: float, every: float) -> Schedule:
-        """Frames now, every ``every``, and after ``time``; raises if steps do not fit."""
-        for name, value in (("time", time), ("save_every", every)):
+    def schedule(self, time: float, every: float, begun: bool = False) -> Schedule:
+        """Frames now, every ``every``, and after ``time``; raises if steps do not fit.
+
+        Of a run that has ``begun``, perhaps with another step, only ``every`` is looked at.
+        """
+        for name, value in (("time", every if begun else time), ("save_every", every)):
             dt = self.field.dt
             steps = round(value / dt) if math.isfinite(value) else 0
             if steps < 1 or not math.isclose(steps * dt, value, rel_tol=1e-9):
                 near = f"Use {max(1, steps) * dt:.12g}, or another dt."
                 raise InputError(name, value, f"a multiple of the time step {dt:g}", near)
-        return Schedule(self.time, after(self.time, 1, time), every)
+        return Schedule.of(self.time, time, every)
 
     def advance_to(self, time: float) -> None:
         """Make the steps up to a time. Collective."""

@@ -102,5 +102,6 @@ class KacConfig(SpinConfig):
                 "device", "cuda", "with the gillespie solver or method fft: they use the CPU"
             )
         self._fill("save_every", spacing(self.time, FRAMES, self.tau))
+        self._check_intervals(self.time, self.save_every, "tau")
         self._check_initial()
         return self

@@ -166,11 +166,11 @@ class KacSimulation(SpinSimulation):
     def advance(self, duration: float) -> None:
         """Advance the state by ``duration``, a multiple of tau if there is one. Collective."""
         self.require_state()
+        steps = self.steps_in(duration)
         if self.step_length is None:
             self.advance_to(self.time + duration)
             return
         assert isinstance(self.solver, KacSteps)  # noqa: S101 - for the type checker
-        steps = self.steps_in(duration)
         self._count(self.solver.advance(self._bytes, steps, seed=self.seed))
         self.step += steps
         self.time = self._clock.time(self.step)

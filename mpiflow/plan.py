@@ -308,7 +308,7 @@ def _spins(config: IsingConfig | KacConfig, ranks: int) -> Plan:
             unit,
         )
     steps, text = spin_steps(config)
-    frames = Schedule(0.0, config.time, config.save_every).last + 1
+    frames = Schedule.of(0.0, config.time, config.save_every).last + 1
     largest = share(layout, most=True)
     stored = spin_variables(config, frames)
     memory = spin_memory(config, kernel, largest, batch)
@@ -354,7 +354,7 @@ def _alloy(config: AlloyConfig, ranks: int) -> Plan:
         layout = AlloySimulation._layout(unbuilt, config.ranks_grid)
     largest = share(layout, most=True)
     end = float(config.hops if config.hops is not None else config.time or 0.0)
-    frames = Schedule(0.0, end, config.save_every or end).last + 1
+    frames = Schedule.of(0.0, end, config.save_every or end).last + 1
     stored = alloy_variables(config, sites, frames)
     memory = alloy_memory(config, largest, batch)
     memory |= file_memory(stored, config, math.prod(largest) // 4 * batch, frames, ranks)
@@ -393,7 +393,9 @@ def _field(config: FieldConfig, ranks: int) -> Plan:
         allowed = f"at most {math.isqrt(MOST)} sites a side, for cosh"
         raise InputError("block", config.block, allowed, "Use langevin for larger ones.")
     unbuilt = cast(Any, SimpleNamespace(field=SimpleNamespace(dt=config.dt), time=0.0))
-    frames = FieldSimulation.schedule(unbuilt, config.time, config.save_every).last + 1
+    frames = (
+        FieldSimulation.schedule(unbuilt, config.time, config.save_every, config.resume).last + 1
+    )
     batch = -(-config.members // ranks)
     rows = (ny // ranks, -(-ny // ranks)) if one else (ny, ny)
     stored = field_variables(config, structure, frames)
@@ -426,7 +428,7 @@ def _ensemble(config: EnsembleConfig, ranks: int) -> Plan:
     """Of systems that are whole on a rank, a single one on every rank."""
     one, shape = config.members == 1, config.shape
     batch = -(-config.members // ranks)
-    frames = Schedule(0.0, config.time, config.save_every).last + 1
+    frames = Schedule.of(0.0, config.time, config.save_every).last + 1
     stored = ensemble_variables(config, frames)
     memory = ensemble_memory(config, batch)
     # Numbers of spins that are down and up, a clock and the flips; or all sites.

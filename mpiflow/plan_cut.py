@@ -77,6 +77,8 @@ def spin_steps(config: IsingConfig | KacConfig) -> tuple[int | None, str]:
     unbuilt = cast(
         Any, Unbuilt(Lattice(config.size), Ranks(1), step_length=1.0 if sweeps else step)
     )
-    steps = SpinSimulation.steps_in(unbuilt, config.time, "time")
+    # A run that goes on may have made its first steps with another length.
+    known = round(config.time / unbuilt.step_length)
+    steps = known if config.resume else SpinSimulation.steps_in(unbuilt, config.time, "time")
     SpinSimulation.steps_in(unbuilt, config.save_every, "save_every")
     return steps, "full sweeps" if sweeps else f"of {step:g}"

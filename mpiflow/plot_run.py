@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from mpiflow import segments
 from mpiflow.config import idle
 from mpiflow.errors import InputError
 from mpiflow.exports import attributes_of, check_member, chosen, field_axes
@@ -206,9 +207,12 @@ def _title(run: Trajectory, width: int = 200) -> str:
     state = "complete" if run.complete else "NOT complete"
     system = run.attributes["system"]
     facts = [f"{run.path.name}: {system}, {len(run)} frames, {state}"]
+    varying = segments.changes(run.segments)
     for name in ("size", "cells", "members", "temperature", "field", "seed"):
         value = run.config.get(name)
-        if value is not None and (name, value) != ("members", 1):
+        if name in varying:  # in the parts of a run that was resumed with other options
+            facts.append(f"{name} {', then '.join(map(str, varying[name]))}")
+        elif value is not None and (name, value) != ("members", 1):
             sides = isinstance(value, list)
             facts.append(f"{name} {'x'.join(map(str, value)) if sides else value}")
     while len(facts) > 1 and len(", ".join(facts)) > width:

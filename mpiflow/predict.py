@@ -51,7 +51,8 @@ def predict(
     facts |= {"field": config.field, "stretch": config.stretch}
     form = json.dumps(describe(config.model)["form"], sort_keys=True)
     facts |= {"model_sha256": attributes["model_sha256"], "model_form": form}
-    schedule = sim.schedule(config.time, config.save_every)  # before a file is made
+    # Before a file is made.
+    schedule = sim.schedule(config.time, config.save_every, begun=point is not None)
     if comm.rank == 0 and not config.quiet:
         print(f"{config.out}: {sim.describe()}\n{config.out}: {one_line(config, comm.size)}")
     if point is not None:
@@ -68,6 +69,7 @@ def predict(
         overwrite=overwrite,
         writer=config.writer,
         progress=not config.quiet,
+        changed=changed,
     )
     if comm.rank == 0 and not config.quiet:
         print(f"{config.out}: to time {sim.time:g} in {clock.monotonic() - start:.1f} s")

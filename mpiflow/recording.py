@@ -9,20 +9,21 @@ import time as clock
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import __version__, checkpoint, inputs
+from mpiflow import __version__, checkpoint, inputs, segments
 from mpiflow.checkpoint import Checkpoint, Resumable
 from mpiflow.config import RunConfig, number_to_json
 from mpiflow.errors import InputError
 from mpiflow.parallel import FAILED, agreed
 from mpiflow.progress import Progress
-from mpiflow.schedule import Number, Schedule
+from mpiflow.schedule import MOST_CHECKPOINTS, Number, Schedule, after, require_few
 from mpiflow.schema import TIME, Variable
 from mpiflow.sealing import Continuation
+from mpiflow.segments import FREE
 from mpiflow.stopping import Keep, Stopped, Watch, begin, say
 from mpiflow.trajectory import Backend, Trajectory, TrajectoryWriter, Value
 
@@ -78,6 +79,15 @@ class Walk:
         place = here + stride
         return target if place > target - 0.5 * self.grain or place <= here else place
 
+    def reaches(self, target: float) -> bool:
+        """Whether whole steps lead from here to a place."""
+        if not self.grain:
+            return True
+        left = target - self.position()
+        steps = round(left / self.grain)
+        rounding = 1e-12 * abs(target)  # of a difference of two late times
+        return math.isclose(steps * self.grain, left, rel_tol=1e-9, abs_tol=rounding)
+
 
 @dataclass(frozen=True)
 class Content:
@@ -105,11 +115,29 @@ def _complete(out: Path, comm: MPI.Intracomm) -> bool:
     return bool(comm.bcast(complete))
 
 
-def continued(walk: Walk, point: Checkpoint | None) -> tuple[Schedule, int]:
-    """The schedule counted from the beginning of the run, and the next frame's number."""
-    new = walk.schedule
+class Course(NamedTuple):
+    """How a run goes on: its frames, the number of the next, and what became of those before.
+
+    Attributes
+    ----------
+    apart : frames are counted from here, not from the beginning of the run
+    odd : number of the last frame if it is that of an earlier end, between two that are due
+    """
+
+    schedule: Schedule
+    number: int
+    apart: bool = False
+    odd: int | None = None
+
+
+def continued(walk: Walk, point: Checkpoint | None, changed: Container[str] = ()) -> Course:
+    """The frames that are still due.
+
+    Where steps do not lead to those that are due, frames are counted from here, where the first is.
+    """
+    new, here = walk.schedule, walk.position()
     if point is None:
-        return new, 0
+        return Course(new, 0)
     numbers = point.numbers
     if bool(numbers["by_hops"]) != (walk.unit == "hops"):
         unit = "hops" if numbers["by_hops"] else "time"
@@ -117,10 +145,53 @@ def continued(walk: Walk, point: Checkpoint | None) -> tuple[Schedule, int]:
     old = Schedule(float(numbers["start"]), float(numbers["end"]), float(numbers["every"]))
     # An end between two regular frames leaves a frame that a longer run does not count.
     number = min(int(numbers["next"]), old.regular + 1)
-    schedule = Schedule(old.start, old.start + new.end - new.start, new.every)
+    # The time that is asked for counts from the beginning of the run, frames perhaps do not.
+    origin = _origin(point)
+    end = after(origin, 1, new.end - new.start)
+    schedule, odd, apart = Schedule(old.start, end, old.every), None, False
     if new.every != old.every:
-        raise InputError("save_every", new.every, f"{old.every:g}, as before", "Leave it out.")
-    return schedule, int(numbers["next"]) if schedule.end == old.end else number
+        if "save_every" not in changed:
+            remedy = "Leave it out, or say so: mpiflow resume FILE --save-every ..."
+            raise InputError("save_every", new.every, f"{old.every:g}, as before", remedy)
+        schedule = Schedule(origin, end, new.every)
+        number = math.ceil((here - origin) / new.every * (1 - 1e-12))
+    elif end == old.end:
+        number = int(numbers["next"])
+    elif number < int(numbers["next"]):
+        odd = int(numbers["frames"]) - 1
+    if not walk.reaches(end):
+        grain = walk.grain or 0.0
+        near = after(here, max(1, round((end - here) / grain)), grain)
+        allowed = f"{here:g}, where it goes on, and whole steps of {grain:g} more"
+        raise InputError("time", end, allowed, f"Use {near:.12g}, or another step.")
+    if here < end and not walk.reaches(schedule.target(number)):
+        schedule, number, apart, odd = Schedule(here, end, new.every), 0, True, None
+    schedule.check()
+    return Course(schedule, number, apart, odd)
+
+
+def _origin(point: Checkpoint) -> float:
+    """Where the run began, in its unit."""
+    return float(point.numbers.get("origin", point.numbers["start"]))
+
+
+def _parts(walk: Walk, course: Course, config: str, point: Checkpoint | None) -> str:
+    """``segments_json`` of a run that starts or goes on with a configuration."""
+    every, now = course.schedule.every, json.loads(config)
+    if point is None:
+        return json.dumps([segments.entry(0, walk.sim.time, every, walk.unit, now)])
+    numbers, frames = point.numbers, int(point.numbers["frames"])
+    known = point.config.get("inputs") or {}
+    moved = {n for n, sha in (now.get("inputs") or {}).items() if known.get(n) == sha}
+    now |= {name: point.config[name] for name in moved & point.config.keys()}  # the same files
+    if point.segments:
+        before = json.loads(point.segments)
+    else:  # of an older mpiflow
+        start = 0.0 if numbers["by_hops"] else _origin(point)
+        old_every = float(numbers["every"])
+        before = [segments.entry(0, start, old_every, walk.unit, point.config)]
+    new = segments.entry(frames, float(numbers["time"]), every, walk.unit, now)
+    return json.dumps(segments.gone_on(before, new, apart=course.apart, odd=course.odd))
 
 
 def follow(
@@ -134,6 +205,7 @@ def follow(
     overwrite: bool = False,
     writer: Backend = "auto",
     progress: bool = True,
+    changed: Container[str] = (),
 ) -> None:
     """Run to the end of the schedule and write every frame that is due. Collective.
 
@@ -142,6 +214,7 @@ def follow(
     facts : what must be the same where the run goes on, for the checkpoints
     point : a checkpoint that has been loaded: go on from there
     keep : write checkpoints, also at the end, and stop with one on a signal or at a walltime
+    changed : options that may be others than those of the checkpoint
 
     Raises
     ------
@@ -152,22 +225,31 @@ def follow(
     with agreed(comm):
         if comm.rank == 0:
             checkpoint.probe(out, overwrite or point is not None, keep is not None)
-    schedule, number = continued(walk, point)
+    course = continued(walk, point, changed)
+    schedule, number = course.schedule, course.number
+    if keep is not None and keep.every is not None:
+        length = schedule.end - schedule.start
+        require_few("checkpoint_every", keep.every, length, MOST_CHECKPOINTS, "checkpoints")
     if number > schedule.last and _complete(out, comm):
         say(comm, f"{out.name} is complete: give a longer --{walk.unit} to go on")
         return
-    start = schedule.start
+    start = origin = schedule.start
     resume = None
     if point is not None:
         resume = Continuation(int(point.numbers["frames"]), point.run)
+        origin = _origin(point)
     facts_json = json.dumps(dict(facts))
+    parts = _parts(walk, course, content.attributes["config_json"], point)
+    if course.odd is not None and progress:
+        say(comm, f"frame {course.odd} of {out.name}, that of an earlier end, lies between two "
+            "that are due: it is kept, as an odd frame")  # fmt: skip
     with TrajectoryWriter(
         out,
         comm=comm,
         dims=content.dims,
         variables=content.variables,
         coordinates=content.coordinates,
-        attributes=content.attributes,
+        attributes={**content.attributes, "segments_json": parts},
         overwrite=overwrite,
         resume=resume,
         backend=writer,
@@ -184,6 +266,7 @@ def follow(
             numbers: dict[str, Number] = {
                 "frames": trajectory.frames,
                 "next": number,
+                "origin": origin,
                 "start": start,
                 "end": schedule.end,
                 "every": schedule.every,
@@ -192,6 +275,7 @@ def follow(
             texts = {
                 "config_json": content.attributes["config_json"],
                 "facts_json": facts_json,
+                "segments_json": parts,
                 "run": trajectory.run,
             }
             path = checkpoint.write(out, sim, texts, numbers)
@@ -236,12 +320,6 @@ def follow(
 
 # -- the same run as before --------------------------------------------------------------------
 
-#: Options that say nothing about the trajectory.
-FREE = frozenset(
-    "time hops out overwrite resume writer quiet checkpoints checkpoint_every walltime device "
-    "ranks_grid method".split()
-)
-
 
 def keep_of(config: RunConfig) -> Keep | None:
     """What a configuration says about checkpoints."""
@@ -274,10 +352,7 @@ def beginning(
             old = point.config
         elif out.exists():
             with Trajectory(out) as there:
-                if there.complete:
-                    remedy = "Choose another name to do it again."
-                    allowed = "a run with checkpoints"
-                    raise InputError("out", str(config.out), allowed, f"It has none. {remedy}")
+                _require_its_seed(there)
                 old = there.config
     kept: set[str] = set()
     if point is not None:  # its state is what the run was started from
@@ -291,6 +366,9 @@ def beginning(
             same = _same_files(config, old) | {"inputs"}
             known = {name: value for name, value in old.items() if name in new.keys() - same}
             refuse(differences(known, {n: new[n] for n in known}), changed)
+    if old is not None and point is None and not config.quiet:
+        say(comm, f"no checkpoint {out.name}.* in {checkpoint.folder_of(out)}: {out.name} was not "
+            "stopped after one, and starts again")  # fmt: skip
     if point is not None and not config.quiet:
         say(comm, f"going on from {point.describe()}")
         if point.version != __version__:
@@ -318,6 +396,20 @@ def _same_files(config: RunConfig, old: Mapping[str, Any]) -> set[str]:
     known = old.get("inputs") or {}
     new = {name: str(getattr(config, name)) for name in config.files()}
     return {n for n in new if n in known or inputs.absolute(str(old.get(n))) == new[n]}
+
+
+def _require_its_seed(run: Trajectory) -> None:
+    """Raise if a run without a checkpoint is more than what starting again would give."""
+    every, seen = run.config.get("checkpoint_every"), run.time[-1:] - run.time[:1]
+    if run.config.get("hops") is not None:
+        every = None  # it is in hops
+    had = len(run.segments) > 1 or (every is not None and bool((seen > 1.5 * every).any()))
+    if run.complete or had:
+        out = run.path.resolve()
+        allowed = f"a run with checkpoints: {out.name}.000001 or so in {checkpoint.folder_of(out)}"
+        none = f"It has none, nor has run {run.attributes.get('run', '')} under another name."
+        remedy = "Bring them back, or choose another name to do it again."
+        raise InputError("out", str(run.path), allowed, f"{none} {remedy}")
 
 
 def facts_of(facts: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -211,7 +211,8 @@ def record(
         _check_blocks(sim, "coarse", coarse)
     if spin_bits:
         _check_blocks(sim, "spin_bits", 8)
-    schedule = sim.schedule(time, save_every)  # checks the times, before a file is made
+    # It checks the times, before a file is made.
+    schedule = sim.schedule(time, save_every, begun=point is not None)
     dims, coordinates, variables = _schema(sim, coarse, spins, spin_bits)
     about = _attributes(sim, coarse) | dict(attributes or {})
     facts = facts_of(sim.facts(), about)
@@ -239,6 +240,7 @@ def record(
         overwrite=overwrite,
         writer=writer,
         progress=progress,
+        changed=changed,
     )
 
 

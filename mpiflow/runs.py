@@ -12,7 +12,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from mpiflow import foreign, manifest
+from mpiflow import foreign, manifest, segments
 from mpiflow.errors import InputError
 from mpiflow.trajectory import Trajectory
 
@@ -129,18 +129,19 @@ class Runs(Sequence[Trajectory]):
 
         Names are those of the configurations and of root attributes, and ``path``, ``frames``
         and ``complete``; by default these three, ``system``, ``seed``, and every option that is
-        not the same in all runs. None stands for an option that a run does not have.
+        not the same in all runs. None stands for an option that a run does not have. Of a run that
+        was resumed with another value there is a list, with the value of each part.
         """
         rows = []
         for run in self:
             own = {"path": str(run.path), "frames": len(run), "complete": run.complete}
-            rows.append(run.attributes | run.config | own)
+            rows.append(run.attributes | run.config | segments.changes(run.segments) | own)
         known = list(dict.fromkeys(name for row in rows for name in row))
         if unknown := [name for name in names if name not in known]:
             raise InputError("names", unknown, f"some of {known}", "Correct them.")
         if not names:
             always = ("path", "system", "seed", "frames", "complete")
-            hidden = {"config_json", "title", "git_hash", "out", "run", *always}
+            hidden = {"config_json", "segments_json", "title", "git_hash", "out", "run", *always}
             varying = [n for n in known if n not in hidden and _vary(row.get(n) for row in rows)]
             names = (*always, *varying)
         return {name: [row.get(name) for row in rows] for name in names}

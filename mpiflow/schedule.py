@@ -13,11 +13,19 @@ from functools import lru_cache
 
 import numpy as np
 
+from mpiflow.errors import InputError
+
 Number = float | int
 
 #: Digits up to which a number is taken for the decimal that its shortest text says. One with
 #: more, as 1 / 3 has, was computed: it is what it is in binary, so that 3 (1 / 3) is 1.
 _TYPED = 15
+
+
+#: No run can store more frames, write more checkpoints or make more steps in any useful time.
+MOST_FRAMES, MOST_CHECKPOINTS, MOST_STEPS = 10**9, 10**6, 10**15
+#: Of a late time: what adds less to it is lost in rounding.
+_ROUNDING = 1e-12
 
 
 @lru_cache(maxsize=256)
@@ -37,6 +45,24 @@ def spacing(time: float, frames: int, step: float | None = None) -> float:
     if step is None:
         return float(_exact(time) / frames)
     return after(0.0, max(1, round(time / step / frames)), step)
+
+
+def require_few(name: str, every: float, duration: float, most: int, what: str) -> None:
+    """Raise for an interval that is no number above 0, or would never come to an end.
+
+    Parameters
+    ----------
+    name, every : the option, and its value
+    duration : of the run, in the same unit
+    most, what : so many of these it may hold
+    """
+    if not (math.isfinite(every) and every > 0):
+        raise InputError(name, every, "a finite number above 0", "Leave it out.")
+    if duration > most * every:
+        allowed = (
+            f"{duration / most:.3g} or more: at most {most:.0e} {what} in a run of {duration:g}"
+        )
+        raise InputError(name, every, allowed, "Leave it out, or take a longer one.")
 
 
 @dataclass(frozen=True)
@@ -89,6 +115,30 @@ class Schedule:
     start: float
     end: float
     every: float
+
+    @classmethod
+    def of(cls, start: float, duration: float, every: float, unit: str = "time") -> Schedule:
+        """A schedule that is neither endless nor without a frame on its way.
+
+        Raises
+        ------
+        InputError : a number is not above 0, or frames are too many, too close or too far apart
+        """
+        if not (math.isfinite(duration) and duration > 0):
+            raise InputError(unit, duration, "a finite number above 0", "Try 10.")
+        if every > duration * (1 + 1e-9):
+            allowed = f"at most the {unit} of the run, {duration:g}"
+            raise InputError("save_every", every, allowed, "Leave it out for 100 frames.")
+        schedule = cls(start, after(start, 1, duration), every)
+        schedule.check()
+        return schedule
+
+    def check(self) -> None:
+        """Raise if frames are too many, or so close that their times would be the same."""
+        require_few("save_every", self.every, self.end - self.start, MOST_FRAMES, "frames")
+        if self.every < _ROUNDING * abs(self.end):
+            allowed = f"{_ROUNDING * abs(self.end):.3g} or more at times up to {self.end:g}"
+            raise InputError("save_every", self.every, allowed, "Times would be the same.")
 
     @property
     def regular(self) -> int:

@@ -19,7 +19,7 @@ from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.noise import BIT_RNG, RNG
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
 from mpiflow.parallel import arrival, local_rank
-from mpiflow.schedule import Clock, Number, Schedule, State, after
+from mpiflow.schedule import MOST_STEPS, Clock, Number, Schedule, State, require_few
 from mpiflow.solvers.nfold import NFold
 from mpiflow.solvers.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
 from mpiflow.solvers.tiled import LONG_WINDOW, LONG_WINDOW_ERROR, TiledNFold
@@ -159,6 +159,7 @@ class SpinSimulation(Guarded):
             raise InputError(name, duration, "a finite number, 0 or more", "Try 10.")
         if duration == 0:
             return 0
+        require_few("the time step", step, duration, MOST_STEPS, "steps")
         steps = round(duration / step)
         rounding = 1e-12 * self.time  # of a difference of two late times
         if steps < 1 or not math.isclose(steps * step, duration, rel_tol=1e-9, abs_tol=rounding):
@@ -211,12 +212,16 @@ class SpinSimulation(Guarded):
         self.time = arrival(self.comm, self.time, time, clock[made >= most])
         return int(made.max(initial=0))
 
-    def schedule(self, time: float, every: float) -> Schedule:
-        """Frames now, every ``every``, and after ``time``; raises if steps do not fit."""
-        self.steps_in(time, "time")
+    def schedule(self, time: float, every: float, begun: bool = False) -> Schedule:
+        """Frames now, every ``every``, and after ``time``; raises if steps do not fit.
+
+        Of a run that has ``begun``, perhaps with another step, only ``every`` is looked at.
+        """
+        if not begun:
+            self.steps_in(time, "time")
         if self.steps_in(every, "save_every") == 0:
             raise InputError("save_every", every, "a number above 0", "Try 1.")
-        return Schedule(self.time, after(self.time, 1, time), every)
+        return Schedule.of(self.time, time, every)
 
     def frames(self, time: float, every: float) -> Iterator[Frame]:
         """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
@@ -473,10 +478,10 @@ class Simulation(SpinSimulation):
     def advance(self, duration: float) -> None:
         """Advance the state by ``duration``, a multiple of dt unless the solver is n-fold."""
         self.require_state()
+        steps = self.steps_in(duration)
         if isinstance(self.solver, NFold):
             self.advance_to(self.time + duration)
             return
-        steps = self.steps_in(duration)
         if isinstance(self.solver, Sublattice):
             flips = self.solver.chain(
                 self.block,

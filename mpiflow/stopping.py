@@ -15,6 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiflow import signals
+from mpiflow.errors import InputError
 from mpiflow.signals import STOPPED
 
 #: Between two looks at the clock, seconds of work, where the work can be divided.
@@ -51,6 +52,11 @@ class Keep:
 
     every: float | None = None
     walltime: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("checkpoint_every", self.every), ("walltime", self.walltime)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(name, value, "a finite number above 0, or None", "Leave it out.")
 
 
 @dataclass(frozen=True)
@@ -168,8 +174,8 @@ class Watch:
         self._cost = max(self._cost, seconds)
         self._saved = self._looked = time.monotonic()
         if self.keep is not None and self.keep.every is not None:
-            while self._due <= position * (1 + 1e-12):
-                self._due += self.keep.every
+            passed = math.floor((position * (1 + 1e-12) - self._due) / self.keep.every)
+            self._due += max(0, passed + 1) * self.keep.every
 
 
 def begin(keep: Keep | None) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 
-from mpiflow import footer, foreign
+from mpiflow import footer, foreign, segments
 from mpiflow.errors import InputError
 from mpiflow.lattice import Shape
 from mpiflow.parallel import agreed
@@ -45,6 +45,7 @@ from mpiflow.schema import (
     plain,
 )
 from mpiflow.sealing import Continuation, place, readable, reopen, seal
+from mpiflow.segments import Segment
 from mpiflow.storage import Lock, probe, require_room
 
 Box = tuple[slice, ...]
@@ -436,6 +437,9 @@ class Trajectory:
     variables : the data variables by name
     attributes : of the file, as plain Python values
     sizes : of the dimensions
+    config : the configuration of the run, at its end
+    segments : the parts of the run, one unless it was resumed with other options: each with its
+        frames and its configuration (:class:`mpiflow.segments.Segment`)
     complete : whether the run came to its planned end
     changed : whether another program has opened the file for writing since it was sealed; a warning
         says so
@@ -486,6 +490,15 @@ class Trajectory:
         self.sizes = {k: v.size for k, v in datasets.items() if v.is_scale} | {"time": len(self)}
         self.config: dict[str, Any] = json.loads(self.attributes["config_json"])
         self.complete = bool(self.attributes["complete"])
+        self.segments = self._segments()
+
+    def _segments(self) -> list[Segment]:
+        text = self.attributes.get("segments_json")
+        if text is not None:
+            return segments.read(text, len(self))
+        start = float(self.time[0]) if len(self) else 0.0  # an older or another program wrote it
+        every, unit = self.config.get("save_every"), "hops" if self.config.get("hops") else "time"
+        return [Segment(range(len(self)), start, self.config, every, unit)]
 
     def _refusal(self, allowed: str, remedy: str) -> InputError:
         return InputError("file", str(self.path), allowed, remedy)
@@ -577,6 +590,7 @@ class Trajectory:
                 f"random      seed {about['seed']}, {about['rng']}, {same}",
                 f"size        {self.path.stat().st_size / 1e6:.3g} MB",
                 *([f"changed     {CHANGED.format(self.path)}"] if self.changed else []),
+                *segments.describe(self.segments, self.time),
                 "variables",
                 *(f"  {row:{width}}  {v.dtype:8} {v.long_name}" for row, v in rows.items()),
             )

@@ -35,6 +35,7 @@ from mpiflow import footer, manifest, possible
 from mpiflow.errors import InputError
 from mpiflow.runs import files_of
 from mpiflow.schema import SCHEMA_VERSION, STANDARD, plain
+from mpiflow.segments import Segment
 from mpiflow.systems import alloy
 from mpiflow.systems.curie_weiss import CurieWeiss
 from mpiflow.systems.ising import Ising
@@ -249,6 +250,8 @@ def _check_content(path: Path, quick: bool, entry: manifest.Entry | None) -> str
     try:
         with warnings.catch_warnings(action="ignore"), Trajectory(path) as run:
             frames, last, complete = len(run), run.time[-1:].tolist(), run.complete
+            parts = run.segments
+            _check_parts(parts, run.time)
     except InputError as error:
         raise _Corrupt(error.remedy) from error
     # Room for the chunks of a row of large fields.
@@ -257,7 +260,7 @@ def _check_content(path: Path, quick: bool, entry: manifest.Entry | None) -> str
         if entry is not None:
             _check_entry(about, file["time"][:frames], entry)
         if not quick:
-            _Values(file, about, frames, complete).check()
+            _Values(file, about, frames, complete, parts).check()
     text = f"good, {frames} frame{'s' * (frames != 1)}"
     text += f" to time {last[0]:g}" if last else ""
     text += "" if complete else ", NOT complete"
@@ -278,6 +281,14 @@ def _check_entry(about: dict[str, Any], times: np.ndarray, entry: manifest.Entry
     for name, value in found.items():
         if value != getattr(entry, name):
             raise _Corrupt(f"{name} is {value}, but {getattr(entry, name)} in {manifest.NAME}")
+
+
+def _check_parts(parts: Sequence[Segment], times: np.ndarray) -> None:
+    """Each part of the run begins between the last frame before it and its first one."""
+    for part in parts[1:]:
+        before, behind = times[: part.frames.start], times[part.frames.start :]
+        if (before > part.time).any() or (behind < part.time).any():
+            raise _Corrupt(f"segments_json: time {part.time:g} is not before {part.frames}")
 
 
 # -- structure ---------------------------------------------------------------------------
@@ -381,8 +392,15 @@ def pieces(dataset: h5py.Dataset, limit: int | None = None) -> Iterator[tuple[sl
 class _Values:
     """Reads all data of a file once, and checks them."""
 
-    def __init__(self, file: h5py.File, about: dict[str, Any], frames: int, complete: bool) -> None:
-        self.file, self.frames, self.complete = file, frames, complete
+    def __init__(
+        self,
+        file: h5py.File,
+        about: dict[str, Any],
+        frames: int,
+        complete: bool,
+        parts: Sequence[Segment],
+    ) -> None:
+        self.file, self.frames, self.complete, self.parts = file, frames, complete, parts
         self.system: str = about["system"]
         self.config: dict[str, Any] = json.loads(about["config_json"])
         self.kernel: str = about.get("kernel", "")
@@ -489,7 +507,7 @@ class _Values:
         if len(self.sides) != 2 or not all(type(n) is int and n > 0 for n in self.sides):
             raise _Corrupt(f"size is {size!r} in config_json")
         sites = self.sites = math.prod(self.sides)
-        m, walls, energy = map(self._series, ("magnetization", "domain_wall_density", "energy"))
+        m, walls = map(self._series, ("magnetization", "domain_wall_density"))
         if m is not None:
             self._all(np.isfinite(m), "magnetization", (slice(0, 0),), True, "not finite")
             self.spins = np.rint(m * sites)
@@ -502,24 +520,33 @@ class _Values:
             self.bonds = np.rint(2 * sites * (1.0 - 2.0 * walls))
             mean = 0.5 * (1.0 - self.bonds / (2.0 * sites))
             self._equal(mean, walls, "domain_wall_density is no fraction of the bonds")
-        options = {
-            n: self.config[n] for n in ("temperature", "field", "coupling") if n in self.config
-        }
-        system: Ising | CurieWeiss | None = None
-        if len(options) == 3 and self.spins is not None:
+        self._energies()
+
+    def _energies(self) -> None:
+        """The energy follows from sums, by the law of the part of the run."""
+        energy, spins, sites = self._series("energy"), self.spins, self.sites
+        if energy is None or spins is None:
+            return
+        good = np.ones(energy.shape, bool)
+        for part in self.parts:
+            here = slice(part.frames.start, part.frames.stop)
+            names = ("temperature", "field", "coupling")
+            options = {n: part.config[n] for n in names if n in part.config}
+            system: Ising | CurieWeiss
+            if len(options) < len(names):
+                continue
             if self.system == "ising" and self.bonds is not None:
                 system = Ising(**options)
-                wanted = system.energy(self.bonds, self.spins) / sites
+                wanted = system.energy(self.bonds[here], spins[here]) / sites
             elif self.system == "curie-weiss":
                 system = CurieWeiss(**options)
-                wanted = system.energy((self.spins + sites) / 2, sites) / sites
-        if energy is not None and system is not None:
+                wanted = system.energy((spins[here] + sites) / 2, sites) / sites
+            else:
+                continue
             rounding = _ROUNDING * (2 * abs(system.coupling) + abs(system.field))
-            self._equal(
-                np.abs(energy - wanted) <= rounding,
-                np.ones(energy.shape, bool),
-                "energy does not follow from magnetization and domain_wall_density",
-            )
+            good[here] = np.abs(energy[here] - wanted) <= rounding
+        what = "energy does not follow from magnetization and domain_wall_density"
+        self._equal(good, np.ones_like(good), what)
 
     def _blocks(self, dataset: h5py.Dataset) -> None:
         """Block means are of whole numbers of spins, and add up to the total."""

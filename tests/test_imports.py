@@ -27,6 +27,7 @@ LAYERS = {
     "doctor": 3,
     "progress": 1,
     "schedule": 1,
+    "segments": 1,
     "arrays": 1,
     "inputs": 1,
     "toml_files": 1,

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.fft
 
-from mpiflow import noise
+from mpiflow import noise, segments
 from mpiflow.errors import InputError
 from mpiflow.mesoscopic import NonlocalEquation
 from mpiflow.systems.kac import KacKernel
@@ -304,6 +304,7 @@ def from_files(paths: Sequence[str | Path]) -> FieldData:
     for path in paths:
         with Trajectory(path) as file:
             config = file.config
+            segments.require_one(file.segments, path, "a run of equal times")
             if "coarse_magnetization" not in file or "gamma" not in config:
                 raise InputError(
                     "files", str(path), "a kac run with block means", "Save it with --coarse."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from mpi4py import MPI
 
 from mpiflow.errors import InputError
-from mpiflow.learn.increments import LAGS, runs_from_files
+from mpiflow.learn.increments import LAGS, FieldRun, runs_from_files
 from mpiflow.learn.onsagerflow import OnsagerFlow
 from mpiflow.learn.onsagerflow_fit import learn
 from mpiflow.parallel import agreed
@@ -54,11 +55,7 @@ def learn_from_files(
             remedy = "Use --overwrite to replace it."
             raise InputError("out", str(out), "a folder without a model", remedy)
         runs = runs_from_files(where)
-        for run in runs:
-            if run.fields.shape[0] <= max(lags, default=0):
-                path = getattr(run.fields, "path", "a run")
-                found, allowed = f"{path}: {run.fields.shape[0]} frames", f"more than {max(lags)}"
-                raise InputError("runs", found, allowed, "Save more frames, or use shorter --lags.")
+        runs = _long_enough(runs, max(lags, default=0))
         least = min(run.fields.shape[-1] for run in runs)
         if least < 5:
             allowed = "runs of 5 blocks a side or more"
@@ -74,6 +71,22 @@ def learn_from_files(
         if comm.rank == 0:
             model.save(out)
     return model
+
+
+def _long_enough(runs: Sequence[FieldRun], lag: int) -> list[FieldRun]:
+    """The runs that have increments over a lag; a file must have some, but not each part of it."""
+    long = [run for run in runs if run.fields.shape[0] > lag]
+    files = {run.fields.path for run in long}
+    for run in runs:
+        if run.fields.shape[0] > lag:
+            continue
+        path, frames = run.fields.path, run.fields.shape[0]
+        if path not in files:
+            remedy = "Save more frames, or use shorter --lags."
+            raise InputError("runs", f"{path}: {frames} frames", f"more than {lag}", remedy)
+        text = f"a part of {path} at T = {run.temperature:g} has {frames} frames: it is left out"
+        warnings.warn(text, stacklevel=2)
+    return long
 
 
 def table(model: OnsagerFlow, out: str | Path) -> str:

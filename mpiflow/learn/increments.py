@@ -22,6 +22,7 @@ runs, over files, over ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from mpiflow import arrays, inputs
 from mpiflow.errors import InputError
 from mpiflow.learn.runs import RunDataset
 from mpiflow.runs import Paths, find_runs
+from mpiflow.segments import Segment
 from mpiflow.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -109,21 +111,31 @@ class FieldRun:
 
 
 class _Frames:
-    """Block means of a run of a dataset, read slice by slice."""
+    """Block means of some frames of a run of a dataset, read slice by slice."""
 
-    def __init__(self, data: RunDataset, number: int, shape: tuple[int, ...]) -> None:
-        self.data, self.number, self.shape = data, number, shape
+    def __init__(
+        self, data: RunDataset, number: int, frames: np.ndarray, shape: tuple[int, ...]
+    ) -> None:
+        self.data, self.number, self.frames = data, number, frames
+        self.shape = (len(frames), *shape)
 
     @property
     def path(self) -> Path:
         return self.data.paths[self.number]
 
-    def __getitem__(self, frames: slice) -> np.ndarray:
-        return self.data.frames(self.number, frames)[NAME]
+    def __getitem__(self, some: slice) -> np.ndarray:
+        frames = self.frames[some]
+        if not len(frames):
+            return np.empty((0, *self.shape[1:]), np.float32)
+        first, last = int(frames[0]), int(frames[-1])
+        return self.data.frames(self.number, slice(first, last + 1))[NAME][frames - first]
 
 
 def runs_from_files(where: Paths | RunDataset) -> list[FieldRun]:
     """Runs of ``mpiflow simulate kac|ising --coarse b``; fields stay in the files.
+
+    Files may have any numbers of frames. One that was resumed with other parameters, or another
+    distance of frames, gives a run for each of its parts.
 
     Parameters
     ----------
@@ -137,38 +149,53 @@ def runs_from_files(where: Paths | RunDataset) -> list[FieldRun]:
     if isinstance(where, RunDataset):
         if NAME not in where.variables:
             raise InputError("variables", where.variables, f"some with {NAME}", "Add it.")
-        return [_run(path, where, number) for number, path in enumerate(where.paths)]
-    return [_run(path) for path in find_runs(where)]
+        parts = [_runs(path, where, number) for number, path in enumerate(where.paths)]
+    else:
+        parts = [_runs(path) for path in find_runs(where)]
+    return [run for some in parts for run in some]
 
 
-def _run(path: Path, data: RunDataset | None = None, number: int = 0) -> FieldRun:
+def _runs(path: Path, data: RunDataset | None = None, number: int = 0) -> list[FieldRun]:
+    """A run for each part of the file with its own parameters or distance of frames."""
     with Trajectory(path) as file:
         config, time = file.config, np.asarray(file.time)
         block = config.get("coarse")
         if NAME not in file or not block or "temperature" not in config:
             allowed = "a run of kac or ising with block means"
             raise InputError("runs", str(path), allowed, "Save it with --coarse 8.")
-        shape = (len(file), *(file.sizes[d] for d in file.variables[NAME].dims))
+        shape = tuple(file.sizes[d] for d in file.variables[NAME].dims)
+        parts = [part for part in file.segments if len(part.frames)]
     if shape[-1] != shape[-2] or shape[-1] < 4:
         found, allowed = f"{path}: {shape[-2:]} blocks", "as many along y as along x, 4 or more"
         raise InputError("runs", found, allowed, "Use runs of square lattices.")
-    steps = np.diff(time)
-    if len(steps) and (np.ptp(steps) > 1e-6 * steps.mean()):
-        # The last frame is that of the end, whenever it is.
-        if np.ptp(steps[:-1]) > 1e-6 * steps[:-1].mean():
-            raise InputError("runs", str(path), "frames at equal times", "Use --save-every.")
-        shape, steps = (shape[0] - 1, *shape[1:]), steps[:-1]
-    h: float | np.ndarray = float(config.get("field") or 0.0)
-    if config.get("field_file") is not None:
-        path = Path(config["field_file"])
-        inputs.checked("field_file", [path], (config.get("inputs") or {}).get("field_file"))
-        h = h + _block_means(path, shape[-2:], int(block))
-    interval = float(steps.mean()) if len(steps) else 1.0
     if data is None:  # runs need not be alike
         data = RunDataset(path, (NAME,), allow_incomplete=True)
-    return FieldRun(
-        _Frames(data, number, shape), interval, float(config["temperature"]), int(block) ** 2, h
-    )
+    runs = []
+    for part in parts:
+        frames = _equal(path, part, time)
+        own = {**config, **part.config}
+        h: float | np.ndarray = float(own.get("field") or 0.0)
+        if own.get("field_file") is not None:
+            known = Path(own["field_file"])
+            inputs.checked("field_file", [known], (config.get("inputs") or {}).get("field_file"))
+            h = h + _block_means(known, shape[-2:], int(block))
+        steps = np.diff(time[frames])
+        interval = float(steps.mean()) if len(steps) else 1.0
+        fields = _Frames(data, number, frames, shape)
+        runs.append(FieldRun(fields, interval, float(own["temperature"]), int(block) ** 2, h))
+    return runs
+
+
+def _equal(path: Path, part: Segment, time: np.ndarray) -> np.ndarray:
+    """Numbers of the frames of a part at equal times: the ends of runs may be at others."""
+    frames = part.regular(time)
+    steps = np.diff(time[frames])
+    if len(steps):
+        span = time[part.frames[-1]] - time[frames[0]]
+        missing = math.floor(span / steps.mean() * (1 + 1e-9)) - len(steps)
+        if missing or np.ptp(steps) > 1e-6 * steps.mean():
+            raise InputError("runs", str(path), "frames at equal times", "Use --save-every.")
+    return frames
 
 
 def _block_means(path: Path, shape: tuple[int, ...], block: int) -> np.ndarray:

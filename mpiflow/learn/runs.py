@@ -48,6 +48,20 @@ _CACHE_BYTES = 2**22
 
 
 @dataclass(frozen=True)
+class Part:
+    """Frames of a run that were made with the same parameters, at the same distance.
+
+    Attributes
+    ----------
+    frames : their numbers
+    parameters : numbers of the configuration or of attributes
+    """
+
+    frames: range
+    parameters: Mapping[str, float | int]
+
+
+@dataclass(frozen=True)
 class Run:
     """What a dataset knows about a run without its file being open.
 
@@ -58,7 +72,7 @@ class Run:
     shapes : of the variables, without time and member
     member_axis : of the variables, the axis along members; None for those without
     members : how many lattices; 1 without a member dimension
-    parameters : numbers of the configuration or of attributes
+    parts : one, unless the run was resumed with other options
     identity : the same for two files of one run
     complete : whether the file stays as it is
     """
@@ -68,7 +82,7 @@ class Run:
     variables: Mapping[str, Variable]
     shapes: Mapping[str, tuple[int, ...]]
     members: int
-    parameters: Mapping[str, float | int]
+    parts: tuple[Part, ...]
     identity: str
     complete: bool
 
@@ -89,7 +103,10 @@ class RunDataset(Dataset[Item]):
     ``frame``          number of the first frame
     =================  =====================================================================
 
-    Items go through the runs in order, through the windows of a run, then through members.
+    Items go through the runs in order, through the windows of a run, then through members. A run
+    that was resumed with other options has parts: no window has frames of two of them, and
+    parameters are those of the window's part.
+
     Runs of any length fit together, if their variables have the same shapes. A run that is
     still going gives the frames that it had when the dataset was made.
 
@@ -150,7 +167,8 @@ class RunDataset(Dataset[Item]):
         for run in self.runs[1:]:
             _require_same(self.runs[0], run)
         if len(self) == 0:
-            span, longest = (window - 1) * step + 1, max(len(run.time) for run in self.runs)
+            span = (window - 1) * step + 1
+            longest = max(len(part.frames) for run in self.runs for part in run.parts)
             remedy = "Use a smaller window or step."
             raise InputError("window", window, f"{span} frames; runs have {longest}", remedy)
 
@@ -160,8 +178,19 @@ class RunDataset(Dataset[Item]):
         self._ends = np.cumsum(windows, dtype=np.int64)
 
     def _windows(self, run: Run) -> int:
+        return sum(map(self._windows_in, run.parts))
+
+    def _windows_in(self, part: Part) -> int:
         span = (self.window - 1) * self.step + 1
-        return max(0, (len(run.time) - span) // self.stride + 1)
+        return max(0, (len(part.frames) - span) // self.stride + 1)
+
+    def _part(self, run: Run, window: int) -> tuple[Part, int]:
+        """The part that a window of a run lies in, and its first frame."""
+        for part in run.parts:
+            if window < self._windows_in(part):
+                return part, part.frames.start + window * self.stride
+            window -= self._windows_in(part)
+        raise IndexError(window)
 
     def _members(self, run: Run) -> Sequence[int | None]:
         if self.members == "together":
@@ -184,16 +213,22 @@ class RunDataset(Dataset[Item]):
 
     def place(self, index: int) -> tuple[int, int, int | None]:
         """Number of the run, first frame and member of an item."""
+        number, _, first, member = self._place(index)
+        return number, first, member
+
+    def _place(self, index: int) -> tuple[int, Part, int, int | None]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         index %= len(self)
         number = int(np.searchsorted(self._ends, index, side="right"))
         within = index - (int(self._ends[number - 1]) if number else 0)
-        chosen = self._members(self.runs[number])
-        return number, within // len(chosen) * self.stride, chosen[within % len(chosen)]
+        run = self.runs[number]
+        chosen = self._members(run)
+        part, first = self._part(run, within // len(chosen))
+        return number, part, first, chosen[within % len(chosen)]
 
     def __getitem__(self, index: int) -> Any:
-        number, first, member = self.place(index)
+        number, part, first, member = self._place(index)
         run = self.runs[number]
         frames = slice(first, first + (self.window - 1) * self.step + 1, self.step)
         item: Item = {}
@@ -201,7 +236,7 @@ class RunDataset(Dataset[Item]):
             item[name] = torch.from_numpy(values).to(self.dtype)
         times = run.time[frames]
         item["time"], item["dt"] = torch.from_numpy(times.copy()), torch.from_numpy(np.diff(times))
-        for name, value in run.parameters.items():
+        for name, value in part.parameters.items():
             item[name] = torch.tensor(
                 value, dtype=torch.int64 if isinstance(value, int) else torch.float64
             )
@@ -302,11 +337,17 @@ def _describe(
             name: tuple(file.sizes[d] for d in v.dims if d != "member") for name, v in about.items()
         }
         members = file.sizes.get("member", 1)
-        chosen = {name: _number(known, name, path) for name in parameters}
-        config = {k: v for k, v in file.config.items() if k not in _NOT_THE_RUN}
-        identity = json.dumps([known["system"], known["seed"], config], sort_keys=True)
+        parts = []
+        for part in file.segments:
+            own = {**known, "save_every": part.save_every, **part.config}
+            chosen = {name: _number(own, name, path) for name in parameters}
+            parts.append(Part(part.frames, chosen))
+        first = file.segments[0].config  # it is the beginning that two files may have in common
+        config = {k: v for k, v in first.items() if k not in _NOT_THE_RUN}
+        seed = first.get("seed", known["seed"])
+        identity = json.dumps([known["system"], seed, config], sort_keys=True)
         time = file.time.copy()
-        return Run(path, time, about, shapes, members, chosen, identity, file.complete)
+        return Run(path, time, about, shapes, members, tuple(parts), identity, file.complete)
 
 
 def _number(known: Mapping[str, Any], name: str, path: Path) -> float | int:
