@@ -90,8 +90,6 @@ def run(
     tiled = {"solver": "tiled"} if cells > SERIAL else {"members": members}
     sim = start_of(model, options.temperature, cells, comm, seed=seed, **tiled)
     every = options.time / options.frames
-    if cells > SERIAL:
-        sim.choose_window(every)
     path = out / f"truth_{sim.sites}_{seed}.h5"
     facts = {"barriers": model.name, "barriers_sha256": model.sha256}
     record_alloy(sim, path, time=options.time, save_every=every, overwrite=True, attributes=facts)

@@ -126,7 +126,7 @@ class AlloyConfig(RunConfig):
     window: float | None = option(
         None,
         "Window of the tiled solver in s.",
-        shown="about 2 hops of a vacancy",
+        shown="each chosen during the run, for about 2 hops of a vacancy",
         gt=0,
         allowed="a number of seconds above 0 that divides --save-every",
         remedy="Leave it out.",

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import time as clock
 from collections.abc import Container, Mapping
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from mpiflow.recording import (
     unchanged,
 )
 from mpiflow.schema import STANDARD, TIME
+from mpiflow.solvers.window_choice import AIM, implied_bias
 from mpiflow.stopping import Keep
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
@@ -117,18 +116,9 @@ def build_alloy(
     if point is not None:
         return sim
     set_initial(sim, config)
-    if config.solver == "tiled" and config.window is None:
-        # Hops are counted, not timed: any window will do there.
-        sim.choose_window(_common_part(config.time, config.save_every))
+    if sim.chooses:
+        sim.choose_windows()
     return sim
-
-
-def _common_part(time: float | None, every: float | None) -> float | None:
-    """The longest time that goes a whole number of times into both, if there is a simple one."""
-    if time is None or every is None:
-        return None
-    ratio = Fraction(time / every).limit_denominator(1000)
-    return every / ratio.denominator if math.isclose(ratio, time / every) else every
 
 
 def set_initial(sim: AlloySimulation, config: AlloyConfig) -> None:
@@ -191,14 +181,16 @@ def record_alloy(
         schedule = sim.schedule(end, end if save_every is None else save_every, point is not None)
         unit, grain = "time", sim.grain or 0.0
         some = sim.advance_some if sim.counts_events else None
-    about = _attributes(sim) | dict(attributes or {})
-    facts = facts_of(sim.facts(), about)
+    facts = facts_of(sim.facts(), _attributes(sim) | dict(attributes or {}))
     if point is not None:
         unchanged(point, facts, changed)
         window = point.numbers.get("window")
         refuse(differences({"window": window}, {"window": sim.window or window}), changed)
         checkpoint.load(point, sim)
     sim.require_state(anew=True)  # before a file is made
+    if sim.chooses and sim.choice is None:
+        sim.choose_windows()
+    about = _attributes(sim) | dict(attributes or {})
     ensemble: dict[str, int] = {"member": sim.members} if sim.members > 1 else {}
     names = ("vacancy", *sim.system.elements)
     pairs = alloy.pair_names(sim.system.elements)
@@ -213,6 +205,10 @@ def record_alloy(
         STANDARD[name].over(*ensemble, *STANDARD[name].dims)
         for name in ("sro", "warren_cowley", "long_range_order", "bonds", "hops")
     ]
+    # An older version knew one window for the whole run.
+    windows = sim.tiled and (point is None or "windows" in point.numbers)
+    if windows:
+        variables += [STANDARD["window"], STANDARD["windows"]]
     if species:
         with agreed(sim.comm):
             sim.local_sites()  # ranks may not be slabs
@@ -222,7 +218,10 @@ def record_alloy(
     def frame() -> tuple[float, dict[str, Value], dict[str, Any]]:
         now = sim.measure()
         shown = {"hops": int(now.hops[0])} if now.hops.size else {}
-        return now.time, _values(sim, now, species), shown
+        values = _values(sim, now, species)
+        if windows:
+            values |= {"window": now.window, "windows": now.windows}
+        return now.time, values, shown
 
     def position() -> float:
         return sim.time if unit == "time" else float(sim.hops_made)
@@ -271,6 +270,18 @@ def _attributes(sim: AlloySimulation) -> dict[str, Any]:
         "lattice_constant_angstrom": alloy.LATTICE_CONSTANT,
         "decomposition_invariant": 1,
     }
-    if sim.window is not None:
-        facts |= {"window_s": sim.window, "tile_points": sim.tile}
+    if sim.tiled:
+        facts["tile_points"] = sim.tile
+        facts |= _window_attributes(sim)
     return facts
+
+
+def _window_attributes(sim: AlloySimulation) -> dict[str, Any]:
+    """How windows are chosen, and the bias that they imply."""
+    law = "about -0.1 % h^2 sum over cut axes of 16 / (3 tile) for h hops of a vacancy in a window"
+    facts: dict[str, Any] = {"window_bias": f"mean square displacements of atoms: {law}, up to 4"}
+    if sim.window is not None:
+        return facts | {"window_s": sim.window}
+    aim = sim.choice.aim if sim.choice else AIM
+    bias = implied_bias(sim.tile, sim.lattice.shape, aim)
+    return facts | {"window_hops": aim, "window_bias_percent": -bias}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,13 +22,14 @@ from mpiflow.schedule import Clock, Number, Schedule, State
 from mpiflow.solvers.serial_vacancy import VacancyKMC, total_rates
 from mpiflow.solvers.tiled_vacancy import SMALLEST_TILE, TiledKMC
 from mpiflow.solvers.vacancy import check, check_species
+from mpiflow.solvers.window_choice import AIM, WindowChoice
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
 from mpiflow.systems.barriers import Barriers
 
 AlloySolver = Literal["serial", "tiled"]
-#: Hops of a vacancy in a window, where the window is chosen by :meth:`choose_window`.
-HOPS_PER_WINDOW = 2.0
+#: Part of the time of a hop at which it has not been made yet, whatever the rounding.
+BEFORE = 1.0 - 2.0**-40
 #: Points of a tile along x, where the lattice is not smaller.
 TILE = 16
 
@@ -41,11 +43,14 @@ class AlloyFrame:
     time : s
     bonds : (M, S + 1, S + 1) int64, bonds by species of the corner and of the centre
     hops : (M,) int64, since time 0
+    window, windows : the last window of the tiled solver in s, and how many there were; 0 if none
     """
 
     time: float
     bonds: np.ndarray
     hops: np.ndarray
+    window: float = 0.0
+    windows: int = 0
 
     def scalars(self) -> dict[str, np.ndarray]:
         """What a Trajectory holds of a frame, by name, with a leading member axis."""
@@ -66,15 +71,20 @@ class AlloySimulation(Guarded):
     system : temperature and elements
     barriers : model of the barriers, see :mod:`mpiflow.systems.barriers`
     cells : cubic cells along each axis, one number or three; a cell has two sites
-    solver : ``serial`` (exact; one rank for each lattice) or ``tiled`` (fixed window, any
-        number of ranks)
-    window : of the tiled solver in s; :meth:`choose_window` sets it if left out
+    solver : ``serial`` (exact; one rank for each lattice) or ``tiled`` (windows, any number of
+        ranks)
+    window : of the tiled solver in s; if left out, each window is chosen from the hops before,
+        see :meth:`choose_windows`
     tile : of the tiled solver, points along each axis, two to a cell
     seed : a trajectory is its seed
     members : number of independent lattices
     comm : communicator, ``COMM_WORLD`` unless given; every method is collective on it
     ranks_grid : ranks along each axis, slabs along x if left out and possible
     device : where the tiled solver evaluates barriers, ``cpu`` or ``cuda``
+
+    Attributes
+    ----------
+    choice : how windows are chosen, None before that or where the window is given
 
     Examples
     --------
@@ -141,6 +151,8 @@ class AlloySimulation(Guarded):
         self.time = 0.0
         self.step = 0
         self._clock = Clock(self.window or 0.0)
+        self.choice: WindowChoice | None = None
+        self._rest = 0.0  # of chosen windows: the time is this much later than its float
         self._hops = np.zeros(self.block.batch, np.int64)
         self._counts: np.ndarray | None = None
 
@@ -200,26 +212,40 @@ class AlloySimulation(Guarded):
 
     @property
     def window(self) -> float | None:
-        """Window of the tiled solver in s, None of the serial one."""
+        """The window of the tiled solver in s that was given, None where there is none."""
         return self.solver.window if isinstance(self.solver, TiledKMC) else None
 
-    def choose_window(self, every: float | None = None, hops: float = HOPS_PER_WINDOW) -> float:
-        """Set the window so that a vacancy makes about so many hops in it. Collective.
+    @property
+    def tiled(self) -> bool:
+        """Whether it evolves in windows."""
+        return isinstance(self.solver, TiledKMC)
 
-        From the rates of the present state, the same on any number of ranks; with ``every``,
-        in s, the largest window not above that which goes a whole number of times into it.
+    @property
+    def chooses(self) -> bool:
+        """Whether windows are chosen from the hops before."""
+        return isinstance(self.solver, TiledKMC) and self.solver.window is None
+
+    def choose_windows(self, hops: float = AIM) -> WindowChoice:
+        """From now on choose each window so that a vacancy makes about so many hops in it.
+
+        The first one is that of the rates of the present state, the others are those of
+        :mod:`mpiflow.solvers.window_choice`, all the same on any number of ranks. The first
+        advance calls this if nobody did. Collective.
         """
+        if not self.chooses:
+            raise InputError(
+                "window", self.window, "the tiled solver without a window", "Leave it out."
+            )
         self.require_state()
         rates = total_rates(self.system, self.barriers, self.block).reshape(-1, 1)
         everyone = gather_records(rates, self.comm)
         # fsum is exact, so the order of ranks does not matter.
         facts = None if everyone is None else (math.fsum(everyone[:, 0]), len(everyone))
         total, number = self.comm.bcast(facts)
-        if not isinstance(self.solver, TiledKMC) or not total > 0:
+        if not total > 0:
             raise InputError("window", None, "vacancies that can hop", "Give the window.")
-        window: float = hops * number / total
-        self.solver.window = window if every is None else every / math.ceil(every / window)
-        return self.solver.window
+        self.choice = WindowChoice(number, hops * number / total, hops)
+        return self.choice
 
     @property
     def local_hops(self) -> int:
@@ -299,7 +325,9 @@ class AlloySimulation(Guarded):
         how = "serial"
         if isinstance(self.solver, TiledKMC):
             tile = " x ".join(map(str, self.tile))
-            window = "no window yet" if self.window is None else f"window {self.window:.3g} s"
+            aim = AIM if self.choice is None else self.choice.aim
+            chosen = f"windows of about {aim:g} hops of a vacancy"
+            window = chosen if self.window is None else f"window {self.window:.3g} s"
             how = f"tiles of {tile} points, {window}"
         layout = self.block.layout
         grid = f" in a grid of {layout.ranks_grid}" if layout and layout.ranks > 1 else ""
@@ -342,30 +370,94 @@ class AlloySimulation(Guarded):
         """Advance the state by a time in s, a multiple of the window of the tiled solver."""
         self.require_state()
         steps = self.steps_in(duration)
-        if isinstance(self.solver, VacancyKMC):
+        if self.window is None:
             self.advance_to(self.time + duration)
         else:
             self._windows(steps)
 
     def advance_to(self, time: float) -> None:
         """Advance the state to a time in s, whole windows from now. Collective."""
-        if not isinstance(self.solver, VacancyKMC):
+        if self.chooses:
+            self._through_windows(time, time)
+        elif not isinstance(self.solver, VacancyKMC):
             self.advance(time - self.time)
-            return
+        else:
+            self.require_state()
+            self.time = time  # exactly: not a sum of durations, which rounds
+            made = self.solver.advance(self.block, seed=self.seed, until=time)
+            self._hops = self._hops + made
+
+    def _through_windows(self, time: float, end: float, most: float = math.inf) -> int:
+        """Chosen windows until a time in s, or until there were so many hops and windows.
+
+        They go a whole number of times into what is left until ``end``, wherever calls end.
+        """
+        work = 0
+        with self._at_work() as choice:
+            while self.time < time and work < most:
+                window, all_of_it = choice.ahead(end - self.time - self._rest)
+                hops, done = self._window(window)
+                if all_of_it and done == window:
+                    self.time, self._rest = end, 0.0
+                work += 1 + hops
+        return work
+
+    @contextmanager
+    def _at_work(self) -> Iterator[WindowChoice]:
+        """In the block, :meth:`_window` may be called. Collective."""
+        assert isinstance(self.solver, TiledKMC)  # noqa: S101 - for the type checker
         self.require_state()
-        self.time = time  # exactly: not a sum of durations, which rounds
-        self._hops = self._hops + self.solver.advance(self.block, seed=self.seed, until=time)
+        choice = self.choice or self.choose_windows()
+        if self.block.batch:  # more ranks than members leave some with none
+            self.solver.prepare(self.block)
+        self._before = np.empty_like(self.block.array)
+        yield choice
+        del self._before
+
+    def _window(self, window: float) -> tuple[int, float]:
+        """A chosen window; the hops of all lattices, and the window, which may become shorter."""
+        solver, choice = self.solver, self.choice
+        assert isinstance(solver, TiledKMC)  # noqa: S101 - for the type checker
+        assert choice is not None  # noqa: S101 - for the type checker
+        np.copyto(self._before, self.block.array)
+        known = len(solver.log or ())
+        while True:
+            hops = np.zeros(0, np.int64)
+            if self.block.batch:
+                hops = solver.step(
+                    self.block, self.step, 0.0, window, seed=self.seed, limit=choice.limit
+                )
+                solver.settle(self.block)
+            share = solver.share
+            made, stopped = self.comm.allreduce(np.array([hops.sum(), share < 1.0], np.int64))
+            if not stopped:
+                break
+            # The same again as far as it goes before the hop that is too much.
+            window *= float(self.comm.allreduce(share, op=MPI.MIN)) * BEFORE
+            np.copyto(self.block.array, self._before)
+            if solver.log is not None:
+                del solver.log[known:]
+        for events in (solver.log or [])[known:]:
+            events.time[...] += self.time
+        self._hops = self._hops + hops
+        choice.count(window, int(made))
+        self.step += 1
+        self.time, self._rest = _later(self.time, self._rest, window)
+        return int(made), window
 
     @property
     def counts_events(self) -> bool:
         """Whether it is interrupted after so many hops, by :meth:`advance_some`."""
-        return isinstance(self.solver, VacancyKMC)
+        return isinstance(self.solver, VacancyKMC) or self.chooses
 
     def advance_some(self, time: float, most: int, target: float) -> int:
         """Advance towards a time in s, by at most so many hops of each lattice. Collective.
 
-        As :meth:`mpiflow.simulation.SpinSimulation.advance_some`.
+        As :meth:`mpiflow.simulation.SpinSimulation.advance_some`. Of windows that are chosen the
+        one that is begun is ended, and each counts as a hop.
         """
+        if self.chooses:
+            return self._through_windows(time, target, most)
         assert isinstance(self.solver, VacancyKMC)  # noqa: S101 - for the type checker
         self.require_state()
         made = self.solver.advance(self.block, seed=self.seed, until=time, hops=most)
@@ -388,8 +480,6 @@ class AlloySimulation(Guarded):
         if self.block.batch:  # more ranks than members leave some with none
             hops = self.solver.advance(self.block, steps, seed=self.seed, first_step=self.step)
             self._hops = self._hops + hops
-        if self._clock.dt != self.solver.time_per_step:  # it was chosen since
-            self._clock = Clock(self.solver.time_per_step, self.step, self.time)
         self.step += steps
         self.time = self._clock.time(self.step)
 
@@ -407,18 +497,27 @@ class AlloySimulation(Guarded):
             self._hops = self._hops + self.solver.advance(self.block, seed=self.seed, hops=left)
             self.time = float(self.solver.clock[0])
             if self._hops[0] < hops:
-                raise InputError(
-                    "hops", hops, f"{self._hops[0]}: no vacancy can hop any more", "Use --time."
-                )
+                raise self._stuck(hops, int(self._hops[0]))
+            return
+        made = self.hops_made
+        if self.chooses:
+            with self._at_work() as choice:
+                while made < hops:
+                    window, _ = choice.ahead()
+                    more, _ = self._window(window)
+                    if not more and not self._can_hop():
+                        raise self._stuck(hops, made)
+                    made += more
             return
         before = -1
-        while (made := self.hops_made) < hops:
+        while made < hops:
             if made == before and not self._can_hop():
-                raise InputError(
-                    "hops", hops, f"{made}: no vacancy can hop any more", "Use --time."
-                )
-            before = made
+                raise self._stuck(hops, made)
             self._windows(1)
+            before, made = made, self.hops_made
+
+    def _stuck(self, hops: int, made: int) -> InputError:
+        return InputError("hops", hops, f"{made}: no vacancy can hop any more", "Use --time.")
 
     def _require_one_clock(self, hops: int) -> None:
         if self.members > 1:
@@ -434,9 +533,9 @@ class AlloySimulation(Guarded):
         """Whole windows in ``duration``; raises if it is not a multiple of the window."""
         if not (duration >= 0 and math.isfinite(duration)):
             raise InputError(name, duration, "a finite number of seconds, 0 or more", "Try 1e-7.")
-        if duration == 0 or not isinstance(self.solver, TiledKMC):
+        window = self.window
+        if duration == 0 or window is None:
             return 1 if duration else 0
-        window = self.solver.time_per_step
         steps = round(duration / window)
         rounding = 1e-12 * self.time  # of a difference of two late times
         if steps < 1 or not math.isclose(steps * window, duration, rel_tol=1e-9, abs_tol=rounding):
@@ -457,7 +556,8 @@ class AlloySimulation(Guarded):
             self._counts = counts
         if np.any(counts != self._counts) or np.any(counts.sum(axis=-1) != self.sites):
             raise RuntimeError(f"atoms were lost: {self._counts} became {counts}")
-        return AlloyFrame(self.time, bonds, self.block.total(self._hops))
+        window = self.choice.last if self.choice else self.window or 0.0
+        return AlloyFrame(self.time, bonds, self.block.total(self._hops), window, self.step)
 
     def schedule(self, time: float, every: float, begun: bool = False) -> Schedule:
         """Frames now, every ``every`` s, and after ``time``; raises if windows do not fit.
@@ -507,7 +607,10 @@ class AlloySimulation(Guarded):
         if isinstance(self.solver, VacancyKMC):
             arrays |= {"clock": self.solver.clock, "order": self.solver.order(self.block)}
         elif self.window is not None:
-            numbers |= {"window": self.window, **self._clock.numbers()}
+            numbers |= {"window": self.window, "windows": self.step, **self._clock.numbers()}
+        else:
+            numbers["windows"] = self.step
+            numbers |= {"rest": self._rest, **(self.choice or self.choose_windows()).numbers()}
         return State(numbers, arrays)
 
     def restore(self, state: State) -> None:
@@ -521,10 +624,28 @@ class AlloySimulation(Guarded):
             self.solver.clock = state.arrays["clock"].astype(np.float64)
             self.solver.hops = hops.copy()
             self.solver.set_order(self.block, state.arrays["order"])
+        elif self.solver.window is None and "window_last" in state.numbers:
+            self.choice = WindowChoice.restored(state.numbers)
+            self._rest = float(state.numbers["rest"])
         else:
-            if self.solver.window is None:
+            if self.solver.window is None:  # chosen once, by an older version
                 self.solver.window = float(state.numbers["window"])
             self._clock = Clock.restored(state.numbers, self.solver.window)
+
+
+def _later(time: float, rest: float, step: float) -> tuple[float, float]:
+    """time + rest + step as the float below it and what is left, exact to the last bit of that.
+
+    A window may be shorter than the spacing of floats at a late time.
+    """
+    step += rest
+    total = time + step
+    before = total - step
+    rest = (time - before) + (step - (total - before))  # Knuth's sum of two numbers
+    if rest < 0:
+        below = math.nextafter(total, -math.inf)
+        total, rest = below, rest + (total - below)
+    return total, rest
 
 
 def default_tile(shape: Shape) -> Shape:

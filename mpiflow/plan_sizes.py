@@ -271,6 +271,8 @@ def alloy_variables(config: AlloyConfig, sites: int, frames: int) -> tuple[Store
     out += [
         _stored(name, (*members, *shape), _itemsize(name), frames) for name, shape in shapes.items()
     ]
+    if config.solver == "tiled":
+        out += [_stored(name, (), _itemsize(name), frames) for name in ("window", "windows")]
     if config.species:
         out.append(_stored("species", (*members, sites), 1, frames, SPECIES))
     places = sites if config.species else 0

@@ -130,6 +130,8 @@ STANDARD: dict[str, Variable] = {
             attributes=_POINT,
         ),
         Variable("hops", (), "int64", long_name="vacancy hops since time 0"),
+        Variable("window", units="s", long_name="last window of the tiled solver"),
+        Variable("windows", (), "int64", long_name="windows since time 0"),
         Variable("species", ("site",), "int8", long_name="species of a site", attributes=_POINT),
         Variable("displacement", long_name="mean displacement of a site", attributes=_POINT),
         Variable(

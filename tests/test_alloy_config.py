@@ -177,7 +177,7 @@ def test_every_option_has_its_error_message_and_its_help(
         assert f"--{name.replace('_', '-')} " in text, name
         assert " ".join(field.description.split()) in words, name
     assert set(AlloyConfig.model_fields) - set(AlloyConfig.options()) == {"system", "inputs"}
-    assert "[default: about 2 hops of a vacancy]" in words
+    assert "[default: each chosen during the run, for about 2 hops of a vacancy]" in words
     assert words.count("[required]") == 3
 
 

@@ -200,7 +200,6 @@ def test_a_run_from_python_needs_no_configuration(comm: MPI.Intracomm, shared_tm
         comm=MPI.COMM_SELF,
     )  # fmt: skip
     sim.set_species(random_alloy, counts=counts_of(sim.sites, 4, elements=2))
-    window = sim.choose_window(1e-9)
     out = shared_tmp / f"a{comm.rank}.h5"
     record_alloy(sim, out, time=2e-9, progress=False)
     # The simulation goes on where it was.
@@ -215,7 +214,7 @@ def test_a_run_from_python_needs_no_configuration(comm: MPI.Intracomm, shared_tm
         stored, about = json.loads(run.attributes["config_json"]), run.attributes
         assert [str(p) for p in run["pair"]] == ["AA", "AB", "BB"]
     assert (stored["temperature"], stored["cells"], stored["seed"]) == (1500.0, [8, 8, 8], 1)
-    assert about["window_s"] == window
+    assert about["window_hops"] == 2.0
     assert list(about["tile_points"]) == [8, 16, 16]
 
 
@@ -465,18 +464,12 @@ def test_many_ranks_and_what_they_cannot_do(comm: MPI.Intracomm, shared_tmp: Pat
     assert not list(shared_tmp.iterdir())
 
 
-def test_the_window_is_chosen_from_the_state(tmp_path: Path) -> None:
-    """Four hops of a vacancy, a whole number of times in the pause; kept in the file."""
+def test_the_first_window_is_that_of_the_state(tmp_path: Path) -> None:
     given = config(tmp_path / "run.h5", time=4e-9, save_every=None)
     sim = build_alloy(given, load_barrier_model("default"), MPI.COMM_SELF)
     assert given.save_every == pytest.approx(4e-11)
-    assert sim.window == given.save_every  # a frame is shorter than four hops
-    counted = build_alloy(
-        config(tmp_path / "run.h5", time=None, hops=100, save_every=None),
-        load_barrier_model("default"),
-        MPI.COMM_SELF,
-    )
-    assert counted.window == pytest.approx(4 * 1.6e-10, rel=0.7)
+    assert sim.choice is not None
+    assert sim.choice.last == pytest.approx(4 * 1.6e-10, rel=0.7)
 
 
 @pytest.mark.parametrize(("time", "every"), [(5e-9, 3e-9), (1.6e-9, 1.2e-9), (2.5e-9, 1e-9)])
@@ -488,4 +481,4 @@ def test_a_chosen_window_divides_the_run_too(tmp_path: Path, time: float, every:
     times = contents(tmp_path / "run.h5")["time"]
     np.testing.assert_allclose(times, [*(every * np.arange(count + 1)), time], rtol=1e-12)
     with Trajectory(tmp_path / "run.h5") as run:
-        assert run.attributes["window_s"] < 1e-9
+        assert (np.diff(run["windows"]) >= 1).all()

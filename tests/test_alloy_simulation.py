@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact import Z_CEILING
 from mpi4py import MPI
 
 from mpiflow.alloy_simulation import AlloyFrame, AlloySimulation, default_tile
@@ -94,8 +93,7 @@ def test_same_bits_with_the_default_barriers(comm: MPI.Intracomm) -> None:
     model = load_barrier_model("default").parameters
     options: dict[str, Any] = {"model": model, "vacancies": 30, "window": None}
     reference, sim = tiled(**options), tiled(comm, **options)
-    window = reference.choose_window(2e-9)
-    assert sim.choose_window(2e-9) == window
+    assert sim.choose_windows().last == reference.choose_windows().last
     expected, frames = list(reference.frames(4e-9, 2e-9)), list(sim.frames(4e-9, 2e-9))
     assert all(same(a, b) for a, b in zip(frames, expected, strict=True))
     assert expected[-1].hops[0] > 100
@@ -143,34 +141,11 @@ def test_a_member_depends_on_its_number_alone(solver: str) -> None:
     assert len(np.unique(many.species(), axis=0)) == 9
 
 
-@pytest.mark.mpi
-@pytest.mark.parametrize("every", [None, 1e-9, 3.3e-11, 1e-12])
-def test_a_window_that_is_chosen(comm: MPI.Intracomm, every: float | None) -> None:
-    """The same on all ranks; divides the time between frames; about two hops of a vacancy."""
-    sim = tiled(comm, window=None, cells=(12, 4, 4), tile=(6, 8, 8))
-    assert sim.window is None
-    window = sim.choose_window(every)
-    assert window == sim.window
-    assert comm.allgather(window) == [window] * comm.size
-    alone = tiled(window=None, cells=(12, 4, 4), tile=(6, 8, 8))
-    wanted = alone.choose_window()
-    if every is None:
-        assert window == wanted
-        assert sim.choose_window(hops=4.0) == pytest.approx(2 * wanted)
-        return
-    assert window == alone.choose_window(every) <= wanted * (1 + 1e-12)
-    parts = round(every / window)
-    assert every / window == pytest.approx(parts, rel=1e-12)
-    assert parts == 1 or every / (parts - 1) > wanted  # the largest such
-    sim.steps_in(every)
-
-
-def test_a_chosen_window_has_two_hops_of_a_vacancy() -> None:
+def test_the_first_window_has_two_hops_of_a_vacancy() -> None:
     """All barriers are equal, so the rate is known exactly where vacancies do not touch."""
     sim = tiled(model=CONSTANT, vacancies=1, window=None)
-    assert sim.choose_window() == pytest.approx(2 * HOP, rel=1e-6)  # barriers are float32
-    sim.advance(400 * sim.solver.time_per_step)
-    assert abs(sim.local_hops - 800) < Z_CEILING * np.sqrt(800)
+    assert sim.choose_windows().last == pytest.approx(2 * HOP, rel=1e-6)  # barriers are float32
+    assert sim.choose_windows(4.0).last == pytest.approx(4 * HOP, rel=1e-6)
 
 
 # -- times and hops -----------------------------------------------------------------------------
@@ -328,7 +303,7 @@ def test_what_a_simulation_says_of_itself() -> None:
         "3456 sites of 12 x 12 x 12 cells, 2000 K, tiles of 6 x 6 x 6 points, "
         "window 1e-09 s, 1 rank"
     )
-    assert "no window yet" in tiled(window=None).describe()
+    assert "windows of about 2 hops of a vacancy" in tiled(window=None).describe()
 
 
 @pytest.mark.mpi
@@ -446,11 +421,12 @@ def test_durations_that_are_none(duration: float) -> None:
 
 
 def test_windows_that_cannot_be_chosen() -> None:
-    for sim in (made(), tiled(model=STUCK)):
-        with pytest.raises(InputError, match="vacancies that can hop"):
-            sim.choose_window()
-    with pytest.raises(InputError, match="Set it first"):
-        tiled(window=None).advance(HOP)
+    for sim, says in (
+        (made(), "without a window"),
+        (tiled(model=STUCK, window=None), "vacancies that can hop"),
+    ):
+        with pytest.raises(InputError, match=says):
+            sim.choose_windows()
 
 
 @pytest.mark.parametrize(("hops", "every"), [(0, 1), (-3, 1), (10, 0), (10, -1)])

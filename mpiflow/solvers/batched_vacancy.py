@@ -244,22 +244,26 @@ class Batches:
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
-    ) -> list[Events]:
+        limit: int,
+    ) -> tuple[list[Events], float]:
         """Let some tiles of one class evolve for a time; returns their hops, round by round.
 
-        Parameters are those of the pass in :mod:`mpiflow.solvers.tiled_vacancy`.
+        Parameters are those of the pass in :mod:`mpiflow.solvers.tiled_vacancy`, and so is the
+        part of the window that is also returned.
         """
         where = tiles, shape, whole, self.law, self.lists, self.progress
         out: list[Events] = []
         found, asked = _open(grid, *where, start, self.queue)
         rates = np.zeros(NEIGHBOURS)
-        while asked:
+        while asked and len(out) < limit:
             self.evaluations += asked
             _answer(asked, self._barriers(asked), rates, *where, self.queue)
             log = events(found)
             hops, asked = _round(grid, origin, *where, found, keys, start + window, self.queue, log)
             out.append(Events(log.time[:hops], log.hop[:hops]))
-        return out
+        stopped = self.progress.made[:found] >= limit
+        clocks = self.progress.clock[:found][stopped]
+        return out, float((clocks.min(initial=start + window) - start) / window)
 
     def _barriers(self, asked: int) -> np.ndarray:
         types = self.device.put(self.queue.types[:asked])

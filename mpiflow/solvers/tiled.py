@@ -247,6 +247,8 @@ class TiledNFold:
     The result is a pure function of (spins, seed, stream, member, step): the same bits on
     any number of ranks. To go on with a run bit for bit, keep the spins and the step.
 
+    Rates are at most 1: a site makes one attempt in a window of 1, in any state and at any
+    temperature. So the window is given, not chosen during the run as that of vacancies.
     The error of the window was measured after a quench from m = 0 to T = 1, as the relative
     change of the density of domain walls at t = 20: for tiles of 64, 0.17(8) % with W = 2 and
     none found with W <= 1 (error 0.08 %); for tiles of 8, where every site is near an edge,

@@ -150,10 +150,11 @@ def _pass(
     window: float,
     near: np.ndarray,
     hops: np.ndarray,
+    limit: int,
     recent: Events,
     records: np.ndarray,
     log: Events,
-) -> tuple[int, int]:
+) -> tuple[int, int, float]:
     """Let some tiles evolve for a time.
 
     Parameters
@@ -162,15 +163,17 @@ def _pass(
     shape, whole : points of a tile along each axis, and whether it spans the axis
     near : (3, 2) padded indices between which no other rank needs a site
     hops : (n,) filled with the hops of each tile
+    limit : a tile that has made so many hops stops
     recent : the last few hops of a tile; without room for any, nothing is noted or logged
     records : (room, 4) filled with the sites that other ranks must know, and their species
     log : filled with the hops of all tiles, in their order, as far as there is room
 
     Returns
     -------
-    the number of records, and the number of hops noted
+    the number of records, the number of hops noted, and the part of the window after which the
+    first tile had to stop, 1 if none had to
     """
-    noted, logged = 0, 0
+    noted, logged, share = 0, 0, 1.0
     for t in range(tiles.shape[0]):
         region = region_of(tiles, t, shape, whole)
         n = scan(grid, law, region, lists)
@@ -180,9 +183,9 @@ def _pass(
         here = first_of(lists, n)
         counter = np.uint64(tiles[t, 3]) << np.uint64(32)
         room = recent.time.size
-        most = room if room else _NO_LIMIT
-        clock, first, made = start, noted, most
-        while made == most:
+        clock, first, made, most = start, noted, 0, 0
+        while made == most and hops[t] < limit:
+            most = min(room, limit - hops[t]) if room else limit
             made, clock = evolve(
                 grid,
                 origin,
@@ -209,8 +212,10 @@ def _pass(
                     log.time[logged] = recent.time[r]
                     log.hop[logged] = row
                 logged += 1
+        if hops[t] >= limit:
+            share = min(share, (clock - start) / window)
     _fill_species(grid, origin, law.sides, records, noted)
-    return noted, logged
+    return noted, logged, share
 
 
 @kernel
@@ -235,7 +240,8 @@ class TiledKMC:
     ----------
     system : temperature and elements
     model : barriers, see :mod:`mpiflow.systems.barriers`
-    window : W in s, above 0; the error of the law falls as its square. It may be set later.
+    window : W in s, above 0; the error of the law falls as its square. None: each call of
+        :meth:`step` has its own.
     tile : points of a tile along each axis, even and at least 6; an axis as long as the tile
         is not cut. Pairs of tiles must fit the others.
 
@@ -244,6 +250,7 @@ class TiledKMC:
     load : hops on this rank, vacancies that were looked at, barriers of them computed, seconds
         in tiles, seconds waiting for letters
     log : None, or a list that every pass appends its :class:`Events` on this rank to
+    share : part of the last step after which the first tile of this rank had made too many hops
     """
 
     name = "tiled"
@@ -266,6 +273,7 @@ class TiledKMC:
         self.tile = (tile,) * 3 if isinstance(tile, int) else tuple(tile)
         self.log: list[Events] | None = None
         self.load = dict.fromkeys(("hops", "looks", "evaluations", "seconds", "waiting"), 0.0)
+        self.share, self._limit = 1.0, _NO_LIMIT
         self._plan: Any = None
 
     @property
@@ -293,19 +301,56 @@ class TiledKMC:
         -------
         (B,) int64, hops on this rank
         """
+        self.prepare(block)
+        width, out = self.time_per_step, np.zeros(block.batch, np.int64)
+        for step in range(first_step, first_step + steps):
+            out += self.step(block, step, step * width, width, seed=seed, stream=stream)
+        self.settle(block)
+        return out
+
+    def prepare(self, block: Block) -> None:
+        """Make ready for calls of :meth:`step`. Collective for ``exchange`` blocks."""
         self.check(block)
         require_species(block, len(self.system.elements))
-        width = self.time_per_step
-        plan = self._plan = self._planned(block)
-        key = stream_key(seed, stream)
+        self._plan = self._planned(block)
+
+    def step(
+        self,
+        block: Block,
+        step: int,
+        start: float,
+        window: float,
+        *,
+        seed: int,
+        stream: str = "tiled-vacancy",
+        limit: int = _NO_LIMIT,
+    ) -> np.ndarray:
+        """One step of any window, after :meth:`prepare`; :meth:`settle` follows the last.
+
+        Parameters
+        ----------
+        step : its number, which its noise depends on
+        start : the time that logged hops are counted from, s
+        window : in s
+        limit : a tile stops after so many hops in a pass. Such a step is to be taken back, and
+            done again with a shorter window: :attr:`share` says how much
+
+        Returns
+        -------
+        (B,) int64, hops on this rank
+        """
+        plan, key = self._plan, stream_key(seed, stream)
         out = np.zeros(block.batch, np.int64)
-        for step in range(first_step, first_step + steps):
-            for number, (group, share) in enumerate(plan.passes, len(plan.passes) * step):
-                for b in range(block.batch):
-                    keys = key[0], key[1] + block.members[b], np.uint64(number)
-                    out[b] += self._one_pass(block, b, group, keys, step * width, share * width)
-        self._read(block)
+        self.share, self._limit = 1.0, limit
+        for number, (group, share) in enumerate(plan.passes, len(plan.passes) * step):
+            for b in range(block.batch):
+                keys = key[0], key[1] + block.members[b], np.uint64(number)
+                out[b] += self._one_pass(block, b, group, keys, start, share * window)
         return out
+
+    def settle(self, block: Block) -> None:
+        """Bring the halo up to date. Collective for ``exchange`` blocks."""
+        self._read(block)
 
     def _one_pass(
         self,
@@ -367,7 +412,7 @@ class TiledKMC:
         before = None if self.log is None else block.array[b].copy()
         hops = np.zeros(len(tiles), np.int64)
         while True:
-            noted, logged = _pass(
+            noted, logged, share = _pass(
                 block.array[b],
                 block.origins[b] - block.halo,
                 tiles,
@@ -382,10 +427,12 @@ class TiledKMC:
                 window,
                 plan.near,
                 hops,
+                self._limit,
                 recent,
                 plan.records,
                 log,
             )
+            self.share = min(self.share, share)
             if before is None or logged <= len(log.time):
                 break
             block.array[b][...] = before  # once more, with enough room
@@ -403,9 +450,10 @@ class TiledKMC:
     ) -> tuple[int, int, list[Events]]:
         """All tiles together, barriers on the device; hops, records, log."""
         plan, origin = self._plan, block.origins[b] - block.halo
-        logs = plan.batches.evolve(
-            block.array[b], origin, tiles, plan.shape, plan.whole, keys, start, window
+        logs, share = plan.batches.evolve(
+            block.array[b], origin, tiles, plan.shape, plan.whole, keys, start, window, self._limit
         )
+        self.share = min(self.share, share)
         noted = 0
         if plan.letters is not None:
             for log in logs:
