@@ -42,7 +42,13 @@ class Rows:
     def __init__(
         self, read: Callable[[], np.ndarray], write: Callable[[slice, np.ndarray], None]
     ) -> None:
-        self.spins, self.store = read, write
+        self._read, self.store = read, write
+
+    def spins(self) -> np.ndarray:
+        """The array, to be read: :attr:`store` sets it."""
+        view = self._read().view()
+        view.flags.writeable = False
+        return view
 
     @property
     def batch(self) -> int:
@@ -197,7 +203,8 @@ class Lines(Stepped):
         sim = PredatorPreySimulation(
             line, dt=config.dt, seed=config.seed, members=config.members, comm=dealt
         )
-        sim.set(line.start(config.initial_prey, config.initial_wave))
+        self.start = config.initial_prey, config.initial_wave
+        sim.set(line.start(*self.start))
         self.sim: PredatorPreySimulation = sim
         self.clock = Clock(config.dt)
         self.grain, self.lattice = config.dt, Lattice((2, config.size))
@@ -206,6 +213,17 @@ class Lines(Stepped):
             sim.x[:, fields] = values
 
         self.block = Rows(lambda: sim.x, store)
+
+    def remarks(self) -> list[str]:
+        prey, _ = self.sim.system.start(*self.start)
+        mean, wave = prey.mean(), 0.5 * np.ptp(prey)
+        asked, height = self.start
+        if not height or (prey.size > 10 and abs(mean - asked) <= 0.005 * asked):
+            return []
+        return [
+            f"{prey.size} cells are too few for a wave of five periods: prey start with a mean of "
+            f"{mean:.6g} and a wave of {wave:.6g}, not {asked:g} and {height:g}"
+        ]
 
     def advance_to(self, time: float) -> None:
         with agreed(self.comm):  # a line may run to infinity
@@ -232,8 +250,17 @@ class MeanFields(Ensemble):
         # As initial.shuffled counts.
         up = round(0.5 * (1.0 + config.initial_magnetization) * self.sites)
         self.solver = MeanField(self.system, self.sites, np.full(len(numbers), up), numbers)
+        self.asked, self.got = config.initial_magnetization, 2 * up / self.sites - 1
         self._time = self.grain = 0.0
         self.lattice, self.block = Lattice((2,)), Rows(self._counts, self._set_counts)
+
+    def remarks(self) -> list[str]:
+        if abs(self.got - self.asked) <= 0.005 * (abs(self.asked) or 1.0):
+            return []
+        return [
+            f"the initial magnetization is {self.got:.6g}, not {self.asked:g}: the nearest that "
+            f"{self.sites} spins have"
+        ]
 
     def _counts(self) -> np.ndarray:
         return np.stack([self.sites - self.solver.up, self.solver.up], axis=1)

@@ -192,7 +192,6 @@ def evolve_patches(
         raise InputError("states", states.shape, allowed, "Reshape them.")
     _require_step(system, dt)
     require_rule(system, PredatorPrey)
-    require_finite("states", states, "Make them: system.start(0.5, 0.1).")
     index = np.empty((len(members), draws), np.int64)
     after = np.empty((len(members), draws, 2, patch))
     key = stream_key(seed, "predator-prey-partial")

@@ -19,8 +19,8 @@ from mpiflow.alloy_simulation import AlloySimulation
 from mpiflow.block import Block
 from mpiflow.chain_simulation import ChainSimulation
 from mpiflow.config import IsingConfig
-from mpiflow.ensemble_config import ChainConfig
-from mpiflow.ensemble_simulation import Chains
+from mpiflow.ensemble_config import ChainConfig, CurieWeissConfig, PredatorPreyConfig
+from mpiflow.ensemble_simulation import Chains, Lines, MeanFields
 from mpiflow.errors import InputError
 from mpiflow.field_law import ExactLaw
 from mpiflow.field_simulation import FieldSimulation
@@ -30,6 +30,7 @@ from mpiflow.packed import PackedBlock
 from mpiflow.predator_prey_simulation import PredatorPreySimulation, evolve_patches
 from mpiflow.run import _initial_remarks, build, record
 from mpiflow.simulation import Simulation, SpinSimulation
+from mpiflow.solvers.cluster import flip_clusters
 from mpiflow.solvers.gillespie import Gillespie
 from mpiflow.solvers.mean_field import MeanField, relax_windows
 from mpiflow.solvers.nfold import NFold
@@ -163,7 +164,8 @@ def test_no_displacements_nor_prey_no_simulation(comm: MPI.Intracomm) -> None:
     line.x[..., 3] = np.nan
     refused(lambda: line.advance(1), match="^x=nan")
     states = np.full((1, 2, 10), np.nan)
-    refused(lambda: evolve_patches(line.system, states, np.arange(1), 5, dt=0.01))
+    patches = lambda: evolve_patches(line.system, states, np.arange(1), 5, dt=0.01)  # noqa: E731
+    refused(patches, match="^states=")
 
 
 @pytest.mark.mpi
@@ -230,6 +232,11 @@ def test_what_is_no_spin_is_not_stored() -> None:
         match="^spins=0",
     )  # fmt: skip
     mean = MeanField(CurieWeiss(1.1), 16, np.array([8]), members[:1])
+    refused(
+        lambda: flip_clusters(states, members[:1], Ising(2.3), clusters=1, seed=0),
+        match="^spins=0",
+    )
+    refused(lambda: MeanField(CurieWeiss(1.1), 16, np.array([7.5]), members[:1]), match="^up=7.5")
     mean.up[:] = -1
     refused(lambda: mean.advance(seed=0, until=1.0), match="^up, group_up")
 
@@ -393,3 +400,12 @@ def test_what_the_initial_state_cannot_have_is_said(tmp_path: Path) -> None:
         "0.5 % too large, and that of the shortest waves 26 %" in Chains(chain, SELF).remarks()[0]
     )
     assert not Chains(ChainConfig(size=10, time=1, out=tmp_path / "c.h5"), SELF).remarks()
+    for size, said in ((5, "a mean of 0.4 "), (10, "a wave of "), (200, "")):
+        lines = Lines(PredatorPreyConfig(size=size, time=1, out=tmp_path / "l.h5"), SELF)
+        assert [said in text for text in lines.remarks()] == [True] * bool(said)
+        with pytest.raises(ValueError, match="read-only"):
+            lines.block.spins()[...] = 1.0
+    spins = CurieWeissConfig(
+        size=(3, 3), temperature=1.1, time=1, initial_magnetization=0.5, out=tmp_path / "m.h5"
+    )
+    assert "is 0.555556, not 0.5" in MeanFields(spins, SELF).remarks()[0]

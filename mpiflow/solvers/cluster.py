@@ -20,6 +20,7 @@ import numpy as np
 
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
+from mpiflow.guards import is_spins, require_rule, spin_fault
 from mpiflow.noise import stream_key, threefry
 from mpiflow.systems.ising import Ising
 
@@ -97,6 +98,7 @@ def flip_clusters(
     ------
     InputError : a field, an antiferromagnet or a number of clusters below 0
     """
+    require_rule(system, Ising)
     if system.field != 0:
         raise InputError("field", system.field, "0 for clusters", "Use the dynamics.")
     if not system.coupling > 0:
@@ -107,6 +109,8 @@ def flip_clusters(
         raise InputError("states", states.shape, "sides of 3 or more", "Use larger lattices.")
     if states.dtype != np.int8 or not states.flags.c_contiguous:
         raise InputError("states", states.dtype, "C-contiguous int8", "Copy them.")
+    if not is_spins(states):
+        raise spin_fault(states)
     taken = -np.expm1(-2.0 * system.coupling / system.temperature)
     key = stream_key(seed, "cluster")
     _grow(states, np.asarray(members, np.uint64), key, first, clusters, round(taken * _UNIT))

@@ -87,8 +87,8 @@ class MeanField:
         self.sites, self.group = sites, sites if group is None else group
         self.rates = system.heat_bath(sites)
         self.members = np.asarray(members, np.uint64)
-        self.up = np.array(up, np.int64)
-        self.group_up = self.up.copy() if group_up is None else np.array(group_up, np.int64)
+        self.up = _counts("up", up)
+        self.group_up = self.up.copy() if group_up is None else _counts("group_up", group_up)
         if not 1 <= self.group <= sites or (group is None) != (group_up is None):
             raise InputError(
                 "group", group, f"1 to {sites} spins, with group_up", "Leave both out for all."
@@ -153,6 +153,17 @@ class MeanField:
             self.group_up,
         )
         return self.events - before
+
+
+def _counts(name: str, values: np.ndarray) -> np.ndarray:
+    """Whole numbers, (B,) int64, in memory of their own."""
+    given = np.asarray(values)
+    with np.errstate(invalid="ignore"):
+        counts = given.astype(np.int64)
+    if not np.array_equal(counts, given):
+        wrong = given[counts != given][0].item()
+        raise InputError(name, wrong, "whole numbers of spins", "Count the spins that are up.")
+    return counts
 
 
 @kernel

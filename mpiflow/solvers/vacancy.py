@@ -29,7 +29,7 @@ import numpy as np
 from mpiflow.block import Block
 from mpiflow.device import inlined, kernel
 from mpiflow.errors import InputError
-from mpiflow.guards import no_state
+from mpiflow.guards import no_state, require_rule
 from mpiflow.noise import threefry, to_unit
 from mpiflow.solvers.nfold import exponential
 from mpiflow.systems.alloy import (
@@ -186,6 +186,7 @@ def law(system: Alloy, model: Barriers, block: Block) -> Law:
 
 def check(system: Alloy, model: Barriers, block: Block) -> None:
     """Raise if blocks and models do not go with the solvers of vacancies."""
+    require_rule(system, Alloy)
     if block.halo < HALO or len(block.shape) != 3:
         raise InputError("halo", block.halo, f"{HALO} or more points in 3-D", "Make it wider.")
     if len(model.base) != len(system.elements) + 1:
