@@ -57,11 +57,11 @@ class KacConfig(SpinConfig):
     eps: float | None = option(
         None,
         "Of tau-leap without --tau: expected flips of the fastest spin in a step.",
-        shown="0.1 for tau-leap",
+        shown="0.01 for tau-leap",
         gt=0,
         le=1,
         allowed="above 0, at most 1",
-        remedy="Try 0.1.",
+        remedy="Try 0.01.",
     )
     method: Literal["steps", "fft"] = option(
         "steps",
@@ -94,7 +94,7 @@ class KacConfig(SpinConfig):
             else:
                 self._fill("tau", 0.1)
         elif self.tau is None:
-            self._fill("eps", 0.1)
+            self._fill("eps", 0.01)
         elif self.eps is not None:
             raise idle("eps", self.eps, "with a fixed tau")
         if self.device == "cuda" and (self.solver == "gillespie" or self.method == "fft"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from scipy.linalg import expm
 
 from mpiflow import initial
 from mpiflow.errors import InputError
-from mpiflow.kac_simulation import KacSimulation
+from mpiflow.kac_simulation import ERRORS, KacSimulation
 from mpiflow.slabs import Slabs
 from mpiflow.solvers.kac import KacSteps
 from mpiflow.solvers.kac_field import Fields, Sums
@@ -25,6 +26,9 @@ from mpiflow.systems.kac import Kac, KacKernel, kac_kernel, lookup
 GAMMAS = [0.0, 0.3, 0.5, 1.0, 1.7, 3.0, 6.5]
 SMALL = (3, 3)
 LAWS = [Kac(0.7, 0.0, 0.1), Kac(0.6, 0.42, -0.2), Kac(2.0, 0.0, 0.1), Kac(1.6, 0.42, -0.2)]
+#: Nearest neighbours without a field, from cold to warm.
+NEAREST = [4, 5, 6]
+LAWS += [Kac(0.6, 0.0), Kac(0.8, 0.0), Kac(1.5, 0.0)]
 #: The order of midpoint needs 4 beta max J <= ln 2, on so small a lattice.
 WARM = [2, 3]
 needs_cuda = pytest.mark.skipif(not has_cuda(), reason="no CUDA device and no simulator")
@@ -347,6 +351,53 @@ def test_orders_of_the_solvers_in_law(solver: str, order: int, law: int) -> None
     assert errors[-1] > 1e-6
     assert abs(measured - order).max() < 0.3, (errors, measured)
     assert abs(measured[-1] - order) < 0.15
+
+
+def test_which_solver_has_the_smallest_error_in_equilibrium() -> None:
+    """Energies of the stationary laws at the same cost, as docs/kac.md and the remarks have them.
+
+    Printed with ``-s``. Nearest neighbours: midpoint is the best where 4 beta max J <= ln 2, only.
+    """
+    found = {}
+    for law in NEAREST:
+        system = LAWS[law]
+        every = kac_law.states(9)
+        energies = kac_law.energies(system, every, SMALL)
+        exact = kac_law.gibbs(system, SMALL) @ energies
+        for solver, tau in (("sublattice", 0.1), ("midpoint", 0.2), ("tau-leap", 0.1)):
+            power = matrix(solver, law, tau)
+            for _ in range(15):
+                power = power @ power
+            found[law, solver] = error = 100 * float(power[0] @ energies / exact - 1)
+            print(f"T={system.temperature:g} {solver} tau={tau:g}: {error:+.2f} %")
+            bound = ERRORS[solver] * tau
+            assert -1.1 * bound < error < 0
+    cold, tepid, warm = NEAREST
+    assert abs(found[cold, "sublattice"]) < abs(found[cold, "midpoint"]) < 1
+    assert abs(found[tepid, "midpoint"]) < abs(found[tepid, "sublattice"])
+    assert abs(found[warm, "midpoint"]) < 0.05 * abs(found[warm, "sublattice"])
+    assert found[warm, "tau-leap"] < 0.9 * -ERRORS["tau-leap"] * 0.1
+
+
+@pytest.mark.parametrize(
+    ("system", "options", "told"),
+    [
+        (Kac(0.6, 0.0), {"solver": "tau-leap", "eps": 0.1}, "steps of 0.1 .* up to 10 %.*--eps"),
+        (Kac(0.6, 0.0), {"solver": "tau-leap", "tau": 0.05}, "up to 5 %.*--tau"),
+        (Kac(0.6, 0.0), {"solver": "tau-leap"}, ""),
+        (Kac(2.0, 1.0), {}, "sublattice is of first order: steps of 0.1 .* up to 5 %"),
+        (Kac(2.0, 1.0), {"tau": 0.02}, ""),
+        (Kac(2.0, 1.0), {"solver": "midpoint", "tau": 1.0}, ""),
+        (Kac(0.6, 0.0), {"solver": "midpoint", "tau": 0.4}, "4 beta max J = 1.7 .* up to 3.6 %"),
+        (Kac(0.6, 0.0), {"solver": "gillespie"}, ""),
+    ],
+    ids=str,
+)
+def test_errors_of_steps_are_said(system: Kac, options: dict[str, Any], told: str) -> None:
+    remarks = KacSimulation(system, 16, comm=MPI.COMM_SELF, **options).remarks()
+    assert len(remarks) == bool(told)
+    for line in remarks:
+        assert re.search(told, line), line
 
 
 @pytest.mark.parametrize("law", [0, 1])  # cold: rates are cut at 0

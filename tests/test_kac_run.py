@@ -32,7 +32,7 @@ def test_defaults_are_filled_in_and_survive_json() -> None:
     )  # fmt: skip
     assert config.save_every == pytest.approx(0.1)
     leap = KacConfig(**GOOD, solver="tau-leap")
-    assert (leap.tau, leap.eps, leap.save_every) == (None, 0.1, 0.02)
+    assert (leap.tau, leap.eps, leap.save_every) == (None, 0.01, 0.02)
     exact = KacConfig(**GOOD, solver="gillespie")
     assert (exact.tau, exact.eps, exact.save_every) == (None, None, 0.02)
     for one in (config, leap):

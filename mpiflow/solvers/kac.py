@@ -88,7 +88,7 @@ class KacSteps:
     def _check_step(self) -> None:
         if self.eps is not None:
             if not 0 < self.eps <= 1:
-                raise InputError("eps", self.eps, "above 0, at most 1", "Try 0.1.")
+                raise InputError("eps", self.eps, "above 0, at most 1", "Try 0.01.")
             return
         bound = 1.0
         if self.name == "tau-leap":  # an expected flip or less of each spin

@@ -71,6 +71,12 @@ class KacKernel:
         return 2 * self.sum if self.nearest else self.sum**2 - int(self.weights[0]) ** 2
 
     @cached_property
+    def largest(self) -> float:
+        """max J: of the nearest of all neighbours."""
+        near = int(self.weights[1])
+        return near / self.norm if self.nearest else int(self.weights[0]) * near / self.norm
+
+    @cached_property
     def drops(self) -> np.ndarray:
         """w_k - w_{k+1} for k = 0..reach, (reach + 1,) int64: few are not 0 if gamma is large."""
         return self.weights - np.append(self.weights[1:], 0)
