@@ -61,12 +61,15 @@ def learn_from_files(
             allowed = "runs of 5 blocks a side or more"
             raise InputError("runs", f"{least} blocks", allowed, "Use smaller blocks: --coarse.")
         options.setdefault("radius", min(RADIUS, (least - 1) // 2))
-    if network:
-        from mpiflow.learn.onsagerflow_net import learn_network
+    with warnings.catch_warnings():
+        # Doubts are on the card, and in the table.
+        warnings.filterwarnings("ignore", message="the data do not obey")
+        if network:
+            from mpiflow.learn.onsagerflow_net import learn_network
 
-        model = learn_network(runs, lags=lags, comm=comm, **options)
-    else:
-        model = learn(runs, lags=lags, comm=comm, **options)
+            model = learn_network(runs, lags=lags, comm=comm, **options)
+        else:
+            model = learn(runs, lags=lags, comm=comm, **options)
     with agreed(comm):
         if comm.rank == 0:
             model.save(out)
@@ -102,11 +105,35 @@ def table(model: OnsagerFlow, out: str | Path) -> str:
         known = (row["mobility_error"], row["entropy_error"])
         errors = " ".join("    unknown" if e is None else f"{e:>11.2%}" for e in known)
         lines.append(f"{t:>8} {row['increments']:>12} {span:>18} {errors}")
+    lines += _fit_of(model)
     lines.append(
         f"J within {form.radius} blocks, error {card['kernel_error']:.2%}. Errors are standard "
         "ones, of K the largest over m, of s-prime and of J as a part of their size"
     )
+    lines += [f"warning: the data do not obey such a law: {text}" for text in card["doubts"]]
+    if card["doubts"]:
+        lines.append("warning: errors hold for an equation of this kind only, and this is none")
     if not card["monotone"]:
         lines.append("warning: s' falls somewhere: it has phases of its own. Use more data there")
     lines.append(f"saved to {out}")
     return "\n".join(lines)
+
+
+def _fit_of(model: OnsagerFlow) -> list[str]:
+    """Lines on how well the law fits its data."""
+    names = ("explained_drift", "variance", "time_correlation", "space_correlation", "kurtosis")
+    heads = ("drift explained", "noise", "in time", "in space", "kurtosis", "expected")
+    widths = (16, 14, 16, 16, 14, 9)
+    lines = [f"{'T':>8} " + " ".join(f"{h:>{w}}" for h, w in zip(heads, widths, strict=True))]
+    for t, row in model.card["temperatures"].items():
+        of, texts = row["goodness"], []
+        for name, digits, width in zip(names, (3, 3, 4, 4, 2), widths, strict=False):
+            known = of[name]
+            text = "unknown" if known is None else f"{known[0]:.{digits}f}({known[1]:.{digits}f})"
+            texts.append(f"{text:>{width}}")
+        lines.append(f"{t:>8} {' '.join(texts)} {of['expected_kurtosis']:>9.2f}")
+    lines.append(
+        "drift explained, of what a richer law finds; noise over that of the law; correlations of "
+        "residuals in time and space, 0 if the law holds"
+    )
+    return lines

@@ -316,6 +316,7 @@ class OnsagerFlow:
             :class:`~mpiflow.stochastic_field.StochasticField`
         """
         along = _merging(self.form.radius, merge)
+        self.warn_of_doubts()
         law: Law = self.at(temperature)
         if law.structure == "langevin":
             at = np.arange(len(along)) - len(along) // 2
@@ -362,6 +363,17 @@ class OnsagerFlow:
         c = self.coefficients[self._part(part)].reshape(len(basis), -1)
         by = self.form.temperature_basis(temperature)
         return np.asarray(sum(np.tensordot(c[:, k], basis, 1) * by[k] for k in range(len(by))))
+
+    def warn_of_doubts(self) -> None:
+        """Warn if the data that it was learned from do not obey such a law."""
+        if found := self.card.get("doubts"):
+            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+            warnings.warn(
+                "the data do not obey an equation of this kind, so that errors of the law say "
+                f"nothing of its predictions: {'; '.join(found[:3])}{more}. Its card has the rest; "
+                "larger blocks, other temperatures or a longer interval may do",
+                UserWarning, stacklevel=3,
+            )  # fmt: skip
 
     def _warn(self, m: np.ndarray | float, temperature: np.ndarray | float) -> None:
         known, given = self.form.temperatures, np.asarray(temperature, float)

@@ -33,7 +33,7 @@ from mpiflow.errors import InputError
 from mpiflow.field_law import Structure
 from mpiflow.learn.increments import LAGS, FieldRun, rates
 from mpiflow.learn.onsagerflow import Form, OnsagerFlow
-from mpiflow.learn.onsagerflow_fit import FEWEST, PART, _card, _Fit, _held, binned
+from mpiflow.learn.onsagerflow_fit import FEWEST, PART, _card, _Fit, _held, binned, judge
 from mpiflow.learn.onsagerflow_functions import DOUBLE, Networks
 from mpiflow.learn.training import Schedule, fit
 
@@ -131,6 +131,7 @@ def learn_network(
         about |= {"mobility_error": None, "entropy_error": None}  # JSON has no nan
     model.card["errors"] = "of J those of the polynomials; of K and s' unknown"
     model.card["training"] = asdict(log)
+    judge(model, runs, lags, WITHIN, comm)
     return model
 
 
