@@ -145,6 +145,7 @@ TAKES_A_COMMUNICATOR = {
     "learn.field_data",
     "learn.from_files",
     "learn.generator_fit",
+    "learn.goodness",
     "learn.onsagerflow_fit",
     "learn.onsagerflow_net",
     "learn.curie_weiss",
