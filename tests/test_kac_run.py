@@ -14,7 +14,10 @@ from mpi4py import MPI
 from mpiflow.cli import invoke
 from mpiflow.errors import InputError
 from mpiflow.kac_config import KacConfig
+from mpiflow.kac_simulation import KacSimulation
+from mpiflow.recording import differences, refuse
 from mpiflow.run import simulate
+from mpiflow.systems.kac import Kac
 from mpiflow.trajectory import Trajectory
 
 GOOD: dict[str, Any] = {"size": 32, "gamma": 2, "temperature": 0.8, "time": 2, "out": "run.h5"}
@@ -153,3 +156,11 @@ def test_members_are_dealt_to_ranks(tmp_path: Path) -> None:
     simulate(config, MPI.COMM_SELF)
     with Trajectory(config.out) as run:
         assert run["magnetization"].shape == (21, 3)
+
+
+def test_a_checkpoint_of_other_bits_is_refused() -> None:
+    """Before rates had 96 bits, the same seed gave other events."""
+    facts = KacSimulation(Kac(0.8, 1.0), 16, comm=MPI.COMM_SELF).facts()
+    old = {name: value for name, value in facts.items() if name != "rate_bits"}
+    with pytest.raises(InputError, match="rate_bits.*96.*version of then"):
+        refuse(differences(old, facts), (), old)
