@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from mpiflow import inputs
-from mpiflow.config import FRAMES, RunConfig, did_you_mean, idle, option
+from mpiflow.config import FRAMES, StartConfig, did_you_mean, idle, option
 from mpiflow.errors import InputError
 from mpiflow.schedule import spacing
 from mpiflow.systems.alloy import ELEMENTS, Alloy
@@ -31,7 +31,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_names)]
 
 
-class AlloyConfig(RunConfig):
+class AlloyConfig(StartConfig):
     """``mpiflow simulate alloy``: what to simulate, and what to save of it."""
 
     system: Literal["alloy"] = "alloy"
@@ -198,6 +198,7 @@ class AlloyConfig(RunConfig):
                 raise idle("composition", self.composition, "with an initial file, which has one")
         else:
             self._fill("vacancies", 1)
+        self._check_moment(frames_too=True)
         return self
 
     def _check_hops(self, hops: int) -> None:

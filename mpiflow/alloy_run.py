@@ -129,7 +129,8 @@ def set_initial(sim: AlloySimulation, config: AlloyConfig) -> None:
         )
         sim.set_species(random_alloy, counts=counts)
         return
-    sim.set_species(from_structure, path=config.initial, elements=config.elements)
+    start = {"path": config.initial, "elements": config.elements, "moment": config.moment}
+    sim.set_species(from_structure, **start)
     found = int(sim.numbers()[0])
     if found == 0:
         counts_of(sim.sites, config.vacancies or 1, None, len(config.elements))  # not too many

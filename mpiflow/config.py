@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from datetime import time as clock_time
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -33,6 +33,9 @@ from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Layout
 from mpiflow.schedule import MOST_CHECKPOINTS, MOST_STEPS, Schedule, require_few, spacing
 from mpiflow.toml_files import read_toml
+
+if TYPE_CHECKING:  # it imports h5py: not for the sake of --help
+    from mpiflow.moments import Moment
 
 #: Frames saved by default.
 FRAMES = 100
@@ -146,6 +149,7 @@ class Config(BaseModel):
     def options(cls) -> dict[str, FieldInfo]:
         """The fields that are options of the command line, those of the system first."""
         own = [name for name in cls.model_fields if name not in RunConfig.model_fields]
+        own.sort(key=lambda name: name in StartConfig.model_fields)
         names = [*own, *(name for name in cls.model_fields if name not in own)]
         return {name: f for name in names if (f := cls.model_fields[name]).json_schema_extra}
 
@@ -232,6 +236,10 @@ class RunConfig(Config):
         """The files that the run is made from, by the option that names them."""
         return {}
 
+    def start(self) -> dict[str, Any]:
+        """Options that choose from the initial file, in words that hold where the run goes on."""
+        return {}
+
     @model_validator(mode="after")
     def _check_keeping(self) -> Self:
         for name in ("walltime", "checkpoint_every"):
@@ -253,7 +261,69 @@ class RunConfig(Config):
             require_few(step, length, end, MOST_STEPS, "steps")
 
 
-class SpinConfig(RunConfig):
+class StartConfig(RunConfig):
+    """Options of systems that may start from the file of another run."""
+
+    if TYPE_CHECKING:  # each has its own
+        initial: str
+    initial_frame: int | None = option(
+        None,
+        "Frame of the initial file, from 0; negative from the end.",
+        shown="-1",
+        allowed="the number of a frame of the initial file",
+        remedy="Leave it out for the last one.",
+    )
+    initial_time: float | None = option(
+        None,
+        "Time of that frame, instead of its number.",
+        shown="none",
+        allowed="the time of a frame of the initial file",
+        remedy="Leave it out for the last one.",
+    )
+    initial_member: int | None = option(
+        None,
+        "Member of the initial file that all members start from; negative from the end.",
+        shown="each its own",
+        allowed="the number of a member of the initial file",
+        remedy="Leave it out for each its own.",
+    )
+
+    @property
+    def moment(self) -> Moment:
+        """Which frame and member of the initial file."""
+        from mpiflow.moments import Moment
+
+        return Moment(self.initial_frame, self.initial_time, self.initial_member)
+
+    def start(self) -> dict[str, Any]:
+        """:attr:`moment` in numbers from 0, for an initial file that has frames and members."""
+        from mpiflow.moments import is_run
+
+        if not is_run(Path(self.initial)):
+            return {}
+        return {**self.moment.settled(Path(self.initial)), "initial_time": None}
+
+    def _check_moment(self, frames_too: bool = False) -> None:
+        """Only the file of a run has times and members; ``frames_too`` of another has frames."""
+        from mpiflow.moments import is_run
+
+        if "initial" not in self.files():
+            why = f"with initial {self.initial}, which is no file"
+        elif self.resume or is_run(Path(self.initial)):
+            if self.initial_frame is not None and self.initial_time is not None:
+                raise idle("initial_time", self.initial_time, "with initial_frame")
+            return
+        else:
+            why = f"with {self.initial}, which is not the file of a run"
+        names = ["initial_time", "initial_member"]
+        if "initial" not in self.files() or not frames_too:
+            names.append("initial_frame")
+        for name in names:
+            if getattr(self, name) is not None:
+                raise idle(name, getattr(self, name), why)
+
+
+class SpinConfig(StartConfig):
     """Options of all systems of spins on a square lattice."""
 
     size: Sides = option(
@@ -351,6 +421,7 @@ class SpinConfig(RunConfig):
                 f"with initial {self.initial}; gaussian has one",
             )
         if self.initial in names:
+            self._check_moment()
             return
         self.__dict__["initial"] = inputs.absolute(self.initial)
         # A run that goes on may not need it any more.
@@ -361,6 +432,7 @@ class SpinConfig(RunConfig):
                 f"{', '.join(names)}, or the path of an existing file",
                 did_you_mean(self.initial, names) or "Check the path.",
             )
+        self._check_moment()
 
     def _check_lattice(self) -> Lattice:
         """The lattice; coarse blocks divide its sides."""

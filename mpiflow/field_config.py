@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import PrivateAttr, model_validator
 
 from mpiflow import inputs
-from mpiflow.config import FRAMES, RunConfig, Sides, idle, option
+from mpiflow.config import FRAMES, Sides, StartConfig, idle, option
 from mpiflow.errors import InputError
 from mpiflow.schedule import spacing
 
@@ -19,7 +19,7 @@ KIND = "onsagerflow"
 FILES = ("model.json", "model.safetensors")
 
 
-class FieldConfig(RunConfig):
+class FieldConfig(StartConfig):
     """``mpiflow predict``: a learned stochastic field, what to run, and from where.
 
     Attributes
@@ -118,8 +118,8 @@ class FieldConfig(RunConfig):
     )
     frame: int | None = option(
         None,
-        "Frame of the initial file; negative from the end.",
-        shown="-1",
+        "The same as --initial-frame.",
+        shown="none",
         allowed="a whole number",
         remedy="Leave it out for the last one.",
     )
@@ -147,9 +147,12 @@ class FieldConfig(RunConfig):
         self._check_blocks(about)
         self._fill("save_every", spacing(self.time, FRAMES, self.dt))
         self._check_intervals(self.time, self.save_every, "dt")
+        if self.frame is not None:
+            if self.initial_frame not in (None, self.frame):
+                raise idle("frame", self.frame, "with initial_frame, which is the same")
+            self.__dict__.update(initial_frame=self.frame, frame=None)
         if self.initial == "uniform":
-            if self.frame is not None:
-                raise idle("frame", self.frame, "with a uniform initial state")
+            pass
         elif self.initial_magnetization:
             raise idle("initial_magnetization", self.initial_magnetization, "with a file")
         else:
@@ -158,6 +161,7 @@ class FieldConfig(RunConfig):
             if not self.resume and not Path(self.initial).is_file():
                 allowed = "uniform, or the path of an existing file"
                 raise InputError("initial", self.initial, allowed, "Check the path.")
+        self._check_moment()
         return self
 
     def _check_blocks(self, about: dict[str, Any]) -> None:

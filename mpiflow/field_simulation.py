@@ -20,6 +20,7 @@ from mpi4py import MPI
 from mpiflow import arrays
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Shape
+from mpiflow.moments import Moment
 from mpiflow.noise import RNG
 from mpiflow.parallel import agreed
 from mpiflow.schedule import Clock, Schedule, State
@@ -183,17 +184,17 @@ class FieldSimulation:
 
     # -- the beginning -----------------------------------------------------------------------
 
-    def set_means(self, path: Path, frame: int = -1) -> None:
+    def set_means(self, path: Path, moment: Moment = Moment()) -> None:
         """Start from the means of blocks in a file. Collective; each rank reads its rows.
 
         Parameters
         ----------
-        path, frame : see :func:`means_of_file`
+        path, moment : see :func:`means_of_file`
         """
         with agreed(self.comm):
             field, (rows, _) = self.field, self.local_box()
             m = np.empty(field.local)
-            with means_of_file(path, frame, field.block, field.slabs.shape) as read:
+            with means_of_file(path, moment, field.block, field.slabs.shape) as read:
                 for i, member in enumerate(field.numbers):
                     m[i] = read(int(member), rows)
         self.field.set(m)
@@ -204,17 +205,17 @@ Read = Callable[[int, slice], np.ndarray]
 
 
 @contextmanager
-def means_of_file(path: Path, frame: int, block: int, shape: Shape) -> Iterator[Read]:
+def means_of_file(path: Path, moment: Moment, block: int, shape: Shape) -> Iterator[Read]:
     """A function that reads rows of the means of blocks from a file.
 
     Blocks in the file that are smaller are averaged, and a smaller lattice is repeated
-    periodically. A file with members gives to each its own; else all start the same.
+    periodically. A file with members gives to each its own, unless the moment names one.
 
     Parameters
     ----------
     path : a Trajectory with ``coarse_magnetization``, ``spin`` or ``spin_bits``; or a .npy of
         means of blocks of ``block`` sites, (sy, sx)
-    frame : of a Trajectory; negative from the end
+    moment : of a Trajectory
     block : sites a side
     shape : (ny, nx) blocks that are wanted
 
@@ -232,20 +233,15 @@ def means_of_file(path: Path, frame: int, block: int, shape: Shape) -> Iterator[
             return
         with Trajectory(path) as run:
             name, dims, unit = _fields_of(run)
-            frames = range(len(run))
-            if not -len(frames) <= frame < len(frames):
-                allowed = f"{-len(frames)} to {len(frames) - 1}, as the file has {len(frames)}"
-                raise InputError("frame", frame, allowed, "Leave it out for the last one.")
+            at = moment.frame_of(path, run.time)
             sizes = [run.sizes[d] for d in dims]
         with h5py.File(path, "r", locking=False) as file:
-            data, at, several = file[name], frames[frame], len(sizes) == 3
+            data, several = file[name], len(sizes) == 3
             ny, nx = sizes[-2:]
 
             def piece(member: int, rows: slice) -> np.ndarray:
-                if several and member >= sizes[0]:
-                    allowed = f"up to {sizes[0]}, as {path} has"
-                    raise InputError("members", member + 1, allowed, "Use fewer.")
-                values = data[(at, *([member] if several else []), rows)]
+                own = moment.members_of(path, sizes[0] if several else 0, np.array([member]))
+                values = data[(at, *(own if several else []), rows)]
                 if name != "spin_bits":
                     return np.asarray(values)
                 return 2 * np.unpackbits(values, axis=-1).view(np.int8) - 1

@@ -22,6 +22,7 @@ from mpiflow import arrays, footer
 from mpiflow.device import kernel
 from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, Shape
+from mpiflow.moments import Moment, times_of
 from mpiflow.noise import Word, site_counter, stream_key, threefry, to_unit, uniforms
 
 _BINS = 2**19  # of all histograms of the selection together: 4 MB
@@ -641,33 +642,39 @@ def unclipped(m: float, a: float) -> float:
 # -- files ------------------------------------------------------------------------------------
 
 
-def from_file(block: Spins, path: str | Path, seed: int = 0) -> None:
-    """Spins from a ``.npy`` file or from the last frame of a Trajectory's ``spin``.
+def from_file(block: Spins, path: str | Path, seed: int = 0, *, moment: Moment = Moment()) -> None:
+    """Spins from a ``.npy`` file, or from a frame of the ``spin`` or ``spin_bits`` of a run.
 
     The array must be (Ly, Lx) of +1 and -1. Each rank reads only its own box, and all
     stop together if one cannot use what it finds. A ``.npy`` of floating-point numbers holds
-    the means of a :func:`profile` with this ``seed``.
+    the means of a :func:`profile` with this ``seed``. Of an ensemble each member starts from its
+    own, unless the moment names one.
+
+    Parameters
+    ----------
+    moment : which frame and member of a run; the last frame by default
     """
     path = Path(path)
     top, left = (int(o) for o in block.origins[0]) if block.batch else (0, 0)
-    with block.agreed(), _opened(path, block) as read:
+    with block.agreed(), _opened(path, block, moment) as read:
         if isinstance(read, np.ndarray):
             _store_profile(block, seed, read, "initial", str(path))
         else:
             for rows in block.bands():
                 box = slice(top + rows.start, top + rows.stop), slice(left, left + block.shape[1])
-                spins = read(box)
+                spins = read(box)  # (members or 1, rows, columns)
                 if not ((spins == 1) | (spins == -1)).all():
                     raise InputError(
                         "initial", str(path), "values +1 and -1 only", "Check the file."
                     )
-                block.store(rows, np.repeat(spins.astype(np.int8)[None], block.batch, axis=0))
+                every = (block.batch, *spins.shape[1:])
+                block.store(rows, np.ascontiguousarray(np.broadcast_to(spins, every), np.int8))
     block.fill_halo()
 
 
 @contextmanager
 def _opened(
-    path: Path, block: Spins
+    path: Path, block: Spins, moment: Moment
 ) -> Iterator[Callable[[tuple[slice, ...]], np.ndarray] | np.ndarray]:
     """A function that reads a box of the lattice from the file, or all means, mapped."""
     if not path.is_file():
@@ -679,25 +686,23 @@ def _opened(
                 return
             # Mapped anew for each box: the pages that were read leave the memory.
             _require_shape(path, _mapped(path).shape, block)
-            yield lambda box: np.array(_mapped(path)[box])
+            yield lambda box: np.array(_mapped(path)[box])[None]
             return
         footer.check(path)
         with h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE) as file:
             name = "spin_bits" if "spin_bits" in file else "spin"
             if not isinstance(file.get(name), h5py.Dataset):
-                raise InputError(
-                    "initial", str(path), "a Trajectory that holds 'spin'", "Save with --spins."
-                )
+                found = f"{path}, of {file.attrs.get('system', 'another program')}"
+                allowed = "a Trajectory that holds 'spin' or 'spin_bits'"
+                raise InputError("initial", found, allowed, "Save with --spins or --spin-bits.")
             data = file[name]
-            *shape, last = data.shape[1:]
+            *shape, last = data.shape[-2:]
             _require_shape(path, (*shape, last * (8 if name == "spin_bits" else 1)), block)
-            if len(data) == 0:
-                raise InputError("initial", str(path), "a file with a frame", "Save one.")
-            if name == "spin":
-                yield lambda box: np.asarray(data[(-1, *box)])
-            else:
-                yield lambda box: _from_bits(data, *box)
-    except (OSError, ValueError, EOFError) as error:
+            count = data.shape[1] if data.ndim == 4 else 0
+            places = moment.places(path, times_of(file, len(data)), count, block.members)
+            read = _values if name == "spin" else _from_bits
+            yield lambda box: np.array([read(data, place, *box) for place in places])
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -705,9 +710,16 @@ def _opened(
         ) from error
 
 
-def _from_bits(data: h5py.Dataset, rows: slice, columns: slice) -> np.ndarray:
-    """Spins of a box of the last frame of ``spin_bits``."""
-    bytes_ = data[-1, rows, columns.start // 8 : -(-columns.stop // 8)]
+def _values(data: h5py.Dataset, place: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
+    """Spins of a box of a frame, of a member, of ``spin``."""
+    return np.asarray(data[(*place, rows, columns)])
+
+
+def _from_bits(
+    data: h5py.Dataset, place: tuple[int, ...], rows: slice, columns: slice
+) -> np.ndarray:
+    """Spins of a box of a frame, of a member, of ``spin_bits``."""
+    bytes_ = data[(*place, rows, slice(columns.start // 8, -(-columns.stop // 8)))]
     first = columns.start % 8
     bits = np.unpackbits(bytes_, axis=-1)[:, first : first + columns.stop - columns.start]
     return 2 * bits.view(np.int8) - 1

@@ -21,6 +21,7 @@ from mpiflow.device import kernel, rule
 from mpiflow.errors import InputError
 from mpiflow.initial import bounds_of_smallest, count_digits
 from mpiflow.lattice import Shape
+from mpiflow.moments import Moment, times_of
 from mpiflow.noise import Word, stream_key, threefry
 from mpiflow.structure import cells_of, elements_of, planes_of, read_structure
 from mpiflow.systems.alloy import ELEMENTS, NOT_A_SITE, REACH, VACANCY, is_site
@@ -314,20 +315,18 @@ def from_structure(
     path: str | Path,
     elements: Sequence[str] = ELEMENTS,
     *,
-    frame: int = -1,
-    member: int = 0,
+    moment: Moment = Moment(),
 ) -> None:
     """Species from a structure file or from a frame of a run's ``species``. Collective.
 
     Text files (see :func:`mpiflow.structure.read_structure`) are read whole by every rank,
     of the HDF5 file of a run each rank reads its own rows. Every box of a batch gets the
-    same state.
+    same state; of an ensemble each member its own, unless the moment names one.
 
     Parameters
     ----------
     elements : names of species 1, 2, ...
-    frame : number of the frame, negative from the end
-    member : whose state to take, where the run is an ensemble
+    moment : which frame, and which member of a run; the last frame by default
 
     Raises
     ------
@@ -337,8 +336,9 @@ def from_structure(
     path, cells = Path(path), tuple(side // 2 for side in block.lattice.shape)
     with block.agreed():
         if path.suffix in RUN_SUFFIXES:
-            _from_run(block, path, tuple(elements), frame, member)
+            _from_run(block, path, tuple(elements), moment)
         else:
+            frame = -1 if moment.frame is None else moment.frame
             grid = read_structure(path, elements, frame=frame)
             _require_cells(path, tuple(side // 2 for side in grid.shape), cells)
             for rows in block.bands():
@@ -364,7 +364,7 @@ def _require_cells(path: Path, found: tuple[int, ...], wanted: tuple[int, ...]) 
         raise InputError("initial", str(path), allowed, "Use matching --cells.")
 
 
-def _from_run(block: Block, path: Path, elements: tuple[str, ...], frame: int, member: int) -> None:
+def _from_run(block: Block, path: Path, elements: tuple[str, ...], moment: Moment) -> None:
     """Species from the HDF5 file of a run. A plane of its sites is a row of the file."""
     if not path.is_file():
         raise InputError("initial", str(path), "an existing file", "Check the path.")
@@ -378,22 +378,22 @@ def _from_run(block: Block, path: Path, elements: tuple[str, ...], frame: int, m
             found = cells_of(config)
             _require_cells(path, found, tuple(side // 2 for side in block.lattice.shape))
             table = _translation(path, elements_of(config), elements)
-            frames = range(min(len(data), int(np.isfinite(file["time"][()]).sum())))
-            if not -len(frames) <= frame < len(frames):
-                raise InputError("initial", str(path), f"a file with a frame {frame}", "Save one.")
-            if data.ndim > 2 and not 0 <= member < data.shape[1]:
-                allowed = f"a file with a member {member}, it has {data.shape[1]}"
-                raise InputError("initial", str(path), allowed, "Choose another.")
-            state = (frames[frame], member) if data.ndim > 2 else (frames[frame],)
+            count = data.shape[1] if data.ndim > 2 else 0
+            places = moment.places(path, times_of(file, len(data)), count, block.members)
             plane = found[1] * found[2]
             for rows in block.bands():
                 x, y, z = _box(block, rows)
-                sites = data[(*state, slice(x.start * plane, x.stop * plane))]
+                part = slice(x.start * plane, x.stop * plane)
+                sites = np.array([data[(*place, part)] for place in places])
                 if not ((sites >= 0) & (sites < len(table))).all():
                     allowed = f"species 0 to {len(table) - 1} only"
                     raise InputError("initial", str(path), allowed, "Check the file.")
-                grid = planes_of(table[sites].reshape(-1, *found[1:]), x.start)
-                _store_same(block, rows, grid[:, y, z])
+                grids = [
+                    planes_of(each.reshape(-1, *found[1:]), x.start)[:, y, z]
+                    for each in table[sites]
+                ]
+                every = (block.batch, *grids[0].shape)
+                block.store(rows, np.ascontiguousarray(np.broadcast_to(grids, every)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise

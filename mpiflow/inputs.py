@@ -13,7 +13,7 @@ from pathlib import Path
 from mpiflow.errors import InputError
 
 #: Of these a run that has a checkpoint needs nothing: its state is in there.
-STARTS = frozenset(["initial"])
+STARTS = frozenset(["initial", "initial_frame", "initial_time", "initial_member"])
 
 _AS_BEFORE = "what the run was started with, of SHA-256 {}"
 _MOVED = (

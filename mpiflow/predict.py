@@ -105,7 +105,7 @@ def build(
     if config.initial == "uniform":
         field.set(config.initial_magnetization)
     else:
-        sim.set_means(Path(config.initial), -1 if config.frame is None else config.frame)
+        sim.set_means(Path(config.initial), config.moment)
     return sim
 
 

@@ -379,12 +379,17 @@ def beginning(
 def _note_inputs(
     config: RunConfig, comm: MPI.Intracomm, old: Mapping[str, Any], kept: Container[str] = ()
 ) -> None:
-    """Put the SHA-256 of input files into a configuration. Collective; rank 0 reads them."""
-    found: dict[str, str] = {}
+    """Put the SHA-256 of input files into a configuration, and what is taken from the initial one.
+
+    Collective; rank 0 reads them.
+    """
+    found: dict[str, Any] = {}
     with agreed(comm):
         if comm.rank == 0:
-            found = inputs.digests(config.files(), old.get("inputs") or {}, kept)
-    config.__dict__["inputs"] = comm.bcast(found)
+            found["inputs"] = inputs.digests(config.files(), old.get("inputs") or {}, kept)
+            if "initial" not in kept:
+                found |= config.start()
+    config.__dict__.update(comm.bcast(found))
 
 
 def _same_files(config: RunConfig, old: Mapping[str, Any]) -> set[str]:

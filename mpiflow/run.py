@@ -154,7 +154,7 @@ def set_initial(sim: SpinSimulation, config: SpinConfig) -> None:
             initial.gaussian, magnetization=m, correlation_length=config.correlation_length
         )
     else:
-        sim.set_spins(initial.from_file, path=config.initial)
+        sim.set_spins(initial.from_file, path=config.initial, moment=config.moment)
 
 
 def _initial_remarks(sim: SpinSimulation, config: SpinConfig) -> list[str]:

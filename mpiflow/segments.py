@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 
 from mpiflow.errors import InputError
+from mpiflow.inputs import STARTS
 
 #: Options that say nothing about the trajectory.
 FREE = frozenset(
     "time hops out overwrite resume writer quiet checkpoints checkpoint_every walltime device "
-    "ranks_grid method".split()
+    "ranks_grid method frame".split()
 )
 #: Of a part: the state it starts from is that of the part before, or of the whole run.
-_NOT_OF_A_PART = FREE | {"save_every", "initial", "inputs"}
+_NOT_OF_A_PART = FREE | STARTS | {"save_every", "inputs"}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from mpiflow.kac_config import KacConfig
 from mpiflow.kac_simulation import KacSimulation
 from mpiflow.lattice import Lattice, Layout
 from mpiflow.mesoscopic import NonlocalEquation
+from mpiflow.moments import Moment
 from mpiflow.run import _field_of
 from mpiflow.systems.kac import Kac, kac_kernel
 from mpiflow.systems.linear_chain import LinearChain
@@ -48,7 +49,7 @@ def as_field(path: Path) -> np.ndarray:
 
 
 def as_blocks(path: Path) -> np.ndarray:
-    with means_of_file(path, -1, 1, (SIDE, SIDE)) as read:
+    with means_of_file(path, Moment(), 1, (SIDE, SIDE)) as read:
         return np.array(read(0, slice(0, SIDE)))
 
 

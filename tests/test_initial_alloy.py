@@ -18,6 +18,7 @@ from mpiflow.block import Block
 from mpiflow.errors import InputError
 from mpiflow.initial_alloy import counts_of, from_structure, place_vacancies, random_alloy, sites_of
 from mpiflow.lattice import Lattice, Layout, factorisations
+from mpiflow.moments import Moment
 from mpiflow.noise import words
 from mpiflow.structure import Snapshot
 from mpiflow.systems import alloy
@@ -386,7 +387,7 @@ def test_states_from_a_file(
             block = tile(comm, CELLS, grid)
             from_structure(block, shared_tmp / name)
             assert np.array_equal(block.host()[0], with_halo(state, block))
-            from_structure(block, shared_tmp / name, frame=0)
+            from_structure(block, shared_tmp / name, moment=Moment(frame=0))
             assert set(np.unique(block.spins())) <= {-1, 0, 1}
 
 
@@ -421,10 +422,10 @@ def test_the_state_of_a_member_of_an_ensemble(tmp_path: Path) -> None:
         file["species"], file["time"] = species[None], np.zeros(1)
     block = ensemble([0], *CELLS)
     for member in (0, 1):
-        from_structure(block, path, member=member)
+        from_structure(block, path, moment=Moment(member=member))
         assert np.array_equal(block.spins()[0], states.spins()[member])
-    with pytest.raises(InputError, match=r"a member 2, it has 2"):
-        from_structure(block, path, member=2)
+    with pytest.raises(InputError, match=r"-2 to 1, as .* has 2"):
+        from_structure(block, path, moment=Moment(member=2))
 
 
 @pytest.mark.parametrize("name", ["start.xyz", "start.h5"])

@@ -25,6 +25,7 @@ from mpiflow.learn.from_files import learn_from_files
 from mpiflow.learn.increments import runs_from_files
 from mpiflow.learn.models import KINDS
 from mpiflow.learn.onsagerflow import OnsagerFlow
+from mpiflow.moments import Moment
 from mpiflow.predict import predict
 from mpiflow.resume import resume
 from mpiflow.stopping import Stopped, Verdict, Watch
@@ -298,7 +299,7 @@ def test_another_model_is_refused_where_a_run_goes_on(model: Path, tmp_path: Pat
 
 
 def means(path: Path, block: int, shape: tuple[int, int], **options: Any) -> np.ndarray:
-    with means_of_file(path, options.get("frame", -1), block, shape) as read:
+    with means_of_file(path, Moment(options.get("frame")), block, shape) as read:
         return read(options.get("member", 0), options.get("rows", slice(0, shape[0])))
 
 
@@ -403,7 +404,8 @@ def test_blocks_of_several_sizes_must_be_named(tmp_path: Path) -> None:
         ({"stretch": 0}, r"^stretch=0"), ({"dt": 2}, r"^dt=2"), ({"time": -1}, r"^time=-1"),
         ({"temperature": 0}, r"^temperature=0"), ({"structure": "ito"}, r"^structure="),
         ({"device": "cuda"}, r"^device='cuda'"), ({"coarse": 8}, r"^coarse=8"),
-        ({"frame": 0}, r"^frame=0.*uniform"), ({"initial": "no.h5"}, r"^initial_magnetization"),
+        ({"frame": 0}, r"^initial_frame=0.*uniform"),
+        ({"initial": "no.h5"}, r"^initial_magnetization"),
         ({"initial": "no.h5", "initial_magnetization": 0}, r"^initial='no.h5'"),
         ({"model": "nowhere"}, r"^model=.*no model.json"), ({"gamma": 1}, r"^gamma=1"),
     ],
@@ -431,7 +433,7 @@ def test_models_that_cannot_be(tmp_path: Path) -> None:
     [
         ({"time": 0.3, "save_every": 0.1}, r"^time=0.3: .*multiple of the time step 0.25"),
         ({"save_every": 0.3}, r"^save_every=0.3: .*multiple"),
-        ({"initial": "coarse.h5", "frame": 3}, r"^frame=3: .*-3 to 2"),
+        ({"initial": "coarse.h5", "frame": 3}, r"^initial_frame=3: .*-3 to 2"),
         ({"initial": "coarse.h5", "size": 32}, r"^size=\(32, 32\): .*multiple of \(16, 24\)"),
         ({"initial": "coarse.h5", "size": 48, "block": 12}, r"^initial=.*in blocks of 12 sites"),
         ({"initial": "flat.npy"}, r"^initial=.*means of blocks"),
