@@ -150,7 +150,9 @@ class Runs(Sequence[Trajectory]):
         """All runs in one ``xarray.Dataset`` in memory, along a new dimension ``run``.
 
         Numbers and words that differ between the runs become coordinates along ``run``. Runs
-        with their frames at different times get a dimension ``frame``, and times of their own.
+        with their frames at different times get a dimension ``frame``, and times of their own;
+        behind the end of shorter ones there is NaN, so that whole numbers become floats, and
+        ``frames`` along ``run`` says how many are there.
 
         Raises
         ------
@@ -173,11 +175,20 @@ class Runs(Sequence[Trajectory]):
         if any(not np.array_equal(data.time, first.time) for data in sets):
             sets = [data.drop_indexes("time").reset_coords("time") for data in sets]
             sets = [data.rename_dims(time="frame") for data in sets]
+            longest = max(data.sizes["frame"] for data in sets)
+            sets = [
+                data.pad(frame=(0, longest - data.sizes["frame"]))
+                if data.sizes["frame"] < longest
+                else data
+                for data in sets
+            ]
         joined = xarray.concat(sets, dim="run", combine_attrs="drop_conflicts", join="exact")
         if "frame" in joined.dims:
             joined = joined.set_coords("time")
         facts = {k: v for k, v in self.table().items() if all(_plain(x) for x in v)}
-        taken = {"complete", "frames", *joined.dims, *joined.variables}
+        taken = {"complete", *joined.dims, *joined.variables}
+        if "frame" not in joined.dims:
+            taken.add("frames")
         return joined.assign_coords({k: ("run", v) for k, v in facts.items() if k not in taken})
 
     def __repr__(self) -> str:
@@ -193,4 +204,5 @@ def _plain(value: Any) -> bool:
 
 
 def _shapes(data: Any) -> dict[str, dict[str, int]]:
-    return {str(name): dict(v.sizes) for name, v in data.data_vars.items()}
+    sizes = {str(name): dict(v.sizes) for name, v in data.data_vars.items()}
+    return {name: {d: n for d, n in some.items() if d != "time"} for name, some in sizes.items()}

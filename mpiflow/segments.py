@@ -66,6 +66,22 @@ class Segment:
         count = (times[numbers] - times[numbers[0]]) / every
         return numbers[np.abs(count - np.rint(count)) < 1e-6 * np.maximum(1.0, count)]
 
+    def equal(self, times: np.ndarray, path: Any) -> np.ndarray:
+        """Numbers of its frames at equal times: only those at the ends of runs may be at others.
+
+        Raises
+        ------
+        InputError : so are others, of the file at ``path``
+        """
+        numbers = self.regular(times)
+        steps = np.diff(times[numbers])
+        if len(steps):
+            span = times[self.frames[-1]] - times[numbers[0]]
+            missing = math.floor(span / steps.mean() * (1 + 1e-9)) - len(steps)
+            if missing or np.ptp(steps) > 1e-6 * steps.mean():
+                raise InputError("runs", str(path), "frames at equal times", "Use --save-every.")
+        return numbers
+
 
 def entry(
     frame: int, time: float, save_every: float, unit: str, config: Mapping[str, Any]

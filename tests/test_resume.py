@@ -380,6 +380,34 @@ def test_tables_pictures_and_exports_know_parts(heated: Path, tmp_path: Path):
     assert verify.verify_file(heated).good
 
 
+def test_runs_of_different_lengths_are_joined(tmp_path: Path):
+    """All frames are used, and no others: as if each run was alone."""
+    outs = [tmp_path / f"{time:g}.h5" for time in (1.5, 3, 2.25)]
+    for seed, out in enumerate(outs):
+        options = {**KAC, "seed": seed, "temperature": 0.8 + 0.1 * seed}
+        time = float(out.stem)
+        run(KacConfig(**options, tau=0.25, time=time, save_every=0.5, coarse=4, out=out))
+    together = field_data.from_files(outs)
+    assert together.counts.tolist() == [4, 7, 5]
+    np.testing.assert_array_equal(together.times, np.arange(7) / 2)
+    for order, every in ((1, 1), (2, 1), (1, 2)):
+        whole = together.rates(order, every=every)
+        alone = [field_data.from_files([out]).rates(order, every=every) for out in outs]
+        for name in ("state", "rate", "beta"):
+            np.testing.assert_array_equal(
+                getattr(whole, name), np.concatenate([getattr(one, name) for one in alone])
+            )
+        assert np.unique(whole.run).tolist() == [0, 1, 2]
+    noisy = together.with_noise(0.1, seed=1).smoothed(0.5)
+    assert np.isfinite(noisy.rates(4).rate).all()
+    assert len(noisy.rates(4).rate) == 3 + 1
+    assert together.select([0, 2]).counts.tolist() == [4, 5]
+    assert [r.fields.shape[0] for r in runs_from_files(outs)] == [4, 7, 5]
+    joined = mpiflow.open(outs).to_xarray()
+    assert joined.frames.values.tolist() == [4, 7, 6]  # also that of the end at 2.25
+    assert np.isfinite(joined.energy.values).sum() == 4 + 7 + 6
+
+
 # -- other names ---------------------------------------------------------------------------------
 
 

@@ -75,15 +75,17 @@ class FieldData:
 
     Parameters
     ----------
-    fields : (runs, times, M, M) float64, -1 to 1 but for noise
+    fields : (runs, times, M, M) float64, -1 to 1 but for noise; NaN behind the end of a run
     times : (times,), with equal steps
     temperature, field : (runs,), of each run
+    frames : (runs,), how many each run has; all of the ``times`` if left out
     """
 
     fields: np.ndarray
     times: np.ndarray
     temperature: np.ndarray
     field: np.ndarray
+    frames: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         fields, times = np.asarray(self.fields), np.asarray(self.times)
@@ -91,9 +93,10 @@ class FieldData:
             raise InputError(
                 "fields", fields.shape, "(runs, times, M, M) with M of 4 or more", "Reshape it."
             )
-        if not np.isfinite(fields).all():
-            raise InputError("fields", "nan or inf", "finite numbers", "Drop those runs.")
         runs, frames = fields.shape[:2]
+        there = np.arange(frames) < self.counts[:, None]
+        if not np.isfinite(fields[there]).all():
+            raise InputError("fields", "nan or inf", "finite numbers", "Drop those runs.")
         for name, shape in (("times", (frames,)), ("temperature", (runs,)), ("field", (runs,))):
             if np.shape(getattr(self, name)) != shape:
                 raise InputError(name, np.shape(getattr(self, name)), f"shape {shape}", "Fix it.")
@@ -115,10 +118,17 @@ class FieldData:
         """Time between frames."""
         return float((self.times[-1] - self.times[0]) / (len(self.times) - 1))
 
+    @property
+    def counts(self) -> np.ndarray:
+        """Frames of each run, (runs,)."""
+        runs, frames = np.shape(self.fields)[:2]
+        return np.full(runs, frames) if self.frames is None else np.asarray(self.frames)
+
     def select(self, runs: np.ndarray | Sequence[int]) -> FieldData:
         """Some of the runs, by a mask or by numbers."""
         some = np.asarray(runs)
-        return FieldData(self.fields[some], self.times, self.temperature[some], self.field[some])
+        mine = self.fields[some], self.times, self.temperature[some], self.field[some]
+        return FieldData(*mine, self.counts[some])
 
     def with_noise(self, level: float, seed: int) -> FieldData:
         """With independent Gaussian errors of ``level`` times the root mean square of the fields.
@@ -129,7 +139,7 @@ class FieldData:
             raise InputError("level", level, "a finite number, 0 or more", "Try 0.01.")
         if level == 0:
             return self
-        size = level * float(np.sqrt(np.mean(self.fields**2)))
+        size = level * float(np.sqrt(np.nanmean(self.fields**2)))
         members = np.arange(len(self.fields))
         out = np.array(self.fields, np.float64)
         for frame in range(len(self.times)):
@@ -189,17 +199,19 @@ class FieldData:
                 for o, w in zip(offsets, weights, strict=True)
                 if w != 0
             )
-            return np.asarray(total).reshape(-1, self.points, self.points)
+            return np.asarray(total)[there]
 
+        # Runs that are shorter than others have fewer of them.
+        there = middle + int(offsets.max()) < self.counts[:, None]
+        run = np.nonzero(there)[0]
         state = combined(value, middle)
-        repeat = len(middle)
         return Rates(
             state,
             combined(slope / self.interval, middle),
             combined(other, middle) if instrument else state,
-            np.repeat(1.0 / np.asarray(self.temperature, float), repeat),
-            np.repeat(np.asarray(self.field, float), repeat),
-            np.repeat(np.arange(len(self.fields)), repeat),
+            1.0 / np.asarray(self.temperature, float)[run],
+            np.asarray(self.field, float)[run],
+            run,
             self.interval if order == 1 and not window else 0.0,
         )
 
@@ -290,6 +302,8 @@ def from_equation(
 def from_files(paths: Sequence[str | Path]) -> FieldData:
     """Data of Trajectory files of Kac runs: block means, times, temperature and field.
 
+    Runs may have different numbers of frames, at the same distance.
+
     Raises
     ------
     InputError : no files, files without block means, or of different sizes, times or kernels
@@ -314,13 +328,25 @@ def from_files(paths: Sequence[str | Path]) -> FieldData:
             mine = (config["gamma"], config.get("coarse"), file["coarse_magnetization"].shape[1:])
             if first is None:
                 first = mine
-            if mine != first or (times and not np.allclose(times[0], file.time)):
+            (part,) = [p for p in file.segments if len(p.frames)][:1] or file.segments[:1]
+            some = part.equal(file.time, path)
+            both = min(len(some), len(times[0])) if times else 0
+            if len(part.frames) < len(file) or len(some) < 2:
+                raise InputError("files", str(path), "frames at equal times", "Use another run.")
+            if mine != first or (
+                times and not np.allclose(times[0][:both], file.time[some][:both])
+            ):
                 raise InputError(
                     "files", str(path), f"gamma, blocks, shape and times of {paths[0]}: "
                     f"{json.dumps(first)}", "Learn from alike runs.",
                 )  # fmt: skip
-            fields.append(np.asarray(file["coarse_magnetization"], np.float64))
-            times.append(file.time)
+            fields.append(np.asarray(file["coarse_magnetization"][some], np.float64))
+            times.append(file.time[some])
             temperature.append(float(config["temperature"]))
             field.append(float(config["field"]))
-    return FieldData(np.stack(fields), times[0], np.array(temperature), np.array(field))
+    counts = np.array([len(one) for one in fields])
+    longest = int(np.argmax(counts))
+    whole = np.full((len(fields), *fields[longest].shape), np.nan)
+    for row, one in zip(whole, fields, strict=True):
+        row[: len(one)] = one
+    return FieldData(whole, times[longest], np.array(temperature), np.array(field), counts)

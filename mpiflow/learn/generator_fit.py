@@ -366,7 +366,9 @@ def rollout_loss(
         raise InputError("steps", steps, f"1 to {frames - 1}", "Use fewer.")
     places = runs * (frames - steps)
     draw = noise.uniforms(seed, "sample", 4, 0, np.arange(places))[:, 0]
-    run, frame = np.divmod(np.argsort(draw)[:starts], frames - steps)
+    run, frame = np.divmod(np.argsort(draw), frames - steps)
+    there = np.flatnonzero(frame + steps < data.counts[run])[:starts]  # runs may be shorter
+    run, frame = run[there], frame[there]
     observed = torch.as_tensor(np.stack([data.fields[run, frame + i] for i in range(steps + 1)]))
     beta, h = (
         torch.as_tensor(v[run], dtype=DOUBLE)[:, None, None]

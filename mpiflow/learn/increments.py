@@ -22,7 +22,6 @@ runs, over files, over ranks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,6 @@ from mpiflow import arrays, inputs
 from mpiflow.errors import InputError
 from mpiflow.learn.runs import RunDataset
 from mpiflow.runs import Paths, find_runs
-from mpiflow.segments import Segment
 from mpiflow.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -172,7 +170,7 @@ def _runs(path: Path, data: RunDataset | None = None, number: int = 0) -> list[F
         data = RunDataset(path, (NAME,), allow_incomplete=True)
     runs = []
     for part in parts:
-        frames = _equal(path, part, time)
+        frames = part.equal(time, path)
         own = {**config, **part.config}
         h: float | np.ndarray = float(own.get("field") or 0.0)
         if own.get("field_file") is not None:
@@ -184,18 +182,6 @@ def _runs(path: Path, data: RunDataset | None = None, number: int = 0) -> list[F
         fields = _Frames(data, number, frames, shape)
         runs.append(FieldRun(fields, interval, float(own["temperature"]), int(block) ** 2, h))
     return runs
-
-
-def _equal(path: Path, part: Segment, time: np.ndarray) -> np.ndarray:
-    """Numbers of the frames of a part at equal times: the ends of runs may be at others."""
-    frames = part.regular(time)
-    steps = np.diff(time[frames])
-    if len(steps):
-        span = time[part.frames[-1]] - time[frames[0]]
-        missing = math.floor(span / steps.mean() * (1 + 1e-9)) - len(steps)
-        if missing or np.ptp(steps) > 1e-6 * steps.mean():
-            raise InputError("runs", str(path), "frames at equal times", "Use --save-every.")
-    return frames
 
 
 def _block_means(path: Path, shape: tuple[int, ...], block: int) -> np.ndarray:

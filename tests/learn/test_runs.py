@@ -366,8 +366,16 @@ def test_table(folder: Path) -> None:
 
 def test_runs_in_one_xarray(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("xarray")
+    # Runs of different lengths are filled up.
+    ragged = Runs(folder).to_xarray()
+    assert ragged.frames.values.tolist() == list(LENGTHS)
+    there = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
+    np.testing.assert_array_equal(np.isfinite(ragged.magnetization), there)
+    np.testing.assert_array_equal(ragged.coarse_magnetization[3, 4], field(3, 4))
+    (tmp_path / "others").mkdir()
+    other = make(tmp_path / "others" / "other.h5", 9, 4, side=2)
     with pytest.raises(InputError, match="variables and shapes of 0.h5"):
-        Runs(folder).to_xarray()
+        Runs([folder / "0.h5", other]).to_xarray()
     for run in range(3):
         make(tmp_path / f"{run}.h5", run, 4)
     data = Runs(tmp_path).to_xarray()
