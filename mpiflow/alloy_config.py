@@ -112,7 +112,8 @@ class AlloyConfig(StartConfig):
     )
     initial: str = option(
         "random",
-        "random, or the path of a LAMMPS dump, an extended XYZ file or a run saved with --species.",
+        "random, or the path of a LAMMPS dump or data file, an extended XYZ, POSCAR or CIF file, "
+        "or of a run saved with --species.",
         metavar="random|PATH",
         allowed="random, or the path of an existing file",
         remedy="Try random.",

@@ -3,6 +3,7 @@ r"""Snapshots of bcc alloys as text files that other programs read and write.
 =============  ======================================================================
 LAMMPS dump    ``ITEM: ATOMS id type [element] x y z`` (or xs ys zs, xu yu zu); OVITO, ASE
 extended XYZ   ``Lattice="..." Properties=species:S:1:pos:R:3``; OVITO, ASE
+only read      POSCAR, LAMMPS data and CIF, by ASE (``mpiflow[structures]``)
 =============  ======================================================================
 
 A grid is (2 Lx, 2 Ly, 2 Lz) int8 over the points of :mod:`mpiflow.systems.alloy`; the sites
@@ -13,7 +14,6 @@ does list are called :data:`VACANCY_NAME`.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +29,13 @@ from mpiflow.systems.alloy import ELEMENTS, LATTICE_CONSTANT, NOT_A_SITE, VACANC
 
 #: What files call a vacancy: the symbol of no element, which ASE and OVITO know.
 VACANCY_NAME = "X"
-#: Farthest that an atom may lie from its site along an axis, in half lattice constants.
-TOLERANCE = 0.2
+#: Other names of a vacancy, in any case, that are read; type 0 is one, too.
+VACANCY_NAMES = ("x", "va", "vac", "vacancy", "0")
+#: A type one beyond the elements is a vacancy if it has a smaller part of the sites than this.
+FEW = 1 / 8
+#: Farthest that an atom may lie from its site along an axis, in half lattice constants, and where
+#: no site is in the corner of the box: then the corner is what fits the atoms best.
+TOLERANCE, SHIFTED = 0.2, 0.1
 #: Most by which the lattice constants along the three axes of a box may differ.
 STRAIN = 0.01
 
@@ -51,6 +56,20 @@ class Snapshot:
     time: float
     step: int
     grid: np.ndarray
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A state that was read.
+
+    Attributes
+    ----------
+    grid : (2 Lx, 2 Ly, 2 Lz) int8
+    lattice_constant : mean of the three axes, Angstrom
+    """
+
+    grid: np.ndarray
+    lattice_constant: float
 
 
 # -- sites in a row, points of a grid ----------------------------------------------------------
@@ -95,11 +114,25 @@ def read_structure(
     cells: Sequence[int] | None = None,
     frame: int = -1,
 ) -> np.ndarray:
-    """A frame of a LAMMPS text dump or extended XYZ file, (2 Lx, 2 Ly, 2 Lz) int8.
+    """The grid of :func:`read_state`, (2 Lx, 2 Ly, 2 Lz) int8."""
+    return read_state(path, elements, cells=cells, frame=frame).grid
 
-    The box must be orthogonal and periodic, with a site in its corner. Its lattice constant
-    may be any. The number of cells is the smallest with room for all atoms in which every
-    atom has a site of its own.
+
+def read_state(
+    path: str | Path,
+    elements: Sequence[str] = ELEMENTS,
+    *,
+    cells: Sequence[int] | None = None,
+    frame: int = -1,
+) -> Structure:
+    """A frame of a LAMMPS text dump or extended XYZ file, or a POSCAR, LAMMPS data or CIF file.
+
+    Any may be compressed with gzip. The box must be orthogonal and periodic along x, y and z.
+    Its lattice constant and its origin may be any, and atoms may be displaced from their sites
+    along each axis by up to :data:`TOLERANCE`. The number of cells is the smallest with room for
+    all atoms in which every atom has a site of its own. Sites that no atom takes are vacancies;
+    so are atoms with a name of :data:`VACANCY_NAMES` or of type 0, and those of the type after
+    the last element if they are :data:`FEW`.
 
     Parameters
     ----------
@@ -111,32 +144,41 @@ def read_structure(
     Raises
     ------
     InputError : the file cannot be read, or its atoms are not on such a lattice; names the
-        first atom that is not
+        line, or the first atom that is not
     """
     path = Path(path)
-    if not os.path.isfile(path):
+    if not path.is_file():
         raise InputError("file", str(path), "an existing structure file", "Check the path.")
     try:
-        with path.open(encoding="utf-8") as file:
-            atoms = read_atoms(file, frame)
+        atoms = read_atoms(path, frame)
         kinds = _kinds(atoms, elements)
-        return _placed(atoms, kinds, cells) if cells else _placed_somehow(atoms, kinds)
+        grid = _placed(atoms, kinds, cells) if cells else _placed_somehow(atoms, kinds)
+        return Structure(grid, float(np.mean(2 * atoms.box / grid.shape)))
     except Unfit as error:
         raise InputError("file", str(path), error.allowed, error.remedy) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError) as error:
         allowed = "a readable LAMMPS text dump or extended XYZ file"
         raise InputError("file", str(path), allowed, f"Reading said: {error}.") from error
 
 
 def _kinds(atoms: Atoms, elements: Sequence[str]) -> np.ndarray:
     """Species of the atoms, (n,) int8, from names of elements or from numbers."""
-    known = {str(i): i for i in range(1, len(elements) + 1)}
-    known |= {name: i for i, name in enumerate(elements, 1)} | {VACANCY_NAME: VACANCY}
-    for name, word in zip(atoms.names, atoms.species, strict=True):
-        if word not in known:
+    known = dict.fromkeys(VACANCY_NAMES, VACANCY)
+    known |= {str(i): i for i in range(1, len(elements) + 1)}
+    known |= {name: i for i, name in enumerate(elements, 1)}
+    one_more = str(len(elements) + 1)
+    if 0 < atoms.species.count(one_more) <= FEW * len(atoms.species):
+        known.setdefault(one_more, VACANCY)
+    out = np.empty(len(atoms.species), np.int8)
+    for k, word in enumerate(atoms.species):
+        kind = known.get(word, known.get(word.lower()) if not word.isdecimal() else None)
+        if kind is None:
             allowed = f"atoms of {', '.join(elements)} or types 1 to {len(elements)}"
-            raise Unfit(allowed, f"Atom {name} is {word!r}.")
-    return np.array([known[word] for word in atoms.species], np.int8)
+            allowed += f", vacancies as X, type 0, or type {one_more} if they are few"
+            others = sorted({w for w in atoms.species if w not in known})[:5]
+            raise Unfit(allowed, f"Atom {atoms.names[k]} is {word!r}; others are {others}.")
+        out[k] = kind
+    return out
 
 
 def _placed_somehow(atoms: Atoms, kinds: np.ndarray) -> np.ndarray:
@@ -181,11 +223,11 @@ def _placed(atoms: Atoms, kinds: np.ndarray, cells: Sequence[int]) -> np.ndarray
         sizes = "the same lattice constant along all axes"
         raise Unfit(f"{sizes} for {tuple(cells)} cells", f"It has {2 * atoms.box / sides}.")
     steps = (atoms.positions - atoms.origin) / atoms.box * sides
-    with np.errstate(invalid="ignore"):  # a position beyond all integers is far, too
-        points = np.rint(steps).astype(np.int64)
-    far = np.abs(steps - points).max(axis=1, initial=0.0) > TOLERANCE
-    points %= sides
-    wrong = far | ((points - points[:, :1]) % 2).any(axis=1)
+    points, wrong = _on_sites(steps, TOLERANCE)
+    if wrong.any():
+        shifted = _on_sites(_from_corner(steps), SHIFTED)
+        if not shifted[1].any():
+            points, wrong = shifted
     if wrong.any():
         first = int(np.argmax(wrong))
         where = ", ".join(f"{value:.6g}" for value in atoms.positions[first])
@@ -195,6 +237,7 @@ def _placed(atoms: Atoms, kinds: np.ndarray, cells: Sequence[int]) -> np.ndarray
             f"Atom {atoms.names[first]} at ({where}) is not; {wrong.sum()} such in all.",
             int(wrong.sum()),
         )
+    points %= sides
     grid = np.where(is_site(tuple(sides)), np.int8(VACANCY), np.int8(NOT_A_SITE))
     flat = np.ravel_multi_index(tuple(points.T), tuple(sides))
     order = np.argsort(flat, kind="stable")
@@ -205,6 +248,23 @@ def _placed(atoms: Atoms, kinds: np.ndarray, cells: Sequence[int]) -> np.ndarray
         raise Unfit("one atom at each site", found, twice.size)
     grid.reshape(-1)[flat] = kinds
     return grid
+
+
+def _on_sites(steps: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """The points (n, 3) of the grid next to places in its steps, and which are no such sites."""
+    with np.errstate(invalid="ignore"):  # a position beyond all integers is far, too
+        points = np.rint(steps).astype(np.int64)
+    far = np.abs(steps - points).max(axis=1, initial=0.0) > tolerance
+    return points, far | ((points - points[:, :1]) % 2).any(axis=1)
+
+
+def _from_corner(steps: np.ndarray) -> np.ndarray:
+    """Places (n, 3) in steps of the grid, moved together so that most are near sites."""
+    if not len(steps):
+        return steps
+    steps = steps - np.angle(np.exp(2j * np.pi * steps).mean(axis=0)) / (2 * np.pi)
+    whole = np.rint(steps)
+    return steps - ((whole - whole[:, :1]) % 2).mean(axis=0).round()
 
 
 # -- writing -----------------------------------------------------------------------------------
