@@ -28,7 +28,7 @@ from mpiflow.systems.kac import Kac
 SolverName = Literal["sublattice", "midpoint", "tau-leap", "gillespie"]
 #: Steps unless given; of tau-leap, whose error is twice as large and more, also its eps.
 STEP, LEAP = 0.1, 0.01
-#: How much smaller, at most, a step of 1 makes energies in equilibrium, in %: measured for small
+#: How much nearer to 0 a step of 1 brings energies in equilibrium at most, in %: found with small
 #: steps (docs/kac.md). That of midpoint holds where a flip more than halves a rate nearby.
 ERRORS = {"sublattice": 50.0, "midpoint": 12.0, "tau-leap": 100.0}
 
@@ -171,8 +171,8 @@ class KacSimulation(SpinSimulation):
             name, "midpoint, sublattice or "
         )
         return [
-            f"{name} is of first order{where}: steps of {tau:.2g} make energies in equilibrium "
-            f"up to {error:.2g} % too small; {better}a smaller "
+            f"{name} is of first order{where}: steps of {tau:.2g} leave energies in equilibrium "
+            f"up to {error:.2g} % too near to 0; {better}a smaller "
             f"--{'tau' if solver.eps is None else 'eps'} is better"
         ]
 
