@@ -218,11 +218,24 @@ class Lines(Stepped):
         prey, _ = self.sim.system.start(*self.start)
         mean, wave = prey.mean(), 0.5 * np.ptp(prey)
         asked, height = self.start
+        said = self._errors()
         if not height or (prey.size > 10 and abs(mean - asked) <= 0.005 * asked):
-            return []
+            return said
         return [
+            *said,
             f"{prey.size} cells are too few for a wave of five periods: prey start with a mean of "
-            f"{mean:.6g} and a wave of {wave:.6g}, not {asked:g} and {height:g}"
+            f"{mean:.6g} and a wave of {wave:.6g}, not {asked:g} and {height:g}",
+        ]
+
+    def _errors(self) -> list[str]:
+        """What the length of a step does to the noise round coexistence."""
+        dt, excess = self.sim.dt, self.sim.system.excess(self.sim.dt)
+        if excess is None or not self.sim.system.noise or excess.max() < 0.02:
+            return []
+        mean, cell = 100 * excess.max(axis=1)
+        return [
+            f"dt {dt:g} makes stationary variances near coexistence too large: of the means "
+            f"{mean:.2g} %, of a cell {cell:.2g} %"
         ]
 
     def advance_to(self, time: float) -> None:

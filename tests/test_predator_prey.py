@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from mpi4py import MPI
 from scipy import stats
 from scipy.fft import dct
 from scipy.integrate import solve_ivp
-from scipy.linalg import solve_discrete_lyapunov
+from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 
 from mpiflow import metrics
 from mpiflow.block import gather_records
+from mpiflow.ensemble_config import PredatorPreyConfig
+from mpiflow.ensemble_run import build_ensemble
 from mpiflow.errors import InputError
 from mpiflow.learn.predator_prey import (
     PatchAutoencoder,
@@ -557,3 +560,27 @@ def test_steps_patches_starts_and_plans_that_cannot_work_are_refused() -> None:
     for name, value in (("patch", 33), ("draws", 0), ("frames", 0)):
         with pytest.raises(InputError, match=name):
             PredatorPreyPlan(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["published", "pde"])
+def test_what_a_step_does_to_the_noise_is_known(form: Any) -> None:
+    """Of the means: Lyapunov's equations in discrete and in continuous time, solved by scipy."""
+    system, dt = PredatorPrey(30, form, prey_diffusion=0.1), 0.1
+    found = system.excess(dt)
+    assert found is not None
+    jacobian = system.jacobian()
+    discrete = solve_discrete_lyapunov(np.eye(2) + dt * jacobian, dt * np.eye(2))
+    exact = solve_continuous_lyapunov(jacobian, -np.eye(2))
+    assert np.allclose(found[0], np.diag(discrete) / np.diag(exact) - 1)
+    assert found[0].min() > 0.2  # such a step is accepted, and said to be long
+    assert np.abs(system.excess(0.01)).max() < 0.02
+    assert system.excess(0.9 if form == "published" else 0.99) is None  # unstable there
+
+
+def test_a_long_step_is_said_in_the_log() -> None:
+    def remarks(**options: Any) -> list[str]:
+        config = PredatorPreyConfig(size=100, time=1, out=Path("x.h5"), **options)
+        return build_ensemble(config, MPI.COMM_SELF).remarks()
+
+    assert "of the means 24 %" in " ".join(remarks(dt=0.1))
+    assert remarks(dt=0.01) == remarks(dt=0.1, noise=0.0) == []

@@ -17,6 +17,8 @@ it in prediction).
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import nn
@@ -29,6 +31,8 @@ FLOOR = 1e-3
 #: Trajectories that a network evaluates together. Fixed, so that a trajectory's
 #: bits do not depend on how an ensemble is spread over ranks.
 CHUNK = 1024
+#: Excess of a variance that a step may make before a rollout warns, and states that tell it.
+MOST_EXCESS, SLOPES = 0.05, 64
 
 
 class LearnedSDE(nn.Module):
@@ -131,6 +135,41 @@ class LearnedSDE(nn.Module):
         return (white**2).sum(dim=1).mean(dim=1) + 2.0 * log_det
 
     @torch.no_grad()
+    def relaxation(self, z: np.ndarray, context: np.ndarray | None = None) -> float:
+        """The fastest rate at which latents return, from the slope of the drift; 0 or more.
+
+        The mean over states (B, d) of the largest real part of minus its eigenvalues. Steps of
+        Euler and Maruyama make the stationary variance of such a direction 1 / (1 - rate dt / 2)
+        times as large, and are unstable from rate dt = 2 on.
+        """
+        self.eval()
+        some = slice(0, SLOPES)
+        at = self.mean.new_tensor(np.asarray(z)[some])
+        given = () if context is None else (self.mean.new_tensor(np.asarray(context)[some]),)
+        columns = []
+        for i in range(self.dim):
+            shift = torch.zeros_like(at)
+            shift[:, i] = 0.02 * self.std[i]
+            ends = [self.drift(at + side * shift, *given) for side in (1, -1)]
+            columns.append((ends[0] - ends[1]) / (2 * shift[:, i : i + 1]))
+        slopes = torch.stack(columns, dim=-1).double().numpy()
+        rates = -np.linalg.eigvals(slopes).real.min(axis=-1)
+        return max(0.0, float(rates.mean()))
+
+    def _warn_of_step(self, z0: np.ndarray, dt: float, context: np.ndarray | None) -> None:
+        if not len(z0):
+            return
+        excess = 0.5 * dt * self.relaxation(z0, context)
+        if excess > MOST_EXCESS:
+            much = f"{excess / (1 - excess):.0%} too large" if excess < 1 else "without bound"
+            warnings.warn(
+                f"dt={dt:g} is long for this model: its fastest latent returns at the rate "
+                f"{2 * excess / dt:.3g}, so that steps of Euler and Maruyama make its variance "
+                f"about {much}. Use dt of {2 * MOST_EXCESS * dt / (2 * excess):.2g} or less",
+                UserWarning, stacklevel=3,
+            )  # fmt: skip
+
+    @torch.no_grad()
     def rollout(
         self,
         z0: np.ndarray,
@@ -147,7 +186,8 @@ class LearnedSDE(nn.Module):
 
         Noise is keyed by (member, step, component). States are held inside the
         range of the training data (widened by a tenth); how often that was needed
-        is returned, because it should be never.
+        is returned, because it should be never. Warns if dt is so long that variances are more
+        than 5 % off, see :meth:`relaxation`.
 
         Parameters
         ----------
@@ -161,6 +201,7 @@ class LearnedSDE(nn.Module):
         -------
         trajectories (len(save), B, d) float64, number of clipped states
         """
+        self._warn_of_step(z0, dt, context)
         self.eval()
         out = np.empty((len(save), *z0.shape))
         clipped = 0

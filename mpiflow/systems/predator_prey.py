@@ -117,6 +117,31 @@ class PredatorPrey:
         u, v = self.coexistence()
         return np.array([[-u, -u], [self.growth * v, 0.0]])
 
+    def excess(self, dt: float) -> np.ndarray | None:
+        """How much too large steps of dt make stationary variances near coexistence, (2, 2).
+
+        Of the means of u and v, then of a cell's, relative: exactly, of the linear equation
+        there, mode by mode. None if it rests nowhere: a step or the equation is unstable.
+        """
+        one, both = np.eye(2), np.eye(4)
+        rates = self.rates().T[:, :, None] * one  # (n, 2, 2)
+        inner = self.jacobian() - rates
+        if self.form == "pde":
+            left = 1.0 / (1.0 + dt * self.rates().T)
+            step = left[:, :, None] * (one + dt * self.jacobian())
+            noise = left[:, :, None] ** 2 * (one + 0.5 * dt * rates)
+        else:
+            step, noise = one + dt * inner, np.broadcast_to(one, inner.shape)
+        steady = np.linalg.eigvals(inner).real.max() < 0 and abs(np.linalg.eigvals(step)).max() < 1
+        if not steady:
+            return None
+        square = np.einsum("kab,kcd->kacbd", step, step).reshape(-1, 4, 4)
+        found = np.linalg.solve(both - square, dt * noise.reshape(-1, 4, 1))
+        rate = np.einsum("kab,cd->kacbd", inner, one) + np.einsum("ab,kcd->kacbd", one, inner)
+        exact = -np.linalg.solve(rate.reshape(-1, 4, 4), one.reshape(4, 1)[None])
+        found, exact = (a[:, [0, 3], 0] for a in (found, exact))  # the variances
+        return np.stack([found[0] / exact[0], found.sum(axis=0) / exact.sum(axis=0)]) - 1.0
+
     def start(self, mean: np.ndarray | float, wave: np.ndarray | float) -> np.ndarray:
         """Initial states u = m + k cos(10 pi x), v = (1 - m) - k cos(10 pi x).
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from mpiflow.learn.sde import CHUNK, MacroscopicSDE
+from mpiflow.learn.sde import CHUNK, LearnedSDE, MacroscopicSDE
 from mpiflow.learn.training import Schedule, fit
 
 
@@ -135,3 +137,30 @@ def test_states_are_held_inside_the_training_range_and_counted() -> None:
     )
     assert clipped == 15
     assert np.all(path <= sde.high.numpy() + 1e-6)
+
+
+class Returning(LearnedSDE):
+    """dx = -rate x dt + dB in one latent and a tenth of the rate in another."""
+
+    def _rate(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
+        return -x * torch.tensor([4.0, 0.4])
+
+    def _entries(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), 3)
+
+
+@pytest.mark.parametrize(
+    ("dt", "said"), [(0.02, ""), (0.1, "about 25% too"), (0.6, "without bound")]
+)
+def test_long_steps_are_warned_of(dt: float, said: str) -> None:
+    """Euler and Maruyama: variances 1 / (1 - rate dt / 2) times as large, here at the rate 4."""
+    sde, z = Returning(2), np.zeros((5, 2))
+    sde.low.fill_(-100)
+    sde.high.fill_(100)
+    assert sde.relaxation(z) == pytest.approx(4, rel=1e-3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sde.rollout(z, np.arange(5), dt=dt, steps=2, save=np.array([2]), seed=1)
+    texts = [str(w.message) for w in caught]
+    assert len(texts) == bool(said)
+    assert not said or said in texts[0]
