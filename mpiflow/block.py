@@ -185,6 +185,9 @@ class Boxes:
     lattice: Lattice
     policy: HaloPolicy
     cart: MPI.Cartcomm | None
+    #: How often sites were stored, and whether that is refused: what is stored in a copy is lost.
+    writes = 0
+    read_only = False
 
     @property
     def batch(self) -> int:
@@ -210,6 +213,11 @@ class Boxes:
     def agreed(self) -> AbstractContextManager[None]:
         """An InputError raised inside on any tile's rank is raised on all. Collective."""
         return agreed(MPI.COMM_SELF if self.cart is None else self.cart)
+
+    def _note_store(self) -> None:
+        if self.read_only:
+            raise InputError("state", "a copy", "to be read", "Use sim.set_spins to set spins.")
+        self.writes += 1
 
     def check_spins(self) -> None:
         """Raise unless every site of this rank's boxes is a spin. Without communication."""
@@ -421,6 +429,7 @@ class Block(Boxes):
         ------
         InputError : numbers that the field cannot hold
         """
+        self._note_store()
         given, self._sound = np.asarray(spins), False
         values = given
         if given.dtype != self.array.dtype:

@@ -131,6 +131,7 @@ class PackedBlock(Boxes):
 
     def store(self, rows: slice, spins: np.ndarray) -> None:
         """Set some inner rows from a host array (B, rows, nx) of +1 and -1; all else is refused."""
+        self._note_store()
         spins = np.asarray(spins)
         if not is_spins(spins):
             raise spin_fault(spins)

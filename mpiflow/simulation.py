@@ -351,7 +351,7 @@ class Simulation(SpinSimulation):
         self.time = 0.0
         self.step = 0
         self._clock = Clock(self.step_length or 0.0)
-        self._opening = 0
+        self._opening, self._writes = 0, 0
         self._flips = np.zeros(self.block.batch, np.int64)
         self._view: Block | PackedBlock | None = None
         self._looked = -1
@@ -439,7 +439,16 @@ class Simulation(SpinSimulation):
 
     def set_spins(self, fill: Callable[..., None], **options: Any) -> None:
         super().set_spins(fill, **options)
-        self._opening, self._looked = self.step, -1
+        self._begin()
+
+    def _begin(self) -> None:
+        self._opening, self._looked, self._sound = self.step, -1, False
+        self._writes = self.block.writes
+
+    def require_state(self, anew: bool = False) -> None:
+        if self.block.writes != self._writes:  # spins stored in the block are a new beginning
+            self._begin()
+        super().require_state(anew)
 
     @property
     def step_length(self) -> float | None:
@@ -449,14 +458,18 @@ class Simulation(SpinSimulation):
     def state(self) -> Block | PackedBlock:
         """The spins at the present time. Collective.
 
-        Of the sublattice solver it is a copy: the block itself waits before its next pass,
-        in the middle of which the present lies. Of a packed copy the black halo is not current.
+        Of the sublattice solver it is a copy, to be read: the block itself waits before its next
+        pass, in the middle of which the present lies. Of a packed copy the black halo is not
+        current.
         """
+        if self.block.writes != self._writes:
+            self._begin()
         if not isinstance(self.solver, Sublattice) or self.step == self._opening:
             return self.block
         if math.isinf(self.solver.dt):
             return self.block
         view = self._view = self._view or self.block.copy()
+        view.read_only = True
         if self._looked != self.step:
             view.copy_from(self.block)  # type: ignore[arg-type]
             self._view_flips = self.solver.look(view, self.step, seed=self.seed)
@@ -535,7 +548,7 @@ class Simulation(SpinSimulation):
         self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
         self._clock = Clock.restored(state.numbers, self._clock.dt)
         self._opening, self._looked = int(state.numbers["opening"]), -1
-        self._sound = False
+        self._sound, self._writes = False, self.block.writes
         self._flips = self._shares(state.arrays["flips"])
         if isinstance(self.solver, Sublattice):
             self._settle(self.solver, state.numbers)

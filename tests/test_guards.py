@@ -119,7 +119,6 @@ def test_no_species_no_simulation(solver: str, comm: MPI.Intracomm, shared_tmp: 
             sim.gather,
             sim.state_of,
             sim.numbers,
-            lambda: sim.choose_window(),
             lambda: list(sim.frames(1e-9, 1e-9)),
             lambda: record_alloy(sim, out, time=1e-9, progress=False),
             match=match,
@@ -127,6 +126,8 @@ def test_no_species_no_simulation(solver: str, comm: MPI.Intracomm, shared_tmp: 
 
     all_refused("^initial state=None")
     assert not out.exists()
+    chosen = AlloySimulation(ALLOY, CONSTANT, 12, solver="tiled", tile=6, comm=comm)
+    refused(chosen.choose_windows, lambda: chosen.advance(1e-9), lambda: chosen.advance_hops(1))
     for species, match in ((4, "^species=4"), (-2, "^species=-2")):
         sim.set_species(random_alloy, counts=counts_of(sim.sites, 8))
         sim.block.array[sim.block.array == 1] = species
@@ -265,6 +266,26 @@ def test_spins_cannot_be_written_to(name: str) -> None:
     for spins in (sim.spins(), sim.block.spins()):
         with pytest.raises(ValueError, match="read-only"):
             spins[...] = -1
+
+
+@pytest.mark.parametrize("size", [16, (8, 128)])
+def test_spins_loaded_between_steps_are_the_state(size: Any) -> None:
+    """The sublattice solver waits in the middle of a pass; what is loaded there is whole."""
+    sim = Simulation(HOT, size, comm=SELF)
+    sim.set_spins(initial.shuffled)
+    sim.advance(1.0)
+    with pytest.raises(InputError, match="^state='a copy'"):
+        sim.state.load(np.ones((1, *sim.lattice.shape), np.int8))
+    sim.block.load(np.ones((1, *sim.lattice.shape), np.int8))
+    assert sim.measure().magnetization[0] == 1.0
+    assert (sim.spins() == 1).all()
+    again = Simulation(HOT, size, comm=SELF)
+    again.set_spins(initial.shuffled)
+    again.advance(1.0)
+    again.set_spins(initial.uniform_up)
+    for one in (sim, again):
+        one.advance(1.0)
+    assert (sim.spins() == again.spins()).all()
 
 
 # -- rules -------------------------------------------------------------------------------------
