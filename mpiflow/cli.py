@@ -532,7 +532,8 @@ def plan(
             raise InputError("ranks", ranks, f"{comm.size} to measure here", "Leave one out.")
     if measure:
         made = plan_time.estimate(made, comm)
-    print(made.text())
+    if comm.rank == 0:
+        print(made.text())
 
 
 @app.command()

@@ -38,8 +38,8 @@ from mpiflow.plan_cut import Ranks, Unbuilt, kernel_of, share, spin_steps
 from mpiflow.plan_sizes import (
     CHECKPOINTS,
     COMPRESSED_FROM,
-    FILE,
     IMAGES,
+    LARGE,
     RunConfigs,
     Stored,
     alloy_memory,
@@ -48,6 +48,7 @@ from mpiflow.plan_sizes import (
     ensemble_variables,
     field_memory,
     field_variables,
+    file_bytes,
     file_memory,
     interpreter,
     spin_memory,
@@ -150,7 +151,7 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """Of the file, estimated after compression."""
-        return FILE + sum(s.compressed for s in self.stored)
+        return file_bytes(self.config, self.stored, self.frames)
 
     def one_line(self) -> str:
         """Frames, disk and memory."""
@@ -461,8 +462,10 @@ def _ensemble(config: EnsembleConfig, ranks: int) -> Plan:
 
 def _warnings(made: Plan, here: int) -> list[str]:
     out = []
-    need, there = made.machine_bytes(here), machine_memory()
-    if need > there:
+    there = machine_memory()
+    # The interpreter is measured only where it may matter: a run asks for this, too.
+    close = here * (made.rank_bytes + LARGE) > there
+    if close and (need := made.machine_bytes(here)) > there:
         out.append(
             f"{_ranks(here)} need {_size(need)} of memory and this machine has {_size(there)}: "
             "use more machines, or a smaller lattice"

@@ -6,15 +6,20 @@ the reference machine. tests/test_plan.py holds them against real runs.
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import h5py
 import numpy as np
 
+from mpiflow import plan_disk
 from mpiflow.alloy_config import AlloyConfig
-from mpiflow.config import IsingConfig, SpinConfig
+from mpiflow.config import IsingConfig, RunConfig, SpinConfig
 from mpiflow.ensemble_config import CurieWeissConfig, EnsembleConfig
 from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
@@ -27,16 +32,21 @@ from mpiflow.systems.kac import kac_kernel
 
 RunConfigs = IsingConfig | KacConfig | AlloyConfig | FieldConfig | EnsembleConfig
 
-#: Bytes of a rank that does next to nothing: Python, MPI, the packages, compiled kernels; and
-#: of one that compiles. Resident set on the reference machine after a short run of each system:
-#: 210 to 215 MB with kernels from the cache, up to 330 MB in the process that compiles them.
-INTERPRETER, COMPILING = 215_000_000, 330_000_000
-#: The same with PyTorch, which loads learned models: 426 and 460 MB.
-WITH_TORCH = 425_000_000, 460_000_000
+#: Bytes that the kernels of a run take, from the cache, and more where they are compiled: 25 to 47
+#: MB and up to 115 MB in all systems. Of Python, MPI and the packages see :func:`interpreter`.
+KERNELS, COMPILING = 32_000_000, 115_000_000
+#: The most that an interpreter may take, for a look whether it has to be measured, and what it took
+#: where it cannot be: with and without PyTorch.
+LARGE, _WITH_TORCH, _WITHOUT = 2_000_000_000, 480_000_000, 245_000_000
+_EMPTY = """
+import importlib, sys
+from mpi4py import MPI
+importlib.import_module(sys.argv[1])
+with open("/proc/self/status") as file:
+    print(next(line.split()[1] for line in file if line.startswith("VmHWM")))
+"""
 #: Bytes that frames may take together before they are written (as of the writer).
 HELD = 2**23
-#: Bytes of a file without frames, and what a variable of small frames may add (part of a chunk).
-FILE, SMALL = 30_000, 32_000
 #: A frame below this many bytes is stored as it is (as of the schema), larger ones compressed.
 COMPRESSED_FROM = 4096
 #: Checkpoints of a run on disk: the last two, and a new one until it replaces the older.
@@ -65,8 +75,28 @@ class Stored:
 
 
 def interpreter(config: RunConfigs) -> tuple[int, int]:
-    """Bytes of a rank without a state, and where kernels are compiled."""
-    return WITH_TORCH if isinstance(config, FieldConfig) else (INTERPRETER, COMPILING)
+    """Bytes of a rank without a state, and where kernels are compiled.
+
+    Python, MPI and the packages take what they do on this machine: a process that imports what the
+    run will is started once, for a second or two. That of the caller may hold anything.
+    """
+    run = empty_process("mpiflow.predict" if isinstance(config, FieldConfig) else "mpiflow.run")
+    return run + KERNELS, run + KERNELS + COMPILING
+
+
+@functools.cache
+def empty_process(module: str) -> int:
+    """Largest resident set of a process that has started MPI and imported a module, in bytes."""
+    mpi = ("OMPI_", "PMI", "PRTE_", "SLURM_", "HYD")  # a process of its own, no rank of this job
+    env = {k: v for k, v in os.environ.items() if not k.startswith(mpi)}
+    command = [sys.executable, "-c", _EMPTY, module]
+    try:
+        done = subprocess.run(  # noqa: S603 - this very Python
+            command, env=env, capture_output=True, text=True, timeout=120, check=True
+        )
+        return 1024 * int(done.stdout.split()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError):
+        return _WITH_TORCH if module == "mpiflow.predict" else _WITHOUT
 
 
 # -- memory ----------------------------------------------------------------------------------
@@ -184,12 +214,19 @@ def file_memory(
 # -- disk -------------------------------------------------------------------------------------
 
 
+def _numbers(config: RunConfig, name: str, shape: Shape, frames: int) -> Stored:
+    """A variable of numbers, of so many frames: observables, clocks, counters."""
+    itemsize = _itemsize(name) if name in STANDARD else 8
+    frame = math.prod(shape) * itemsize
+    size = plan_disk.numbers(config, name, shape, frames)
+    return Stored(name, frame, frames * frame, size)
+
+
 def _stored(name: str, shape: Shape, itemsize: int, frames: int, kept: float = 1.0) -> Stored:
-    """A variable of so many frames, of which compression keeps a part."""
+    """A field, of which compression keeps a part."""
     frame = math.prod(shape) * itemsize
     total = frames * frame
-    small = frame < COMPRESSED_FROM
-    return Stored(name, frame, total, total + SMALL if small else math.ceil(kept * total))
+    return Stored(name, frame, total, math.ceil(kept * total))
 
 
 def _fixed(name: str, count: int, itemsize: int) -> Stored:
@@ -211,9 +248,9 @@ def spin_variables(config: SpinConfig, frames: int) -> tuple[Stored, ...]:
     """What a file of spins holds."""
     members: Shape = (config.members,) if config.members > 1 else ()
     (ly, lx), coarse = config.size, config.coarse
-    out = [_stored("time", (), 8, frames)]
+    out = [_numbers(config, "time", (), frames)]
     for name in ("magnetization", "energy", "domain_wall_density", "flips"):
-        out.append(_stored(name, members, _itemsize(name), frames))
+        out.append(_numbers(config, name, members, frames))
     axes = 0
     if coarse is not None:
         sides = ly // coarse, lx // coarse
@@ -235,8 +272,8 @@ def field_variables(config: FieldConfig, structure: str, frames: int) -> tuple[S
     kept = _kept(config.block or 1) if structure == "cosh" else REAL / 4
     name = "coarse_magnetization"
     return (
-        _stored("time", (), 8, frames),
-        *(_stored(n, members, _itemsize(n), frames) for n in ("magnetization", "free_energy")),
+        _numbers(config, "time", (), frames),
+        *(_numbers(config, n, members, frames) for n in ("magnetization", "free_energy")),
         _stored(name, (*members, *config.shape), _itemsize(name), frames, kept),
         _fixed("coordinates", sum(config.shape) + sum(members), 8),
     )
@@ -245,8 +282,8 @@ def field_variables(config: FieldConfig, structure: str, frames: int) -> tuple[S
 def ensemble_variables(config: EnsembleConfig, frames: int) -> tuple[Stored, ...]:
     """What a file of systems that are whole on a rank holds."""
     members: Shape = (config.members,) if config.members > 1 else ()
-    out = [_stored("time", (), 8, frames)]
-    out += [_stored(name, members, _itemsize(name), frames) for name in config.scalars]
+    out = [_numbers(config, "time", (), frames)]
+    out += [_numbers(config, name, members, frames) for name in config.scalars]
     along = 0
     if config.saves_profiles:
         along = config.shape[-1]
@@ -267,15 +304,24 @@ def alloy_variables(config: AlloyConfig, sites: int, frames: int) -> tuple[Store
         "bonds": (kinds + 1, kinds + 1),
         "hops": (),
     }
-    out = [_stored("time", (), 8, frames)]
-    out += [
-        _stored(name, (*members, *shape), _itemsize(name), frames) for name, shape in shapes.items()
-    ]
+    out = [_numbers(config, "time", (), frames)]
+    out += [_numbers(config, name, (*members, *shape), frames) for name, shape in shapes.items()]
     if config.solver == "tiled":
-        out += [_stored(name, (), _itemsize(name), frames) for name in ("window", "windows")]
+        out += [_numbers(config, name, (), frames) for name in ("window", "windows")]
     if config.species:
         out.append(_stored("species", (*members, sites), 1, frames, SPECIES))
     places = sites if config.species else 0
     # Names are references of 16 bytes to text elsewhere in the file.
     names = pairs + kinds + 2 * (kinds + 1)
     return (*out, _fixed("coordinates", places + sum(members), 8), _fixed("names", names, 16))
+
+
+def file_bytes(config: RunConfigs, stored: Sequence[Stored], frames: int) -> int:
+    """Bytes of a finished file, estimated after compression."""
+    variables = [(s.frame, frames) for s in stored if s.frame]
+    names = {s.name for s in stored}
+    dimensions = 1 + (config.members > 1) + 2 * ("coarse_magnetization" in names)
+    dimensions += 2 * bool(names & {"spin", "spin_bits"}) + ("species" in names)
+    dimensions += any(name.endswith("_profile") for name in names)
+    dimensions += 4 * isinstance(config, AlloyConfig)
+    return plan_disk.around(variables, dimensions) + sum(s.compressed for s in stored)

@@ -80,6 +80,7 @@ LAYERS = {
     "verify": 10,
     "reseal": 11,
     "plan_cut": 8,
+    "plan_disk": 6,
     "plan_sizes": 7,
     "plan": 10,
     "run": 11,
