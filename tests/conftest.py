@@ -17,6 +17,8 @@ from mpi4py import MPI
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = MPI.COMM_WORLD
 
+# Help is as wide as the terminal: tests read it on one that does not cut words.
+os.environ["COLUMNS"] = "100"
 # For tests that start mpirun: as root, and with more ranks than cores (the last is Open MPI 5).
 for name, value in {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",

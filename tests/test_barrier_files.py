@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -256,7 +257,7 @@ class WithState(Call):
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_hostile_files_are_refused_and_run_nothing(tmp_path: Path, protocol: int):
     proof, path = tmp_path / "proof", tmp_path / "weights.npy"
-    command = f"touch {proof}"
+    command = f"touch {shlex.quote(str(proof))}"
     good = random_arrays()
     for call in (
         Call(os.system, command),

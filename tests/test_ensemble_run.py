@@ -127,13 +127,14 @@ def test_defaults_are_the_published_ones() -> None:
 def test_options_of_a_file_and_of_the_command_line(tmp_path: Path) -> None:
     file, out = tmp_path / "run.toml", tmp_path / "run.h5"
     file.write_text("size = 8\ntemperature = 2.5\ntime = 2\nmembers = 2\n")
-    line = f"simulate curie-weiss --config {file} --out {out} --quiet --temperature 1.5"
-    invoke(line.split())
+    line = ["simulate", "curie-weiss", "--config", str(file), "--out", str(out)]
+    line += ["--quiet", "--temperature", "1.5"]
+    invoke(line)
     with Trajectory(out) as run:
         assert (run.config["temperature"], run.config["members"], len(run)) == (1.5, 2, 101)
     with pytest.raises(InputError, match=r"^out=.*--overwrite"):
-        invoke(line.split())
-    invoke([*line.split(), "--overwrite", "--save-every", "0.5"])
+        invoke(line)
+    invoke([*line, "--overwrite", "--save-every", "0.5"])
     with Trajectory(out) as run:
         assert len(run) == 5
 

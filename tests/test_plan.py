@@ -514,8 +514,8 @@ def test_the_command_plans_a_learned_field(
     path.write_text(f'system = "onsagerflow"\nmodel = "{law}"\nsize = 64\ntime = 2\ndt = 0.25\n')
     invoke(["plan", str(path), f"out={tmp_path}/x.h5", "--ranks", "4"])
     assert f"16 x 16 blocks of {BLOCK} x {BLOCK} sites in a grid of 4" in capsys.readouterr().out
-    line = f"predict {law} --size 64 --time 2 --dt 0.25 --out {tmp_path}/x.h5"
-    invoke(line.split())
+    line = "--size 64 --time 2 --dt 0.25 --out".split()
+    invoke(["predict", str(law), *line, f"{tmp_path}/x.h5"])
     assert "9 frames, 9.69 kB on disk before compression" in capsys.readouterr().out
     invoke(["plan", f"{tmp_path}/x.h5", "size=65536", "--ranks", "64"])
     assert "16384 x 16384 blocks" in capsys.readouterr().out

@@ -137,9 +137,9 @@ def test_networks_are_learned_too(learned: Path, capsys: pytest.CaptureFixture[s
 def test_what_is_predicted_can_be_learned_from(learned: Path) -> None:
     """The law of the law: the field in place of the spins, on another lattice."""
     out = learned / "field.h5"
-    line = f"predict {learned / 'model'} --initial {learned / 'run2.h5'} --frame 0 --size 192"
-    line += f" --time 10 --save-every 0.1 --quiet --out {out}"
-    invoke(line.split())
+    options = "--frame 0 --size 192 --time 10 --save-every 0.1 --quiet".split()
+    start = ["--initial", str(learned / "run2.h5"), *options]
+    invoke(["predict", str(learned / "model"), *start, "--out", str(out)])
     (run,) = runs_from_files(out)
     assert (run.spins, run.temperature, run.fields.shape) == (64, TEMPERATURE, (101, 24, 24))
     again = learn_from_files(out, learned / "third", radius=4, mobility_terms=2, entropy_terms=1)
@@ -452,8 +452,8 @@ def test_nothing_is_written_for_what_cannot_be(
     for name in ("text.npy", "text.h5"):
         (kac / name).write_text("no numbers")
     if not (kac / "none.h5").exists():
-        line = f"simulate ising --size 16 --temperature 2 --time 1 --quiet --out {kac / 'none.h5'}"
-        invoke(line.split())
+        line = "simulate ising --size 16 --temperature 2 --time 1 --quiet --out"
+        invoke([*line.split(), str(kac / "none.h5")])
     if "initial" in given:
         given = {"initial_magnetization": 0} | given | {"initial": str(kac / given["initial"])}
     config = FieldConfig(**GOOD | {"model": model, "out": tmp_path / "x.h5"} | given)

@@ -203,9 +203,9 @@ def test_a_file_that_is_open_elsewhere_or_was_left_open(run: Path, tmp_path: Pat
                 assert "has it open for writing" in str(caught.value).replace(
                     "Another program has,", "Another program has it open for writing,"
                 )
-        start = f"{RUN} --initial {run} --out {tmp_path / 'new.h5'}"
+        start = [*RUN.split(), "--initial", str(run), "--out", str(tmp_path / "new.h5")]
         with pytest.raises(InputError, match="no other program has open for writing"):
-            invoke(start.split())
+            invoke(start)
         (finding,) = verify.verify([run])
         assert "Another program has" in finding.text
     finally:
