@@ -268,7 +268,7 @@ def _attributes(sim: AlloySimulation) -> dict[str, Any]:
         "config_json": json.dumps(sim.facts()),
         "seed": sim.seed,
         "rng": RNG,
-        "lattice_constant_angstrom": alloy.LATTICE_CONSTANT,
+        "lattice_constant_angstrom": sim.lattice_constant,
         "decomposition_invariant": 1,
     }
     if sim.tiled:

@@ -84,6 +84,7 @@ class AlloySimulation(Guarded):
 
     Attributes
     ----------
+    lattice_constant : Angstrom, of the file that the state came from; for files, no rate has it
     choice : how windows are chosen, None before that or where the window is given
 
     Examples
@@ -152,6 +153,7 @@ class AlloySimulation(Guarded):
         self.step = 0
         self._clock = Clock(self.window or 0.0)
         self.choice: WindowChoice | None = None
+        self.lattice_constant = alloy.LATTICE_CONSTANT
         self._rest = 0.0  # of chosen windows: the time is this much later than its float
         self._hops = np.zeros(self.block.batch, np.int64)
         self._counts: np.ndarray | None = None
@@ -197,15 +199,18 @@ class AlloySimulation(Guarded):
 
     # -- state ---------------------------------------------------------------------
 
-    def set_species(self, fill: Callable[..., None], **options: Any) -> None:
+    def set_species(self, fill: Callable[..., float | None], **options: Any) -> None:
         """Set the initial state with a function of :mod:`mpiflow.initial_alloy`.
 
-        Functions that draw random numbers get this simulation's seed.
+        Functions that draw random numbers get this simulation's seed. One that reads a file
+        returns its lattice constant, which the simulation then has.
         """
         if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
             options.setdefault("seed", self.seed)
         self._counts, self._sound = None, False
-        fill(self.block, **options)
+        constant = fill(self.block, **options)
+        if constant is not None:
+            self.lattice_constant = constant
 
     def _check_state(self) -> None:
         check_species(self.block, len(self.system.elements))
@@ -603,6 +608,7 @@ class AlloySimulation(Guarded):
         """What, with the species of :attr:`block`, the trajectory goes on from. Collective."""
         self.require_state()
         numbers: dict[str, Number] = {"time": self.time, "step": self.step}
+        numbers["lattice_constant"] = self.lattice_constant
         arrays = {"hops": self.block.total(self._hops)}
         if isinstance(self.solver, VacancyKMC):
             arrays |= {"clock": self.solver.clock, "order": self.solver.order(self.block)}
@@ -616,6 +622,8 @@ class AlloySimulation(Guarded):
     def restore(self, state: State) -> None:
         """Go on from such a state; the species are there already. Collective."""
         self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
+        default = self.lattice_constant
+        self.lattice_constant = float(state.numbers.get("lattice_constant", default))
         hops = state.arrays["hops"].astype(np.int64)
         whole = self.members > 1 or self.comm.rank == 0
         self._hops, self._counts = hops if whole else np.zeros_like(hops), None

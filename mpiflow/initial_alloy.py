@@ -23,8 +23,8 @@ from mpiflow.initial import bounds_of_smallest, count_digits
 from mpiflow.lattice import Shape
 from mpiflow.moments import Moment, times_of
 from mpiflow.noise import Word, stream_key, threefry
-from mpiflow.structure import cells_of, elements_of, planes_of, read_structure
-from mpiflow.systems.alloy import ELEMENTS, NOT_A_SITE, REACH, VACANCY, is_site
+from mpiflow.structure import cells_of, elements_of, planes_of, read_state
+from mpiflow.systems.alloy import ELEMENTS, LATTICE_CONSTANT, NOT_A_SITE, REACH, VACANCY, is_site
 
 #: Points a side that the noise counter can tell apart: 21 bits for each axis.
 MAX_SIDE = 2**21
@@ -316,7 +316,7 @@ def from_structure(
     elements: Sequence[str] = ELEMENTS,
     *,
     moment: Moment = Moment(),
-) -> None:
+) -> float:
     """Species from a structure file or from a frame of a run's ``species``. Collective.
 
     Text files (see :func:`mpiflow.structure.read_structure`) are read whole by every rank,
@@ -328,6 +328,10 @@ def from_structure(
     elements : names of species 1, 2, ...
     moment : which frame, and which member of a run; the last frame by default
 
+    Returns
+    -------
+    the lattice constant of the file in Angstrom
+
     Raises
     ------
     InputError : on all ranks alike
@@ -336,15 +340,17 @@ def from_structure(
     path, cells = Path(path), tuple(side // 2 for side in block.lattice.shape)
     with block.agreed():
         if path.suffix in RUN_SUFFIXES:
-            _from_run(block, path, tuple(elements), moment)
+            constant = _from_run(block, path, tuple(elements), moment)
         else:
             frame = -1 if moment.frame is None else moment.frame
-            grid = read_structure(path, elements, frame=frame)
+            found = read_state(path, elements, frame=frame)
+            grid, constant = found.grid, found.lattice_constant
             _require_cells(path, tuple(side // 2 for side in grid.shape), cells)
             for rows in block.bands():
                 x, y, z = _box(block, rows)
                 _store_same(block, rows, grid[x, y, z])
     block.fill_halo()
+    return constant
 
 
 def _box(block: Block, rows: slice) -> tuple[slice, slice, slice]:
@@ -364,8 +370,11 @@ def _require_cells(path: Path, found: tuple[int, ...], wanted: tuple[int, ...]) 
         raise InputError("initial", str(path), allowed, "Use matching --cells.")
 
 
-def _from_run(block: Block, path: Path, elements: tuple[str, ...], moment: Moment) -> None:
-    """Species from the HDF5 file of a run. A plane of its sites is a row of the file."""
+def _from_run(block: Block, path: Path, elements: tuple[str, ...], moment: Moment) -> float:
+    """Species from the HDF5 file of a run, and its lattice constant.
+
+    A plane of its sites is a row of the file.
+    """
     if not path.is_file():
         raise InputError("initial", str(path), "an existing file", "Check the path.")
     try:
@@ -394,6 +403,7 @@ def _from_run(block: Block, path: Path, elements: tuple[str, ...], moment: Momen
                 ]
                 every = (block.batch, *grids[0].shape)
                 block.store(rows, np.ascontiguousarray(np.broadcast_to(grids, every)))
+            return float(file.attrs.get("lattice_constant_angstrom", LATTICE_CONSTANT))
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise

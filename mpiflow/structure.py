@@ -472,4 +472,6 @@ def export(
 
     elements = elements_of(run.config)
     settings: dict[str, Any] = {"vacancies": vacancies, "overwrite": overwrite}
+    about = run.attributes
+    settings["lattice_constant"] = float(about.get("lattice_constant_angstrom", LATTICE_CONSTANT))
     return path, write(path, snapshots(), elements, **settings, inputs=[run.path])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpiflow import structure
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_run import build_alloy, record_alloy, simulate_alloy
 from mpiflow.alloy_simulation import AlloySimulation
@@ -438,6 +439,27 @@ def test_files_of_other_sizes(saved: Path, tmp_path: Path) -> None:
     command(*SMALL, "--hops", "5", "--quiet", "--out", tmp_path / "bare.h5")
     with pytest.raises(InputError, match="--species"):
         command(*SMALL, "--hops", "5", "--initial", tmp_path / "bare.h5", "--out", tmp_path / "x")
+
+
+def test_the_lattice_constant_is_kept(tmp_path: Path) -> None:
+    """From a structure through the run, its resume and each export, and from run to run."""
+    state = np.full((8, 8, 8), -1, np.int8)
+    state[alloy.is_site(state.shape)] = [0, *np.arange(127) % 3 + 1]
+    given = tmp_path / "given.dump"
+    structure.write_lammpsdump(given, [structure.Snapshot(0.0, 0, state)], lattice_constant=3.19)
+    line = ["simulate", "alloy", "--cells", "4", "--temperature", "2000", "--species", "--quiet"]
+    one, two = tmp_path / "one.h5", tmp_path / "two.h5"
+    command(*line, "--hops", "5", "--initial", given, "--out", one)
+    given.unlink()
+    invoke(["resume", str(one), "--hops", "10"])
+    command(*line, "--hops", "5", "--initial", one, "--out", two)
+    for out in (one, two):
+        with Trajectory(out) as run:
+            assert run.attributes["lattice_constant_angstrom"] == pytest.approx(3.19)
+        for kind, suffix in (("lammpsdump", "dump"), ("extxyz", "xyz")):
+            invoke(["export", "--to", kind, str(out)])
+            found = structure.read_state(out.with_suffix(f".{suffix}"))
+            assert found.lattice_constant == pytest.approx(3.19)
 
 
 def test_an_existing_file_needs_overwrite(tmp_path: Path) -> None:
