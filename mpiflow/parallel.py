@@ -219,12 +219,22 @@ def _excepthook(
     comm = world()
     if isinstance(error, InputError):
         _end_with_message(comm, f"mpiflow: {error}")
+        if _at_once:
+            os._exit(BAD_INPUT)
         raise SystemExit(BAD_INPUT)
     if comm is not None and comm.size > 1:
         _say(f"mpiflow: rank {comm.rank} of {comm.size} failed; ending all ranks")
     _say("".join(traceback.format_exception(kind, error, trace)).rstrip())
     if comm is not None and comm.size > 1:
         comm.Abort(FAILED)
+
+
+_at_once: list[bool] = []
+
+
+def leave_files_open() -> None:
+    """End without closing files: HDF5 crashes in it once it could not write one of them."""
+    _at_once.append(True)
 
 
 def _end_with_message(comm: MPI.Intracomm | None, message: str) -> None:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import resource
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -266,12 +267,26 @@ def _place(target: Path, path: Path) -> None:
         target.replace(path)
 
 
-def require_room(folder: Path, size: int) -> None:
+def require_room(folder: Path, size: int, file: Path | None = None) -> None:
     """Raise OSError unless ``size`` more bytes fit, quotas included.
 
     HDF5 ends the process when a write fails; asking first gives a message. Space is allocated
     for a moment, because free bytes of the file system say nothing about quotas.
+
+    Parameters
+    ----------
+    file : what they are for, if it exists: it may have been made immutable, or be near the largest
+        size that this process may write
     """
+    if file is not None:
+        handle = os.open(file, os.O_WRONLY)
+        try:
+            length = os.fstat(handle).st_size
+        finally:
+            os.close(handle)
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if most != resource.RLIM_INFINITY and length + size > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
     probe = folder / f".room.{secrets.token_hex(4)}"
     handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -279,6 +294,22 @@ def require_room(folder: Path, size: int) -> None:
         os.posix_fallocate(handle, 0, max(1, size))
     finally:
         os.close(handle)
+
+
+def lead_nowhere(path: Path) -> None:
+    """Let all descriptors that this process has of a file lead to the null device.
+
+    After a write has failed HDF5 tries again when it closes the file, and ends the process with a
+    segmentation fault if that fails, too. The file stays as it is.
+    """
+    with contextlib.suppress(OSError):
+        there, null = os.stat(path), os.open(os.devnull, os.O_RDWR)
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                here = os.fstat(int(name))
+                if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+                    os.dup2(null, int(name), inheritable=False)
+        os.close(null)
 
 
 class Lock:

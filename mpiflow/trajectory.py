@@ -34,7 +34,7 @@ from mpi4py.util.dtlib import from_numpy_dtype
 from mpiflow import footer, foreign, segments
 from mpiflow.errors import InputError
 from mpiflow.lattice import Shape
-from mpiflow.parallel import agreed
+from mpiflow.parallel import agreed, leave_files_open
 from mpiflow.schema import (
     SCHEMA_VERSION,
     TIME,
@@ -46,7 +46,7 @@ from mpiflow.schema import (
 )
 from mpiflow.sealing import Continuation, place, readable, reopen, seal
 from mpiflow.segments import Segment
-from mpiflow.storage import Lock, probe, require_room
+from mpiflow.storage import Lock, lead_nowhere, probe, require_room
 
 Box = tuple[slice, ...]
 Backend = Literal["auto", "parallel", "gather"]
@@ -213,6 +213,17 @@ class TrajectoryWriter:
 
         To be called before a checkpoint, which must not be newer than the trajectory.
         """
+        try:
+            self._flush()
+        except InputError:  # nothing more can be written; the file is that of the last flush
+            self._open = False
+            if self._file is not None:  # nothing has been tried: all ranks can close it
+                self._file.close()
+            self._release()
+            raise
+        self._last_flush = clock.monotonic()
+
+    def _flush(self) -> None:
         held, self._held = self._held, []
         if held:
             with agreed(self.comm):
@@ -222,23 +233,45 @@ class TrajectoryWriter:
                 # A large field is held alone: no second copy.
                 parts = [frame[name] for _, frame in held]
                 values = np.stack(parts) if len(parts) > 1 else parts[0][None]
-                self._store(name, values, self._frames)
+                with self._written():
+                    self._store(name, values, self._frames)
             # Last: a frame exists once it has a time.
-            self._store("time", np.array([time for time, _ in held]), self._frames)
-            self._frames += len(held)
-        if self._file is not None:
-            self._file.flush()
-        self._last_flush = clock.monotonic()
+            with self._written():
+                self._store("time", np.array([time for time, _ in held]), self._frames)
+        with self._written():
+            if self._file is not None:
+                self._file.flush()
+        self._frames += len(held)
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """An error of a write on any rank is a message on all. Collective.
+
+        Quotas, limits and file systems may change between the probe and the write.
+        """
+        try:
+            with agreed(self.comm):
+                try:
+                    yield
+                except (OSError, RuntimeError) as error:
+                    reason = f"Writing said: {error}"
+                    raise self._lost(reason, "a file that takes the next frames") from error
+        except InputError:
+            leave_files_open()
+            lead_nowhere(self.path)
+            self._broken, self._file = self._file, None  # never closed
+            raise
 
     def _require_room(self, size: int) -> None:
         try:
-            require_room(self.path.parent, size + _ROOM)
+            require_room(self.path.parent, size + _ROOM, self.path)
         except OSError as error:
-            self._open = False  # nothing more can be written
-            self._release()
-            saved = f"{self._frames} frames are saved. {error.strerror}: make room, then resume"
             allowed = f"{(size + _ROOM) / 1e6:.3g} MB of room for the next frames"
-            raise InputError("out", str(self.path), allowed, f"{saved}.") from error
+            raise self._lost(str(error.strerror), allowed) from error
+
+    def _lost(self, reason: str, allowed: str) -> InputError:
+        text = f"{self._frames} frames are saved. {reason}: make room, then resume."
+        return InputError("out", str(self.path), allowed, text)
 
     @property
     def frames(self) -> int:
@@ -272,7 +305,10 @@ class TrajectoryWriter:
             seal(self.path)
         except OSError as error:
             warnings.warn(f"{self.path} is not sealed: {error.strerror or error}", stacklevel=2)
-            with h5py.File(self.path, "r+", locking=False) as file:
+            with (
+                contextlib.suppress(OSError),
+                h5py.File(self.path, "r+", locking=False) as file,
+            ):
                 file.attrs.modify("complete", np.int8(1))
         except InputError as error:
             warnings.warn(f"{self.path} is not in the manifest. {error}", stacklevel=2)

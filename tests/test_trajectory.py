@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -492,6 +493,41 @@ def test_a_full_disk_is_said_before_hdf5_meets_it(tmp_path, monkeypatch):
     with Trajectory(path) as trajectory:
         assert trajectory["magnetization"].tolist() == [0.5]
         assert not trajectory.complete
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_limit_of_the_size_of_files(tmp_path, ranks, mpirun):
+    """It is the whole file that meets it, not the next frames."""
+    if MPI.COMM_WORLD.size > 1:
+        pytest.skip("starts mpirun itself")
+    path = tmp_path / "run.h5"
+    program = (
+        "import resource, sys\n"
+        "import numpy as np\n"
+        "from mpiflow import parallel\n"
+        "from mpiflow.schema import Variable\n"
+        "from mpiflow.trajectory import TrajectoryWriter\n"
+        "comm, n = parallel.start(), 1024\n"
+        "part = slice(n * comm.rank // comm.size, n * (comm.rank + 1) // comm.size)\n"
+        "about = dict(system='s', config_json='{}', seed=1, rng='x', decomposition_invariant=1)\n"
+        "with TrajectoryWriter(sys.argv[1], comm=comm, dims={'y': n, 'x': n}, attributes=about,\n"
+        "                      variables=[Variable('v', ('y', 'x'), 'int8')]) as out:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (2**23, resource.RLIM_INFINITY))\n"
+        "    for t in range(20):\n"
+        "        noise = np.random.default_rng(t).integers(-99, 99, (n, n), np.int8)\n"
+        "        out.append(t, {'v': (noise[part], (part, slice(0, n)))})\n"
+        "        out.flush()\n"
+    )
+    done = mpirun(ranks, "python", "-c", program, path, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    found = re.search(r"(\d) frames are saved. File too large", done.stderr)
+    assert found, done.stderr
+    with Trajectory(path) as trajectory:
+        assert len(trajectory) == int(found[1]) >= 5
+        for t in range(len(trajectory)):
+            noise = np.random.default_rng(t).integers(-99, 99, (1024, 1024), np.int8)
+            assert np.array_equal(trajectory["v"][t], noise)
 
 
 @pytest.mark.mpi
