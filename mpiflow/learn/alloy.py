@@ -465,6 +465,7 @@ def train_alloy(
         "mean_times": mean_times,
         "validation_loss": log.best_validation,
         "best_epoch": log.best_epoch,
+        "residuals": sde.residuals(pairs.z0, pairs.increments, tau, data[3]),
     }
     step = float(tau.mean())
     model = AlloyModel(sde, law, pairs.sites, pairs.counts, pairs.vacancy_neighbours, step, card)

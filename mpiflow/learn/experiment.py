@@ -24,6 +24,7 @@ from mpiflow.learn.model import (
     MacroscopicModel,
     Method,
     built,
+    latent_pairs,
     train_autoencoder,
     train_sde,
 )
@@ -212,6 +213,7 @@ def learn(
                 progress=lambda epoch, train, validation: report((epoch + 1) / epochs),
             )
             done += epochs
+            seen = latent_pairs(pairs, autoencoder, method)
             card = {
                 "system": {"temperature": system.temperature, "field": system.field},
                 "method": method,
@@ -223,6 +225,8 @@ def learn(
                 "validation_losses": log.validation,
                 "best_epoch": log.best_epoch,
                 "stopped_early": log.stopped_early,
+                "residuals": sde.residuals(*seen),
+                "relaxation": sde.relaxation(seen[0]),
             }
             model = MacroscopicModel(autoencoder, sde, pairs.plan, pairs.step, card)
             description, tensors = model.parts()
