@@ -19,7 +19,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mpiflow import __version__, parallel, signals
+from mpiflow import __version__, parallel, signals, streams
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.config import Config, IsingConfig, did_you_mean
 from mpiflow.ensemble_config import (
@@ -47,6 +47,7 @@ app.add_typer(learn_app, name="learn")
 def main() -> None:
     """Entry point of ``mpiflow``: exit code 0, 2 for a bad input, else another."""
     parallel.leave_srun()
+    streams.forgive()
     parallel.install_abort_hook()
     parallel.mute_other_ranks()
     # Paths need not be UTF-8: their bytes are shown as they are.

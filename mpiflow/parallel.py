@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from mpiflow import signals
+from mpiflow import signals, streams
 from mpiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def start() -> MPI.Intracomm:
     """Prepare a parallel program: abort hook, launcher check, one voice. Returns COMM_WORLD."""
     from mpi4py import MPI
 
+    streams.forgive()
     install_abort_hook()
     check_launcher()
     mute_other_ranks()

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "mpiflow"
 #: A module imports from lower layers, or from its own folder; the line of DESIGN, section 4.
 LAYERS = {
     "kernel_cache": -1,
+    "streams": -1,
     "errors": -1,
     "device": 0,
     "lattice": 1,
