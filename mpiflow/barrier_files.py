@@ -31,6 +31,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from mpiflow.arrays import real
 from mpiflow.errors import InputError
 from mpiflow.published_weights import (
     NNK_SHAPES,
@@ -57,6 +58,8 @@ Kind = Literal["constant", "pairwise", "network", "nnk"]
 
 #: The model that comes with mpiflow.
 DEFAULT = Path(__file__).parent / "data" / "barriers_default.safetensors"
+#: First bytes of files that people have instead.
+_OTHER_FILES = {b"\x1f\x8b": "compressed with gzip", b"PK": "an archive (.npz, .zip or of torch)"}
 #: Larger files are refused unread; the published one has 0.6 MB.
 MAX_BYTES = 64 * 2**20
 _FORMAT, _VERSION = "mpiflow-barriers", 1
@@ -190,7 +193,7 @@ def constant_model(
     card: Mapping[str, Any] | None = None,
 ) -> BarrierModel:
     """A model of :func:`mpiflow.systems.barriers.constant`: eV of each element."""
-    tensors = {"base": np.array([0.0, *energies])}
+    tensors = {"base": _base(energies)}
     return _made("constant", tensors, species, name, card)
 
 
@@ -203,7 +206,7 @@ def pairwise_model(
     card: Mapping[str, Any] | None = None,
 ) -> BarrierModel:
     """A model of :func:`mpiflow.systems.barriers.pairwise`: eV of each element and bond."""
-    tensors = {"base": np.array([0.0, *energies]), "bonds": np.array(bonds, np.float64)}
+    tensors = {"base": _base(energies), "bonds": real("bonds", bonds)}
     return _made("pairwise", tensors, species, name, card)
 
 
@@ -218,12 +221,18 @@ def network_model(
 ) -> BarrierModel:
     """A model of :func:`mpiflow.systems.barriers.network`, kept in float32."""
     tensors: dict[str, np.ndarray] = {
-        "codes": np.array(codes, np.float32),
+        "codes": real("codes", codes).astype(np.float32),
         "pool": np.array([pool], np.int64),
     }
     for number, (w, b) in enumerate(layers, 1):
-        tensors |= {f"W{number}": np.array(w, np.float32), f"b{number}": np.array(b, np.float32)}
+        for name_of, values in ((f"W{number}", w), (f"b{number}", b)):
+            tensors[name_of] = real(name_of, values).astype(np.float32)
     return _made("network", tensors, species, name, card)
+
+
+def _base(energies: Sequence[float]) -> np.ndarray:
+    """Energies by species in eV, that of the vacancy first."""
+    return np.concatenate([[0.0], np.ravel(real("energies", energies))])
 
 
 def _made(
@@ -362,6 +371,11 @@ def load_barrier_model(
     sha256 = hashlib.sha256(data).hexdigest()
     npy = data.startswith(np.lib.format.MAGIC_PREFIX)
     try:
+        for start, what in _OTHER_FILES.items():
+            if data.startswith(start):
+                raise Unusable(f"is {what}: unpack it first")
+        if not data:
+            raise Unusable("is empty")
         tensors, about = read_weights(data, path.name, sha256) if npy else _from_safetensors(data)
         return _model(tensors, about, sha256, axis_order, batchnorm_epsilon)
     except Unusable as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -359,9 +360,9 @@ def test_other_npy_files(tmp_path: Path):
     path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16)
     refused(path, "damaged header")
     path.write_bytes(b"PK not numpy")
-    refused(path, "damaged or not of mpiflow")
+    refused(path, "an archive")
     path.write_bytes(b"")
-    refused(path, "damaged or not of mpiflow")
+    refused(path, "is empty")
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning")  # of broken text
@@ -517,7 +518,7 @@ def test_files_that_cannot_be_written(tmp_path: Path):
     model = constant_model([1.0] * 3)
     with pytest.raises(InputError, match="ends in .safetensors"):
         save_barrier_model(model, tmp_path / "x.npy")
-    with pytest.raises(InputError, match="existing folder"):
+    with pytest.raises(InputError, match="existing (folder|directory)"):
         save_barrier_model(model, tmp_path / "no" / "x.safetensors")
     (tmp_path / "d.safetensors").mkdir()
     with pytest.raises(InputError, match="does not exist yet"):
@@ -725,3 +726,43 @@ def test_import_on_the_command_line(
         invoke(["import-nnk", str(tmp_path / "no.npy"), str(out)])
     with pytest.raises(InputError, match="arguments="):
         invoke(["import-nnk", str(weights)])
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([1j, 1.0, 1.0], "complex numbers"),
+        (["a", 1, 1], "texts"),
+        (np.array([1.0, None, 1.0], object), "Python objects"),
+        ([1.0, np.nan, 1.0], "finite numbers"),
+        ([[1.0], [1.0, 2.0], 3.0], "NumPy said"),
+        ([1.0, 1.0], r"\(3,\)"),
+    ],
+)
+def test_energies_that_are_none(values: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        constant_model(values)
+    with pytest.raises(InputError, match=says):
+        pairwise_model(values, np.zeros((4, 4)))
+
+
+def test_bonds_lose_no_imaginary_part_and_bytes_may_be_turned() -> None:
+    with pytest.raises(InputError, match="bonds=.*complex numbers"):
+        pairwise_model([1.0] * 3, np.eye(4) * 1j)
+    model = constant_model(np.array([1.0, 2.0, 3.0], ">f8"))
+    assert model.tensors["base"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert model.tensors["base"].dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (gzip.compress(b"weights"), "compressed with gzip"),
+        (b"PK\x03\x04", "an archive"),
+        (b"", "is empty"),
+    ],
+)
+def test_files_that_are_something_else(tmp_path: Path, data: bytes, says: str) -> None:
+    path = tmp_path / "weights.npy"
+    path.write_bytes(data)
+    refused(path, says)
