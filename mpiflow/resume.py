@@ -89,4 +89,8 @@ def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, An
     values = {**stored, "overwrite": False, **changes, "out": out, "resume": True}
     if "time" in changes and stored.get("hops") is not None:
         raise InputError("time", changes["time"], "hops", "The run counts hops: give --hops.")
+    for name in ("solver", "kernel"):
+        if values.get(name) != stored.get(name):
+            remedy = "What it is in the middle of is its own: start a run from a frame, --initial."
+            raise InputError(name, values.get(name), f"{stored.get(name)}, as before", remedy)
     return model(**values)

@@ -304,6 +304,14 @@ def test_intervals_in_hops_and_in_python(tmp_path: Path):
         Schedule(1e9, 1e9 + 1e-3, 1e-5).check()
 
 
+@pytest.mark.parametrize("change", [{"solver": "tiled-nfold"}, {"kernel": "plain"}])
+def test_another_solver_is_another_run(tmp_path: Path, change: dict[str, str]):
+    out = tmp_path / "run.h5"
+    run(IsingConfig(**ISING, dt=0.5, time=2, save_every=1, out=out))
+    with pytest.raises(InputError, match="as before.*start a run from a frame"):
+        resume(out, MPI.COMM_SELF, {"time": 4, **change})
+
+
 def test_intervals_of_a_run_that_goes_on(tmp_path: Path):
     out = tmp_path / "run.h5"
     run(IsingConfig(**ISING, solver="nfold", time=2, save_every=1, out=out))
