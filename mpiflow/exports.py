@@ -321,10 +321,11 @@ def to_xdmf(
     atoms = run.attributes.get("system") == "alloy"
     shown = [v for v in run.variables.values() if field_axes(v) or (atoms and _is_species(v))]
     if not shown:
-        option = "--species" if atoms else "--coarse 8, or --spins"
-        raise InputError(
-            "file", str(run.path), "a run that saved fields", f"Run it again with {option}."
-        )
+        remedy = "Its system has none on a lattice: export it to netcdf."
+        if atoms or run.attributes.get("system") in ("ising", "kac"):
+            option = "--species" if atoms else "--coarse 8, or --spins"
+            remedy = f"Run it again with {option}."
+        raise InputError("file", str(run.path), "a run that saved fields", remedy)
     kept = chosen(run, variables, [v.name for v in shown])
     steps = steps_of(run, frames)
     check_member(run, member)
