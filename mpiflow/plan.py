@@ -269,7 +269,7 @@ def read(path: str | Path, system: str | None = None, options: Sequence[str] = (
             stored = run.config
             # A Python script may have recorded less, or facts that are no options.
             system = system or run.attributes["system"]
-            known = SYSTEMS[system].options() if system in SYSTEMS else {}
+            known = {*SYSTEMS[system].options(), "inputs"} if system in SYSTEMS else set()
             values |= {k: v for k, v in stored.items() if k in known and v is not None}
     else:
         values |= read_toml(path)
