@@ -68,6 +68,7 @@ test-reliability: setup ## kills, damage, all pairs of ranks, costs of checkpoin
 	@$(PY) tests/reliability.py kills --kind live --count 100 --ranks 2 --seed 3
 	@$(PY) tests/reliability.py kills --kind checkpoint --count 100 --ranks 2 --seed 4
 	@$(PY) tests/reliability.py pairs
+	@$(PY) tests/reliability.py stops
 	@$(ONE_THREAD) $(A_CORE_EACH) $(MPIRUN) -n 2 $(PY) tests/reliability.py checkpoint
 	@$(ONE_THREAD) $(A_CORE_EACH) $(MPIRUN) -n 2 $(PY) tests/reliability.py overhead
 	MPIFLOW_DAMAGES=1400 $(PYTEST) -q -k damage tests/test_verify.py tests/test_checkpoint.py

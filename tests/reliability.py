@@ -288,9 +288,61 @@ def overhead(size: int, sweeps: int, frames: int) -> tuple[float, float]:
     return times[0], times[1]
 
 
+# -- stops ---------------------------------------------------------------------------------
+
+#: Runs whose first frame after the beginning never comes.
+ENDLESS = {
+    "ising packed": "ising --size 1024 --temperature 2.3 --time 1e9 --save-every 1e9",
+    "ising plain": "ising --size 1000 --temperature 2.3 --time 1e9 --save-every 1e9",
+    "ising sliced": "ising --size 16 --members 64 --temperature 2.3 --time 1e9 --save-every 1e9",
+    "ising n-fold": "ising --size 1024 --temperature 2.3 --time 1e9 --solver nfold",
+    "ising tiled": "ising --size 512 --temperature 1 --time 1e9 --save-every 1e9 "
+    "--solver tiled-nfold",
+    "kac sublattice": "kac --size 256 --gamma 8 --temperature 0.8 --time 1e9 --save-every 1e9",
+    "kac midpoint": "kac --size 256 --gamma 8 --temperature 0.8 --time 1e9 --save-every 1e9 "
+    "--solver midpoint",
+    "kac tau-leap": "kac --size 256 --gamma 8 --temperature 0.8 --time 1e9 --save-every 1e9 "
+    "--solver tau-leap",
+    "kac adaptive": "kac --size 256 --gamma 8 --temperature 0.8 --time 1e9 --save-every 1e9 "
+    "--solver tau-leap --eps 0.03",
+    "kac gillespie": "kac --size 256 --gamma 8 --temperature 0.8 --time 1e9 --solver gillespie",
+    "curie-weiss": "curie-weiss --size 64 --temperature 1 --time 1e9",
+    "alloy serial": "alloy --cells 8 --temperature 2000 --time 1",
+    "alloy tiled": "alloy --cells 24 --vacancies 20 --temperature 2000 --time 1 --solver tiled",
+    "predator-prey": "predator-prey --size 1000 --time 1e9 --save-every 1e9",
+    "linear-chain": "linear-chain --size 1000 --time 1e9 --save-every 1e9",
+}
+
+
+def stops(delay: float = 10.0) -> None:
+    """A table of how soon runs end after SIGTERM, and how far from their walltime."""
+    print("| run | after SIGTERM, s | past the walltime, s | exit codes |\n|---|---|---|---|")
+    for name, line in ENDLESS.items():
+        seconds, codes = [], []
+        for walltime in (None, delay):
+            with tempfile.TemporaryDirectory() as folder:
+                options = ["simulate", *line.split(), "--quiet", "--out", f"{folder}/run.h5"]
+                if walltime is not None:
+                    options += ["--walltime", str(walltime)]
+                began = time.monotonic()
+                process = subprocess.Popen(
+                    mpiflow(1, *options), env=environment(), stderr=subprocess.DEVNULL
+                )
+                if walltime is None:
+                    time.sleep(delay)
+                    process.send_signal(signal.SIGTERM)
+                codes.append(process.wait(timeout=600))
+                seconds.append(time.monotonic() - began - delay)
+        print(
+            f"| {name} | {seconds[0]:.1f} | {seconds[1]:.1f} | {codes[0]}, {codes[1]} |", flush=True
+        )
+        if codes != [75, 75] or max(seconds) > 2:
+            raise SystemExit(f"{name} does not stop within two seconds")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("part", choices=["kills", "pairs", "checkpoint", "overhead"])
+    parser.add_argument("part", choices=["kills", "pairs", "checkpoint", "overhead", "stops"])
     parser.add_argument("--count", type=int, default=200, help="runs to kill")
     parser.add_argument("--kind", choices=["live", "checkpoint"], default="live")
     parser.add_argument("--ranks", type=int, default=1, help="of the runs that are killed")
@@ -309,6 +361,8 @@ def main() -> None:
         done = pairs(options.counts, options.systems)
         number = len(options.counts) ** 2 * len(options.systems)
         print(f"{done} of {number} pairs of {options.counts} ranks: same bits")
+    elif options.part == "stops":
+        stops()
     elif options.part == "overhead":
         from mpi4py import MPI
 
