@@ -518,10 +518,10 @@ def test_files_that_cannot_be_written(tmp_path: Path):
     model = constant_model([1.0] * 3)
     with pytest.raises(InputError, match="ends in .safetensors"):
         save_barrier_model(model, tmp_path / "x.npy")
-    with pytest.raises(InputError, match="existing (folder|directory)"):
+    with pytest.raises(InputError, match="existing directory"):
         save_barrier_model(model, tmp_path / "no" / "x.safetensors")
     (tmp_path / "d.safetensors").mkdir()
-    with pytest.raises(InputError, match="does not exist yet"):
+    with pytest.raises(InputError, match="the name of a file"):
         save_barrier_model(model, tmp_path / "d.safetensors", overwrite=True)
     for card in ({"x": np.zeros(2)}, {"x": np.nan}):
         with pytest.raises(InputError, match=r"card=.*JSON"):
