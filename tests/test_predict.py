@@ -217,7 +217,7 @@ class Interrupted(Watch):
     def ahead(self, position: float) -> float:
         return 1e-30
 
-    def look(self, position: float) -> Verdict:
+    def look(self, position: float, events: float | None = None) -> Verdict:
         type(self).left -= 1
         return Verdict("SIGUSR1" if self.left < 0 else "", False, self.stride)
 
