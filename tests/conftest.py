@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mpi4py import MPI
@@ -52,6 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
         log = ROOT / "test-logs" / f"rank{WORLD.rank}.log"
         log.parent.mkdir(exist_ok=True)
         sys.stdout = log.open("w", buffering=1)
+    if WORLD.size > 1:
+        # Ranks that shared pytest's numbered folders would remove each other's.
+        made = tempfile.mkdtemp(prefix="mpiflow-tests-") if WORLD.rank == 0 else None
+        config.option.basetemp = Path(WORLD.bcast(made)) / f"rank{WORLD.rank}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,10 +64,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not validate and item.get_closest_marker("validate"):
             item.add_marker(pytest.mark.skip(reason="long physics: run with --validate"))
-        mpi = item.get_closest_marker("mpi")
-        needed = mpi.kwargs.get("min_size", 1) if mpi else 1
-        if needed > WORLD.size:
-            item.add_marker(pytest.mark.skip(reason=f"needs {needed} ranks, has {WORLD.size}"))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -79,11 +80,36 @@ pytest_collectreport = pytest_runtest_logreport
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(exitstatus: int) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A rank that stops for any other reason must not leave the others waiting either."""
     fine = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-    if WORLD.size > 1 and exitstatus not in fine:
+    if WORLD.size == 1:
+        return
+    if exitstatus not in fine:
         WORLD.Abort(exitstatus)
+    WORLD.Barrier()  # nobody uses the folders any more
+    if WORLD.rank == 0:
+        shutil.rmtree(session.config.option.basetemp.parent, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, None, None]:
+    """Print what pytest-mpi says without the NUL byte that Open MPI ends its version with.
+
+    A single one makes ``grep`` and ``less`` take the log of the whole suite for a binary file.
+    """
+    write = terminalreporter.write
+
+    def printable(content: str, **options: Any) -> None:
+        write(content.replace("\0", ""), **options)
+
+    terminalreporter.write = printable  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        terminalreporter.write = write  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -93,14 +119,9 @@ def comm() -> MPI.Intracomm:
 
 
 @pytest.fixture
-def shared_tmp() -> Iterator[Path]:
-    """One new folder that every rank sees; removed once all ranks are done with it."""
-    made = tempfile.mkdtemp(prefix="mpiflow-") if WORLD.rank == 0 else None
-    path = Path(WORLD.bcast(made))
-    yield path
-    WORLD.Barrier()
-    if WORLD.rank == 0:
-        shutil.rmtree(path, ignore_errors=True)
+def mpi_tmp_path(mpi_tmp_path: Path) -> Iterator[Path]:
+    """The folder of pytest-mpi, rank 0's own: not removed before every rank is done with it."""
+    yield mpi_tmp_path
     WORLD.Barrier()
 
 
