@@ -140,7 +140,7 @@ def test_steps() -> None:
     assert plan(ising(dt=float("inf"), time=2)).steps == "2 full sweeps"
     assert plan(kac(tau=0.05)).steps == "10 of 0.05"
     assert plan(ising(solver="nfold")).steps == "events, not steps"
-    assert plan(kac(solver="tau-leap")).steps == "of 0.1 / the largest rate"
+    assert plan(kac(solver="tau-leap")).steps == "of 0.01 / the largest rate"
     assert plan(alloy()).steps == "20 hops"
 
 
