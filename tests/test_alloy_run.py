@@ -168,16 +168,16 @@ def test_a_frame_at_t_holds_the_state_in_force_then(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
-def test_an_ensemble_has_a_member_dimension(comm: MPI.Intracomm, shared_tmp: Path) -> None:
+def test_an_ensemble_has_a_member_dimension(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
     """Dealt to the ranks it is as on one, and member 0 is the single run."""
     options = {"cells": "4x4x5", "vacancies": 1, "solver": "serial", "tile": None}
-    simulate_alloy(config(shared_tmp / "all.h5", **options, members=3), comm)
+    simulate_alloy(config(mpi_tmp_path / "all.h5", **options, members=3), comm)
     if comm.rank > 0:
         return
-    simulate_alloy(config(shared_tmp / "one.h5", **options, members=3), MPI.COMM_SELF)
-    assert_same(shared_tmp / "all.h5", shared_tmp / "one.h5")
-    simulate_alloy(config(shared_tmp / "single.h5", **options), MPI.COMM_SELF)
-    every, single = contents(shared_tmp / "all.h5"), contents(shared_tmp / "single.h5")
+    simulate_alloy(config(mpi_tmp_path / "one.h5", **options, members=3), MPI.COMM_SELF)
+    assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
+    simulate_alloy(config(mpi_tmp_path / "single.h5", **options), MPI.COMM_SELF)
+    every, single = contents(mpi_tmp_path / "all.h5"), contents(mpi_tmp_path / "single.h5")
     assert every["sro"].shape == (3, 3, 6)
     assert every["species"].shape == (3, 3, 160)
     for name in ("sro", "bonds", "hops", "species"):
@@ -194,14 +194,14 @@ def test_quiet_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.mpi
-def test_a_run_from_python_needs_no_configuration(comm: MPI.Intracomm, shared_tmp: Path) -> None:
+def test_a_run_from_python_needs_no_configuration(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
     model = barriers.constant([1.0, 1.0])
     sim = AlloySimulation(
         Alloy(1500.0, ("A", "B")), model, 8, solver="tiled", tile=(8, 16, 16), seed=1,
         comm=MPI.COMM_SELF,
     )  # fmt: skip
     sim.set_species(random_alloy, counts=counts_of(sim.sites, 4, elements=2))
-    out = shared_tmp / f"a{comm.rank}.h5"
+    out = mpi_tmp_path / f"a{comm.rank}.h5"
     record_alloy(sim, out, time=2e-9, progress=False)
     # The simulation goes on where it was.
     record_alloy(sim, out.with_suffix(".b.h5"), hops=50, progress=False)
@@ -263,16 +263,16 @@ def test_runs_from_python_that_cannot_be(
     ids=["time", "hops", "tiled members", "serial members"],
 )
 def test_ranks_and_writers_change_nothing(
-    comm: MPI.Intracomm, shared_tmp: Path, options: dict[str, Any], backend: str
+    comm: MPI.Intracomm, mpi_tmp_path: Path, options: dict[str, Any], backend: str
 ) -> None:
     """With the default barriers, species and all."""
     if backend == "parallel" and not h5py.get_config().mpi:
         pytest.skip("this h5py has no MPI")
-    simulate_alloy(config(shared_tmp / "all.h5", **options, writer=backend), comm)
+    simulate_alloy(config(mpi_tmp_path / "all.h5", **options, writer=backend), comm)
     if comm.rank == 0:
-        simulate_alloy(config(shared_tmp / "one.h5", **options), MPI.COMM_SELF)
-        assert_same(shared_tmp / "all.h5", shared_tmp / "one.h5")
-        assert contents(shared_tmp / "all.h5")["hops"].max() > 20
+        simulate_alloy(config(mpi_tmp_path / "one.h5", **options), MPI.COMM_SELF)
+        assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
+        assert contents(mpi_tmp_path / "all.h5")["hops"].max() > 20
 
 
 @one_rank
@@ -475,15 +475,15 @@ def test_an_existing_file_needs_overwrite(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi(min_size=2)
-def test_many_ranks_and_what_they_cannot_do(comm: MPI.Intracomm, shared_tmp: Path) -> None:
-    out = shared_tmp / "x.h5"
+def test_many_ranks_and_what_they_cannot_do(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
+    out = mpi_tmp_path / "x.h5"
     with pytest.raises(InputError, match="ranks="):
         simulate_alloy(config(out, solver="serial", tile=None), comm)
     with pytest.raises(InputError, match="slabs along x"):
         simulate_alloy(config(out, ranks_grid=(1, 1, comm.size)), comm)
     with pytest.raises(InputError, match="smaller tiles"):
         simulate_alloy(config(out, tile=24), comm)
-    assert not list(shared_tmp.iterdir())
+    assert not list(mpi_tmp_path.iterdir())
 
 
 def test_the_first_window_is_that_of_the_state(tmp_path: Path) -> None:

@@ -145,14 +145,14 @@ def stopped_and_gone_on(
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", RUNS)
-def test_stopped_anywhere_it_goes_on_with_the_same_bits(comm, shared_tmp, interrupted, name):
+def test_stopped_anywhere_it_goes_on_with_the_same_bits(comm, mpi_tmp_path, interrupted, name):
     model, options, cut = RUNS[name]
     if comm.size > 1 and not cut:
         pytest.skip("one rank for each lattice")
     if comm.size > 2:
         pytest.skip("as on two ranks; test_any_ranks_out_any_ranks_in has more")
-    whole = model(**options, out=shared_tmp / "whole.h5", quiet=True)
-    parts = model(**options, out=shared_tmp / "parts.h5", quiet=True)
+    whole = model(**options, out=mpi_tmp_path / "whole.h5", quiet=True)
+    parts = model(**options, out=mpi_tmp_path / "parts.h5", quiet=True)
     interrupted.left = 10**9
     run(whole, comm)
     looks = random.Random(name).randrange(3)  # noqa: S311 - where to stop
@@ -165,11 +165,11 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(comm, shared_tmp, interr
 
 @pytest.mark.mpi(min_size=4)
 @pytest.mark.parametrize("name", [name for name, (*_, cut) in RUNS.items() if cut])
-def test_any_ranks_out_any_ranks_in(comm, shared_tmp, interrupted, name):
+def test_any_ranks_out_any_ranks_in(comm, mpi_tmp_path, interrupted, name):
     """On all ranks, on the first one alone, on the first two, and so on in turn."""
     model, options, _ = RUNS[name]
-    config = model(**options, out=shared_tmp / "parts.h5", quiet=True)
-    whole = model(**options, out=shared_tmp / "whole.h5", quiet=True)
+    config = model(**options, out=mpi_tmp_path / "parts.h5", quiet=True)
+    whole = model(**options, out=mpi_tmp_path / "whole.h5", quiet=True)
     interrupted.left = 10**9
     if comm.rank == 0:
         run(whole, MPI.COMM_SELF)
@@ -196,20 +196,20 @@ def test_any_ranks_out_any_ranks_in(comm, shared_tmp, interrupted, name):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["plain", "packed", "members", "alloy-tiled", "kac"])
-def test_the_bytes_of_a_checkpoint_do_not_depend_on_ranks(comm, shared_tmp, name):
+def test_the_bytes_of_a_checkpoint_do_not_depend_on_ranks(comm, mpi_tmp_path, name):
     model, options, _ = RUNS[name]
-    run(model(**options, out=shared_tmp / "all.h5", quiet=True), comm)
+    run(model(**options, out=mpi_tmp_path / "all.h5", quiet=True), comm)
     if comm.rank == 0:
-        run(model(**options, out=shared_tmp / "one.h5", quiet=True), MPI.COMM_SELF)
+        run(model(**options, out=mpi_tmp_path / "one.h5", quiet=True), MPI.COMM_SELF)
     comm.Barrier()
-    first, second = (checkpoint.paths(shared_tmp / f"{n}.h5")[0] for n in ("all", "one"))
+    first, second = (checkpoint.paths(mpi_tmp_path / f"{n}.h5")[0] for n in ("all", "one"))
     assert_same(first, second)
     with h5py.File(first) as file:
         if name in ("plain", "packed"):  # a bit a spin, the first in the highest bit
             shape = tuple(int(n) for n in file.attrs["shape"])
             assert file["sites"].shape == (*shape[:2], -(-shape[2] // 8))
     if name == "plain":
-        with h5py.File(first) as file, Trajectory(shared_tmp / "all.h5") as trajectory:
+        with h5py.File(first) as file, Trajectory(mpi_tmp_path / "all.h5") as trajectory:
             bits = np.unpackbits(file["sites"][0], axis=-1)[:, :44]
             ahead = trajectory.read("spin", -1)
             # The state waits before its next pass: one colour is that of the frame.

@@ -44,9 +44,9 @@ def run_alone(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.mpi
-def test_this_installation_is_healthy(comm: MPI.Intracomm, shared_tmp: Path) -> None:
+def test_this_installation_is_healthy(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
     shown: list[Check] = []
-    checks = examine(Site(comm, shared_tmp), shown.append)
+    checks = examine(Site(comm, mpi_tmp_path), shown.append)
     assert shown == checks
     assert [c for c in checks if c.state == FAIL] == []
     names = [check.name for check in checks]
@@ -58,11 +58,11 @@ def test_this_installation_is_healthy(comm: MPI.Intracomm, shared_tmp: Path) -> 
     assert all(check.remedy for check in checks if check.state == WARNING)
     assert comm.allgather(checks) == [checks] * comm.size
     comm.Barrier()
-    assert list(shared_tmp.iterdir()) == []  # it leaves nothing behind
+    assert list(mpi_tmp_path.iterdir()) == []  # it leaves nothing behind
 
 
 @pytest.mark.mpi
-def test_a_check_that_fails_on_one_rank_fails(comm: MPI.Intracomm, shared_tmp: Path) -> None:
+def test_a_check_that_fails_on_one_rank_fails(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
     last = comm.size - 1
 
     def fussy(site: Site) -> list[Check]:
@@ -70,7 +70,7 @@ def test_a_check_that_fails_on_one_rank_fails(comm: MPI.Intracomm, shared_tmp: P
             raise OSError("no such luck")
         return [Check("fussy", OK, "fine")]
 
-    (check,) = doctor._run(fussy, (), Site(comm, shared_tmp))
+    (check,) = doctor._run(fussy, (), Site(comm, mpi_tmp_path))
     assert check.state == FAIL
     assert "no such luck" in check.found
     assert "fine" in check.found or comm.size == 1
@@ -78,7 +78,7 @@ def test_a_check_that_fails_on_one_rank_fails(comm: MPI.Intracomm, shared_tmp: P
 
 @pytest.mark.mpi
 def test_a_module_missing_on_one_rank_keeps_all_out_of_the_check(
-    comm: MPI.Intracomm, shared_tmp: Path, monkeypatch: pytest.MonkeyPatch
+    comm: MPI.Intracomm, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered = []
     if comm.rank == comm.size - 1:
@@ -86,7 +86,7 @@ def test_a_module_missing_on_one_rank_keeps_all_out_of_the_check(
     (check,) = doctor._run(
         lambda site: entered.append(1) or site.comm.Barrier() or [],  # type: ignore[func-returns-value]
         ("numpy", "h5py"),
-        Site(comm, shared_tmp),
+        Site(comm, mpi_tmp_path),
     )
     assert check.state == FAIL
     assert "h5py does not import" in check.found
@@ -94,8 +94,8 @@ def test_a_module_missing_on_one_rank_keeps_all_out_of_the_check(
 
 
 @pytest.mark.mpi
-def test_a_folder_that_is_not_there(comm: MPI.Intracomm, shared_tmp: Path) -> None:
-    checks = examine(Site(comm, shared_tmp / "none"))
+def test_a_folder_that_is_not_there(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
+    checks = examine(Site(comm, mpi_tmp_path / "none"))
     folder = found(checks, "folder")
     assert folder.state == FAIL
     assert "No such file" in folder.found
@@ -105,11 +105,11 @@ def test_a_folder_that_is_not_there(comm: MPI.Intracomm, shared_tmp: Path) -> No
 
 @pytest.mark.mpi(min_size=2)
 def test_a_folder_that_one_rank_does_not_see(
-    comm: MPI.Intracomm, shared_tmp: Path, monkeypatch: pytest.MonkeyPatch
+    comm: MPI.Intracomm, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if comm.rank == 1:
         monkeypatch.setattr(doctor.os.path, "isdir", lambda path: False)
-    site = Site(comm, shared_tmp)
+    site = Site(comm, mpi_tmp_path)
     check = one(doctor._folder, "folder", site)
     monkeypatch.undo()
     assert check.state == FAIL
@@ -119,9 +119,9 @@ def test_a_folder_that_one_rank_does_not_see(
 
 @pytest.mark.mpi
 def test_locks_that_do_not_lock(
-    comm: MPI.Intracomm, shared_tmp: Path, monkeypatch: pytest.MonkeyPatch
+    comm: MPI.Intracomm, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = Site(comm, shared_tmp, scratch=shared_tmp)
+    site = Site(comm, mpi_tmp_path, scratch=mpi_tmp_path)
     assert one(doctor._locks, "flock", site).state == OK
     monkeypatch.setattr(doctor.fcntl, "flock", lambda *_: None)
     check = one(doctor._locks, "flock", site)
@@ -138,15 +138,15 @@ def test_locks_that_do_not_lock(
 @pytest.mark.mpi
 @pytest.mark.parametrize("together", [True, False])
 def test_a_file_that_cannot_be_written(
-    together: bool, comm: MPI.Intracomm, shared_tmp: Path
+    together: bool, comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
     import h5py
 
     together &= bool(h5py.get_config().mpi)
-    site = Site(comm, shared_tmp, scratch=shared_tmp)
-    assert doctor._file_of_all(site, shared_tmp / "x.h5", together).state == OK
+    site = Site(comm, mpi_tmp_path, scratch=mpi_tmp_path)
+    assert doctor._file_of_all(site, mpi_tmp_path / "x.h5", together).state == OK
     comm.Barrier()
-    check = doctor._file_of_all(site, shared_tmp / "none" / "x.h5", together)
+    check = doctor._file_of_all(site, mpi_tmp_path / "none" / "x.h5", together)
     assert check.state == FAIL
     assert "writing through" in check.found
 

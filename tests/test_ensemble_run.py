@@ -153,13 +153,13 @@ def test_help_lists_every_option(system: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.mpi
 @by_run
 def test_any_ranks_write_the_same(
-    system: str, options: dict[str, Any], comm: MPI.Intracomm, shared_tmp: Path
+    system: str, options: dict[str, Any], comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
-    simulate_ensemble(config(system, shared_tmp / "all.h5", **options), comm)
+    simulate_ensemble(config(system, mpi_tmp_path / "all.h5", **options), comm)
     if comm.rank == 0:
-        simulate_ensemble(config(system, shared_tmp / "one.h5", **options), ALONE)
-        assert_same(shared_tmp / "all.h5", shared_tmp / "one.h5")
-        points = [checkpoint.paths(shared_tmp / f"{n}.h5")[0] for n in ("all", "one")]
+        simulate_ensemble(config(system, mpi_tmp_path / "one.h5", **options), ALONE)
+        assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
+        points = [checkpoint.paths(mpi_tmp_path / f"{n}.h5")[0] for n in ("all", "one")]
         assert_same(*points)
 
 
@@ -184,7 +184,7 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(
     system: str,
     options: dict[str, Any],
     comm: MPI.Intracomm,
-    shared_tmp: Path,
+    mpi_tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On all ranks and on the first alone in turn."""
@@ -192,7 +192,7 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(
     # A stop of exact events is at any time, that of steps at the next one.
     monkeypatch.setattr(Interrupted, "far", 0.0777 if system == "curie-weiss" else 1e-30)
     Interrupted.left = 10**9
-    whole, parts = shared_tmp / "whole.h5", shared_tmp / "parts.h5"
+    whole, parts = mpi_tmp_path / "whole.h5", mpi_tmp_path / "parts.h5"
     simulate_ensemble(config(system, whole, **options), comm)
     some = comm.Split(0 if comm.rank == 0 else 1)
     for stops in range(100):
@@ -241,9 +241,9 @@ def test_a_change_on_the_way_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_a_line_that_runs_to_infinity_stops_all_ranks(
-    comm: MPI.Intracomm, shared_tmp: Path
+    comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
-    wild = config("predator-prey", shared_tmp / "x.h5", form="pde", noise=1.0, members=2, time=50)
+    wild = config("predator-prey", mpi_tmp_path / "x.h5", form="pde", noise=1.0, members=2, time=50)
     with pytest.raises(InputError, match=r"^noise=1.0: .*infinite.*prey diffusion"):
         simulate_ensemble(wild, comm)
 

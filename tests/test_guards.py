@@ -81,8 +81,8 @@ def refused(*calls: Callable[[], Any], match: str = "^initial state=None") -> No
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", SPINS)
-def test_no_spins_no_simulation(name: str, comm: MPI.Intracomm, shared_tmp: Path) -> None:
-    sim, out = SPINS[name](comm), shared_tmp / "run.h5"
+def test_no_spins_no_simulation(name: str, comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
+    sim, out = SPINS[name](comm), mpi_tmp_path / "run.h5"
     for spoilt in (None, 0, 2):
         if spoilt is not None:
             if isinstance(sim.block, PackedBlock):
@@ -108,8 +108,8 @@ def test_no_spins_no_simulation(name: str, comm: MPI.Intracomm, shared_tmp: Path
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("solver", ["serial", "tiled"])
-def test_no_species_no_simulation(solver: str, comm: MPI.Intracomm, shared_tmp: Path) -> None:
-    sim, out = alloy(comm, solver), shared_tmp / "run.h5"
+def test_no_species_no_simulation(solver: str, comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
+    sim, out = alloy(comm, solver), mpi_tmp_path / "run.h5"
 
     def all_refused(match: str) -> None:
         refused(

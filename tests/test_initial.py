@@ -373,7 +373,7 @@ def write(path: Path, state: np.ndarray) -> Path:
 @pytest.mark.parametrize("dtype", [np.int8, np.float64])
 def test_states_from_a_file(
     comm: MPI.Intracomm,
-    shared_tmp: Path,
+    mpi_tmp_path: Path,
     name: str,
     dtype: type,
     monkeypatch: pytest.MonkeyPatch,
@@ -382,12 +382,12 @@ def test_states_from_a_file(
     lattice = Lattice((14, 18))
     state = a_state((14, 18))
     if comm.rank == 0:
-        write(shared_tmp / name, state.astype(dtype))
+        write(mpi_tmp_path / name, state.astype(dtype))
     comm.Barrier()
     for grid in factorisations(comm.size, 2):
         layout = Layout(lattice, grid)
         block = Block.tile(layout, comm)
-        initial.from_file(block, shared_tmp / name)
+        initial.from_file(block, mpi_tmp_path / name)
         assert np.array_equal(spins(block)[0], state[layout.slices(comm.rank)])
         assert block.host().all(), "the halo is filled too"
 
@@ -395,18 +395,18 @@ def test_states_from_a_file(
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["start.npy", "start.h5"])
 def test_one_bad_value_stops_every_rank(
-    comm: MPI.Intracomm, shared_tmp: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    comm: MPI.Intracomm, mpi_tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only one rank reads the bad value; all must raise, or the others would hang."""
     monkeypatch.setattr("mpiflow.block.BAND_SITES", 1)
     state = a_state((14, 18))
     state[13, 17] = 0
     if comm.rank == 0:
-        write(shared_tmp / name, state)
+        write(mpi_tmp_path / name, state)
     comm.Barrier()
     block = Block.tile(Layout.balanced(Lattice((14, 18)), comm.size), comm)
     with pytest.raises(InputError, match=r"^initial=.*\+1 and -1 only"):
-        initial.from_file(block, shared_tmp / name)
+        initial.from_file(block, mpi_tmp_path / name)
 
 
 @pytest.mark.parametrize("members", [0, 1, 3])

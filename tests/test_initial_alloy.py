@@ -375,32 +375,32 @@ def write(path: Path, *states: np.ndarray, elements: Sequence[str] = alloy.ELEME
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["start.dump", "start.xyz", "start.h5"])
 def test_states_from_a_file(
-    comm: MPI.Intracomm, shared_tmp: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    comm: MPI.Intracomm, mpi_tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpiflow.block.BAND_SITES", 1)
     state = a_state()
     if comm.rank == 0:
-        write(shared_tmp / name, np.where(state > 0, 1, state), state)
+        write(mpi_tmp_path / name, np.where(state > 0, 1, state), state)
     comm.Barrier()
     for grid in factorisations(comm.size, 3):
         if all(2 * n // ranks >= 3 for n, ranks in zip(CELLS, grid, strict=True)):
             block = tile(comm, CELLS, grid)
-            from_structure(block, shared_tmp / name)
+            from_structure(block, mpi_tmp_path / name)
             assert np.array_equal(block.host()[0], with_halo(state, block))
-            from_structure(block, shared_tmp / name, moment=Moment(frame=0))
+            from_structure(block, mpi_tmp_path / name, moment=Moment(frame=0))
             assert set(np.unique(block.spins())) <= {-1, 0, 1}
 
 
 @pytest.mark.mpi
-def test_one_bad_value_stops_every_rank(comm: MPI.Intracomm, shared_tmp: Path) -> None:
+def test_one_bad_value_stops_every_rank(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
     state = a_state()
     state[-1, -1, -1] = 7
     if comm.rank == 0:
-        write(shared_tmp / "start.h5", state)
+        write(mpi_tmp_path / "start.h5", state)
     comm.Barrier()
     block = tile(comm, CELLS, (1, 1, comm.size))
     with pytest.raises(InputError, match=r"^initial=.*species 0 to 3 only"):
-        from_structure(block, shared_tmp / "start.h5")
+        from_structure(block, mpi_tmp_path / "start.h5")
 
 
 @pytest.mark.parametrize("members", [0, 1, 3])

@@ -33,12 +33,12 @@ def some_means(*shape: int) -> np.ndarray:
 @pytest.mark.mpi
 @pytest.mark.parametrize("grid", [(24, 30), (6, 5), (2, 30), (1, 1)])
 def test_same_spins_on_any_grid_of_ranks(
-    comm: MPI.Intracomm, grid: tuple[int, int], shared_tmp: Path
+    comm: MPI.Intracomm, grid: tuple[int, int], mpi_tmp_path: Path
 ) -> None:
     """From an array and from a file; tiles may cut through the blocks of the means."""
     shape, means = (24, 30), some_means(*grid)
     if comm.rank == 0:
-        np.save(shared_tmp / "means.npy", means)
+        np.save(mpi_tmp_path / "means.npy", means)
     comm.Barrier()
     alone = tile(shape, (1, 1), MPI.COMM_SELF)
     initial.profile(alone, 5, means)
@@ -50,7 +50,7 @@ def test_same_spins_on_any_grid_of_ranks(
         rows, columns = np.arange(top - 1, bottom + 1) % 24, np.arange(left - 1, right + 1) % 30
         for fill in (
             lambda block: initial.profile(block, 5, means),
-            lambda block: initial.from_file(block, shared_tmp / "means.npy", seed=5),
+            lambda block: initial.from_file(block, mpi_tmp_path / "means.npy", seed=5),
         ):
             block.array[:] = 0
             fill(block)
@@ -108,7 +108,7 @@ def test_same_spins_in_any_bands(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.mpi
-def test_bad_means_are_refused(comm: MPI.Intracomm, shared_tmp: Path) -> None:
+def test_bad_means_are_refused(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
     """On all ranks alike, also when only one has the place that is wrong."""
     lattice = Lattice((24, 32))
     block = Block.tile(Layout.balanced(lattice, comm.size), comm)
@@ -120,10 +120,10 @@ def test_bad_means_are_refused(comm: MPI.Intracomm, shared_tmp: Path) -> None:
         with pytest.raises(InputError, match="means"):
             initial.profile(block, 1, means)
         if comm.rank == 0:
-            np.save(shared_tmp / f"{number}.npy", means)
+            np.save(mpi_tmp_path / f"{number}.npy", means)
         comm.Barrier()
         with pytest.raises(InputError, match="initial"):
-            initial.from_file(block, shared_tmp / f"{number}.npy", seed=1)
+            initial.from_file(block, mpi_tmp_path / f"{number}.npy", seed=1)
 
 
 # -- files --------------------------------------------------------------------------------------

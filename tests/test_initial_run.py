@@ -189,24 +189,24 @@ def test_structures_have_frames_and_the_command_line_has_the_options(
 @pytest.mark.mpi
 @pytest.mark.parametrize("system", ["bits", "kac", "onsagerflow"])
 def test_any_ranks_start_from_the_same_state(
-    system: str, comm: MPI.Intracomm, shared_tmp: Path
+    system: str, comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
-    model = {"model": shared_tmp / "model"} if system == "onsagerflow" else {}
+    model = {"model": mpi_tmp_path / "model"} if system == "onsagerflow" else {}
     if comm.rank == 0:
-        save_free_law(shared_tmp / "model")
-        run(system, shared_tmp / "a.h5", members=3, size=32)
+        save_free_law(mpi_tmp_path / "model")
+        run(system, mpi_tmp_path / "a.h5", members=3, size=32)
     comm.Barrier()
-    start = {"initial": str(shared_tmp / "a.h5"), "initial_frame": 1, "size": 32, **model}
+    start = {"initial": str(mpi_tmp_path / "a.h5"), "initial_frame": 1, "size": 32, **model}
     for members, chosen in ((1, {"initial_member": 2}), (3, {})):
-        out = shared_tmp / f"{members}.h5"
+        out = mpi_tmp_path / f"{members}.h5"
         run(system, out, comm, members=members, **start, **chosen)
         if comm.rank == 0:
-            known = states(system, shared_tmp / "a.h5")[1]
+            known = states(system, mpi_tmp_path / "a.h5")[1]
             got = states(system, out)[0]
             np.testing.assert_array_equal(got, known[2] if members == 1 else known)
         comm.Barrier()
     with pytest.raises(InputError, match="^initial_frame=9"):
-        run(system, shared_tmp / "b.h5", comm, **start | {"initial_frame": 9})
+        run(system, mpi_tmp_path / "b.h5", comm, **start | {"initial_frame": 9})
 
 
 def test_moments_of_files_that_grow() -> None:

@@ -179,25 +179,25 @@ def test_another_initial_state_needs_a_new_run(here: Path, monkeypatch) -> None:
 
 @pytest.mark.mpi
 def test_all_ranks_refuse_together(
-    comm: MPI.Intracomm, shared_tmp: Path, monkeypatch: pytest.MonkeyPatch
+    comm: MPI.Intracomm, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = dict(RUNS["kac"][1], field_file=shared_tmp / "h.npy", out=shared_tmp / "run.h5")
+    options = dict(RUNS["kac"][1], field_file=mpi_tmp_path / "h.npy", out=mpi_tmp_path / "run.h5")
     if comm.rank == 0:
-        np.save(shared_tmp / "h.npy", np.ones((8, 8)))
+        np.save(mpi_tmp_path / "h.npy", np.ones((8, 8)))
     comm.Barrier()
     kill(KacConfig(**options, quiet=True), monkeypatch, comm)
     # What another rank sees there does not matter: the first one looks.
     if comm.rank == 0:
-        np.save(shared_tmp / "h.npy", np.zeros((8, 8)))
+        np.save(mpi_tmp_path / "h.npy", np.zeros((8, 8)))
     comm.Barrier()
     with pytest.raises(InputError, match=r"^field_file=.*changed"):
-        resume(shared_tmp / "run.h5", comm, {"quiet": True})
+        resume(mpi_tmp_path / "run.h5", comm, {"quiet": True})
     comm.Barrier()
     if comm.rank == 0:
-        (shared_tmp / "h.npy").unlink()
+        (mpi_tmp_path / "h.npy").unlink()
     comm.Barrier()
     with pytest.raises(InputError, match=r"^field_file=.*not there"):
-        resume(shared_tmp / "run.h5", comm, {"quiet": True})
+        resume(mpi_tmp_path / "run.h5", comm, {"quiet": True})
 
 
 def test_a_run_of_before_is_told_by_the_path(here: Path) -> None:

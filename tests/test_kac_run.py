@@ -99,21 +99,21 @@ def test_a_run_and_its_file(solver: str, tmp_path: Path, capfd: pytest.CaptureFi
 @pytest.mark.mpi
 @pytest.mark.parametrize("solver", ["sublattice", "tau-leap"])
 def test_ranks_and_methods_write_the_same(
-    solver: Any, comm: MPI.Intracomm, shared_tmp: Path
+    solver: Any, comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
     """A field of a file, a gaussian start, coarse fields: all that is cut over ranks."""
     if comm.rank == 0:
         wave = np.sin(2 * np.pi * np.arange(32) / 32)
-        np.save(shared_tmp / "h.npy", np.outer(wave, wave))
+        np.save(mpi_tmp_path / "h.npy", np.outer(wave, wave))
     comm.Barrier()
     given = GOOD | {
-        "field_file": shared_tmp / "h.npy", "initial": "gaussian", "correlation_length": 3,
+        "field_file": mpi_tmp_path / "h.npy", "initial": "gaussian", "correlation_length": 3,
         "solver": solver, "save_every": 0.5, "coarse": 4, "seed": 9, "quiet": True,
     }  # fmt: skip
-    simulate(KacConfig(**given | {"out": shared_tmp / "all.h5", "method": "fft"}), comm)
+    simulate(KacConfig(**given | {"out": mpi_tmp_path / "all.h5", "method": "fft"}), comm)
     if comm.rank == 0:
-        simulate(KacConfig(**given | {"out": shared_tmp / "one.h5"}), MPI.COMM_SELF)
-        a, b = contents(shared_tmp / "all.h5"), contents(shared_tmp / "one.h5")
+        simulate(KacConfig(**given | {"out": mpi_tmp_path / "one.h5"}), MPI.COMM_SELF)
+        a, b = contents(mpi_tmp_path / "all.h5"), contents(mpi_tmp_path / "one.h5")
         assert list(a) == list(b)
         for name, values in a.items():
             assert np.array_equal(values, b[name]), name

@@ -368,12 +368,12 @@ def test_a_learned_field_and_its_checkpoints_have_the_sizes_planned(
 @pytest.mark.mpi
 @pytest.mark.parametrize("options", [{"size": "8x64"}, {"members": 3}, {"members": 9}], ids=str)
 def test_learned_fields_are_cut_as_planned(
-    options: dict[str, Any], comm: MPI.Intracomm, shared_tmp: Path
+    options: dict[str, Any], comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
     if comm.rank == 0:
-        save_free_law(shared_tmp / "model")
+        save_free_law(mpi_tmp_path / "model")
     comm.Barrier()
-    config = learned(shared_tmp / "model", **options)
+    config = learned(mpi_tmp_path / "model", **options)
     made = plan(config, comm.size)
     field = predict.build(config, predict.load(config, comm), comm).field
     shapes = comm.allgather(field.state.shape)
@@ -493,12 +493,12 @@ def test_what_predict_would_refuse_a_plan_refuses(
 @pytest.mark.mpi
 @pytest.mark.parametrize("options", [{}, {"members": 3, "structure": "langevin"}], ids=str)
 def test_a_measured_time_of_a_learned_field(
-    options: dict[str, Any], comm: MPI.Intracomm, shared_tmp: Path
+    options: dict[str, Any], comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
     if comm.rank == 0:
-        save_free_law(shared_tmp / "model")
+        save_free_law(mpi_tmp_path / "model")
     comm.Barrier()
-    config = learned(shared_tmp / "model", time=1000.0, save_every=10.0, **options)
+    config = learned(mpi_tmp_path / "model", time=1000.0, save_every=10.0, **options)
     timing = estimate(plan(config, comm.size), comm, seconds=0.02, repeats=3).timing
     assert timing is not None
     middle, low, high = timing.seconds

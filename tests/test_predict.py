@@ -187,22 +187,22 @@ def test_other_commands_know_such_files(
     "options", [{}, {"structure": "langevin"}, {"members": 3}, {"initial": "file"}], ids=str
 )
 def test_any_ranks_write_the_same(
-    options: dict[str, Any], comm: MPI.Intracomm, shared_tmp: Path
+    options: dict[str, Any], comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
     """A lattice of 8 x 12 blocks; 3 members; a file of a smaller lattice that is repeated."""
     if comm.rank == 0:
-        save_free_law(shared_tmp / "model")
+        save_free_law(mpi_tmp_path / "model")
         rng = np.random.default_rng(3)
-        np.save(shared_tmp / "start.npy", rng.uniform(-1, 1, (4, 3)))
+        np.save(mpi_tmp_path / "start.npy", rng.uniform(-1, 1, (4, 3)))
     comm.Barrier()
-    given = GOOD | {"model": shared_tmp / "model"} | options
+    given = GOOD | {"model": mpi_tmp_path / "model"} | options
     if "initial" in options:
-        given |= {"initial": str(shared_tmp / "start.npy"), "initial_magnetization": 0.0}
-    predict(FieldConfig(**given, out=shared_tmp / "all.h5"), comm)
+        given |= {"initial": str(mpi_tmp_path / "start.npy"), "initial_magnetization": 0.0}
+    predict(FieldConfig(**given, out=mpi_tmp_path / "all.h5"), comm)
     if comm.rank == 0:
-        predict(FieldConfig(**given, out=shared_tmp / "one.h5"), MPI.COMM_SELF)
-        assert_same(shared_tmp / "all.h5", shared_tmp / "one.h5")
-        points = [checkpoint.paths(shared_tmp / f"{n}.h5")[0] for n in ("all", "one")]
+        predict(FieldConfig(**given, out=mpi_tmp_path / "one.h5"), MPI.COMM_SELF)
+        assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
+        points = [checkpoint.paths(mpi_tmp_path / f"{n}.h5")[0] for n in ("all", "one")]
         assert_same(*points)
         with h5py.File(points[0]) as file:
             assert file["sites"].shape == (options.get("members", 1), 8, 12)
@@ -231,20 +231,20 @@ class Interrupted(Watch):
 def test_stopped_anywhere_it_goes_on_with_the_same_bits(
     options: dict[str, Any],
     comm: MPI.Intracomm,
-    shared_tmp: Path,
+    mpi_tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On all ranks and on the first alone in turn; model and initial file do not matter twice."""
     monkeypatch.setattr(recording, "Watch", Interrupted)
     if comm.rank == 0:
-        save_free_law(shared_tmp / "model")
-        np.save(shared_tmp / "start.npy", np.random.default_rng(3).uniform(-0.9, 0.9, (2, 6)))
+        save_free_law(mpi_tmp_path / "model")
+        np.save(mpi_tmp_path / "start.npy", np.random.default_rng(3).uniform(-0.9, 0.9, (2, 6)))
     comm.Barrier()
-    given = GOOD | {"model": shared_tmp / "model", **options, "initial_magnetization": 0.0}
-    given["initial"] = str(shared_tmp / "start.npy")
+    given = GOOD | {"model": mpi_tmp_path / "model", **options, "initial_magnetization": 0.0}
+    given["initial"] = str(mpi_tmp_path / "start.npy")
     Interrupted.left = 10**9
-    predict(FieldConfig(**given, out=shared_tmp / "whole.h5"), comm)
-    parts = FieldConfig(**given, out=shared_tmp / "parts.h5")
+    predict(FieldConfig(**given, out=mpi_tmp_path / "whole.h5"), comm)
+    parts = FieldConfig(**given, out=mpi_tmp_path / "parts.h5")
     some = comm.Split(0 if comm.rank == 0 else 1)
     for stops in range(100):
         Interrupted.left = 1 + stops
@@ -257,12 +257,12 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(
                     resume(parts.out, some if alone else comm, {"quiet": True})
                 done = True
         if stops == 0 and comm.rank == 0:
-            (shared_tmp / "start.npy").unlink()
+            (mpi_tmp_path / "start.npy").unlink()
         if comm.bcast(done):
             break
     some.Free()
     assert stops >= 3
-    assert_same(shared_tmp / "whole.h5", parts.out)
+    assert_same(mpi_tmp_path / "whole.h5", parts.out)
     Interrupted.left = 10**9
     resume(parts.out, comm, {"time": 4, "quiet": True})
     with Trajectory(parts.out) as run:

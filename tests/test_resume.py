@@ -111,10 +111,12 @@ def test_time_goes_on_with_another_step(tmp_path: Path, name: str):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["plain", "packed"])
-def test_a_change_has_the_same_bits_on_any_ranks(comm: MPI.Intracomm, shared_tmp: Path, name: str):
+def test_a_change_has_the_same_bits_on_any_ranks(
+    comm: MPI.Intracomm, mpi_tmp_path: Path, name: str
+):
     _, options, *_ = STEPS[name]
     options = {**options, "size": "26x44" if name == "plain" else "64x256", "dt": 0.5}
-    outs = [shared_tmp / "all.h5", shared_tmp / "one.h5"]
+    outs = [mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5"]
     for ranks, out in zip((comm, MPI.COMM_SELF), outs, strict=True):
         if ranks is comm or comm.rank == 0:
             simulate(IsingConfig(**options, time=2, save_every=1, out=out), ranks)

@@ -69,9 +69,9 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 @pytest.mark.mpi
-def test_values_agree_with_the_spins(comm: MPI.Intracomm, shared_tmp: Path):
-    simulate(config(shared_tmp / "run.h5"), comm)
-    with Trajectory(shared_tmp / "run.h5") as run:
+def test_values_agree_with_the_spins(comm: MPI.Intracomm, mpi_tmp_path: Path):
+    simulate(config(mpi_tmp_path / "run.h5"), comm)
+    with Trajectory(mpi_tmp_path / "run.h5") as run:
         spins = run["spin"].astype(np.int64)
         assert np.array_equal(run["time"], [0, 1, 2, 3])
         assert spins.shape == (4, 24, 16)
@@ -91,10 +91,10 @@ def test_values_agree_with_the_spins(comm: MPI.Intracomm, shared_tmp: Path):
 
 
 @pytest.mark.mpi
-def test_attributes_tell_how_to_run_it_again(comm: MPI.Intracomm, shared_tmp: Path):
-    given = config(shared_tmp / "run.h5", dt="inf")
+def test_attributes_tell_how_to_run_it_again(comm: MPI.Intracomm, mpi_tmp_path: Path):
+    given = config(mpi_tmp_path / "run.h5", dt="inf")
     simulate(given, comm)
-    with Trajectory(shared_tmp / "run.h5") as run:
+    with Trajectory(mpi_tmp_path / "run.h5") as run:
         about = run.attributes
         assert run.complete
     assert IsingConfig(**json.loads(about["config_json"])) == given
@@ -103,29 +103,29 @@ def test_attributes_tell_how_to_run_it_again(comm: MPI.Intracomm, shared_tmp: Pa
 
 
 @pytest.mark.mpi
-def test_an_ensemble_has_a_member_dimension(comm: MPI.Intracomm, shared_tmp: Path):
-    simulate(config(shared_tmp / "all.h5", members=3, kernel="plain"), comm)
-    single = contents(shared_tmp / "all.h5")
+def test_an_ensemble_has_a_member_dimension(comm: MPI.Intracomm, mpi_tmp_path: Path):
+    simulate(config(mpi_tmp_path / "all.h5", members=3, kernel="plain"), comm)
+    single = contents(mpi_tmp_path / "all.h5")
     assert single["spin"].shape == (4, 3, 24, 16)
     assert single["magnetization"].shape == (4, 3)
-    simulate(config(shared_tmp / "one.h5"), comm)
-    first = contents(shared_tmp / "one.h5")
+    simulate(config(mpi_tmp_path / "one.h5"), comm)
+    first = contents(mpi_tmp_path / "one.h5")
     for name in ("magnetization", "energy", "flips", "coarse_magnetization", "spin"):
         assert np.array_equal(single[name][:, 0], first[name]), "member 0 is the single run"
     assert not np.array_equal(single["spin"][:, 1], single["spin"][:, 0])
 
 
 @pytest.mark.mpi
-def test_a_run_from_python_needs_no_configuration(comm: MPI.Intracomm, shared_tmp: Path):
+def test_a_run_from_python_needs_no_configuration(comm: MPI.Intracomm, mpi_tmp_path: Path):
     sim = Simulation(Ising(2.5), 16, seed=1, comm=comm, granularity=2)
     sim.set_spins(initial.shuffled)
-    record(sim, shared_tmp / "a.h5", time=1, save_every=0.5, coarse=2, progress=False)
+    record(sim, mpi_tmp_path / "a.h5", time=1, save_every=0.5, coarse=2, progress=False)
     # The simulation goes on where it was.
-    record(sim, shared_tmp / "b.h5", time=1, save_every=0.5, coarse=2, progress=False)
-    a, b = contents(shared_tmp / "a.h5"), contents(shared_tmp / "b.h5")
+    record(sim, mpi_tmp_path / "b.h5", time=1, save_every=0.5, coarse=2, progress=False)
+    a, b = contents(mpi_tmp_path / "a.h5"), contents(mpi_tmp_path / "b.h5")
     assert np.array_equal(b["time"], [1, 1.5, 2])
     assert a["magnetization"][-1] == b["magnetization"][0]
-    with Trajectory(shared_tmp / "a.h5") as run:
+    with Trajectory(mpi_tmp_path / "a.h5") as run:
         stored = json.loads(run.attributes["config_json"])
     assert (stored["temperature"], stored["size"], stored["seed"]) == (2.5, [16, 16], 1)
     assert stored["coarse"] == 2
@@ -172,14 +172,14 @@ def test_quiet_is_silent_and_the_rest_says_where_the_file_is(
     ids=["plain", "sweeps", "gaussian", "ensemble", "nfold"],
 )
 def test_ranks_and_writers_change_nothing(
-    comm: MPI.Intracomm, shared_tmp: Path, options: dict[str, Any], backend: str
+    comm: MPI.Intracomm, mpi_tmp_path: Path, options: dict[str, Any], backend: str
 ):
     if backend == "parallel" and not h5py.get_config().mpi:
         pytest.skip("this h5py has no MPI")
-    simulate(config(shared_tmp / "all.h5", **options, writer=backend), comm)
+    simulate(config(mpi_tmp_path / "all.h5", **options, writer=backend), comm)
     if comm.rank == 0:
-        simulate(config(shared_tmp / "one.h5", **options), MPI.COMM_SELF)
-        assert_same(shared_tmp / "all.h5", shared_tmp / "one.h5")
+        simulate(config(mpi_tmp_path / "one.h5", **options), MPI.COMM_SELF)
+        assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
 
 
 @one_rank
@@ -213,14 +213,14 @@ def test_the_cuda_simulator_writes_the_same(
 
 
 @pytest.mark.mpi
-def test_a_run_starts_from_the_end_of_another(comm: MPI.Intracomm, shared_tmp: Path):
-    start = {"initial": str(shared_tmp / "a.h5"), "initial_magnetization": 0}
-    simulate(config(shared_tmp / "a.h5", coarse=None), comm)
-    simulate(config(shared_tmp / "b.h5", coarse=None, seed=6, **start), comm)
-    simulate(config(shared_tmp / "c.h5", coarse=None, members=2, **start), comm)
-    end = contents(shared_tmp / "a.h5")["spin"][-1]
-    assert np.array_equal(contents(shared_tmp / "b.h5")["spin"][0], end)
-    assert np.array_equal(contents(shared_tmp / "c.h5")["spin"][0], [end, end])
+def test_a_run_starts_from_the_end_of_another(comm: MPI.Intracomm, mpi_tmp_path: Path):
+    start = {"initial": str(mpi_tmp_path / "a.h5"), "initial_magnetization": 0}
+    simulate(config(mpi_tmp_path / "a.h5", coarse=None), comm)
+    simulate(config(mpi_tmp_path / "b.h5", coarse=None, seed=6, **start), comm)
+    simulate(config(mpi_tmp_path / "c.h5", coarse=None, members=2, **start), comm)
+    end = contents(mpi_tmp_path / "a.h5")["spin"][-1]
+    assert np.array_equal(contents(mpi_tmp_path / "b.h5")["spin"][0], end)
+    assert np.array_equal(contents(mpi_tmp_path / "c.h5")["spin"][0], [end, end])
 
 
 def _hdf5(path: Path) -> None:
@@ -241,28 +241,28 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_unreadable_and_foreign_initial_files(comm: MPI.Intracomm, shared_tmp: Path, name: str):
+def test_unreadable_and_foreign_initial_files(comm: MPI.Intracomm, mpi_tmp_path: Path, name: str):
     make, says = BAD_FILES[name]
     if comm.rank == 0:
-        make(shared_tmp / name)
+        make(mpi_tmp_path / name)
     comm.Barrier()
-    given = config(shared_tmp / "x.h5", initial=str(shared_tmp / name), initial_magnetization=0)
+    given = config(mpi_tmp_path / "x.h5", initial=str(mpi_tmp_path / name), initial_magnetization=0)
     with pytest.raises(InputError) as caught:
         simulate(given, comm)
     assert says in str(caught.value)
-    assert not (shared_tmp / "x.h5").exists()
+    assert not (mpi_tmp_path / "x.h5").exists()
 
 
 @pytest.mark.mpi
-def test_a_bad_value_in_one_ranks_part_stops_all_ranks(comm: MPI.Intracomm, shared_tmp: Path):
+def test_a_bad_value_in_one_ranks_part_stops_all_ranks(comm: MPI.Intracomm, mpi_tmp_path: Path):
     if comm.rank == 0:
         spins = np.ones((24, 16), np.int8)
         spins[-1, -1] = 7
-        np.save(shared_tmp / "spins.npy", spins)
+        np.save(mpi_tmp_path / "spins.npy", spins)
     comm.Barrier()
-    start = {"initial": str(shared_tmp / "spins.npy"), "initial_magnetization": 0}
+    start = {"initial": str(mpi_tmp_path / "spins.npy"), "initial_magnetization": 0}
     with pytest.raises(InputError, match="values"):
-        simulate(config(shared_tmp / "x.h5", **start), comm)
+        simulate(config(mpi_tmp_path / "x.h5", **start), comm)
 
 
 @pytest.mark.mpi
@@ -276,39 +276,39 @@ def test_a_bad_value_in_one_ranks_part_stops_all_ranks(comm: MPI.Intracomm, shar
     ],
 )
 def test_bad_runs_write_nothing(
-    comm: MPI.Intracomm, shared_tmp: Path, options: dict[str, Any], says: str
+    comm: MPI.Intracomm, mpi_tmp_path: Path, options: dict[str, Any], says: str
 ):
     with pytest.raises(InputError) as caught:
-        simulate(config(shared_tmp / "x.h5", **options), comm)
+        simulate(config(mpi_tmp_path / "x.h5", **options), comm)
     assert says in str(caught.value)
-    assert not list(shared_tmp.iterdir())
+    assert not list(mpi_tmp_path.iterdir())
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("every", [0, -1, 0.3, float("nan")])
 def test_a_bad_pause_from_python_writes_nothing(
-    comm: MPI.Intracomm, shared_tmp: Path, every: float
+    comm: MPI.Intracomm, mpi_tmp_path: Path, every: float
 ):
     sim = Simulation(Ising(2.5), 16, comm=comm)
     with pytest.raises(InputError, match="save_every"):
-        record(sim, shared_tmp / "x.h5", time=1, save_every=every, progress=False)
-    assert not list(shared_tmp.iterdir())
+        record(sim, mpi_tmp_path / "x.h5", time=1, save_every=every, progress=False)
+    assert not list(mpi_tmp_path.iterdir())
 
 
 @pytest.mark.mpi
-def test_blocks_must_fit_into_tiles(comm: MPI.Intracomm, shared_tmp: Path):
+def test_blocks_must_fit_into_tiles(comm: MPI.Intracomm, mpi_tmp_path: Path):
     sim = Simulation(Ising(2.5), (12, 2), comm=comm, ranks_grid=(comm.size, 1))
     for coarse, says in ((5, "divisor"), (2, "granularity=2")):
         if coarse == 2 and 12 // comm.size % 2 == 0:
             continue
         with pytest.raises(InputError, match=says):
-            record(sim, shared_tmp / "x.h5", time=1, save_every=1, coarse=coarse, progress=False)
-    assert not list(shared_tmp.iterdir())
+            record(sim, mpi_tmp_path / "x.h5", time=1, save_every=1, coarse=coarse, progress=False)
+    assert not list(mpi_tmp_path.iterdir())
 
 
 @pytest.mark.mpi
-def test_an_existing_file_needs_overwrite(comm: MPI.Intracomm, shared_tmp: Path):
-    out = shared_tmp / "run.h5"
+def test_an_existing_file_needs_overwrite(comm: MPI.Intracomm, mpi_tmp_path: Path):
+    out = mpi_tmp_path / "run.h5"
     simulate(config(out), comm)
     before = out.read_bytes()
     with pytest.raises(InputError, match="--overwrite"):
@@ -385,31 +385,31 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("options", [{}, {"size": "64x128"}, {"members": 3}, {"coarse": None}])
-def test_spins_as_bits_are_the_spins(comm, shared_tmp, options):
+def test_spins_as_bits_are_the_spins(comm, mpi_tmp_path, options):
     options = {"size": "24x48", **options}
-    simulate(config(shared_tmp / "bytes.h5", **options), comm)
-    simulate(config(shared_tmp / "bits.h5", **options, spins=False, spin_bits=True), comm)
-    with Trajectory(shared_tmp / "bytes.h5") as a, Trajectory(shared_tmp / "bits.h5") as b:
+    simulate(config(mpi_tmp_path / "bytes.h5", **options), comm)
+    simulate(config(mpi_tmp_path / "bits.h5", **options, spins=False, spin_bits=True), comm)
+    with Trajectory(mpi_tmp_path / "bytes.h5") as a, Trajectory(mpi_tmp_path / "bits.h5") as b:
         assert b["spin_bits"].nbytes * 8 == a["spin"].nbytes
         np.testing.assert_array_equal(a["spin"], b.spins())
         np.testing.assert_array_equal(a.spins(-1), b.spins(-1))
         assert a.time.tolist() == b.time.tolist()
     if comm.rank == 0:
         assert [
-            str(finding) for finding in verify([shared_tmp / "bits.h5"]) if not finding.good
+            str(finding) for finding in verify([mpi_tmp_path / "bits.h5"]) if not finding.good
         ] == []
     comm.Barrier()
 
 
 @pytest.mark.mpi
-def test_a_run_starts_from_the_bits_of_another(comm, shared_tmp):
+def test_a_run_starts_from_the_bits_of_another(comm, mpi_tmp_path):
     for name, form in (("bytes", {"spins": True}), ("bits", {"spins": False, "spin_bits": True})):
-        simulate(config(shared_tmp / f"{name}.h5", size="24x48", **form), comm)
+        simulate(config(mpi_tmp_path / f"{name}.h5", size="24x48", **form), comm)
         simulate(
-            config(shared_tmp / f"from_{name}.h5", size="24x48", time=1,
-                   initial=str(shared_tmp / f"{name}.h5"), initial_magnetization=0), comm,
+            config(mpi_tmp_path / f"from_{name}.h5", size="24x48", time=1,
+                   initial=str(mpi_tmp_path / f"{name}.h5"), initial_magnetization=0), comm,
         )  # fmt: skip
-    assert_same(shared_tmp / "from_bytes.h5", shared_tmp / "from_bits.h5")
+    assert_same(mpi_tmp_path / "from_bytes.h5", mpi_tmp_path / "from_bits.h5")
 
 
 def test_bits_need_whole_bytes(tmp_path):

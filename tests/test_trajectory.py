@@ -162,8 +162,8 @@ def structure(path: Path) -> dict[str, Any]:
 @pytest.mark.mpi
 @pytest.mark.parametrize("interval", [0.0, 1e9])
 @pytest.mark.parametrize("complete", [True, False])
-def test_both_writers_leave_the_same_file(comm, shared_tmp, interval, complete):
-    paths = [shared_tmp / name for name in ("gather.h5", "parallel.h5")]
+def test_both_writers_leave_the_same_file(comm, mpi_tmp_path, interval, complete):
+    paths = [mpi_tmp_path / name for name in ("gather.h5", "parallel.h5")]
     record(paths[0], comm, backend="gather", flush_interval=interval, complete=complete)
     with Trajectory(paths[0]) as trajectory:
         assert len(trajectory) == 4
@@ -182,39 +182,39 @@ def test_both_writers_leave_the_same_file(comm, shared_tmp, interval, complete):
 
 @pytest.mark.mpi
 @pytest.mark.skipif(not PARALLEL, reason="h5py without MPI")
-def test_parallel_file_is_written_by_mpi_io(comm, shared_tmp):
-    with small(shared_tmp / "run.h5", comm, backend="parallel") as out:
+def test_parallel_file_is_written_by_mpi_io(comm, mpi_tmp_path):
+    with small(mpi_tmp_path / "run.h5", comm, backend="parallel") as out:
         assert out.parallel
         assert out._file is not None
         assert out._file.driver == "mpio"
 
 
 @pytest.mark.mpi
-def test_auto_is_parallel_only_where_it_pays(comm, shared_tmp, monkeypatch):
+def test_auto_is_parallel_only_where_it_pays(comm, mpi_tmp_path, monkeypatch):
     monkeypatch.delenv("MPIFLOW_WRITER", raising=False)
-    with small(shared_tmp / "auto.h5", comm) as out:
+    with small(mpi_tmp_path / "auto.h5", comm) as out:
         assert out.parallel == (PARALLEL and comm.size > 1)
     monkeypatch.setenv("MPIFLOW_WRITER", "gather")
-    with small(shared_tmp / "forced.h5", comm) as out:
+    with small(mpi_tmp_path / "forced.h5", comm) as out:
         assert not out.parallel
     monkeypatch.setattr(h5py, "get_config", lambda: SimpleNamespace(mpi=False))
     monkeypatch.delenv("MPIFLOW_WRITER")
-    with small(shared_tmp / "serial.h5", comm) as out:
+    with small(mpi_tmp_path / "serial.h5", comm) as out:
         assert not out.parallel
     with pytest.raises(InputError, match="this h5py has no MPI"):
-        small(shared_tmp / "no.h5", comm, backend="parallel")
+        small(mpi_tmp_path / "no.h5", comm, backend="parallel")
     monkeypatch.setenv("MPIFLOW_WRITER", "fast")
     with pytest.raises(InputError, match="backend='fast'"):
-        small(shared_tmp / "no.h5", comm)
+        small(mpi_tmp_path / "no.h5", comm)
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ensemble_with_more_ranks_than_members(comm, shared_tmp, backend):
+def test_ensemble_with_more_ranks_than_members(comm, mpi_tmp_path, backend):
     members = 3
     start, stop = split(members, comm.size, comm.rank)
     part = (slice(start, stop),)
-    path = shared_tmp / "ensemble.h5"
+    path = mpi_tmp_path / "ensemble.h5"
     magnetization = STANDARD["magnetization"].over("member")
     coarse = STANDARD["coarse_magnetization"].over("member", "y", "x")
     with writer(
@@ -255,8 +255,8 @@ with netCDF4.Dataset(sys.argv[1]) as f:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_live_file_is_readable_after_each_frame(comm, shared_tmp, backend):
-    path = shared_tmp / "live.h5"
+def test_live_file_is_readable_after_each_frame(comm, mpi_tmp_path, backend):
+    path = mpi_tmp_path / "live.h5"
     alone = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_"))}
     with writer(path, comm, backend=backend, flush_interval=0) as out:
         for name in ("initial_magnetization", "note"):
@@ -281,7 +281,7 @@ def test_live_file_is_readable_after_each_frame(comm, shared_tmp, backend):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_frames_are_held_back_until_a_flush(comm, shared_tmp, backend):
+def test_frames_are_held_back_until_a_flush(comm, mpi_tmp_path, backend):
     def seen() -> list[float]:
         comm.Barrier()
         with Trajectory(path) as trajectory:
@@ -289,7 +289,7 @@ def test_frames_are_held_back_until_a_flush(comm, shared_tmp, backend):
         comm.Barrier()
         return found
 
-    path, reused = shared_tmp / "held.h5", np.zeros(1)
+    path, reused = mpi_tmp_path / "held.h5", np.zeros(1)
     energy = STANDARD["energy"].over("member")
     with small(
         path, comm, backend=backend, flush_interval=1e9, dims={"member": 1}, variables=[energy]
@@ -305,11 +305,11 @@ def test_frames_are_held_back_until_a_flush(comm, shared_tmp, backend):
 
 
 @pytest.mark.mpi
-def test_memory_of_held_frames_is_bounded(comm, shared_tmp):
+def test_memory_of_held_frames_is_bounded(comm, mpi_tmp_path):
     field = STANDARD["energy"].over("member")
     dims = {"member": 2**18}  # 2 MiB a frame
     with small(
-        shared_tmp / "big.h5", comm, dims=dims, variables=[field], flush_interval=1e9
+        mpi_tmp_path / "big.h5", comm, dims=dims, variables=[field], flush_interval=1e9
     ) as out:
         for t in range(6):
             out.append(t, {"energy": np.zeros(2**18)})
@@ -320,8 +320,8 @@ def test_memory_of_held_frames_is_bounded(comm, shared_tmp):
 
 
 @pytest.mark.mpi
-def test_existing_file_is_refused_on_all_ranks_and_left_alone(comm, shared_tmp):
-    path = shared_tmp / "run.h5"
+def test_existing_file_is_refused_on_all_ranks_and_left_alone(comm, mpi_tmp_path):
+    path = mpi_tmp_path / "run.h5"
     record(path, comm, frames=1)
     before = path.read_bytes()
     with pytest.raises(InputError, match="does not exist yet.*--overwrite") as caught:
@@ -329,13 +329,13 @@ def test_existing_file_is_refused_on_all_ranks_and_left_alone(comm, shared_tmp):
     assert caught.value.name == "out"
     comm.Barrier()
     assert path.read_bytes() == before
-    assert names(shared_tmp) == ["run.h5"]
+    assert names(mpi_tmp_path) == ["run.h5"]
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_overwrite_replaces_through_a_link_once_the_new_file_is_there(comm, shared_tmp, backend):
-    path, link = shared_tmp / "old.h5", shared_tmp / "link.h5"
+def test_overwrite_replaces_through_a_link_once_the_new_file_is_there(comm, mpi_tmp_path, backend):
+    path, link = mpi_tmp_path / "old.h5", mpi_tmp_path / "link.h5"
     record(path, comm, frames=2)
     if comm.rank == 0:
         link.symlink_to(path)
@@ -351,25 +351,25 @@ def test_overwrite_replaces_through_a_link_once_the_new_file_is_there(comm, shar
     assert link.is_symlink()
     with Trajectory(path) as trajectory:
         assert trajectory["magnetization"].tolist() == [0.25]
-    assert names(shared_tmp) == ["link.h5", "old.h5"]
+    assert names(mpi_tmp_path) == ["link.h5", "old.h5"]
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_places_that_cannot_be_written(comm, shared_tmp, overwrite):
+def test_places_that_cannot_be_written(comm, mpi_tmp_path, overwrite):
     if comm.rank == 0:
-        (shared_tmp / "file").write_text("not a folder")
+        (mpi_tmp_path / "file").write_text("not a folder")
     comm.Barrier()
     for path, reason in [
-        (shared_tmp / "nowhere" / "run.h5", "No such file or directory. Create .*nowhere first"),
-        (shared_tmp / "file" / "run.h5", "Not a directory"),
+        (mpi_tmp_path / "nowhere" / "run.h5", "No such file or directory. Create .*nowhere first"),
+        (mpi_tmp_path / "file" / "run.h5", "Not a directory"),
         (Path("/sys/run.h5"), "denied|not permitted|Read-only"),
-        (shared_tmp, "not a regular file"),
+        (mpi_tmp_path, "not a regular file"),
         (Path("/dev/null"), "the name of a file"),
     ]:
         with pytest.raises(InputError, match=reason):
             small(path, comm, overwrite=overwrite)
-    assert os.listdir(shared_tmp) == ["file"]
+    assert os.listdir(mpi_tmp_path) == ["file"]
 
 
 @pytest.mark.mpi
@@ -384,17 +384,17 @@ def test_places_that_cannot_be_written(comm, shared_tmp, overwrite):
         ({"attributes": ABOUT | {"thing": object()}}, "attribute thing"),
     ],
 )
-def test_impossible_schema_writes_nothing(comm, shared_tmp, options, message):
+def test_impossible_schema_writes_nothing(comm, mpi_tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        small(shared_tmp / "run.h5", comm, **options)
-    assert os.listdir(shared_tmp) == []
+        small(mpi_tmp_path / "run.h5", comm, **options)
+    assert os.listdir(mpi_tmp_path) == []
 
 
 @pytest.mark.mpi
-def test_wrong_frames_are_refused(comm, shared_tmp):
+def test_wrong_frames_are_refused(comm, mpi_tmp_path):
     field = STANDARD["coarse_magnetization"]
     with small(
-        shared_tmp / "run.h5",
+        mpi_tmp_path / "run.h5",
         comm,
         dims={"y": 8, "x": 2},
         variables=[STANDARD["flips"], field],
@@ -423,9 +423,9 @@ def test_wrong_frames_are_refused(comm, shared_tmp):
 
 
 @pytest.mark.mpi(min_size=2)
-def test_parts_must_cover_once_and_all_ranks_hear_of_it(comm, shared_tmp):
+def test_parts_must_cover_once_and_all_ranks_hear_of_it(comm, mpi_tmp_path):
     energy = STANDARD["energy"].over("member")
-    with small(shared_tmp / "run.h5", comm, dims={"member": 8}, variables=[energy]) as out:
+    with small(mpi_tmp_path / "run.h5", comm, dims={"member": 8}, variables=[energy]) as out:
         overlap = (slice(0, 8),)
         with pytest.raises(InputError, match="cover"):
             out.append(0, {"energy": (np.zeros(8), overlap)})
@@ -531,24 +531,24 @@ def test_a_limit_of_the_size_of_files(tmp_path, ranks, mpirun):
 
 
 @pytest.mark.mpi
-def test_one_writer_of_a_file(comm, shared_tmp):
-    path = shared_tmp / "run.h5"
+def test_one_writer_of_a_file(comm, mpi_tmp_path):
+    path = mpi_tmp_path / "run.h5"
     with small(path, comm) as out:
         with pytest.raises(InputError, match=rf"no other run is writing.*{os.uname().nodename}"):
             small(path, comm, overwrite=True)
         out.append(0, {"magnetization": 0.5})
     with small(path, comm, overwrite=True):
         pass
-    assert names(shared_tmp) == ["run.h5"]
+    assert names(mpi_tmp_path) == ["run.h5"]
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize("kept", [0, 2, 3])
-def test_going_on_with_a_file(comm, shared_tmp, backend, complete, kept):
+def test_going_on_with_a_file(comm, mpi_tmp_path, backend, complete, kept):
     """Of a live and of a sealed file; what is behind the kept frames is written anew."""
-    path, whole = shared_tmp / "run.h5", shared_tmp / "whole.h5"
+    path, whole = mpi_tmp_path / "run.h5", mpi_tmp_path / "whole.h5"
     record(whole, comm, frames=5)
     record(path, comm, frames=3, complete=complete, backend=backend)
     with Trajectory(path) as old:

@@ -172,13 +172,13 @@ def test_where_it_is_interrupted_changes_nothing(temperature: float) -> None:
 
 
 @pytest.mark.mpi
-def test_a_run_goes_on_from_its_checkpoint(comm: MPI.Intracomm, shared_tmp: Path) -> None:
+def test_a_run_goes_on_from_its_checkpoint(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
     """With the windows that it would have had, which are in the file."""
     options: dict[str, Any] = {
         "cells": 8, "vacancies": 4, "temperature": 500.0, "solver": "tiled", "seed": 3,
         "save_every": 500.0, "quiet": True,
     }  # fmt: skip
-    whole, parts = (shared_tmp / f"{name}.h5" for name in ("whole", "parts"))
+    whole, parts = (mpi_tmp_path / f"{name}.h5" for name in ("whole", "parts"))
     if comm.rank == 0:
         simulate_alloy(AlloyConfig(**options, time=3000.0, out=whole), MPI.COMM_SELF)
     comm.Barrier()
