@@ -217,8 +217,12 @@ class TrajectoryWriter:
             self._flush()
         except InputError:  # nothing more can be written; the file is that of the last flush
             self._open = False
-            if self._file is not None:  # nothing has been tried: all ranks can close it
-                self._file.close()
+            if self._file is not None:  # nothing has been tried
+                if self.parallel and self.comm.size > 1:
+                    # Closing writes, too: if that fails on one rank, HDF5 waits on others for ever.
+                    self._abandon()
+                else:
+                    self._file.close()
             self._release()
             raise
         self._last_flush = clock.monotonic()
@@ -257,10 +261,14 @@ class TrajectoryWriter:
                     reason = f"Writing said: {error}"
                     raise self._lost(reason, "a file that takes the next frames") from error
         except InputError:
-            leave_files_open()
-            lead_nowhere(self.path)
-            self._broken, self._file = self._file, None  # never closed
+            self._abandon()
             raise
+
+    def _abandon(self) -> None:
+        """Leave the file as it is, never closed: as it would be had the program been killed."""
+        leave_files_open()
+        lead_nowhere(self.path)
+        self._broken, self._file = self._file, None
 
     def _require_room(self, size: int) -> None:
         try:
