@@ -696,6 +696,9 @@ def _opened(
                 allowed = "a Trajectory that holds 'spin' or 'spin_bits'"
                 raise InputError("initial", found, allowed, "Save with --spins or --spin-bits.")
             data = file[name]
+            if data.ndim not in (3, 4):
+                allowed = f"{name} over time, y and x, perhaps members, not {data.ndim} dimensions"
+                raise InputError("initial", str(path), allowed, "Check the file.")
             *shape, last = data.shape[-2:]
             _require_shape(path, (*shape, last * (8 if name == "spin_bits" else 1)), block)
             count = data.shape[1] if data.ndim == 4 else 0

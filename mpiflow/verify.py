@@ -23,7 +23,7 @@ import os
 import re
 import time as clock
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -433,24 +433,30 @@ class _Values:
 
     def _states(self) -> None:
         """What only impossible states have."""
-        one_law = "segments_json" not in self.file.attrs  # else options changed on the way
-        sites, flips = getattr(self, "sites", 0), self._series("flips")
-        laws: list[possible.Laws] = []
         if self.spins is not None and self.bonds is not None:
-            laws.append(possible.of_spins(self.spins, self.bonds, sites))
-        energy = self._series("energy")
-        if self.system == "kac" and one_law and self.spins is not None and energy is not None:
-            m = self.spins / sites
-            laws.append(possible.of_kac(energy, m, self.bonds, self.config, sites))
-        if self.laws and one_law and flips is not None:
-            times = self.file["time"][: self.frames]
-            laws.append(possible.of_flips(flips, times, self.system, self.config, sites))
-        for good, what in itertools.chain(*laws):
-            self._equal(good, np.ones(good.shape, bool), what)
+            for good, what in possible.of_spins(self.spins, self.bonds, self.sites):
+                self._equal(good, np.ones(good.shape, bool), what)
+        for part in self.parts if self.laws else ():
+            here = slice(part.frames.start, part.frames.stop)
+            for good, what in self._laws_of_part(here, part.config):
+                same = np.ones((self.frames, *good.shape[1:]), bool)
+                same[here] = good
+                self._equal(same, np.ones_like(same), what)
         for name in ("prey", "predator") if self.system == "predator-prey" else ():
             means = self._series(name)
             for good, what in () if means is None else possible.of_lines(means):
                 self._equal(good, np.ones(good.shape, bool), f"{name} {what}")
+
+    def _laws_of_part(self, here: slice, config: Mapping[str, Any]) -> possible.Laws:
+        """What the options of a part of the run say about its frames."""
+        energy, flips, sites = self._series("energy"), self._series("flips"), self.sites
+        if self.system == "kac" and self.spins is not None and energy is not None:
+            bonds = None if self.bonds is None else self.bonds[here]
+            m = self.spins[here] / sites
+            yield from possible.of_kac(energy[here], m, bonds, config, sites)
+        if flips is not None:
+            times = self.file["time"][: self.frames][here]
+            yield from possible.of_flips(flips[here], times, self.system, config, sites)
 
     def _read(self, name: str, dataset: h5py.Dataset) -> None:
         if _is_text(dataset):

@@ -437,7 +437,7 @@ def spoil(path: Path, how: str) -> None:
     elif how == "shape":
         write(path, a_state((8, 6)))
     elif how == "dimensions":
-        write(path, good[None])
+        write(path, good[None, None] if path.suffix == ".h5" else good[None])
     elif how == "no spin":
         with h5py.File(path, "w") as file:
             file["magnetization"] = np.zeros(3)

@@ -217,7 +217,7 @@ def test_a_file_that_is_open_elsewhere_or_was_left_open(run: Path, tmp_path: Pat
     with Trajectory(run) as again:
         assert len(again) == 9
         assert again.attributes["note"] == 1
-    invoke(start.split())
+    invoke(start)
 
 
 def test_readers_do_not_mind_locks(origin: Path) -> None:

@@ -753,10 +753,10 @@ def test_unusable_files(finished, tmp_path):
     for path, message in [
         (tmp_path / "none.h5", "an existing trajectory"),
         (tmp_path, "an existing trajectory"),
-        (text, "corrupt"),
+        (text, "It is text, and begins with 'time,magnetization'"),
         (empty, "corrupt"),
         (short, "corrupt"),
-        (foreign, "no schema_version"),
+        (foreign, "of another program; it holds magnetization"),
         (newer, "update mpiflow"),
     ]:
         with pytest.raises(InputError, match=message) as caught:

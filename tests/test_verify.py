@@ -267,6 +267,31 @@ def test_wrong_values_are_corrupt(kind: str, runs: Path, tmp_path: Path) -> None
     assert message in text
 
 
+def test_each_part_of_a_run_has_its_law(runs: Path, tmp_path: Path) -> None:
+    """Of the second one, in a field of 1, energies are good that those of the first are not."""
+
+    def parted(data: dict[str, Any]) -> None:
+        config = json.loads(data["attributes"]["config_json"])
+        times, every = data["time"], config["save_every"]
+        parts = [
+            {"frame": n, "time": float(times[max(0, n - 1)]), "save_every": every, "unit": "time",
+             "config": config | {"field": field}}
+            for n, field in ((0, 0.0), (10, 1.0))
+        ]  # fmt: skip
+        data["attributes"]["segments_json"] = json.dumps(parts)
+        data["magnetization"][10:], data["domain_wall_density"][10:] = 1.0, 0.0
+        data["coarse_magnetization"][10:], data["energy"][10:] = 1.0, -1.5
+
+    def wrong(data: dict[str, Any]) -> None:
+        parted(data)
+        data["energy"][14] = -1.6
+
+    good = altered(runs / "kac.h5", tmp_path / "good.h5", parted)
+    assert good == "good, 21 frames to time 2, without checksums"
+    text = altered(runs / "kac.h5", tmp_path / "wrong.h5", wrong)
+    assert text == "corrupt: frame 14: energy is out of range"
+
+
 def test_possible_values() -> None:
     """Bounds are met by spins at them, and by random ones; the energy of gamma = 0 follows."""
     up = np.ones((6, 8), int)
