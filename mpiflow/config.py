@@ -252,6 +252,9 @@ class RunConfig(Config):
     ) -> None:
         """Neither endless nor absurd: frames, checkpoints, and steps of the option ``step``."""
         Schedule.of(0.0, end, every, unit)
+        if every > end * (1 + 1e-9):  # in Python it may be meant, here mostly a unit is wrong
+            allowed = f"at most the {unit} of the run, {end:g}"
+            raise InputError("save_every", every, allowed, f"Use {end:g} for first and last.")
         if self.checkpoint_every is not None:
             require_few(
                 "checkpoint_every", self.checkpoint_every, end, MOST_CHECKPOINTS, "checkpoints"

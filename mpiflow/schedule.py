@@ -118,17 +118,14 @@ class Schedule:
 
     @classmethod
     def of(cls, start: float, duration: float, every: float, unit: str = "time") -> Schedule:
-        """A schedule that is neither endless nor without a frame on its way.
+        """A schedule that is not endless; of an interval beyond the end, the first and last frame.
 
         Raises
         ------
-        InputError : a number is not above 0, or frames are too many, too close or too far apart
+        InputError : a number makes no sense, or frames are too many or too close
         """
-        if not (math.isfinite(duration) and duration > 0):
-            raise InputError(unit, duration, "a finite number above 0", "Try 10.")
-        if every > duration * (1 + 1e-9):
-            allowed = f"at most the {unit} of the run, {duration:g}"
-            raise InputError("save_every", every, allowed, "Leave it out for 100 frames.")
+        if not (math.isfinite(duration) and duration >= 0):
+            raise InputError(unit, duration, "a finite number, 0 or more", "Try 10.")
         schedule = cls(start, after(start, 1, duration), every)
         schedule.check()
         return schedule

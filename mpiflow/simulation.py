@@ -19,7 +19,7 @@ from mpiflow.lattice import Lattice, Layout, Shape, split
 from mpiflow.noise import BIT_RNG, RNG
 from mpiflow.packed import BAND, WORD_SITES, PackedBlock, fits
 from mpiflow.parallel import arrival, local_rank
-from mpiflow.schedule import MOST_STEPS, Clock, Number, Schedule, State, require_few
+from mpiflow.schedule import MOST_STEPS, Clock, Number, Schedule, State
 from mpiflow.solvers.nfold import NFold
 from mpiflow.solvers.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
 from mpiflow.solvers.tiled import LONG_WINDOW, LONG_WINDOW_ERROR, TiledNFold
@@ -159,7 +159,9 @@ class SpinSimulation(Guarded):
             raise InputError(name, duration, "a finite number, 0 or more", "Try 10.")
         if duration == 0:
             return 0
-        require_few("the time step", step, duration, MOST_STEPS, "steps")
+        if duration > MOST_STEPS * step:
+            allowed = f"at most {MOST_STEPS:.0e} steps of {step:g}"
+            raise InputError(name, duration, allowed, "Take a longer step.")
         steps = round(duration / step)
         rounding = 1e-12 * self.time  # of a difference of two late times
         if steps < 1 or not math.isclose(steps * step, duration, rel_tol=1e-9, abs_tol=rounding):

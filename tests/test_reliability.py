@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import reliability
@@ -177,21 +176,26 @@ def test_nohup_stays():
 
 def test_walltime_then_the_same_command_again(tmp_path, mpirun: MpiRun):
     options = (
-        "simulate ising --size 128 --temperature 2.3 --dt 0.5 --time 60000 --save-every 2000 "
-        "--seed 2 --resume --quiet"
+        "simulate ising --size 128 --temperature 2.3 --dt 0.5 --time 400000 --save-every 2000 "
+        "--seed 2 --resume --quiet --out"
     ).split()
-    out = str(tmp_path / "run.h5")
-    codes = []
-    for walltime in ("2.2", "3.0", "100"):
-        ranks = 1 if walltime != "3.0" else 2
-        done = mpirun(ranks, "mpiflow", *options, "--out", out, "--walltime", walltime, check=False)
-        codes.append(done.returncode)
-        if done.returncode == 75:
-            assert "walltime: stopped at time" in done.stderr
-    assert codes[-1] == 0
-    assert 75 in codes[:2]
-    mpirun(1, "mpiflow", *options, "--out", str(tmp_path / "whole.h5"))
-    assert reliability.same(tmp_path / "whole.h5", Path(out))
+    whole, out = tmp_path / "whole.h5", tmp_path / "run.h5"
+    mpirun(1, "mpiflow", *options, tmp_path / "short.h5", "--time", "2000")  # compiles
+    began = time.monotonic()
+    mpirun(1, "mpiflow", *options, whole)
+    walltime = 0.4 * (time.monotonic() - began)
+
+    def again(ranks: int, walltime: float) -> subprocess.CompletedProcess[str]:
+        limit = ("--walltime", str(walltime))
+        return mpirun(ranks, "mpiflow", *options, out, *limit, check=False)
+
+    while "stopped before its first steps" in (done := again(1, walltime)).stderr:
+        walltime *= 1.3  # a slow or busy machine was still starting
+    assert done.returncode == 75
+    assert "walltime: stopped at time" in done.stderr
+    assert again(2, 2 * walltime).returncode in (0, 75)
+    assert again(1, 100).returncode == 0
+    assert reliability.same(whole, out)
 
 
 def test_a_killed_rank_ends_the_job_and_is_named(tmp_path):
