@@ -38,7 +38,7 @@ test-serial: setup ## the whole suite on one rank, two processes side by side
 	$(ONE_THREAD) timeout -k 10 1800 $(PYTEST) -q -n 2 --dist worksteal
 
 test-cudasim: setup ## kernels in the CUDA simulator
-	NUMBA_ENABLE_CUDASIM=1 timeout -k 10 900 $(PYTEST) -q -m kernel
+	NUMBA_ENABLE_CUDASIM=1 timeout -k 10 900 $(PYTEST) -q -m kernel -n 2 --dist worksteal
 
 # Ranks above 0 report to test-logs/. timeout is the last guard should the ones in the suite fail.
 test-mpi-2 test-mpi-4: test-mpi-%: setup ## the tests marked mpi on 2 (4) ranks

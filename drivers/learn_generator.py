@@ -474,7 +474,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.end = END
     if options.smoke:
-        options.gammas, options.kernels, options.noise = [8.0], ["radial"], [0.0, 0.05]
+        options.gammas, options.kernels, options.noise = [8.0], ["radial"], [0.05]
         options.points = options.micro_points = 16
         options.runs = options.micro_runs = 12
         options.degree, options.epochs, options.rounds = 3, 2, 1

@@ -224,7 +224,8 @@ class Study:
         for name, gap in gaps.items():
             self.add(f"{title}: largest difference of {name}", gap, None, 0.0)
         name = f"case_h{field:g}_T{temperature:g}_gamma{1 / width:g}.png"
-        field_figure(self.out / name, self.times, data, pde, title=title)
+        if name in self.options.pictures or not self.options.pictures:
+            field_figure(self.out / name, self.times, data, pde, title=title)
 
     def large_numbers(self) -> None:
         """The difference to the equation against L: theory says 1 / L, as 1 / sqrt(spins)."""
@@ -312,7 +313,9 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.blocks, options.grid, options.time = BLOCKS, GRID, TIME
     options.local_grid = 1024
+    options.pictures = []  # of all cases
     if options.smoke:
+        options.pictures = ["case_h1_T4_gamma32.png"]
         options.size, options.sizes, options.runs = 128, [128, 256], 2
         options.blocks, options.grid, options.time = 16, 64, 0.5
         options.local_grid = 256

@@ -83,7 +83,7 @@ ENTRIES = {
     "window_bias": 8,
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
-    "learn_generator": 33,
+    "learn_generator": 24,
     "curie_weiss": 3 * 6 + 1,
     "linear_chain": 6,
     "onsagerflow_learn": 4 * 5 + 8 + 3 * 4,

@@ -54,22 +54,22 @@ CONSTANT = barriers.constant([1.0, 1.0, 1.0])
 SPINS: dict[str, Callable[[MPI.Intracomm], SpinSimulation]] = {
     "plain": lambda comm: Simulation(HOT, 16, kernel="plain", comm=comm),
     "packed": lambda comm: Simulation(HOT, (64, 128), comm=comm),
-    "packed members": lambda comm: Simulation(HOT, (8, 128), members=3, comm=comm),
-    "sliced": lambda comm: Simulation(HOT, 8, members=3, comm=comm),
+    "packed members": lambda comm: Simulation(HOT, (8, 128), members=5, comm=comm),
+    "sliced": lambda comm: Simulation(HOT, 8, members=5, comm=comm),
     "sweeps": lambda comm: Simulation(HOT, 16, dt=np.inf, comm=comm),
-    "n-fold": lambda comm: Simulation(HOT, 8, solver="nfold", members=3, comm=comm),
+    "n-fold": lambda comm: Simulation(HOT, 8, solver="nfold", members=5, comm=comm),
     "tiled": lambda comm: Simulation(HOT, 32, solver="tiled-nfold", tile=4, comm=comm),
-    "kac": lambda comm: KacSimulation(SOFT, 24, members=3, comm=comm),
-    "kac midpoint": lambda comm: KacSimulation(SOFT, 24, solver="midpoint", members=3, comm=comm),
-    "kac leap": lambda comm: KacSimulation(SOFT, 24, solver="tau-leap", members=3, comm=comm),
-    "kac exact": lambda comm: KacSimulation(SOFT, 24, solver="gillespie", members=3, comm=comm),
+    "kac": lambda comm: KacSimulation(SOFT, 24, members=5, comm=comm),
+    "kac midpoint": lambda comm: KacSimulation(SOFT, 24, solver="midpoint", members=5, comm=comm),
+    "kac leap": lambda comm: KacSimulation(SOFT, 24, solver="tau-leap", members=5, comm=comm),
+    "kac exact": lambda comm: KacSimulation(SOFT, 24, solver="gillespie", members=5, comm=comm),
     "kac slabs": lambda comm: KacSimulation(SOFT, 24, comm=comm),
     "kac eps": lambda comm: KacSimulation(SOFT, 24, solver="tau-leap", eps=0.1, comm=comm),
 }
 
 
 def alloy(comm: MPI.Intracomm, solver: str) -> AlloySimulation:
-    given: dict[str, Any] = {"tile": 6, "window": 1e-9} if solver == "tiled" else {"members": 2}
+    given: dict[str, Any] = {"tile": 6, "window": 1e-9} if solver == "tiled" else {"members": 5}
     return AlloySimulation(ALLOY, CONSTANT, 12, solver=solver, comm=comm, **given)  # type: ignore[arg-type]
 
 
@@ -145,8 +145,8 @@ def test_no_species_no_simulation(solver: str, comm: MPI.Intracomm, mpi_tmp_path
 
 @pytest.mark.mpi
 def test_no_displacements_nor_prey_no_simulation(comm: MPI.Intracomm) -> None:
-    chain = ChainSimulation(LinearChain(6), members=2, comm=comm)
-    line = PredatorPreySimulation(PredatorPrey(10), members=2, comm=comm)
+    chain = ChainSimulation(LinearChain(6), members=5, comm=comm)
+    line = PredatorPreySimulation(PredatorPrey(10), members=5, comm=comm)
     refused(
         lambda: chain.advance(1),
         chain.mean_displacement,
