@@ -208,7 +208,8 @@ class StochasticField:
         """Numbers of spins that are up, whose sum is right in the whole field. Collective."""
         exact = (m + 1) * (self.spins / 2)
         low = np.floor(np.round(exact, 9))
-        rest = np.rint(np.clip(exact - low, 0, 1) * 2**32).astype(np.int64).reshape(len(m), -1)
+        rest = np.rint(np.clip(exact - low, 0, 1) * 2**32).astype(np.int64)
+        rest = rest.reshape(len(m), math.prod(m.shape[1:]))  # a rank may have no member
         ends = np.cumsum(rest, axis=1) + 2**31
         if self._cut:  # integers: the same on any number of ranks
             ends += self.slabs.before(int(rest.sum()))

@@ -306,7 +306,7 @@ def simulate_truth(
                 columns = [scalars[name] for name in order] + _closures(sim.spins(), encoders)
                 values[:, i] = np.column_stack(columns)
                 progress.update(float(time), magnetization=float(frame.magnetization.mean()))
-        gathered = gather_records(values.reshape(len(values), -1), comm)
+        gathered = gather_records(values.reshape(len(values), len(times) * width), comm)
         if gathered is None:
             return None
         return {"table": np.moveaxis(gathered.reshape(-1, len(times), width), 0, 1)}
