@@ -189,6 +189,10 @@ def killed(command: list[str], rng: random.Random, longest: float) -> list[tuple
         if len(words) == 2 and line.endswith("\n") and words[0] in ("frames", "checkpoint"):
             told.append((words[0], words[1]))
     process.wait()
+    # Ranks are in groups of their own, and end once they miss mpirun: they may still write.
+    left = ["pgrep", "-f", f"--out {command[command.index('--out') + 1]}"]
+    while subprocess.run(left, stdout=subprocess.DEVNULL).returncode == 0:
+        time.sleep(0.02)
     return told
 
 
