@@ -12,27 +12,14 @@ from mpiflow import checkpoint
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.config import IsingConfig, RunConfig
 from mpiflow.ensemble_config import (
-    ChainConfig,
-    CurieWeissConfig,
     EnsembleConfig,
-    PredatorPreyConfig,
 )
 from mpiflow.errors import InputError
 from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
 from mpiflow.parallel import agreed
+from mpiflow.plan import SYSTEMS
 from mpiflow.trajectory import Trajectory
-
-#: Configurations by what ``system`` says.
-_SYSTEMS: dict[str, type[RunConfig]] = {
-    "ising": IsingConfig,
-    "kac": KacConfig,
-    "alloy": AlloyConfig,
-    "onsagerflow": FieldConfig,
-    "linear-chain": ChainConfig,
-    "curie-weiss": CurieWeissConfig,
-    "predator-prey": PredatorPreyConfig,
-}
 
 
 def resume(
@@ -82,10 +69,10 @@ def resume(
 def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run from the one in its file, with changes."""
     system = stored.get("system")
-    if system not in _SYSTEMS or "out" not in stored:
+    if system not in SYSTEMS or "out" not in stored:
         remedy = "A run that Python made goes on in Python: see record(point=...)."
         raise InputError("file", str(out), "a run of mpiflow simulate or predict", remedy)
-    model = _SYSTEMS[str(system)]
+    model = SYSTEMS[str(system)]
     values = {**stored, "overwrite": False, **changes, "out": out, "resume": True}
     if "time" in changes and stored.get("hops") is not None:
         raise InputError("time", changes["time"], "hops", "The run counts hops: give --hops.")
