@@ -23,7 +23,7 @@ from mpiflow.lattice import Lattice, Shape
 from mpiflow.moments import Moment
 from mpiflow.noise import RNG
 from mpiflow.parallel import agreed
-from mpiflow.schedule import Clock, Schedule, State
+from mpiflow.schedule import Clock, Number, Schedule, State
 from mpiflow.stochastic_field import FieldSample, StochasticField
 from mpiflow.trajectory import Trajectory
 
@@ -94,12 +94,12 @@ class FieldSimulation:
 
     @property
     def time(self) -> float:
-        """In attempts per spin."""
+        """Of the whole steps that were made, in attempts per spin."""
         return self.clock.time(self.field.step)
 
     @property
     def grain(self) -> float:
-        """It can be interrupted after whole steps."""
+        """Frames are due after whole steps."""
         return self.field.dt
 
     @property
@@ -160,6 +160,23 @@ class FieldSimulation:
             warnings.simplefilter("ignore", UserWarning)
             self.field.advance(self.clock.step(time) - self.field.step)
 
+    def advance_some(self, time: float, most: int, target: float) -> int:
+        """Advance towards a time by at most so many inner steps, and say how many. Collective.
+
+        A step may be made of thousands: it can be interrupted between any two of them.
+
+        Parameters
+        ----------
+        time : some whole steps before ``target``, or inside of a step, which is then ended
+        target : when the next frame is due
+        """
+        field = self.field
+        ahead = math.ceil((time - self.time) / field.dt * (1 - 1e-9))
+        steps = min(max(1, ahead), self.clock.step(target) - field.step)
+        made = min(most, field.parts - field.begun + (steps - 1) * field.inner)
+        field.advance_some(made)
+        return made
+
     def measure(self) -> FieldSample:
         """Observables of the present state. Collective."""
         return replace(self.field.measure(), time=self.time)
@@ -175,12 +192,20 @@ class FieldSimulation:
     def state_of(self) -> State:
         """What, with the state of :attr:`block`, the run goes on from."""
         self.field.require_state()
-        return State({"time": self.time, "step": self.field.step, **self.clock.numbers()})
+        numbers: dict[str, Number] = {"time": self.time, "step": self.field.step}
+        numbers |= {"begun": self.field.begun, "parts": self.field.parts, **self.clock.numbers()}
+        return State(numbers)
 
     def restore(self, state: State) -> None:
         """Go on from such a state; that of :attr:`block` is there already."""
-        self.field.step = int(state.numbers["step"])
-        self.clock = Clock.restored(state.numbers, self.field.dt)
+        numbers, field = dict(state.numbers), self.field
+        step, begun = int(numbers["step"]), int(numbers.get("begun", 0))
+        parts, dt = int(numbers.get("parts", 1)), float(numbers.get("clock_dt", field.dt))
+        if begun and dt != field.dt:  # steps of the new length begin here, inside of an old one
+            numbers |= {"time": float(numbers["time"]) + begun * dt / parts, "step": step + 1}
+            step, begun = step + 1, 0
+        field.go_on(step, begun, parts)
+        self.clock = Clock.restored(numbers, field.dt)
 
     # -- the beginning -----------------------------------------------------------------------
 

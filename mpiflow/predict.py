@@ -60,7 +60,7 @@ def predict(
         checkpoint.load(point, sim)
     sim.field.require_state()
     follow(
-        Walk(sim, schedule, lambda: sim.time, sim.advance_to, sim.grain),
+        Walk(sim, schedule, lambda: sim.time, sim.advance_to, sim.grain, some=sim.advance_some),
         _content(sim, attributes, dict.fromkeys(str(w.message) for w in caught), config.quiet),
         config.out,
         facts=facts,

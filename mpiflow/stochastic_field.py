@@ -89,6 +89,8 @@ class StochasticField:
     step : steps made
     own : J_0, the coupling of a block to itself
     inner : inner steps that a step is made of, see the module
+    begun : inner steps made of the step that is under way, 0 if there is none
+    parts : inner steps of the step that is under way, or of the next
     outside : values of m that were beyond the range of the law at the end of an ``advance``
 
     Raises
@@ -142,7 +144,8 @@ class StochasticField:
                 else Flipping(quiet, self.spins, self.own)
             )
         self.inner = self._inner_steps()
-        self.step, self.outside = 0, 0
+        self.step, self.begun, self.outside = 0, 0, 0
+        self._parts = 1
         self.state = self._motion.state(np.zeros(self.local))
         self.state[...] = np.nan if self.state.dtype.kind == "f" else -1  # not set yet
 
@@ -174,6 +177,11 @@ class StochasticField:
         return after(0.0, self.step, self.dt)
 
     @property
+    def parts(self) -> int:
+        """See the class."""
+        return self._parts if self.begun else self.inner
+
+    @property
     def m(self) -> np.ndarray:
         """Block means, (B, n, nx) float64, to be read: :meth:`set` sets them."""
         self._check_state()
@@ -202,7 +210,7 @@ class StochasticField:
         m = np.broadcast_to(m, self.local)
         flips = isinstance(self._motion, Flipping)
         self.state = self._to_spins(m) if flips else self._motion.state(m)
-        self.step = 0
+        self.step, self.begun = 0, 0
 
     def _to_spins(self, m: np.ndarray) -> np.ndarray:
         """Numbers of spins that are up, whose sum is right in the whole field. Collective."""
@@ -271,17 +279,31 @@ class StochasticField:
     # -- time --------------------------------------------------------------------------------
 
     def advance(self, steps: int) -> None:
-        """Make steps of length dt."""
-        self.require_state()
-        members = self.numbers.astype(np.uint64)
+        """Make steps of length dt; the first one ends a step that is under way."""
         for _ in range(steps):
-            for inner in range(self.inner):
-                # Another dt later on never asks for the same noise again.
-                half = np.uint64(2 * self.step | inner << INNER_BIT)
-                noise = self._key, members, half, self._top
-                self._motion.step(self.state, self._drive, self.dt / self.inner, noise)
-            self.step += 1
+            self.advance_some(self.parts - self.begun)
         self._count_outside()
+
+    def advance_some(self, inner: int) -> None:
+        """Make inner steps: the work of a step may take minutes."""
+        self.require_state()
+        self._parts, members = self.parts, self.numbers.astype(np.uint64)
+        for _ in range(inner):
+            # Another dt later on never asks for the same noise again.
+            half = np.uint64(2 * self.step | self.begun << INNER_BIT)
+            noise = self._key, members, half, self._top
+            self._motion.step(self.state, self._drive, self.dt / self.parts, noise)
+            self.begun += 1
+            if self.begun == self.parts:
+                self.step, self.begun, self._parts = self.step + 1, 0, self.inner
+
+    def go_on(self, step: int, begun: int = 0, parts: int = 1) -> None:
+        """Go on in a step that had so many inner steps, of which some were made.
+
+        With a law that needs more of them than the step had, the others are cut finer.
+        """
+        finer = 1 if begun == 0 or parts >= self.inner else -(-self.inner // parts)
+        self.step, self.begun, self._parts = step, begun * finer, parts * finer
 
     def run(self, times: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
         """States at times from now on, which are multiples of dt.

@@ -231,8 +231,14 @@ class Interrupted(Watch):
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     "options",
-    [{}, {"structure": "langevin", "dt": 0.1}, {"members": 3}, {"size": "8x24"}],
-    ids=["cosh", "langevin", "members", "two rows"],
+    [
+        {},
+        {"structure": "langevin", "dt": 0.1},
+        {"structure": "langevin", "dt": 0.5, "time": 1.5},
+        {"members": 3},
+        {"size": "8x24"},
+    ],
+    ids=["cosh", "langevin", "inner steps", "members", "two rows"],
 )
 def test_stopped_anywhere_it_goes_on_with_the_same_bits(
     options: dict[str, Any],
@@ -273,6 +279,29 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(
     resume(parts.out, comm, {"time": 4, "quiet": True})
     with Trajectory(parts.out) as run:
         assert run["time"].tolist() == [0.5 * i for i in range(9)]
+
+
+def test_it_stops_inside_of_a_step(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """A step of thousands of inner ones may take minutes. Another dt holds from there on."""
+    monkeypatch.setattr(recording, "Watch", Interrupted)
+    given = GOOD | {"structure": "langevin", "dt": 0.5, "model": model}
+    for name, dt in (("same", 0.5), ("other", 0.25)):
+        config = FieldConfig(**given, out=tmp_path / f"{name}.h5")
+        Interrupted.left = 4
+        with pytest.raises(Stopped):
+            predict(config, MPI.COMM_SELF)
+        point = checkpoint.newest(config.out, MPI.COMM_SELF)
+        assert point is not None
+        assert point.numbers["frames"] == 1
+        assert 0 < point.numbers["begun"] == 4 < point.numbers["parts"]
+        here = 4 * 0.5 / point.numbers["parts"]
+        Interrupted.left = 10**9
+        end = 3.0 if dt == 0.5 else here + 2.0
+        resume(config.out, MPI.COMM_SELF, {"dt": dt, "time": end, "quiet": True})
+        with Trajectory(config.out) as run:
+            assert run["time"][-1] == pytest.approx(end, rel=1e-12)
+            times = run["time"][1:]
+            assert times == pytest.approx(times[0] + 0.5 * np.arange(len(times)), rel=1e-12)
 
 
 def test_time_goes_on_with_another_step(model: Path, tmp_path: Path) -> None:

@@ -645,6 +645,37 @@ def test_steps_may_be_cut_anywhere(structure: Structure) -> None:
     assert np.abs(once.m - 0.3).max() < 0.1 / 16 * 20
 
 
+@BOTH
+def test_a_step_may_be_cut_between_its_inner_ones(structure: Structure) -> None:
+    """And goes on in finer ones where the law has become stiffer; their noise is fresh."""
+
+    def made(coupling: float, step: int = 0, begun: int = 0, parts: int = 1) -> StochasticField:
+        field = StochasticField(
+            bent(structure), coupling * np.ones((4, 3)), (4, 4), block=4, dt=0.9, comm=SELF
+        )
+        field.set(0.3)
+        field.go_on(step, begun, parts)
+        return field
+
+    once, cut = made(1.0), made(1.0)
+    assert once.inner > 3
+    once.advance(2)
+    for _ in range(2 * once.inner):
+        later = made(1.0, cut.step, cut.begun, cut.parts)
+        later.state = cut.state.copy()
+        later.advance_some(1)
+        cut = later
+    assert (cut.step, cut.begun) == (2, 0)
+    assert np.array_equal(once.m, cut.m)
+    stiff = made(3.0, 5, 2, once.inner)
+    assert stiff.inner > once.inner
+    assert stiff.parts % once.inner == 0
+    assert stiff.parts >= stiff.inner
+    assert stiff.begun / stiff.parts == 2 / once.inner
+    stiff.advance(2)
+    assert (stiff.step, stiff.begun, stiff.parts) == (7, 0, stiff.inner)
+
+
 # -- range and bad input ---------------------------------------------------------------------
 
 
