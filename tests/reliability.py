@@ -190,7 +190,7 @@ def killed(command: list[str], rng: random.Random, longest: float) -> list[tuple
             told.append((words[0], words[1]))
     process.wait()
     # Ranks are in groups of their own, and end once they miss mpirun: they may still write.
-    left = ["pgrep", "-f", f"--out {command[command.index('--out') + 1]}"]
+    left = ["pgrep", "-f", "--", f"--out {command[command.index('--out') + 1]}"]
     while subprocess.run(left, stdout=subprocess.DEVNULL).returncode == 0:
         time.sleep(0.02)
     return told
