@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from mpiflow import inputs
-from mpiflow.config import FRAMES, StartConfig, did_you_mean, idle, option
+from mpiflow.config import FRAMES, StartConfig, idle, option
 from mpiflow.errors import InputError
 from mpiflow.schedule import spacing
 from mpiflow.systems.alloy import ELEMENTS, Alloy
@@ -35,6 +35,7 @@ class AlloyConfig(StartConfig):
     """``mpiflow simulate alloy``: what to simulate, and what to save of it."""
 
     system: Literal["alloy"] = "alloy"
+    kinds: ClassVar[tuple[str, ...]] = ("random",)
 
     cells: Three = option(
         ...,
@@ -158,8 +159,8 @@ class AlloyConfig(StartConfig):
 
     def files(self) -> dict[str, tuple[Path, ...]]:
         """The barriers, unless they come with mpiflow, and the initial state."""
-        named = {"barriers": (self.barriers, "default"), "initial": (self.initial, "random")}
-        return {name: (Path(path),) for name, (path, none) in named.items() if path != none}
+        barriers = {} if self.barriers == "default" else {"barriers": (Path(self.barriers),)}
+        return barriers | super().files()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -185,21 +186,11 @@ class AlloyConfig(StartConfig):
             raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
         if self.barriers != "default":
             self.__dict__["barriers"] = inputs.absolute(self.barriers)
-        if self.initial != "random":
-            self.__dict__["initial"] = inputs.absolute(self.initial)
-            # A run that goes on may not need it any more.
-            if not self.resume and not Path(self.initial).is_file():
-                raise InputError(
-                    "initial",
-                    self.initial,
-                    "random, or the path of an existing file",
-                    did_you_mean(self.initial, ["random"]) or "Check the path.",
-                )
-            if self.composition is not None:
-                raise idle("composition", self.composition, "with an initial file, which has one")
-        else:
+        self._check_file(frames_too=True)
+        if self.initial == "random":
             self._fill("vacancies", 1)
-        self._check_moment(frames_too=True)
+        elif self.composition is not None:
+            raise idle("composition", self.composition, "with an initial file, which has one")
         return self
 
     def _check_hops(self, hops: int) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from datetime import time as clock_time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -40,8 +40,6 @@ if TYPE_CHECKING:  # it imports h5py: not for the sake of --help
 #: Frames saved by default.
 FRAMES = 100
 _NO_TABLES = "A file of options has no tables: leave this line out, and keep what is below it."
-#: Initial states that come from no file.
-_KINDS = ("shuffled", "random", "up", "gaussian")
 
 
 def option(
@@ -265,7 +263,14 @@ class RunConfig(Config):
 
 
 class StartConfig(RunConfig):
-    """Options of systems that may start from the file of another run."""
+    """Options of systems that may start from the file of another run.
+
+    Attributes
+    ----------
+    kinds : values of :attr:`initial` that name no file
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ()
 
     if TYPE_CHECKING:  # each has its own
         initial: str
@@ -298,15 +303,33 @@ class StartConfig(RunConfig):
 
         return Moment(self.initial_frame, self.initial_time, self.initial_member)
 
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """The initial state."""
+        return {} if self.initial in self.kinds else {"initial": (Path(self.initial),)}
+
     def start(self) -> dict[str, Any]:
         """:attr:`moment` in numbers from 0, for an initial file that has frames and members."""
         from mpiflow.moments import is_run
 
-        if not is_run(Path(self.initial)):
+        if "initial" not in self.files() or not is_run(Path(self.initial)):
             return {}
         return {**self.moment.settled(Path(self.initial)), "initial_time": None}
 
-    def _check_moment(self, frames_too: bool = False) -> None:
+    def _check_file(self, frames_too: bool = False) -> None:
+        """An initial file is there, by its absolute path, and has what is chosen from it."""
+        if "initial" in self.files():
+            self.__dict__["initial"] = inputs.absolute(self.initial)
+            # A run that goes on may not need it any more.
+            if not self.resume and not Path(self.initial).is_file():
+                raise InputError(
+                    "initial",
+                    self.initial,
+                    f"{', '.join(self.kinds)}, or the path of an existing file",
+                    did_you_mean(self.initial, self.kinds) or "Check the path.",
+                )
+        self._check_moment(frames_too)
+
+    def _check_moment(self, frames_too: bool) -> None:
         """Only the file of a run has times and members; ``frames_too`` of another has frames."""
         from mpiflow.moments import is_run
 
@@ -328,6 +351,8 @@ class StartConfig(RunConfig):
 
 class SpinConfig(StartConfig):
     """Options of all systems of spins on a square lattice."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("shuffled", "random", "up", "gaussian")
 
     size: Sides = option(
         ...,
@@ -402,12 +427,7 @@ class SpinConfig(StartConfig):
         remedy="Try 8.",
     )
 
-    def files(self) -> dict[str, tuple[Path, ...]]:
-        """The initial state."""
-        return {} if self.initial in _KINDS else {"initial": (Path(self.initial),)}
-
     def _check_initial(self) -> None:
-        names = _KINDS
         if self.initial in ("shuffled", "random", "gaussian"):
             if self.initial == "gaussian":
                 self._fill("correlation_length", 8.0)
@@ -423,19 +443,7 @@ class SpinConfig(StartConfig):
                 self.correlation_length,
                 f"with initial {self.initial}; gaussian has one",
             )
-        if self.initial in names:
-            self._check_moment()
-            return
-        self.__dict__["initial"] = inputs.absolute(self.initial)
-        # A run that goes on may not need it any more.
-        if not self.resume and not Path(self.initial).is_file():
-            raise InputError(
-                "initial",
-                self.initial,
-                f"{', '.join(names)}, or the path of an existing file",
-                did_you_mean(self.initial, names) or "Check the path.",
-            )
-        self._check_moment()
+        self._check_file()
 
     def _check_lattice(self) -> Lattice:
         """The lattice; coarse blocks divide its sides."""

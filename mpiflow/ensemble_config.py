@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import model_validator
 from pydantic.fields import FieldInfo
 
-from mpiflow.config import FRAMES, RunConfig, Sides, idle, option
+from mpiflow.config import FRAMES, Sides, StartConfig, idle, option
 from mpiflow.errors import InputError
 from mpiflow.schedule import spacing
 
@@ -18,18 +18,20 @@ if TYPE_CHECKING:  # they compile: not for the sake of --help
     from mpiflow.systems.predator_prey import PredatorPrey
 
 
-class EnsembleConfig(RunConfig):
+class EnsembleConfig(StartConfig):
     """Options of systems that are never cut: each is whole on a rank.
 
     Attributes
     ----------
     scalars : variables of the file that are a number for each member
     profiles : those over :attr:`axis` too, which ``profile`` saves
+    states : variables of the file that make up a state
     moves : in words, how time advances
     """
 
     scalars: ClassVar[tuple[str, ...]] = ()
     profiles: ClassVar[tuple[str, ...]] = ()
+    states: ClassVar[tuple[str, ...]] = ()
     axis: ClassVar[str] = ""
     moves: ClassVar[str] = ""
 
@@ -69,6 +71,11 @@ class EnsembleConfig(RunConfig):
         raise NotImplementedError
 
     @property
+    def part(self) -> tuple[int, ...]:
+        """Sides of each of :attr:`states`."""
+        return self.shape
+
+    @property
     def step(self) -> float | None:
         """Length of a time step; None for exact events."""
         return getattr(self, "dt", None)
@@ -77,6 +84,16 @@ class EnsembleConfig(RunConfig):
     def saves_profiles(self) -> bool:
         """Whether the file holds what lies along the axis."""
         return bool(getattr(self, "profile", False))
+
+    def _check_start(self) -> None:
+        """An initial file fixes the state: the other options of the start would do nothing."""
+        self._check_file()
+        if not self.files():
+            return
+        for name in type(self).model_fields.keys() - StartConfig.model_fields.keys():
+            value = getattr(self, name)
+            if name.startswith("initial_") and value != type(self).model_fields[name].default:
+                raise idle(name, value, f"with initial {self.initial}, which fixes the state")
 
     def _check_times(self, longest: float = math.inf) -> None:
         """Steps are shorter than the ``longest``, times are whole steps, the device is ours."""
@@ -107,6 +124,8 @@ class ChainConfig(EnsembleConfig):
     system: Literal["linear-chain"] = "linear-chain"
     scalars: ClassVar[tuple[str, ...]] = ("displacement",)
     profiles: ClassVar[tuple[str, ...]] = ("displacement_profile",)
+    states: ClassVar[tuple[str, ...]] = profiles
+    kinds: ClassVar[tuple[str, ...]] = ("rest",)
     axis: ClassVar[str] = "site"
     moves: ClassVar[str] = "Euler-Maruyama"
 
@@ -149,6 +168,14 @@ class ChainConfig(EnsembleConfig):
         allowed="a number above 0 at which steps are stable",
         remedy="Try 0.01.",
     )
+    initial: str = option(
+        "rest",
+        "rest (the mean profile, or --initial-displacement), or the path of a .npy file of "
+        "displacements or of a run saved with --profile.",
+        metavar="rest|PATH",
+        allowed="rest, or the path of a file",
+        remedy="Try rest.",
+    )
     initial_displacement: float | None = option(
         None,
         "Displacement of all sites at time 0.",
@@ -162,6 +189,7 @@ class ChainConfig(EnsembleConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        self._check_start()
         self._check_times(self.chain().longest_step)
         return self
 
@@ -182,6 +210,8 @@ class CurieWeissConfig(EnsembleConfig):
 
     system: Literal["curie-weiss"] = "curie-weiss"
     scalars: ClassVar[tuple[str, ...]] = ("magnetization", "energy", "flips")
+    states: ClassVar[tuple[str, ...]] = ("magnetization",)
+    kinds: ClassVar[tuple[str, ...]] = ("uniform",)
     moves: ClassVar[str] = "exact events"
 
     size: Sides = option(
@@ -217,6 +247,14 @@ class CurieWeissConfig(EnsembleConfig):
         allowed="a finite number above 0",
         remedy="Try 1.",
     )
+    initial: str = option(
+        "uniform",
+        "uniform (--initial-magnetization), or the path of a .npy file of a magnetization or of "
+        "a run of as many spins.",
+        metavar="uniform|PATH",
+        allowed="uniform, or the path of a file",
+        remedy="Try uniform.",
+    )
     initial_magnetization: float = option(
         0.0,
         "Mean spin at time 0, to the nearest spin.",
@@ -231,6 +269,7 @@ class CurieWeissConfig(EnsembleConfig):
         from mpiflow.lattice import Lattice
 
         Lattice(self.size)
+        self._check_start()
         self._check_times()
         return self
 
@@ -238,6 +277,11 @@ class CurieWeissConfig(EnsembleConfig):
     def shape(self) -> tuple[int, ...]:
         """(LY, LX)."""
         return self.size
+
+    @property
+    def part(self) -> tuple[int, ...]:
+        """A number."""
+        return ()
 
     @property
     def sites(self) -> int:
@@ -257,6 +301,8 @@ class PredatorPreyConfig(EnsembleConfig):
     system: Literal["predator-prey"] = "predator-prey"
     scalars: ClassVar[tuple[str, ...]] = ("prey", "predator")
     profiles: ClassVar[tuple[str, ...]] = ("prey_profile", "predator_profile")
+    states: ClassVar[tuple[str, ...]] = profiles
+    kinds: ClassVar[tuple[str, ...]] = ("wave",)
     axis: ClassVar[str] = "position"
     moves: ClassVar[str] = "Euler-Maruyama"
 
@@ -310,6 +356,14 @@ class PredatorPreyConfig(EnsembleConfig):
         allowed="a number above 0 at which steps are stable",
         remedy="Try 0.01.",
     )
+    initial: str = option(
+        "wave",
+        "wave (--initial-prey, --initial-wave), or the path of a .npy file of prey and predators, "
+        "(2, cells), or of a run saved with --profile.",
+        metavar="wave|PATH",
+        allowed="wave, or the path of a file",
+        remedy="Try wave.",
+    )
     initial_prey: float = option(
         0.5,
         "Mean of the prey at time 0; the predators are what is left to 1.",
@@ -339,6 +393,7 @@ class PredatorPreyConfig(EnsembleConfig):
         if self.initial_wave > most:
             allowed = f"0 to {most:g}, the smaller of the means of prey and of predators"
             raise InputError("initial_wave", self.initial_wave, allowed, "Nobody is negative.")
+        self._check_start()
         self._check_times(min(1.0, self.line().longest_step))
         return self
 

@@ -50,7 +50,7 @@ def simulate_ensemble(
     comm = MPI.COMM_WORLD if comm is None else comm
     start = clock.monotonic()
     point, overwrite = beginning(config, comm, changed)
-    sim = build_ensemble(config, comm)
+    sim = build_ensemble(config, comm, fresh=point is None)
     facts = _facts(config, sim)
     if comm.rank == 0 and not config.quiet:
         print(f"{config.out}: {_about(config, comm)}")
@@ -84,15 +84,20 @@ def simulate_ensemble(
     return config.out
 
 
-def build_ensemble(config: EnsembleConfig, comm: MPI.Intracomm) -> Ensemble:
-    """The systems of a configuration, in their initial state. Collective."""
+def build_ensemble(config: EnsembleConfig, comm: MPI.Intracomm, fresh: bool = True) -> Ensemble:
+    """The systems of a configuration, in their initial state if ``fresh``. Collective."""
+    sim: Ensemble
     with agreed(comm):
         if isinstance(config, ChainConfig):
-            return Chains(config, comm)
-        if isinstance(config, PredatorPreyConfig):
-            return Lines(config, comm)
-        assert isinstance(config, CurieWeissConfig)  # noqa: S101 - for the type checker
-        return MeanFields(config, comm)
+            sim = Chains(config, comm)
+        elif isinstance(config, PredatorPreyConfig):
+            sim = Lines(config, comm)
+        else:
+            assert isinstance(config, CurieWeissConfig)  # noqa: S101 - for the type checker
+            sim = MeanFields(config, comm)
+        if fresh and sim.from_file:
+            sim.begin_from_file(config)
+    return sim
 
 
 def _about(config: EnsembleConfig, comm: MPI.Intracomm) -> str:

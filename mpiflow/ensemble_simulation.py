@@ -6,13 +6,18 @@ rank has to tell the others.
 
 from __future__ import annotations
 
+import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
+import h5py
 import numpy as np
 from mpi4py import MPI
 
+from mpiflow import arrays, footer
 from mpiflow.chain_simulation import ChainSimulation
 from mpiflow.ensemble_config import (
     ChainConfig,
@@ -20,12 +25,17 @@ from mpiflow.ensemble_config import (
     EnsembleConfig,
     PredatorPreyConfig,
 )
+from mpiflow.errors import InputError
 from mpiflow.lattice import Lattice, split
+from mpiflow.moments import times_of
 from mpiflow.noise import RNG
 from mpiflow.parallel import agreed, arrival
 from mpiflow.predator_prey_simulation import PredatorPreySimulation
 from mpiflow.schedule import Clock, State
 from mpiflow.solvers.mean_field import MeanField
+
+#: Numbers of an initial file that are in memory at once, about.
+VALUES = 2**22
 
 
 class Rows:
@@ -71,6 +81,7 @@ class Ensemble(ABC):
     local_members : those of this rank
     lattice, block : of what a checkpoint calls sites
     grain : it can be interrupted after whole multiples of this; 0: anywhere
+    from_file : it is to start from a file, with :meth:`begin_from_file`, not as it was made
     """
 
     rng = RNG
@@ -82,6 +93,29 @@ class Ensemble(ABC):
         self.comm, self.members = comm, config.members
         first, last = split(config.members, comm.size, comm.rank)
         self.local_members = slice(first, last) if config.members > 1 else slice(0, 1)
+        self.from_file = "initial" in config.files()
+
+    def begin_from_file(self, config: EnsembleConfig) -> None:
+        """Start from the file of a configuration. Without communication.
+
+        Raises
+        ------
+        InputError : it cannot be read, or holds no states of such systems
+        """
+        own = np.arange(self.local_members.start, self.local_members.stop)
+        for members, states in states_of_file(config, own):
+            fine = np.isfinite(states).all()
+            if allowed := self.put(members, states) if fine else "finite numbers":
+                raise InputError("initial", config.initial, allowed, "Look at the file.")
+
+    @abstractmethod
+    def put(self, members: slice, states: np.ndarray) -> str:
+        """Set some of this rank's members to finite states, as :func:`states_of_file` yields them.
+
+        Returns
+        -------
+        what states have to be, if these can be none: then nothing is set
+        """
 
     @property
     @abstractmethod
@@ -171,6 +205,10 @@ class Chains(Stepped):
 
         self.block = Rows(lambda: sim.x, store)
 
+    def put(self, members: slice, states: np.ndarray) -> str:
+        self.sim.x[members] = states[:, 0]
+        return ""
+
     def remarks(self) -> list[str]:
         """Of a mode with rate r, steps of Euler make the variance 1 / (1 - r dt / 2) times as
         large."""
@@ -214,12 +252,18 @@ class Lines(Stepped):
 
         self.block = Rows(lambda: sim.x, store)
 
+    def put(self, members: slice, states: np.ndarray) -> str:
+        if states.mean(axis=-1).min(initial=0.0) < 0:  # a cell may be, where noise has put it
+            return "means of prey and of predators of 0 or more"
+        self.sim.x[members] = states
+        return ""
+
     def remarks(self) -> list[str]:
         prey, _ = self.sim.system.start(*self.start)
         mean, wave = prey.mean(), 0.5 * np.ptp(prey)
         asked, height = self.start
         said = self._errors()
-        if not height or (prey.size > 10 and abs(mean - asked) <= 0.005 * asked):
+        if self.from_file or not height or (prey.size > 10 and abs(mean - asked) <= 0.005 * asked):
             return said
         return [
             *said,
@@ -267,8 +311,16 @@ class MeanFields(Ensemble):
         self._time = self.grain = 0.0
         self.lattice, self.block = Lattice((2,)), Rows(self._counts, self._set_counts)
 
+    def put(self, members: slice, states: np.ndarray) -> str:
+        exact = 0.5 * (1.0 + states[:, 0]) * self.sites
+        up = np.rint(exact)
+        if (abs(exact - up) > 1e-3).any() or ((up < 0) | (up > self.sites)).any():
+            return f"magnetizations that {self.sites} spins can have"
+        self.solver.up[members] = self.solver.group_up[members] = up
+        return ""
+
     def remarks(self) -> list[str]:
-        if abs(self.got - self.asked) <= 0.005 * (abs(self.asked) or 1.0):
+        if self.from_file or abs(self.got - self.asked) <= 0.005 * (abs(self.asked) or 1.0):
             return []
         return [
             f"the initial magnetization is {self.got:.6g}, not {self.asked:g}: the nearest that "
@@ -313,3 +365,85 @@ class MeanFields(Ensemble):
         self._time = float(state.numbers["time"])
         self.solver.clock[:] = state.arrays["clock"]
         self.solver.events[:] = state.arrays["flips"]
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+def states_of_file(
+    config: EnsembleConfig, wanted: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """States in the initial file of a configuration, a few members at a time.
+
+    Parameters
+    ----------
+    wanted : (B,) numbers of members. A ``.npy`` holds one state for all of them; of an ensemble
+        in the file of a run each starts from its own, unless the moment names one
+
+    Yields
+    ------
+    which of the ``wanted``, and (n, ``config.states``, *``config.part``) float64
+
+    Raises
+    ------
+    InputError : the file cannot be read, or holds no states of such a system
+    """
+    path, moment, parts = Path(config.initial), config.moment, (len(config.states), *config.part)
+    rows = max(1, VALUES // math.prod(parts))
+    groups = [slice(i, min(i + rows, len(wanted))) for i in range(0, len(wanted), rows)]
+    try:
+        if arrays.is_array_file(path):
+            state = _of_array(config, path).reshape(1, *parts)
+            yield slice(0, len(wanted)), np.asarray(state, float)
+            return
+        footer.check(path)
+        with h5py.File(path, "r", locking=False) as file:
+            data = _of_run(config, path, file)
+            frame = moment.frame_of(path, times_of(file, len(data[0])))
+            several = data[0].ndim > 1 + len(config.part)
+            own = moment.members_of(path, data[0].shape[1] if several else 0, wanted)
+            for group in groups if several and moment.member is None else [slice(0, len(wanted))]:
+                # Each its own: neighbours. One for all is read once.
+                places = slice(own[group][0], own[group][-1] + 1) if own[group].size else slice(0)
+                at = (frame, places) if several else frame
+                read = [each[at] for each in data]
+                states = np.stack(read, axis=int(several)).reshape(-1, *parts)
+                yield group, np.asarray(states, float)
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        allowed = "a readable .npy or mpiflow HDF5 file"
+        raise InputError("initial", str(path), allowed, f"Reading said: {error}.") from error
+
+
+def _of_array(config: EnsembleConfig, path: Path) -> np.ndarray:
+    """A state in a ``.npy``, mapped."""
+    shape = (len(config.states),) * (len(config.states) > 1) + config.part
+    wanted = f"numbers of shape {shape}" if shape else "a magnetization, one number"
+    values = arrays.mapped("initial", path, f"a readable .npy of {wanted}")
+    if values.shape != shape and not (shape == () and values.shape == (1,)):
+        allowed = f"{wanted}; the file has shape {values.shape}"
+        raise InputError("initial", str(path), allowed, "Use a matching --size, or reshape it.")
+    return values
+
+
+def _of_run(config: EnsembleConfig, path: Path, file: h5py.File) -> list[h5py.Dataset]:
+    """What makes up the states of a run, over time, perhaps members, and a part of a state."""
+    system = file.attrs.get("system", "")
+    found = [file.get(name) for name in config.states]
+    if system not in ("", config.system) or not all(isinstance(d, h5py.Dataset) for d in found):
+        allowed = f"a run of {config.system} that holds {' and '.join(config.states)}"
+        remedy = "Save it with --profile." if system == config.system else "Use such a run."
+        shown = f"{path}, of {system or 'another program'}"
+        raise InputError("initial", shown, allowed, remedy)
+    part, shape = len(config.part), config.shape
+    for data in found:
+        if data.ndim not in (1 + part, 2 + part) or data.shape != found[0].shape:
+            allowed = f"{' and '.join(config.states)} over time, perhaps members, {config.axis}"
+            raise InputError("initial", str(path), allowed, "Check the file.")
+    about = json.loads(file.attrs.get("config_json", "{}"))
+    theirs = found[0].shape[found[0].ndim - part :] if part else about.get("size", shape)
+    if math.prod(theirs) != math.prod(shape):
+        allowed = f"a state of shape {shape}, the file has {tuple(theirs)}"
+        raise InputError("initial", str(path), allowed, "Use a matching --size.")
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import PrivateAttr, model_validator
 
@@ -29,6 +29,7 @@ class FieldConfig(StartConfig):
 
     _merge: int = PrivateAttr(1)
     system: Literal["onsagerflow"] = "onsagerflow"
+    kinds: ClassVar[tuple[str, ...]] = ("uniform",)
     coarse: int | None = None
 
     model: Path = option(
@@ -127,9 +128,7 @@ class FieldConfig(StartConfig):
     def files(self) -> dict[str, tuple[Path, ...]]:
         """The model, and the initial state."""
         model = {"model": tuple(self.model / name for name in FILES)}
-        if self.initial == "uniform":
-            return model
-        return model | {"initial": (Path(self.initial),)}
+        return model | super().files()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -151,17 +150,9 @@ class FieldConfig(StartConfig):
             if self.initial_frame not in (None, self.frame):
                 raise idle("frame", self.frame, "with initial_frame, which is the same")
             self.__dict__.update(initial_frame=self.frame, frame=None)
-        if self.initial == "uniform":
-            pass
-        elif self.initial_magnetization:
+        if self.initial != "uniform" and self.initial_magnetization:
             raise idle("initial_magnetization", self.initial_magnetization, "with a file")
-        else:
-            self.__dict__["initial"] = inputs.absolute(self.initial)
-            # A run that goes on may not need it any more.
-            if not self.resume and not Path(self.initial).is_file():
-                allowed = "uniform, or the path of an existing file"
-                raise InputError("initial", self.initial, allowed, "Check the path.")
-        self._check_moment()
+        self._check_file()
         return self
 
     def _check_blocks(self, about: dict[str, Any]) -> None:

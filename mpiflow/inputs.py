@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mpiflow.errors import InputError
 
@@ -93,6 +94,16 @@ def missing(name: str, place: Path, expected: str | None) -> InputError:
         return InputError(name, str(place), "the path of an existing file", "Check the path.")
     remedy = f"It is not there. {_MOVED.format(name)}"
     return InputError(name, str(place), _AS_BEFORE.format(expected), remedy)
+
+
+def origin(config: Mapping[str, Any]) -> str:
+    """In words, which frame and member of which initial file a configuration names."""
+    words = [str(config["initial"])]
+    for name in ("frame", "time", "member"):
+        if (value := config.get(f"initial_{name}")) is not None:
+            words.append(f"{name} {value:.12g}")
+    digest = (config.get("inputs") or {}).get("initial")
+    return ", ".join(words) + (f" (SHA-256 {digest})" if digest else "")
 
 
 def absolute(value: str | Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import h5py
 
+from mpiflow import inputs
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_simulation import AlloySimulation, default_tile
 from mpiflow.config import IsingConfig, did_you_mean
@@ -166,10 +167,12 @@ class Plan:
         config = self.config
         total = self.machine_bytes(self.ranks)
         running, compiling = interpreter(config)
+        origin = inputs.origin(config.model_dump()) if "initial" in config.files() else ""
         rows = [
             ("system", f"{config.system}, {self.kernel} on {config.device}, {_ranks(self.ranks)}"),
             ("lattice", self._cut()),
             ("steps", self.steps),
+            ("start", origin),
             ("frames", f"{_about(self.exact)}{self.frames}, one every {config.save_every:g}"),
             ("memory", f"{_size(self.rank_bytes)} of rank 0: " + _parts(self.memory)),
             ("", f"{_size(self.rank_bytes - self.first_only)} of other ranks" * (self.ranks > 1)),

@@ -31,7 +31,7 @@ import numpy as np
 from mpi4py import MPI
 from mpi4py.util.dtlib import from_numpy_dtype
 
-from mpiflow import footer, foreign, segments
+from mpiflow import footer, foreign, inputs, segments
 from mpiflow.errors import InputError
 from mpiflow.lattice import Shape
 from mpiflow.parallel import agreed, leave_files_open
@@ -624,6 +624,8 @@ class Trajectory:
             for v in self.variables.values()
         }
         width = max(map(len, rows), default=0)
+        config = self.config
+        files = config.get("inputs") or {}
         return "\n".join(
             (
                 f"{self.path}: {about['system']}, {self._state}",
@@ -633,6 +635,7 @@ class Trajectory:
                 f"ranks: {about['ranks']}",
                 f"random      seed {about['seed']}, {about['rng']}, {same}",
                 f"size        {self.path.stat().st_size / 1e6:.3g} MB",
+                *([f"started     from {inputs.origin(config)}"] * ("initial" in files)),
                 *([f"changed     {CHANGED.format(self.path)}"] if self.changed else []),
                 *segments.describe(self.segments, self.time),
                 "variables",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from free_law import save_free_law
@@ -15,19 +17,26 @@ from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_run import simulate_alloy
 from mpiflow.cli import invoke
 from mpiflow.config import IsingConfig, StartConfig
+from mpiflow.ensemble_config import ChainConfig, CurieWeissConfig, PredatorPreyConfig
+from mpiflow.ensemble_run import simulate_ensemble
 from mpiflow.errors import InputError
 from mpiflow.exports import export
 from mpiflow.field_config import FieldConfig
 from mpiflow.kac_config import KacConfig
 from mpiflow.moments import Moment
+from mpiflow.plan import plan
 from mpiflow.predict import predict
 from mpiflow.resume import resume
 from mpiflow.run import simulate
 from mpiflow.trajectory import Trajectory
+from mpiflow.verify import verify_file
 
 ISING = {"size": "8x16", "temperature": 3, "dt": 0.5, "time": 2, "save_every": 0.5}
 KAC = {"size": 8, "gamma": 0, "temperature": 2, "time": 2, "save_every": 0.5}
 ALLOY = {"cells": 4, "temperature": 2000, "time": 4e-9, "save_every": 1e-9}
+CHAIN = {"size": 8, "dt": 0.125, "time": 2, "save_every": 0.5}
+MEAN = {"size": "24x16", "temperature": 2.0, "field": 0.1, "time": 2, "save_every": 0.5}
+LINE = {"size": 8, "dt": 0.125, "time": 2, "save_every": 0.5}
 FIELD = {"size": 16, "dt": 0.5, "time": 2, "save_every": 0.5}
 #: System: configuration, options, what saves its states, their variable, sides of a state.
 SYSTEMS: dict[str, Any] = {
@@ -36,7 +45,11 @@ SYSTEMS: dict[str, Any] = {
     "kac": (KacConfig, KAC, {"spins": True}, "spin"),
     "alloy": (AlloyConfig, ALLOY, {"species": True}, "species"),
     "onsagerflow": (FieldConfig, FIELD, {}, "coarse_magnetization"),
+    "linear-chain": (ChainConfig, CHAIN, {"profile": True}, "displacement_profile"),
+    "curie-weiss": (CurieWeissConfig, MEAN, {}, "magnetization"),
+    "predator-prey": (PredatorPreyConfig, LINE, {"profile": True}, "prey_profile"),
 }
+ENSEMBLES = ["linear-chain", "curie-weiss", "predator-prey"]
 by_system = pytest.mark.parametrize("system", SYSTEMS)
 
 
@@ -46,8 +59,9 @@ def run(system: str, out: Path, comm: MPI.Intracomm = MPI.COMM_SELF, **more: Any
     if system == "onsagerflow":
         more.setdefault("model", out.parent / "model")
     config = model(**more)
-    start = {"alloy": simulate_alloy, "onsagerflow": predict}.get(system, simulate)
-    start(config, comm)
+    starts: dict[str, Any] = {"alloy": simulate_alloy, "onsagerflow": predict}
+    starts |= dict.fromkeys(ENSEMBLES, simulate_ensemble)
+    starts.get(system, simulate)(config, comm)
     return config
 
 
@@ -168,6 +182,151 @@ def test_what_does_not_fit_is_refused(
         run("ising", tmp_path / "x.h5", **given)
 
 
+@pytest.fixture(scope="module")
+def arrays(made: Path) -> Path:
+    """Arrays beside the runs, good ones and others."""
+    rng = np.random.default_rng(3)
+    chain, line = rng.normal(size=8), rng.uniform(0.1, 0.9, (2, 8))
+    for name, values in {
+        "chain": chain,
+        "chain-nan": np.where(chain == chain[3], np.nan, chain),
+        "line": line,
+        "line-below": line - [[1.0], [0.0]],
+        "mean": np.array(-0.25),
+        "mean-of-one": np.array([-0.25]),
+        "mean-odd": np.array(0.3),
+        "mean-large": np.array(1.5),
+        "complex": chain * 1j,
+    }.items():
+        np.save(made / f"{name}.npy", values)
+    for system in ("linear-chain", "predator-prey"):
+        run(system, made / f"{system}-bare.h5", profile=False)
+    whole = (made / "linear-chain.h5").read_bytes()
+    (made / "cut.h5").write_bytes(whole[: len(whole) // 2])
+    with h5py.File(made / "linear-chain.h5") as file:
+        start = file["displacement_profile"].id.get_chunk_info(0).byte_offset
+    (made / "damaged.h5").write_bytes(whole[:start] + bytes(64) + whole[start + 64 :])
+    (made / "text.txt").write_text("no state")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("system", "name", "wanted"),
+    [
+        ("linear-chain", "chain", "displacement_profile"),
+        ("predator-prey", "line", "prey_profile predator_profile"),
+        ("curie-weiss", "mean", "magnetization"),
+        ("curie-weiss", "mean-of-one", "magnetization"),
+    ],
+)
+def test_systems_whole_on_a_rank_start_from_arrays(
+    system: str, name: str, wanted: str, arrays: Path, tmp_path: Path
+) -> None:
+    known = np.load(arrays / f"{name}.npy")
+    for members in (1, 3):
+        out = tmp_path / f"{members}.h5"
+        run(system, out, initial=str(arrays / f"{name}.npy"), members=members)
+        with Trajectory(out) as file:
+            got = np.stack([file[variable][0] for variable in wanted.split()])
+            assert file.config["initial"] == str(arrays / f"{name}.npy")
+        got = got[:, 0] if members > 1 else got
+        np.testing.assert_array_equal(got.ravel(), known.ravel())
+        assert verify_file(out).good
+
+
+def test_prey_and_predators_go_on_from_both_profiles(made: Path, tmp_path: Path) -> None:
+    run("predator-prey", tmp_path / "x.h5", initial=str(made / "predator-prey.h5"))
+    with Trajectory(made / "predator-prey.h5") as first, Trajectory(tmp_path / "x.h5") as second:
+        for name in ("prey", "predator", "prey_profile", "predator_profile"):
+            np.testing.assert_array_equal(second[name][0], first[name][-1])
+
+
+@pytest.mark.parametrize(
+    ("system", "options", "says"),
+    [
+        ("linear-chain", "initial=rset", "^initial='rset': .*Did you mean rest"),
+        ("linear-chain", "initial=none.npy", "^initial='none.npy': allowed is rest, or the path"),
+        ("linear-chain", "initial=rest initial_frame=0", "^initial_frame=.*with initial rest"),
+        ("linear-chain", "initial=chain.npy initial_frame=0", "^initial_frame=.*not the file of a"),
+        ("linear-chain", "initial=chain.npy initial_displacement=1", "^initial_displ.*fixes"),
+        ("predator-prey", "initial=line.npy initial_wave=0.2", "^initial_wave=.*fixes the state"),
+        ("curie-weiss", "initial=mean.npy initial_magnetization=1", "^initial_magn.*fixes the"),
+        ("linear-chain", "initial=chain.npy size=9", r"of shape \(9,\); the file has shape \(8,\)"),
+        ("predator-prey", "initial=chain.npy", r"of shape \(2, 8\); the file has shape \(8,\)"),
+        ("curie-weiss", "initial=chain.npy", r"one number; the file has shape \(8,\)"),
+        ("linear-chain", "initial=complex.npy", "^initial=.*complex"),
+        ("linear-chain", "initial=chain-nan.npy", "^initial=.*finite numbers"),
+        ("predator-prey", "initial=line-below.npy", "^initial=.*means of prey and of predators"),
+        ("curie-weiss", "initial=mean-odd.npy", "^initial=.*magnetizations that 384 spins can"),
+        ("curie-weiss", "initial=mean-large.npy", "^initial=.*magnetizations that 384 spins can"),
+        ("linear-chain", "initial=linear-chain.h5 size=9", r"shape \(9,\), the file has \(8,\)"),
+        ("predator-prey", "initial=predator-prey.h5 size=9", r"shape \(9,\), the file has \(8,\)"),
+        ("curie-weiss", "initial=curie-weiss.h5 size=9", r"\(9, 9\), the file has \(24, 16\)"),
+        ("linear-chain", "initial=linear-chain-bare.h5", "of linear-chain.*Save it with --profile"),
+        ("predator-prey", "initial=predator-prey-bare.h5", "predator-prey.*Save it with --profile"),
+        ("linear-chain", "initial=predator-prey.h5", "h5, of predator-prey.*a run of linear-chain"),
+        ("curie-weiss", "initial=ising.h5", "h5, of ising.*a run of curie-weiss"),
+        ("linear-chain", "initial=linear-chain-3.h5 members=4", "^members=4: allowed is up to 3"),
+        ("linear-chain", "initial=linear-chain-3.h5 initial_member=3", "^initial_member=3"),
+        ("linear-chain", "initial=cut.h5", "^(initial|file)=.*cut.h5"),
+        ("linear-chain", "initial=damaged.h5", "^(initial|file)=.*damaged.h5"),
+        ("linear-chain", "initial=text.txt", "^initial=.*text.txt"),
+    ],
+)
+def test_what_no_ensemble_can_start_from_is_refused(
+    system: str,
+    options: str,
+    says: str,
+    arrays: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(arrays)
+    given = dict(word.split("=") for word in options.split())
+    with pytest.raises(InputError, match=says):
+        run(system, tmp_path / "x.h5", **given)
+    assert not (tmp_path / "x.h5").exists()
+
+
+@pytest.mark.mpi
+def test_a_bad_state_of_one_member_stops_all_ranks(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
+    if comm.rank == 0:
+        run("linear-chain", mpi_tmp_path / "a.h5", members=3)
+        with h5py.File(mpi_tmp_path / "a.h5", "r+") as file:
+            file["displacement_profile"][-1, 2, 5] = np.nan  # of the last rank
+    comm.Barrier()
+    with pytest.raises(InputError, match="^initial=.*a.h5.*finite numbers"):
+        run("linear-chain", mpi_tmp_path / "b.h5", comm, members=3,
+            initial=str(mpi_tmp_path / "a.h5"))  # fmt: skip
+
+
+def test_runs_that_others_hold_open_are_read(made: Path, tmp_path: Path) -> None:
+    """A lock of another program is no matter; as of a run that is going on."""
+    with (made / "linear-chain.h5").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run("linear-chain", tmp_path / "x.h5", initial=str(made / "linear-chain.h5"))
+    np.testing.assert_array_equal(
+        states("linear-chain", tmp_path / "x.h5")[0],
+        states("linear-chain", made / "linear-chain.h5")[-1],
+    )
+
+
+@by_system
+def test_plan_and_info_say_what_a_run_starts_from(
+    system: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = made / f"{system}-3.h5", tmp_path / "x.h5"
+    start = {"initial": str(path), "initial_frame": 2, "initial_member": 1}
+    model = {"model": made / "model"} if system == "onsagerflow" else {}
+    config = run(system, out, **start, **model)
+    said = f"{path}, frame 2, member 1"
+    assert said in plan(config).text()
+    invoke(["info", str(out)])
+    assert f"started     from {said} (SHA-256 {config.inputs['initial'][:12]}" in (
+        capsys.readouterr().out
+    )
+
+
 def test_structures_have_frames_and_the_command_line_has_the_options(
     made: Path, tmp_path: Path
 ) -> None:
@@ -187,7 +346,7 @@ def test_structures_have_frames_and_the_command_line_has_the_options(
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("system", ["bits", "kac", "onsagerflow"])
+@pytest.mark.parametrize("system", ["bits", "kac", "onsagerflow", *ENSEMBLES])
 def test_any_ranks_start_from_the_same_state(
     system: str, comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
@@ -197,13 +356,13 @@ def test_any_ranks_start_from_the_same_state(
         run(system, mpi_tmp_path / "a.h5", members=3, size=32)
     comm.Barrier()
     start = {"initial": str(mpi_tmp_path / "a.h5"), "initial_frame": 1, "size": 32, **model}
-    for members, chosen in ((1, {"initial_member": 2}), (3, {})):
+    for members, chosen in ((1, {"initial_member": 2}), (3, {}), (2, {"initial_member": 1})):
         out = mpi_tmp_path / f"{members}.h5"
         run(system, out, comm, members=members, **start, **chosen)
         if comm.rank == 0:
             known = states(system, mpi_tmp_path / "a.h5")[1]
             got = states(system, out)[0]
-            np.testing.assert_array_equal(got, known[2] if members == 1 else known)
+            np.testing.assert_array_equal(got, known[{1: 2, 2: [1, 1], 3: slice(3)}[members]])
         comm.Barrier()
     with pytest.raises(InputError, match="^initial_frame=9"):
         run(system, mpi_tmp_path / "b.h5", comm, **start | {"initial_frame": 9})

@@ -17,6 +17,13 @@ from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_run import simulate_alloy
 from mpiflow.barrier_files import DEFAULT
 from mpiflow.config import IsingConfig, RunConfig
+from mpiflow.ensemble_config import (
+    ChainConfig,
+    CurieWeissConfig,
+    EnsembleConfig,
+    PredatorPreyConfig,
+)
+from mpiflow.ensemble_run import simulate_ensemble
 from mpiflow.errors import InputError
 from mpiflow.exports import export
 from mpiflow.field_config import FieldConfig
@@ -31,6 +38,9 @@ RUNS: dict[str, Any] = {
     "kac": (KacConfig, {"size": 8, "gamma": 0, "temperature": 1, "time": 1, "save_every": 0.5}),
     "alloy": (AlloyConfig, {"cells": 4, "temperature": 2000, "hops": 4, "save_every": 2}),
     "onsagerflow": (FieldConfig, {"size": 16, "dt": 0.5, "time": 1, "save_every": 0.5}),
+    "linear-chain": (ChainConfig, {"size": 8, "dt": 0.125, "time": 1, "save_every": 0.5}),
+    "curie-weiss": (CurieWeissConfig, {"size": 8, "temperature": 2, "time": 1, "save_every": 0.5}),
+    "predator-prey": (PredatorPreyConfig, {"size": 8, "dt": 0.125, "time": 1, "save_every": 0.5}),
 }
 #: Input files of each system, by option.
 CASES = [
@@ -43,6 +53,9 @@ CASES = [
     ("alloy", "barriers", "barriers.safetensors"),
     ("onsagerflow", "model", "model"),
     ("onsagerflow", "initial", "blocks.npy"),
+    ("linear-chain", "initial", "chain.npy"),
+    ("curie-weiss", "initial", "mean.h5"),
+    ("predator-prey", "initial", "line.h5"),
 ]
 by_case = pytest.mark.parametrize(("system", "option", "name"), CASES)
 
@@ -52,6 +65,8 @@ def start(config: RunConfig, comm: MPI.Intracomm = MPI.COMM_SELF) -> None:
         simulate_alloy(config, comm)
     elif isinstance(config, FieldConfig):
         predict(config, comm)
+    elif isinstance(config, EnsembleConfig):
+        simulate_ensemble(config, comm)
     else:
         assert isinstance(config, IsingConfig | KacConfig)
         simulate(config, comm)
@@ -68,9 +83,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.save(where / "means.npy", rng.uniform(-1, 1, (4, 4)))
         np.save(where / "field.npy", rng.normal(size=(8, 8)))
         np.save(where / "blocks.npy", rng.uniform(-0.5, 0.5, (4, 4)))
+        np.save(where / "chain.npy", rng.normal(size=8))
         quiet = {"seed": seed, "quiet": True, "checkpoints": False}
         start(IsingConfig(**RUNS["ising"][1], **quiet, spins=True, out=where / "spins.h5"))
         start(AlloyConfig(**RUNS["alloy"][1], **quiet, species=True, out=where / "atoms.h5"))
+        start(CurieWeissConfig(**RUNS["curie-weiss"][1], **quiet, out=where / "mean.h5"))
+        line = {**RUNS["predator-prey"][1], **quiet, "profile": True}
+        start(PredatorPreyConfig(**line, out=where / "line.h5"))
         with Trajectory(where / "atoms.h5") as run:
             export(run, "extxyz", where / "atoms.extxyz", frame="-1", vacancies=True)
         save_free_law(where / "model", rate=float(seed))
