@@ -57,9 +57,8 @@ def main() -> None:
     if word in (["simulate"], ["resume"], ["predict"]) and signals.listen():
         remark = "stopped before its first steps were over: start it again"
         signals.nothing_to_lose(parallel.ender(signals.STOPPED, remark))
-    elif word in (["learn"], ["bench"]) and signals.listen():
-        remark = f"{word[0]} ended before it was done; nothing of it is kept"
-        signals.nothing_to_lose(parallel.ender(None, remark))
+    elif word in (["learn"], ["bench"]):
+        parallel.end_on_signals(f"{word[0]} ended before it was done; nothing of it is kept")
     invoke(sys.argv[1:])
 
 

@@ -255,13 +255,14 @@ def _end_with_message(comm: MPI.Intracomm | None, message: str) -> None:
         time.sleep(0.001)
 
 
-def ender(code: int | None, remark: str) -> Callable[[int], None]:
+def ender(code: int | None, remark: str, patience: float = 0.25) -> Callable[[int], None]:
     """What ends all ranks at once, from any thread, on a signal or at a walltime (0).
 
     Parameters
     ----------
     code : exit code; None: that of the signal
     remark : what is said with it
+    patience : seconds that other ranks wait for rank 0 to speak and end them
     """
 
     def end(number: int) -> None:
@@ -270,7 +271,7 @@ def ender(code: int | None, remark: str) -> Callable[[int], None]:
         comm = getattr(module, "COMM_WORLD", None)
         if comm is not None and module is not None and module.Is_initialized():
             if comm.rank > 0:  # rank 0 speaks if it can
-                time.sleep(0.25)
+                time.sleep(patience)
         else:
             comm = None
         _say(f"mpiflow: {signals.name_of(number)}: {remark}")
@@ -280,6 +281,16 @@ def ender(code: int | None, remark: str) -> Callable[[int], None]:
         os._exit(status)
 
     return end
+
+
+def end_on_signals(remark: str) -> None:
+    """End all ranks with one line and 128 + the number of a signal, however long this runs.
+
+    For programs that cannot go on where they were. Where signals are noted already it does nothing.
+    """
+    if signals.listen():
+        # mpirun kills what is left a second after its own SIGTERM: one voice is enough.
+        signals.nothing_to_lose(ender(None, remark, patience=1.5), lasting=True)
 
 
 def arrival(comm: MPI.Intracomm, before: float, time: float, behind: np.ndarray) -> float:

@@ -4,7 +4,8 @@ Programs listen from their first line on, before MPI and compilers are loaded: a
 signal a job that has just started. While nothing can be lost (imports, initial states, the first
 stretch of work, which compiles) nobody needs to wait for a step to end: a thread ends a program
 that has not come to look at the wish within :data:`GRACE` seconds. It runs while kernels and the
-compiler do, which hold up Python's own handlers.
+compiler do, which hold up Python's own handlers. Programs that cannot go on where they were, as
+drivers, never look: the thread ends them at once, as long as they run.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def listen() -> bool:
 
 
 def listening() -> bool:
-    """Whether signals are noted."""
-    return bool(_before)
+    """Whether signals are noted for the program to look at."""
+    return bool(_before) and not (_vigil is not None and _vigil.lasting)
 
 
 def stop_listening() -> None:
@@ -67,8 +68,8 @@ def stop_listening() -> None:
 
 
 def received() -> int:
-    """The signal that was noted; 0 if there was none."""
-    return 0 if _first is None else _first[0]
+    """The signal that was noted for the program to look at; 0 if there was none."""
+    return _first[0] if _first is not None and listening() else 0
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -90,14 +91,15 @@ class Vigil:
     Parameters
     ----------
     end : ends all ranks; called with the number of a signal, or 0 at the time
+    lasting : as long as the program runs; then it does not wait for the program to look
 
     Attributes
     ----------
     deadline : on the clock of :func:`time.monotonic`
     """
 
-    def __init__(self, end: Callable[[int], None]) -> None:
-        self.deadline = float("inf")
+    def __init__(self, end: Callable[[int], None], lasting: bool = False) -> None:
+        self.deadline, self.lasting = float("inf"), lasting
         self._end, self._over = end, False
         self._lock = threading.Lock()
         self._read, self._write = os.pipe()
@@ -130,7 +132,8 @@ class Vigil:
             if ready:
                 for byte in os.read(self._read, 512):
                     if byte in NOTED and not number:
-                        number, until = byte, time.monotonic() + GRACE
+                        number = byte
+                        until = time.monotonic() + (0.0 if self.lasting else GRACE)
             elif time.monotonic() >= until:
                 with self._lock:
                     if not self._over:
@@ -138,11 +141,16 @@ class Vigil:
                 return
 
 
-def nothing_to_lose(end: Callable[[int], None]) -> None:
-    """Call ``end`` with a signal that is noted from now on, :data:`GRACE` seconds later."""
+def nothing_to_lose(end: Callable[[int], None], lasting: bool = False) -> None:
+    """Call ``end`` with a signal that is noted from now on, :data:`GRACE` seconds later.
+
+    Parameters
+    ----------
+    lasting : at once, and whatever the program does later
+    """
     global _vigil
     if _before and _vigil is None:
-        _vigil = Vigil(end)
+        _vigil = Vigil(end, lasting)
 
 
 def until(deadline: float) -> None:
@@ -155,7 +163,7 @@ def until(deadline: float) -> None:
 def something_to_lose() -> None:
     """From now on a wish to stop waits for the program to look at it."""
     global _vigil
-    if _vigil is not None:
+    if _vigil is not None and not _vigil.lasting:
         vigil, _vigil = _vigil, None
         vigil.close()
 

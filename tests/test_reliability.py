@@ -161,6 +161,33 @@ def test_a_program_with_nothing_to_lose_does_not_wait(first, number, code):
     assert f"mpiflow: {signals.name_of(number)}: " in said
 
 
+def test_a_driver_ends_with_a_line_also_after_a_run_of_its_own(tmp_path):
+    """Fails where the first recording is the end of the watch, or there is none."""
+    program = (
+        "import ctypes, sys\n"
+        "from mpiflow import Ising, Simulation, initial, parallel, record\n"
+        "from mpiflow.learn.experiment import results_directory\n"
+        "out = results_directory(sys.argv[1], parallel.start())\n"
+        "sim = Simulation(Ising(2.3), 8)\n"
+        "sim.set_spins(initial.shuffled)\n"
+        "record(sim, out / 'a.h5', time=2, save_every=1, progress=False)\n"
+        "print('busy', flush=True)\n"
+        "ctypes.CDLL(None).sleep(60)\n"
+        "ctypes.CDLL(None).sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "results")], env=reliability.environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGTERM)
+    returned, said, seconds = end(process)
+    assert (returned, seconds < 30) == (128 + signal.SIGTERM, True), said
+    ended = "ended before the results were complete; what is finished is in"
+    assert said == f"mpiflow: SIGTERM: {ended} {tmp_path / 'results'}\n"
+
+
 def test_nohup_stays():
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

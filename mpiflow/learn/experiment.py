@@ -30,7 +30,7 @@ from mpiflow.learn.model import (
 )
 from mpiflow.learn.training import Schedule
 from mpiflow.noise import RNG
-from mpiflow.parallel import agreed
+from mpiflow.parallel import agreed, end_on_signals
 from mpiflow.progress import Progress
 from mpiflow.report import Kept
 from mpiflow.schema import STANDARD, Variable
@@ -45,8 +45,12 @@ Results = dict[Any, T]
 
 
 def results_directory(path: str | Path, comm: MPI.Intracomm) -> Path:
-    """Make a driver's directory for results before the work begins. Collective."""
+    """Make a driver's directory for results before the work begins. Collective.
+
+    From here on a signal ends the driver with one line.
+    """
     path = Path(path)
+    end_on_signals(f"ended before the results were complete; what is finished is in {path}")
     with agreed(comm):
         if comm.rank == 0:
             storage.probe_folder(path, files=("table.md", "results.json"))
