@@ -8,6 +8,10 @@ from mpiflow.block import Block
 from mpiflow.device import kernel
 from mpiflow.packed import PackedBlock
 from mpiflow.systems.ising import CLASSES, rate_class
+from mpiflow.systems.rule import SpinRule
+
+#: Counts of bonds that are held at once, whatever the batch.
+_COUNTS = 2**22
 
 
 @kernel
@@ -149,6 +153,35 @@ def intensive(sums: np.ndarray, sites: int) -> np.ndarray:
 def domain_wall_density(bonds: np.ndarray, sites: int) -> np.ndarray:
     r"""Fraction of unsatisfied bonds, :math:`\rho = (1 - \sum s_i s_j / 2N) / 2`."""
     return 0.5 * (1.0 - bonds / (2.0 * sites))
+
+
+@kernel
+def _state_counts(
+    field: np.ndarray, halo: int, lowest: int, counts: np.ndarray, bonds: np.ndarray
+) -> None:
+    for b in range(field.shape[0]):
+        for y in range(halo, field.shape[1] - halo):
+            for x in range(halo, field.shape[2] - halo):
+                own = np.int64(field[b, y, x]) - lowest
+                counts[b, own] += 1
+                bonds[b, own, np.int64(field[b, y + 1, x]) - lowest] += 1
+                bonds[b, own, np.int64(field[b, y, x + 1]) - lowest] += 1
+
+
+def observe(block: Block, rule: SpinRule) -> dict[str, np.ndarray]:
+    """The observables of a rule, each (B,) or (B, q) float64, of whole lattices.
+
+    The halo must be current. Collective for ``exchange`` blocks.
+    """
+    host, q = block.host(), int(rule.states)
+    at_once = max(1, _COUNTS // q**2)
+    parts = []
+    for first in range(0, max(1, block.batch), at_once):
+        boxes = host[first : first + at_once]
+        counts, bonds = np.zeros((len(boxes), q), np.int64), np.zeros((len(boxes), q, q), np.int64)
+        _state_counts(boxes, block.halo, int(rule.lowest), counts, bonds)
+        parts.append(rule.observables(block.total(counts), block.total(bonds)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @kernel

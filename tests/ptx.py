@@ -20,7 +20,7 @@ from numba.core.types import Tuple, UniTuple
 from numba.cuda import dispatcher
 
 from mpiflow import device, packed
-from mpiflow.solvers import heatbath, kac_cuda, multispin, sliced
+from mpiflow.solvers import heatbath, kac_cuda, multispin, rule_sublattice, sliced
 from mpiflow.solvers.bitplanes import PLANES, Thresholds
 from mpiflow.systems import barriers
 from mpiflow.systems.ising import Ising
@@ -54,6 +54,10 @@ NOISE = (u64, u64, LIST, LIST, u64, i64)
 #: What the solvers pass to each kernel.
 KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
     "plain": (heatbath.update_cuda, (*PLAIN, COUNTS)),
+    "rule": (
+        rule_sublattice.update_cuda,
+        (SPINS, *PLAIN[2:9], *[i64] * 4, LIST, i64, i64, COUNTS),
+    ),
     "packed": (multispin.update_packed_cuda, (*PACKED, MASKS, LIST, COUNTS)),
     "packed, compiled in": (
         multispin.packed_cuda_with(THRESHOLDS.masks),

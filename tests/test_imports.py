@@ -46,6 +46,7 @@ LAYERS = {
     "systems": 4,
     "observables": 5,
     "initial": 5,
+    "initial_rule": 5,
     "slabs": 5,
     "kac_config": 5,
     "field_config": 5,

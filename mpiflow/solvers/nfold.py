@@ -21,6 +21,7 @@ lists, not on how it was cut into calls.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +42,6 @@ _ONE, _FIVE = np.uint64(1), np.uint64(5)
 _SHIFT = np.uint64(28)
 _PLACE = np.uint64(2**28 - 1)
 MAX_SITES = 2**28
-#: No class: the word of a site that is not sorted yet.
-_UNSORTED = np.uint32(2**32 - 1)
 #: No site.
 _NOWHERE = np.uint64(2**64 - 1)
 
@@ -92,21 +91,21 @@ def _draw(
 
 # -- lists ----------------------------------------------------------------------------------
 # Of one box: `info` (sites,) uint32 class and place of each site; `pool` (places,) uint32 the
-# lists; `base` (CLASSES + 1,) uint64 where each list starts in the pool, and the pool's end;
-# `counts` (CLASSES,) uint64 their lengths.
+# lists; `base` (classes + 1,) uint64 where each list starts in the pool, and the pool's end;
+# `counts` (classes,) uint64 their lengths.
 
 
 @kernel
 def _spread(base: np.ndarray, counts: np.ndarray, places: int) -> None:
     """Lay the lists out with equal room behind each."""
-    free = np.int64(places)
-    for c in range(CLASSES):
+    free, classes = np.int64(places), counts.size
+    for c in range(classes):
         free -= np.int64(counts[c])
     start = np.int64(0)
-    for c in range(CLASSES):
+    for c in range(classes):
         base[c] = start
-        start += np.int64(counts[c]) + free * (c + 1) // CLASSES - free * c // CLASSES
-    base[CLASSES] = places
+        start += np.int64(counts[c]) + free * (c + 1) // classes - free * c // classes
+    base[classes] = places
 
 
 @kernel
@@ -116,11 +115,11 @@ def _make_room(new: np.uint64, pool: np.ndarray, base: np.ndarray, counts: np.nd
     counts[new] += _ONE  # so that there is a place for it even if places are few
     _spread(base, counts, pool.size)
     counts[new] -= _ONE
-    for c in range(CLASSES):
+    for c in range(counts.size):
         if base[c] < old[c]:
             for i in range(np.int64(counts[c])):
                 pool[base[c] + np.uint64(i)] = pool[old[c] + np.uint64(i)]
-    for c in range(CLASSES - 1, -1, -1):
+    for c in range(counts.size - 1, -1, -1):
         if base[c] > old[c]:
             for i in range(np.int64(counts[c]) - 1, -1, -1):
                 pool[base[c] + np.uint64(i)] = pool[old[c] + np.uint64(i)]
@@ -205,7 +204,7 @@ def _update(
 def _store_order(pool: np.ndarray, base: np.ndarray, counts: np.ndarray, order: np.ndarray) -> None:
     """The lists one after the other."""
     n = np.int64(0)
-    for c in range(CLASSES):
+    for c in range(counts.size):
         count, start = np.int64(counts[c]), np.int64(base[c])
         order[n : n + count] = pool[start : start + count]
         n += count
@@ -402,19 +401,24 @@ class NFold:
 
     def __init__(self, system: Ising, batch: int = 1) -> None:
         require_rule(system, Ising)
-        self.system = system
+        self.system: Any = system
+        self._begin(batch, CLASSES, np.uint32)
+
+    def _begin(self, batch: int, classes: int, word: type) -> None:
+        """No event yet; words of this type hold the class of a site and its place."""
         self.clock = np.zeros(batch)
         self.events = np.zeros(batch, np.int64)
+        self._classes, self._word = classes, word
         self._allocate(batch, 0)
 
     def _allocate(self, batch: int, sites: int) -> None:
-        """Lists of all sites in row-major order, not sorted yet."""
-        places = sites + sites // 4 + 4 * CLASSES
-        self._info = np.full((batch, sites), _UNSORTED, np.uint32)
+        """Lists of all sites in row-major order, not sorted yet, which no class says."""
+        places = sites + sites // 4 + 4 * self._classes
+        self._info: np.ndarray = np.full((batch, sites), np.iinfo(self._word).max, self._word)
         self._pool = np.empty((batch, places), np.uint32)
         self._pool[:, :sites] = np.arange(sites, dtype=np.uint32)
-        self._base = np.zeros((batch, CLASSES + 1), np.uint64)
-        self._counts = np.zeros((batch, CLASSES), np.uint64)
+        self._base = np.zeros((batch, self._classes + 1), np.uint64)
+        self._counts = np.zeros((batch, self._classes), np.uint64)
         self._counts[:, 0] = sites
 
     @property
@@ -464,7 +468,7 @@ class NFold:
         (B,) int64, the number of flips of each box
         """
         self.check(block)
-        block.require_spins()
+        self._require_states(block)
         if len(self.clock) != block.batch:
             raise InputError(
                 "batch", len(self.clock), f"{block.batch}, as many as boxes", "Make a new solver."
@@ -476,26 +480,34 @@ class NFold:
         sites = math.prod(block.shape)
         if self._info.shape[1] != sites:
             self._allocate(block.batch, sites)
+        before = self.events.copy()
+        most = before + flips if flips is not None else np.full_like(before, _NO_LIMIT)
+        self._run(block, stream_key(seed, stream), until, most)
+        block.fill_halo()
+        return self.events - before
+
+    def _require_states(self, block: Block) -> None:
+        block.require_spins()
+
+    def _run(self, block: Block, key: np.ndarray, until: float, most: np.ndarray) -> None:
+        """Bring the lists up to date, then the boxes to a time or a total of events."""
         lists = self._info, self._pool, self._base, self._counts
         if not _update(block.array, block.halo, *lists):
             self._allocate(block.batch, 0)
             raise InputError("spins", "another", "-1 or 1 at every site", "Set an initial state.")
-        before = self.events.copy()
         _run(
             block.array,
             block.halo,
             block.closed,
             block.members,
-            stream_key(seed, stream),
+            key,
             normal_rates(self.system),
             until,
-            before + flips if flips is not None else np.full_like(before, _NO_LIMIT),
+            most,
             self.clock,
             self.events,
             *lists,
         )
-        block.fill_halo()
-        return self.events - before
 
     @staticmethod
     def check(block: Block) -> None:
