@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time as clock
 from collections.abc import Container, Mapping
 from dataclasses import replace
@@ -34,8 +35,9 @@ from mpiflow.recording import (
     unchanged,
 )
 from mpiflow.schema import STANDARD, TIME
+from mpiflow.solvers.tiled_vacancy import STRETCH
 from mpiflow.solvers.window_choice import AIM, implied_bias
-from mpiflow.stopping import Keep
+from mpiflow.stopping import Keep, say
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
 from mpiflow.trajectory import Backend, Value
@@ -64,6 +66,10 @@ def simulate_alloy(
     if comm.rank == 0 and not config.quiet:
         print(f"{config.out}: {sim.describe()}, barriers {model.name}")
         print(f"{config.out}: {one_line(config, comm.size)}")
+    remarks = sim.remarks() if point is None else []
+    if comm.rank == 0 and not config.quiet:
+        for remark in remarks:
+            print(f"{config.out}: {remark}")
     record_alloy(
         sim,
         config.out,
@@ -176,12 +182,11 @@ def record_alloy(
         if not float(count).is_integer():
             raise InputError("save_every", count, "a whole number of hops", "Round it.")
         schedule = sim.schedule_of_hops(hops, int(count))
-        unit, grain, some = "hops", 1.0, None
+        unit, grain = "hops", 1.0
     else:
         end = time or 0.0
         schedule = sim.schedule(end, end if save_every is None else save_every, point is not None)
         unit, grain = "time", sim.grain or 0.0
-        some = sim.advance_some if sim.counts_events else None
     facts = facts_of(sim.facts(), _attributes(sim) | dict(attributes or {}))
     if point is not None:
         unchanged(point, facts, changed)
@@ -232,6 +237,20 @@ def record_alloy(
             sim.advance_to(place)
         else:
             sim.advance_hops(int(place))
+
+    def some(place: float, most: int, target: float) -> int:
+        if unit == "time":
+            made = sim.advance_some(place, most, target)
+        else:
+            made = sim.advance_some_hops(math.ceil(place), most)
+        if sim.taken_back > STRETCH:
+            advice = "resume with a shorter --override window=... if it takes too long"
+            say(
+                sim.comm,
+                f"the window that was begun is taken back after {sim.taken_back} hops, to be made "
+                f"anew{f'; {advice}' if sim.window else ''}",
+            )
+        return made
 
     follow(
         Walk(sim, schedule, position, move, grain, unit, some),

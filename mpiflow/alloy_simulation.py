@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import observables
+from mpiflow import observables, signals
 from mpiflow.block import Block, gather_records
 from mpiflow.device import Device
 from mpiflow.errors import InputError
@@ -20,9 +20,9 @@ from mpiflow.lattice import Lattice, Layout, Shape, factorisations, split
 from mpiflow.parallel import arrival, local_rank
 from mpiflow.schedule import Clock, Number, Schedule, State
 from mpiflow.solvers.serial_vacancy import VacancyKMC, total_rates
-from mpiflow.solvers.tiled_vacancy import SMALLEST_TILE, TiledKMC
+from mpiflow.solvers.tiled_vacancy import NO_LIMIT, SMALLEST_TILE, TiledKMC
 from mpiflow.solvers.vacancy import check, check_species
-from mpiflow.solvers.window_choice import AIM, WindowChoice
+from mpiflow.solvers.window_choice import AIM, MOST_HOPS, WindowChoice, implied_bias
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
 from mpiflow.systems.barriers import Barriers
@@ -86,6 +86,7 @@ class AlloySimulation(Guarded):
     ----------
     lattice_constant : Angstrom, of the file that the state came from; for files, no rate has it
     choice : how windows are chosen, None before that or where the window is given
+    taken_back : hops of the last window if it was told to stop and is to be made anew, else 0
 
     Examples
     --------
@@ -154,6 +155,7 @@ class AlloySimulation(Guarded):
         self._clock = Clock(self.window or 0.0)
         self.choice: WindowChoice | None = None
         self.lattice_constant = alloy.LATTICE_CONSTANT
+        self.taken_back = 0
         self._rest = 0.0  # of chosen windows: the time is this much later than its float
         self._hops = np.zeros(self.block.batch, np.int64)
         self._counts: np.ndarray | None = None
@@ -241,16 +243,37 @@ class AlloySimulation(Guarded):
             raise InputError(
                 "window", self.window, "the tiled solver without a window", "Leave it out."
             )
-        self.require_state()
-        rates = total_rates(self.system, self.barriers, self.block).reshape(-1, 1)
-        everyone = gather_records(rates, self.comm)
-        # fsum is exact, so the order of ranks does not matter.
-        facts = None if everyone is None else (math.fsum(everyone[:, 0]), len(everyone))
-        total, number = self.comm.bcast(facts)
+        number, total = self._rate()
         if not total > 0:
             raise InputError("window", None, "vacancies that can hop", "Give the window.")
         self.choice = WindowChoice(number, hops * number / total, hops)
         return self.choice
+
+    def _rate(self) -> tuple[int, float]:
+        """Vacancies of all lattices, and the sum of their rates as they are now. Collective."""
+        self.require_state()
+        rates = total_rates(self.system, self.barriers, self.block).reshape(-1, 1)
+        everyone = gather_records(rates, self.comm)
+        # fsum is exact, so the order of ranks does not matter.
+        facts = None if everyone is None else (len(everyone), math.fsum(everyone[:, 0]))
+        number, total = self.comm.bcast(facts)
+        return int(number), float(total)
+
+    def remarks(self) -> list[str]:
+        """What a user should know about the window that was given. Collective."""
+        bias = implied_bias(self.tile, self.lattice.shape, MOST_HOPS)
+        if self.window is None or bias == 0:
+            return []
+        number, total = self._rate()
+        if not total * self.window > MOST_HOPS * number:
+            return []
+        hops = total * self.window / number
+        return [
+            f"the window of {self.window:.3g} s has about {hops:.3g} hops of a vacancy at the "
+            f"rates of the initial state: from {MOST_HOPS:g} on, which lower mean square "
+            f"displacements of atoms by {bias:.1g} %, its error grows fast; try --window "
+            f"{AIM * number / total:.2g}, or leave it out"
+        ]
 
     @property
     def local_hops(self) -> int:
@@ -383,7 +406,7 @@ class AlloySimulation(Guarded):
     def advance_to(self, time: float) -> None:
         """Advance the state to a time in s, whole windows from now. Collective."""
         if self.chooses:
-            self._through_windows(time, time)
+            self._through_windows(time=time, end=time)
         elif not isinstance(self.solver, VacancyKMC):
             self.advance(time - self.time)
         else:
@@ -392,83 +415,137 @@ class AlloySimulation(Guarded):
             made = self.solver.advance(self.block, seed=self.seed, until=time)
             self._hops = self._hops + made
 
-    def _through_windows(self, time: float, end: float, most: float = math.inf) -> int:
-        """Chosen windows until a time in s, or until there were so many hops and windows.
+    def _through_windows(
+        self,
+        *,
+        time: float = math.inf,
+        end: float = math.inf,
+        hops: float = math.inf,
+        most: float = math.inf,
+        over: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Windows until a time in s or a number of hops, or until there were so many of both.
 
-        They go a whole number of times into what is left until ``end``, wherever calls end.
+        Those that are chosen go a whole number of times into what is left until ``end``, wherever
+        calls end. A window that is ``over`` before its end on any rank is taken back.
         """
-        work = 0
-        with self._at_work() as choice:
-            while self.time < time and work < most:
-                window, all_of_it = choice.ahead(end - self.time - self._rest)
-                hops, done = self._window(window)
-                if all_of_it and done == window:
-                    self.time, self._rest = end, 0.0
-                work += 1 + hops
+        work, made, could = 0, 0, -1
+        if math.isfinite(hops):
+            made = self.hops_made
+        with self._at_work():
+            while self.time < time and made < hops and work < most:
+                new = self._given_window(over) if self.window else self._chosen_window(end, over)
+                if new is None:
+                    break
+                if new == 0 and math.isfinite(hops) and made != could:  # no hop changes that
+                    if not self._can_hop():
+                        raise self._stuck(int(hops), made)
+                    could = made
+                made, work = made + new, work + 1 + new
         return work
 
     @contextmanager
-    def _at_work(self) -> Iterator[WindowChoice]:
-        """In the block, :meth:`_window` may be called. Collective."""
+    def _at_work(self) -> Iterator[None]:
+        """In the block, windows may be made. Collective."""
         assert isinstance(self.solver, TiledKMC)  # noqa: S101 - for the type checker
         self.require_state()
-        choice = self.choice or self.choose_windows()
+        if self.chooses and self.choice is None:
+            self.choose_windows()
         if self.block.batch:  # more ranks than members leave some with none
             self.solver.prepare(self.block)
         self._before = np.empty_like(self.block.array)
-        yield choice
+        yield
         del self._before
 
-    def _window(self, window: float) -> tuple[int, float]:
-        """A chosen window; the hops of all lattices, and the window, which may become shorter."""
+    def _given_window(self, over: Callable[[], bool]) -> int | None:
+        """A window of the length that was given; the hops of all lattices, None if taken back."""
+        window = self.window or 0.0
+        hops, made, share = self._try(window, self.step * window, NO_LIMIT, over)
+        if share == 0.0:
+            return None
+        self._hops = self._hops + hops
+        self.step += 1
+        self.time = self._clock.time(self.step)
+        return made
+
+    def _chosen_window(self, end: float, over: Callable[[], bool]) -> int | None:
+        """A chosen window; the hops of all lattices, None if it is taken back."""
         solver, choice = self.solver, self.choice
         assert isinstance(solver, TiledKMC)  # noqa: S101 - for the type checker
         assert choice is not None  # noqa: S101 - for the type checker
-        np.copyto(self._before, self.block.array)
-        known = len(solver.log or ())
+        window, all_of_it = choice.ahead(end - self.time - self._rest)
+        known, asked = len(solver.log or ()), window
         while True:
-            hops = np.zeros(0, np.int64)
-            if self.block.batch:
-                hops = solver.step(
-                    self.block, self.step, 0.0, window, seed=self.seed, limit=choice.limit
-                )
-                solver.settle(self.block)
-            share = solver.share
-            made, stopped = self.comm.allreduce(np.array([hops.sum(), share < 1.0], np.int64))
-            if not stopped:
+            hops, made, share = self._try(window, 0.0, choice.limit, over)
+            if share == 0.0:
+                return None
+            if share == 1.0:
                 break
             # The same again as far as it goes before the hop that is too much.
-            window *= float(self.comm.allreduce(share, op=MPI.MIN)) * BEFORE
-            np.copyto(self.block.array, self._before)
-            if solver.log is not None:
-                del solver.log[known:]
+            window *= share * BEFORE
         for events in (solver.log or [])[known:]:
             events.time[...] += self.time
         self._hops = self._hops + hops
-        choice.count(window, int(made))
+        choice.count(window, made)
         self.step += 1
         self.time, self._rest = _later(self.time, self._rest, window)
-        return int(made), window
+        if all_of_it and window == asked:
+            self.time, self._rest = end, 0.0
+        return made
 
-    @property
-    def counts_events(self) -> bool:
-        """Whether it is interrupted after so many hops, by :meth:`advance_some`."""
-        return isinstance(self.solver, VacancyKMC) or self.chooses
+    def _try(
+        self, window: float, start: float, limit: int, over: Callable[[], bool]
+    ) -> tuple[np.ndarray, int, float]:
+        """A window; hops of each lattice here, those of all, and the part of it that was made.
+
+        If that is not all of it, the state is as before. 0: it was told to stop, which
+        :attr:`taken_back` knows.
+        """
+        solver = self.solver
+        assert isinstance(solver, TiledKMC)  # noqa: S101 - for the type checker
+        np.copyto(self._before, self.block.array)
+        known, hops, share = len(solver.log or ()), np.zeros(0, np.int64), 1.0
+        if self.block.batch:
+            hops = solver.step(
+                self.block, self.step, start, window, seed=self.seed, limit=limit, over=over
+            )
+            solver.settle(self.block)
+            share = 0.0 if solver.abandoned else solver.share
+        made, stopped = self.comm.allreduce(np.array([hops.sum(), share < 1.0], np.int64))
+        if stopped:
+            share = float(self.comm.allreduce(share, op=MPI.MIN))
+            np.copyto(self.block.array, self._before)
+            if solver.log is not None:
+                del solver.log[known:]
+        self.taken_back = int(made) if share == 0.0 else 0
+        return hops, int(made), share
 
     def advance_some(self, time: float, most: int, target: float) -> int:
         """Advance towards a time in s, by at most so many hops of each lattice. Collective.
 
-        As :meth:`mpiflow.simulation.SpinSimulation.advance_some`. Of windows that are chosen the
-        one that is begun is ended, and each counts as a hop.
+        As :meth:`mpiflow.simulation.SpinSimulation.advance_some`. Each window counts as a hop,
+        and one that is begun is ended, or taken back if :func:`mpiflow.signals.over` says so.
         """
-        if self.chooses:
-            return self._through_windows(time, target, most)
+        if self.tiled:
+            work = self._through_windows(time=time, end=target, most=most, over=signals.over)
+            if self.window and self.step >= self._clock.step(target):
+                self.time = max(self.time, target)  # whole windows may end a rounding before it
+            return work
         assert isinstance(self.solver, VacancyKMC)  # noqa: S101 - for the type checker
         self.require_state()
         made = self.solver.advance(self.block, seed=self.seed, until=time, hops=most)
         self._hops = self._hops + made
         self.time = arrival(self.comm, self.time, time, self.solver.clock[made >= most])
         return int(made.max(initial=0))
+
+    def advance_some_hops(self, hops: int, most: int) -> int:
+        """Advance this lattice towards a number of hops since time 0, as :meth:`advance_some`."""
+        self._require_one_clock(hops)
+        if self.tiled:
+            return self._through_windows(hops=hops, most=most, over=signals.over)
+        before = self.hops_made
+        self.advance_hops(min(hops, before + most))
+        return self.hops_made - before
 
     @property
     def grain(self) -> float | None:
@@ -504,22 +581,7 @@ class AlloySimulation(Guarded):
             if self._hops[0] < hops:
                 raise self._stuck(hops, int(self._hops[0]))
             return
-        made = self.hops_made
-        if self.chooses:
-            with self._at_work() as choice:
-                while made < hops:
-                    window, _ = choice.ahead()
-                    more, _ = self._window(window)
-                    if not more and not self._can_hop():
-                        raise self._stuck(hops, made)
-                    made += more
-            return
-        before = -1
-        while made < hops:
-            if made == before and not self._can_hop():
-                raise self._stuck(hops, made)
-            self._windows(1)
-            before, made = made, self.hops_made
+        self._through_windows(hops=hops)
 
     def _stuck(self, hops: int, made: int) -> InputError:
         return InputError("hops", hops, f"{made}: no vacancy can hop any more", "Use --time.")

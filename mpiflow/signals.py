@@ -36,6 +36,7 @@ GRACE = 1.0
 
 _before: dict[int, Any] = {}
 _first: tuple[int, float] | None = None
+_deadline = float("inf")
 _vigil: Vigil | None = None
 
 
@@ -70,6 +71,20 @@ def stop_listening() -> None:
 def received() -> int:
     """The signal that was noted for the program to look at; 0 if there was none."""
     return _first[0] if _first is not None and listening() else 0
+
+
+def deadline(at: float) -> None:
+    """When work is to be over, on the clock of :func:`time.monotonic`."""
+    global _deadline
+    _deadline = at
+
+
+def over() -> bool:
+    """Whether this process was told to stop, or its time is over.
+
+    For work that takes long and can be taken back: ranks may differ.
+    """
+    return received() != 0 or time.monotonic() >= _deadline
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -99,6 +99,7 @@ class Watch:
 
     def __enter__(self) -> Self:
         self._listens = self.keep is not None and signals.listen()
+        self._set_deadline()
         return self
 
     def __exit__(
@@ -108,8 +109,21 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         signals.something_to_lose()
+        signals.deadline(math.inf)
         if self._listens:
             signals.stop_listening()
+
+    def _set_deadline(self) -> None:
+        """The last time at which work that can be taken back is to be left."""
+        if self.keep is not None and self.keep.walltime is not None:
+            left = self.keep.walltime - uptime() - self._end
+            # The clock of rank 0 decides: others are not to come to an end before it.
+            signals.deadline(time.monotonic() + left - (0.0 if self.comm.rank else LOOK))
+
+    @property
+    def _end(self) -> float:
+        """Seconds that the end of the program takes."""
+        return 2.0 * self._cost + 1.0
 
     def ahead(self, position: float) -> float:
         """How far to go now: to the next look or the next checkpoint."""
@@ -146,8 +160,8 @@ class Watch:
             if self.keep.every is not None:
                 due = position >= self._due * (1 - 1e-12)
             if self.keep.walltime is not None:
-                needed = max(self._recent, default=0.0) + 2.0 * self._cost + 1.0
-                late = uptime() + needed >= self.keep.walltime
+                needed = max(self._recent, default=0.0) + self._end
+                late = uptime() + needed >= self.keep.walltime or signals.over()
         mine = np.array([signals.received(), 0.0, 0.0, 0.0, moved if events is None else events])
         if self.comm.rank == 0:  # clocks differ between ranks: that of rank 0 decides
             mine[1:4] = late, due, spent
@@ -172,6 +186,7 @@ class Watch:
     def saved(self, position: float, seconds: float) -> None:
         """A checkpoint has been written; it took so long."""
         self._cost = max(self._cost, seconds)
+        self._set_deadline()
         self._saved = self._looked = time.monotonic()
         if self.keep is not None and self.keep.every is not None:
             passed = math.floor((position * (1 + 1e-12) - self._due) / self.keep.every)

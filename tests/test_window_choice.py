@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpiflow import alloy_run, checkpoint, signals
 from mpiflow.alloy_config import AlloyConfig
 from mpiflow.alloy_run import record_alloy, simulate_alloy
 from mpiflow.alloy_simulation import AlloySimulation, _later
@@ -19,8 +21,11 @@ from mpiflow.barrier_files import load_barrier_model
 from mpiflow.errors import InputError
 from mpiflow.initial_alloy import counts_of, random_alloy
 from mpiflow.lattice import factorisations
+from mpiflow.resume import resume
 from mpiflow.schedule import State
+from mpiflow.solvers import tiled_vacancy
 from mpiflow.solvers.window_choice import MEMORY, WindowChoice, implied_bias
+from mpiflow.stopping import Stopped
 from mpiflow.systems.alloy import Alloy
 from mpiflow.trajectory import Trajectory
 
@@ -196,6 +201,99 @@ def test_a_run_goes_on_from_its_checkpoint(comm: MPI.Intracomm, mpi_tmp_path: Pa
         assert (np.diff(a["windows"]) > 0).all()
         assert (a["window"] > 0).all()
         assert 2 * a["windows"][-1] * 4 > 0.2 * a["hops"][-1] > 0
+
+
+# -- windows that take long ------------------------------------------------------------------------
+
+
+class Told:
+    """Says on one rank, at one of the times that it is asked, that it is over."""
+
+    def __init__(self, comm: MPI.Intracomm, call: int) -> None:
+        self.left = call if comm.rank == comm.size - 1 else -1
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("given", [True, False], ids=["given", "chosen"])
+def test_a_window_may_be_left_anywhere(
+    given: bool, comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as if it had not begun, on all ranks, and made anew with the same bits."""
+    options: dict[str, Any] = {"tile": 8, "temperature": 2000.0, "seed": 5}
+    first = made(**options).choose_windows().last
+    options["window"] = 30 * first if given else None
+    whole_run, cut = made(**options), made(comm, **options)
+    end = (3 if given else 40) * 30 * first
+    whole_run.advance_to(end)
+    monkeypatch.setattr(tiled_vacancy, "STRETCH", 3)
+    left = 0
+    for call in range(1, 10_000):
+        before = cut.step, cut.time, cut.hops_made, whole(cut)
+        monkeypatch.setattr(signals, "over", Told(comm, (3 if given else 1) * call))
+        done = cut.advance_some(end, 1, end)
+        if done == 0:
+            left += 1
+            after = cut.step, cut.time, cut.hops_made, whole(cut)
+            assert before[:3] == after[:3]
+            assert np.array_equal(before[3], after[3])
+        if cut.time >= end:
+            break
+    assert left > 2
+    assert (cut.step, cut.hops_made) == (whole_run.step, whole_run.hops_made)
+    assert np.array_equal(whole(cut), whole_run.gather())
+
+
+def test_a_long_window_is_left_for_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A given window may hold millions of hops: it is begun again where the run goes on."""
+    first = made(temperature=2000.0).choose_windows().last
+    options: dict[str, Any] = {
+        "cells": 8, "tile": 8, "vacancies": 4, "temperature": 2000.0, "solver": "tiled", "seed": 3,
+        "window": 50 * first, "time": 150 * first, "save_every": 50 * first, "quiet": True,
+    }  # fmt: skip
+    simulate_alloy(AlloyConfig(**options, out=tmp_path / "whole.h5"), MPI.COMM_SELF)
+    asked = 0
+
+    def received() -> int:
+        nonlocal asked
+        asked += 1
+        return signal.SIGUSR1 if asked > 60 else 0
+
+    monkeypatch.setattr(tiled_vacancy, "STRETCH", 3)
+    monkeypatch.setattr(alloy_run, "STRETCH", 3)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(signals, "received", received)
+        simulate_alloy(AlloyConfig(**options, out=tmp_path / "parts.h5"), MPI.COMM_SELF)
+    assert "is taken back after" in capsys.readouterr().err
+    point = checkpoint.newest(tmp_path / "parts.h5", MPI.COMM_SELF)
+    assert point is not None
+    assert point.numbers["step"] == point.numbers["frames"] - 1 < 2
+    resume(tmp_path / "parts.h5", MPI.COMM_SELF, {"quiet": True})
+    with Trajectory(tmp_path / "whole.h5") as a, Trajectory(tmp_path / "parts.h5") as b:
+        for name in a.variables:
+            assert np.array_equal(a[name], b[name]), name
+
+
+def test_windows_without_a_hop_are_counted_too() -> None:
+    """A run that counts hops comes to look up where windows are far shorter than a hop."""
+    first = made(temperature=2000.0).choose_windows().last
+    sim = made(temperature=2000.0, window=first * 1e-9)
+    assert sim.advance_some_hops(1, 20) == 20
+    assert (sim.step, sim.hops_made) == (20, 0)
+
+
+def test_a_long_window_is_spoken_of() -> None:
+    first = made(temperature=2000.0, tile=8).choose_windows().last
+    (remark,) = made(temperature=2000.0, tile=8, window=1e5 * first).remarks()
+    assert "about 2e+05 hops of a vacancy" in remark
+    assert f"--window {first:.2g}" in remark
+    for quiet in ({"window": first}, {"window": 1e5 * first, "tile": 16}, {}):
+        assert made(**{"temperature": 2000.0, "tile": 8} | quiet).remarks() == []
 
 
 def test_a_window_that_is_given_stays(tmp_path: Path) -> None:

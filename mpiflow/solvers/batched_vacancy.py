@@ -8,6 +8,7 @@ see each other, so the result is the same: the same bits as far as the barriers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -245,8 +246,11 @@ class Batches:
         start: float,
         window: float,
         limit: int,
+        told: Callable[[], bool],
     ) -> tuple[list[Events], float]:
         """Let some tiles of one class evolve for a time; returns their hops, round by round.
+
+        What is left is left out if ``told`` to.
 
         Parameters are those of the pass in :mod:`mpiflow.solvers.tiled_vacancy`, and so is the
         part of the window that is also returned.
@@ -255,7 +259,7 @@ class Batches:
         out: list[Events] = []
         found, asked = _open(grid, *where, start, self.queue)
         rates = np.zeros(NEIGHBOURS)
-        while asked and len(out) < limit:
+        while asked and len(out) < limit and not told():
             self.evaluations += asked
             _answer(asked, self._barriers(asked), rates, *where, self.queue)
             log = events(found)

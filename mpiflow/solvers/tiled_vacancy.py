@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -66,9 +67,12 @@ from mpiflow.systems.barriers import Barriers
 
 #: Points along an axis: sites of a tile and what they see stay apart from the next of its class.
 SMALLEST_TILE = HALO + 2
-_NO_LIMIT = np.iinfo(np.int64).max
+#: No tile makes as many hops in a pass.
+NO_LIMIT = np.iinfo(np.int64).max
 #: Hops of a tile that are kept before they are noted.
 _RECENT = 256
+#: Hops between two looks at whether a window is still wanted.
+STRETCH = 2**13
 
 
 @kernel
@@ -151,11 +155,14 @@ def _pass(
     near: np.ndarray,
     hops: np.ndarray,
     limit: int,
+    most: int,
     recent: Events,
     records: np.ndarray,
     log: Events,
-) -> tuple[int, int, float]:
-    """Let some tiles evolve for a time.
+    at: np.ndarray,
+    since: np.ndarray,
+) -> bool:
+    """Let some tiles evolve for a time, or go on with that.
 
     Parameters
     ----------
@@ -164,28 +171,32 @@ def _pass(
     near : (3, 2) padded indices between which no other rank needs a site
     hops : (n,) filled with the hops of each tile
     limit : a tile that has made so many hops stops
+    most : hops to make in this call
     recent : the last few hops of a tile; without room for any, nothing is noted or logged
-    records : (room, 4) filled with the sites that other ranks must know, and their species
+    records : (room, 4) filled with the sites that other ranks must know
     log : filled with the hops of all tiles, in their order, as far as there is room
+    at : where it is: the tile, its vacancies (-1 if they are not listed yet), its first record,
+        the number of records, and that of the hops noted; (0, -1, 0, 0, 0) at first
+    since : the time of the tile's last hop, and the part of the window after which the first
+        tile had to stop, 1 if none had to
 
     Returns
     -------
-    the number of records, the number of hops noted, and the part of the window after which the
-    first tile had to stop, 1 if none had to
+    whether all tiles are done; if not, it goes on where it is, with the lists as they are
     """
-    noted, logged, share = 0, 0, 1.0
-    for t in range(tiles.shape[0]):
+    t, n, first, noted, logged = at[0], at[1], at[2], at[3], at[4]
+    clock, room, left = since[0], recent.time.size, most
+    while t < tiles.shape[0]:
         region = region_of(tiles, t, shape, whole)
-        n = scan(grid, law, region, lists)
-        hops[t] = 0
-        if n == 0:
-            continue
+        if n < 0:
+            n = scan(grid, law, region, lists)
+            clock, first, hops[t] = start, noted, 0
         here = first_of(lists, n)
         counter = np.uint64(tiles[t, 3]) << np.uint64(32)
-        room = recent.time.size
-        clock, first, made, most = start, noted, 0, 0
-        while made == most and hops[t] < limit:
-            most = min(room, limit - hops[t]) if room else limit
+        made, some = 0, 0
+        while n > 0 and made == some and hops[t] < limit and left > 0:
+            some = min(left, limit - hops[t])
+            some = min(room, some) if room else some
             made, clock = evolve(
                 grid,
                 origin,
@@ -199,12 +210,13 @@ def _pass(
                 counter + np.uint64(hops[t]),
                 clock,
                 start + window,
-                most,
+                some,
                 recent,
                 0,
                 hops[t] == 0,
             )
             hops[t] += made
+            left -= made
             for r in range(min(made, room)):
                 row = recent.hop[r]
                 noted = _note(origin, law.sides, near, row, first, noted, records)
@@ -212,10 +224,14 @@ def _pass(
                     log.time[logged] = recent.time[r]
                     log.hop[logged] = row
                 logged += 1
-        if hops[t] >= limit:
-            share = min(share, (clock - start) / window)
-    _fill_species(grid, origin, law.sides, records, noted)
-    return noted, logged, share
+        if n > 0 and made == some and hops[t] < limit:
+            break
+        if n > 0 and hops[t] >= limit:
+            since[1] = min(since[1], (clock - start) / window)
+        t, n = t + 1, -1
+    at[0], at[1], at[2], at[3], at[4] = t, n, first, noted, logged
+    since[0] = clock
+    return t == tiles.shape[0]
 
 
 @kernel
@@ -251,6 +267,7 @@ class TiledKMC:
         in tiles, seconds waiting for letters
     log : None, or a list that every pass appends its :class:`Events` on this rank to
     share : part of the last step after which the first tile of this rank had made too many hops
+    abandoned : whether this rank left out a part of the last step
     """
 
     name = "tiled"
@@ -273,7 +290,9 @@ class TiledKMC:
         self.tile = (tile,) * 3 if isinstance(tile, int) else tuple(tile)
         self.log: list[Events] | None = None
         self.load = dict.fromkeys(("hops", "looks", "evaluations", "seconds", "waiting"), 0.0)
-        self.share, self._limit = 1.0, _NO_LIMIT
+        self.share, self._limit = 1.0, NO_LIMIT
+        self.abandoned = False
+        self._over: Callable[[], bool] = lambda: False
         self._plan: Any = None
 
     @property
@@ -323,7 +342,8 @@ class TiledKMC:
         *,
         seed: int,
         stream: str = "tiled-vacancy",
-        limit: int = _NO_LIMIT,
+        limit: int = NO_LIMIT,
+        over: Callable[[], bool] = lambda: False,
     ) -> np.ndarray:
         """One step of any window, after :meth:`prepare`; :meth:`settle` follows the last.
 
@@ -334,6 +354,8 @@ class TiledKMC:
         window : in s
         limit : a tile stops after so many hops in a pass. Such a step is to be taken back, and
             done again with a shorter window: :attr:`share` says how much
+        over : asked now and then; if it says so on any rank, :attr:`abandoned` is set there, the
+            rest of the step is left out, and the step is to be taken back on all ranks
 
         Returns
         -------
@@ -342,6 +364,7 @@ class TiledKMC:
         plan, key = self._plan, stream_key(seed, stream)
         out = np.zeros(block.batch, np.int64)
         self.share, self._limit = 1.0, limit
+        self.abandoned, self._over = False, over
         for number, (group, share) in enumerate(plan.passes, len(plan.passes) * step):
             for b in range(block.batch):
                 keys = key[0], key[1] + block.members[b], np.uint64(number)
@@ -381,7 +404,7 @@ class TiledKMC:
     ) -> tuple[int, np.ndarray]:
         """Let some tiles evolve; returns their hops and the records for other ranks."""
         plan = self._plan
-        if not len(tiles):
+        if not len(tiles) or self._told():
             return 0, plan.records[:0]
         begin = time.perf_counter()
         if plan.batches is not None:
@@ -410,11 +433,13 @@ class TiledKMC:
         recent = events(_RECENT if noting else 0)
         log = events(0 if self.log is None else _RECENT * len(tiles))
         before = None if self.log is None else block.array[b].copy()
-        hops = np.zeros(len(tiles), np.int64)
+        hops, origin = np.zeros(len(tiles), np.int64), block.origins[b] - block.halo
         while True:
-            noted, logged, share = _pass(
+            hops[...] = 0
+            at, since = np.array([0, -1, 0, 0, 0]), np.array([start, 1.0])
+            while not _pass(
                 block.array[b],
-                block.origins[b] - block.halo,
+                origin,
                 tiles,
                 plan.shape,
                 plan.whole,
@@ -428,16 +453,29 @@ class TiledKMC:
                 plan.near,
                 hops,
                 self._limit,
+                STRETCH,
                 recent,
                 plan.records,
                 log,
-            )
-            self.share = min(self.share, share)
+                at,
+                since,
+            ):
+                if self._told():
+                    break
+            noted, logged = int(at[3]), int(at[4])
             if before is None or logged <= len(log.time):
                 break
             block.array[b][...] = before  # once more, with enough room
             log = events(2 * logged)
+        self.share = min(self.share, float(since[1]))
+        if plan.letters is not None:
+            _fill_species(block.array[b], origin, plan.law.sides, plan.records, noted)
         return int(hops.sum()), noted, [Events(log.time[:logged], log.hop[:logged])]
+
+    def _told(self) -> bool:
+        """Whether the step is to be left; it stays so."""
+        self.abandoned = self.abandoned or self._over()
+        return self.abandoned
 
     def _in_step(
         self,
@@ -451,7 +489,16 @@ class TiledKMC:
         """All tiles together, barriers on the device; hops, records, log."""
         plan, origin = self._plan, block.origins[b] - block.halo
         logs, share = plan.batches.evolve(
-            block.array[b], origin, tiles, plan.shape, plan.whole, keys, start, window, self._limit
+            block.array[b],
+            origin,
+            tiles,
+            plan.shape,
+            plan.whole,
+            keys,
+            start,
+            window,
+            self._limit,
+            self._told,
         )
         self.share = min(self.share, share)
         noted = 0

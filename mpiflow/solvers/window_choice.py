@@ -31,6 +31,8 @@ from mpiflow.schedule import Number
 
 #: Hops of a vacancy in a window, unless another number is asked for.
 AIM = 2.0
+#: Hops of a vacancy in a window up to which its bias was measured to be of second order.
+MOST_HOPS = 4.0
 #: Hops of a vacancy that the rate is taken from.
 MEMORY = 16.0
 #: Hops of a tile in a pass, in those that all vacancies are to make in a window, that cut it short.
