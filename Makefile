@@ -48,7 +48,7 @@ test-mpi-2 test-mpi-4: test-mpi-%: setup ## the tests marked mpi on 2 (4) ranks
 
 test-ptx: setup ## every CUDA kernel compiled and assembled for an H100/H200, without one
 	@jobs/cuda.sh
-	.venv-cuda/bin/python tests/ptx.py
+	.venv-cuda/bin/python tests/tools/ptx.py
 
 test-gpu: setup ## kernels on the GPU of this machine: same bits as the CPU
 	@jobs/cuda.sh
@@ -63,18 +63,18 @@ test-validate: setup ## long physics tests, one rank
 
 # About an hour. The figures are in docs/reliability.md.
 test-reliability: setup ## kills, damage, all pairs of ranks, costs of checkpoints and files
-	@$(PY) tests/reliability.py kills --kind live --count 100 --seed 1
-	@$(PY) tests/reliability.py kills --kind checkpoint --count 100 --seed 2
-	@$(PY) tests/reliability.py kills --kind live --count 100 --ranks 2 --seed 3
-	@$(PY) tests/reliability.py kills --kind checkpoint --count 100 --ranks 2 --seed 4
-	@$(PY) tests/reliability.py pairs
-	@$(PY) tests/reliability.py stops
-	@$(ONE_THREAD) $(A_CORE_EACH) $(MPIRUN) -n 2 $(PY) tests/reliability.py checkpoint
-	@$(ONE_THREAD) $(A_CORE_EACH) $(MPIRUN) -n 2 $(PY) tests/reliability.py overhead
-	MPIFLOW_DAMAGES=1400 $(PYTEST) -q -k damage tests/test_verify.py tests/test_checkpoint.py
+	@$(PY) tests/tools/reliability.py kills --kind live --count 100 --seed 1
+	@$(PY) tests/tools/reliability.py kills --kind checkpoint --count 100 --seed 2
+	@$(PY) tests/tools/reliability.py kills --kind live --count 100 --ranks 2 --seed 3
+	@$(PY) tests/tools/reliability.py kills --kind checkpoint --count 100 --ranks 2 --seed 4
+	@$(PY) tests/tools/reliability.py pairs
+	@$(PY) tests/tools/reliability.py stops
+	@$(ONE_THREAD) $(A_CORE_EACH) $(MPIRUN) -n 2 $(PY) tests/tools/reliability.py checkpoint
+	@$(ONE_THREAD) $(A_CORE_EACH) $(MPIRUN) -n 2 $(PY) tests/tools/reliability.py overhead
+	MPIFLOW_DAMAGES=1400 $(PYTEST) -q -k damage tests/commands/test_verify.py tests/files/test_checkpoint.py
 
 mutants: setup ## plant errors in copies of the package; named tests must catch each
-	$(ONE_THREAD) timeout -k 10 1800 $(PY) tests/mutants.py
+	$(ONE_THREAD) timeout -k 10 1800 $(PY) tests/tools/mutants.py
 
 bench: setup ## measure speed on one rank, and messages on two; table in results/bench.txt
 	@mkdir -p results && rm -f results/bench.txt

@@ -33,19 +33,21 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from mpiflow import metrics, parallel
-from mpiflow.alloy_simulation import AlloySimulation
-from mpiflow.barrier_files import (
+from mpiflow import metrics
+from mpiflow.core import parallel
+from mpiflow.core.block import gather_records
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.initial.alloy import counts_of, random_alloy
+from mpiflow.simulation.alloy.barrier_model import (
     BarrierModel,
     load_barrier_model,
     network_model,
     save_barrier_model,
 )
-from mpiflow.block import gather_records
-from mpiflow.errors import InputError
-from mpiflow.initial_alloy import counts_of, random_alloy
-from mpiflow.learn.experiment import farm, results_directory
-from mpiflow.published_weights import LICENCE, REFERENCE
+from mpiflow.simulation.alloy.published_weights import LICENCE, REFERENCE
+from mpiflow.simulation.alloy.simulation import AlloySimulation
+from mpiflow.solvers.vacancy.barrier_kernels import evaluate_many
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import (
     DIRECTIONS,
@@ -56,7 +58,7 @@ from mpiflow.systems.alloy import (
     Alloy,
     index_of,
 )
-from mpiflow.systems.barriers import Barriers, evaluate_many
+from mpiflow.systems.barriers import Barriers
 
 TEACHER = Path(__file__).resolve().parent.parent.parent / "shared/reference/nnk/weights.npy"
 #: Input channels of vacancy, Nb, Mo, Ta: corners of a triangle, so that they add up to zero.

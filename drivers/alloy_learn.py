@@ -17,14 +17,14 @@ import time as clock
 
 import numpy as np
 
-from mpiflow import parallel
-from mpiflow.barrier_files import load_barrier_model
-from mpiflow.errors import InputError
-from mpiflow.learn.alloy import default_schedule, train_alloy
-from mpiflow.learn.alloy_data import AlloyPlan, joined, moving, pairs_at
-from mpiflow.learn.experiment import farm, results_directory
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.figures import relaxation_figure
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.learn.alloy.data import AlloyPlan, joined, moving, pairs_at
+from mpiflow.learn.alloy.model import default_schedule, train_alloy
 from mpiflow.learn.training import Schedule
-from mpiflow.plots import relaxation_figure
+from mpiflow.simulation.alloy.barrier_model import load_barrier_model
 from mpiflow.systems.alloy import Alloy, pair_names
 
 #: The 18 temperatures of arXiv:2511.12842, in K.

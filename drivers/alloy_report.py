@@ -17,14 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mpiflow import metrics, parallel
-from mpiflow.errors import InputError
-from mpiflow.learn.alloy import AlloyModel, load_alloy_model
-from mpiflow.learn.experiment import published_order, results_directory
-from mpiflow.plots import relaxation_figure, temperature_figure
-from mpiflow.schema import STANDARD
+from mpiflow import metrics
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.figures import relaxation_figure, temperature_figure
+from mpiflow.experiments.ising import published_order, results_directory
+from mpiflow.files.schema import STANDARD
+from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.learn.alloy.model import AlloyModel, load_alloy_model
 from mpiflow.systems.alloy import pair_names, row_sums
-from mpiflow.trajectory import Trajectory, TrajectoryWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT.parent / "shared" / "reference"

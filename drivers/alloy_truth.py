@@ -20,16 +20,17 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import metrics, parallel
-from mpiflow.alloy_run import record_alloy
-from mpiflow.alloy_simulation import AlloySimulation
-from mpiflow.barrier_files import BarrierModel, load_barrier_model
-from mpiflow.errors import InputError
-from mpiflow.initial_alloy import counts_of, random_alloy
-from mpiflow.learn.experiment import farm, published_order, results_directory
-from mpiflow.plots import relaxation_figure
+from mpiflow import metrics
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.figures import relaxation_figure
+from mpiflow.experiments.ising import farm, published_order, results_directory
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.initial.alloy import counts_of, random_alloy
+from mpiflow.run.alloy import record_alloy
+from mpiflow.simulation.alloy.barrier_model import BarrierModel, load_barrier_model
+from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.systems.alloy import Alloy, pair_names, row_sums
-from mpiflow.trajectory import Trajectory
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_T2000_sizes.csv"

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import metrics, parallel
-from mpiflow.alloy_simulation import AlloySimulation
-from mpiflow.barrier_files import BarrierModel, load_barrier_model
-from mpiflow.errors import InputError
-from mpiflow.initial_alloy import counts_of, random_alloy
-from mpiflow.learn.experiment import farm, results_directory
-from mpiflow.solvers.hop_log import Tracers
-from mpiflow.solvers.vacancy import Events
+from mpiflow import metrics
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.initial.alloy import counts_of, random_alloy
+from mpiflow.simulation.alloy.barrier_model import BarrierModel, load_barrier_model
+from mpiflow.simulation.alloy.simulation import AlloySimulation
+from mpiflow.solvers.vacancy.events import Events
+from mpiflow.solvers.vacancy.hop_log import Tracers
 from mpiflow.systems.alloy import Alloy, pair_names, short_range_order
 
 QUANTITIES = [

@@ -2,7 +2,7 @@
 
 Beyond arXiv:2511.12842, which has two closures throughout: section III.2's Ising model, 64^2 at
 T = 2.5, h = 0.1, learned from patches of 16^2 with 0 to 6 closures of five encoders
-(mpiflow.learn.encoders): ours, linear, the drifts of (M, rho), a translation-invariant convolution,
+(mpiflow.learn.closure.encoders): ours, linear, the drifts of (M, rho), a translation-invariant convolution,
 and the published one with a quarter of its channels. All learn from the same states, spins and
 partial evolutions; the published one is dear, so it has a small set, and ours the same beside it.
 
@@ -35,14 +35,17 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from mpiflow import initial, parallel, report
-from mpiflow.errors import InputError
-from mpiflow.learn import encoders, experiment
-from mpiflow.learn.dataset import DataPlan
+from mpiflow import initial
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments import ising as experiment
+from mpiflow.experiments import results as report
+from mpiflow.learn.closure import encoders
+from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule, fit
-from mpiflow.progress import Progress
-from mpiflow.simulation import Simulation
+from mpiflow.run.progress import Progress
+from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.systems.ising import Ising
 
 #: Data set, encoder, closures, seed.

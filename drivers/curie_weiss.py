@@ -47,9 +47,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpiflow import metrics, parallel, report
-from mpiflow.errors import InputError
-from mpiflow.learn.curie_weiss import (
+from mpiflow import metrics
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.core.noise import RNG
+from mpiflow.experiments import results as report
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.files.schema import STANDARD
+from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.learn.closure.curie_weiss import (
     LearnedLaw,
     MagnetizationModel,
     MeanFieldPlan,
@@ -58,15 +64,11 @@ from mpiflow.learn.curie_weiss import (
     learned_law,
     train_magnetization,
 )
-from mpiflow.learn.experiment import farm, results_directory
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule
-from mpiflow.noise import RNG
-from mpiflow.progress import Progress
-from mpiflow.schema import STANDARD
+from mpiflow.run.progress import Progress
 from mpiflow.solvers import master_equation
 from mpiflow.systems.curie_weiss import CurieWeiss
-from mpiflow.trajectory import TrajectoryWriter
 
 #: Published test errors (relative squared errors, one seed, 20 + 20 trajectories): ours, naive.
 PUBLISHED = {

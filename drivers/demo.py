@@ -15,13 +15,13 @@ import time
 
 import numpy as np
 
-from mpiflow import parallel
-from mpiflow.errors import InputError
-from mpiflow.learn import experiment
-from mpiflow.learn.dataset import DataPlan
-from mpiflow.learn.model import Method
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments import ising as experiment
+from mpiflow.experiments.figures import latent_figure
+from mpiflow.learn.closure.dataset import DataPlan
+from mpiflow.learn.closure.model import Method
 from mpiflow.learn.training import Schedule
-from mpiflow.plots import latent_figure
 from mpiflow.systems.ising import Ising
 
 SYSTEM = Ising(temperature=2.5, field=0.1)

@@ -8,7 +8,7 @@ patch, without what their different drifts add to it; distances, errors over see
 and what a second truth of the same size has. The paper shows histograms only.
 Every trajectory starts at a true state; held: what had to be held inside the training range;
 lost: trajectories that leave it for good if they are not held (the paper's NaN).
-Models: M alone with polynomials (mpiflow.learn.mirror.MagnetizationSDE; how many terms was
+Models: M alone with polynomials (mpiflow.learn.closure.mirror.MagnetizationSDE; how many terms was
 chosen after looking), and the published latents with networks, for 20 epochs: chosen after
 60 (on other pairs) gave too small a density near M = 0.
 Writes into --out: results.json, table.md, ising_ablation.png, truth.h5, parts/.
@@ -26,11 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow import parallel, report
-from mpiflow.errors import InputError
-from mpiflow.learn import equilibrium as eq
-from mpiflow.learn import mirror
-from mpiflow.learn.experiment import farm, results_directory
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments import equilibrium
+from mpiflow.experiments import results as report
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.learn.closure import equilibrium as eq
+from mpiflow.learn.closure import mirror
 from mpiflow.systems.ising import Ising
 
 SYSTEM, LARGE, PATCH = Ising(temperature=2.25), 64, 16
@@ -63,14 +65,14 @@ def main() -> None:
     tasks = list(product(SOURCES, range(options.seeds)))
     results = farm(tasks, lambda task: cells(task, spins, options), comm, kept)
     if comm.rank == 0:
-        eq.write_truth(
+        equilibrium.write_truth(
             out / "truth.h5", SYSTEM, LARGE, options.watch, truths["truth", 0]["m"], options.seed
         )
         write(out, results, truths["truth", 0]["m"], truths["truth", 1]["m"], options)
 
 
 def true_law(number: int, options: argparse.Namespace) -> dict[str, Any]:
-    m, spins = eq.truth(SYSTEM, LARGE, options.watch, seed=options.seed + number)
+    m, spins = equilibrium.truth(SYSTEM, LARGE, options.watch, seed=options.seed + number)
     return {"m": m, "spins": spins}
 
 
@@ -103,7 +105,9 @@ def cells(
         for model, (sde, latents) in found.items():
             z0 = mirror.starts(y @ latents.T, mirror.signs(latents))
             free = options.predicted.burn
-            done = eq.predict(sde, z0, options.predicted, dt=whole.duration, seed=seed, free=free)
+            done = equilibrium.predict(
+                sde, z0, options.predicted, dt=whole.duration, seed=seed, free=free
+            )
             out[f"m_{method}_{model}"] = done.m.astype(np.float32)
             out[f"shares_{method}_{model}"] = np.array([done.held, done.edge, done.lost])
     return out
@@ -118,15 +122,17 @@ def write(
 ) -> None:
     """Tables, results.json and the figure."""
     shares = ("held", "edge", "lost")
-    exact = eq.summary(true, options.watch, true)
-    rows, entries = eq.truth_rows(true, again, options.watch, blank=2)
+    exact = equilibrium.summary(true, options.watch, true)
+    rows, entries = equilibrium.truth_rows(true, again, options.watch, blank=2)
     for row in rows:
         row += [""] * len(shares)
     for model, source, method in product(mirror.MODELS, SOURCES, METHODS):
         runs = [results[source, number] for number in range(options.seeds)]
-        found = [eq.summary(run[f"m_{method}_{model}"], options.predicted, true) for run in runs]
+        found = [
+            equilibrium.summary(run[f"m_{method}_{model}"], options.predicted, true) for run in runs
+        ]
         name = f"{source} {method} {model}"
-        cells_, more = eq.model_row(name, found, exact)
+        cells_, more = equilibrium.model_row(name, found, exact)
         held = np.array([run[f"shares_{method}_{model}"] for run in runs])
         published = PUBLISHED[source] if method != "d" else ""
         rows.append(
@@ -135,8 +141,10 @@ def write(
         )
         entries += more
         entries += [report.entry(f"{s} {name}", held[:, i]) for i, s in enumerate(shares)]
-    text = report.table(["case", "published", *eq.QUANTITIES, *shares], rows)
-    report.write(out, text + "\n" + eq.note(options.watch, options.predicted, true), entries)
+    text = report.table(["case", "published", *equilibrium.QUANTITIES, *shares], rows)
+    report.write(
+        out, text + "\n" + equilibrium.note(options.watch, options.predicted, true), entries
+    )
     panels = {
         f"{mirror.MODELS[model]}, {source}\n{METHODS[method]}": np.concatenate(
             [results[source, number][f"m_{method}_{model}"] for number in range(options.seeds)],
@@ -144,7 +152,7 @@ def write(
         )
         for model, source, method in product(mirror.MODELS, SOURCES, METHODS)
     }
-    eq.draw(out / "ising_ablation.png", panels, dict.fromkeys(panels, true), len(METHODS))
+    equilibrium.draw(out / "ising_ablation.png", panels, dict.fromkeys(panels, true), len(METHODS))
 
 
 def parse() -> argparse.Namespace:
@@ -163,14 +171,14 @@ def parse() -> argparse.Namespace:
     add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.burn, options.every = 1500.0, 50.0
-    options.watch = eq.Watch(burn=4000.0, every=20.0, frames=801)
-    options.predicted = eq.Watch(burn=1000.0, every=20.0, frames=101)
+    options.watch = equilibrium.Watch(burn=4000.0, every=20.0, frames=801)
+    options.predicted = equilibrium.Watch(burn=1000.0, every=20.0, frames=101)
     options.epochs = 20
     if options.smoke:
         options.seeds, options.states, options.repeats, options.epochs = 2, 256, 2, 2
         options.burn, options.every = 2.0, 1.0
-        options.watch = eq.Watch(burn=2.0, every=1.0, frames=4)
-        options.predicted = eq.Watch(burn=2.0, every=1.0, frames=4)
+        options.watch = equilibrium.Watch(burn=2.0, every=1.0, frames=4)
+        options.predicted = equilibrium.Watch(burn=2.0, every=1.0, frames=4)
     return options
 
 

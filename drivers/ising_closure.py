@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow import parallel, report
-from mpiflow.errors import InputError
-from mpiflow.learn import experiment
-from mpiflow.learn.dataset import DataPlan
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments import ising as experiment
+from mpiflow.experiments import results as report
+from mpiflow.experiments.figures import latent_figure
+from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.training import Schedule
-from mpiflow.plots import latent_figure
 from mpiflow.systems.ising import Ising
 
 #: Published test errors (relative squared errors, one seed, 20 trajectories): ours, naive.

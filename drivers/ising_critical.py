@@ -6,11 +6,11 @@ Binder cumulant U, and beta/nu, gamma/nu and nu, of
 
 - **learned** models: snapshots of 16^2 systems are upsampled to L (doubled; three-fold for 48) and
   relaxed as whole lattices after each step, and the SDE of (M, rho) is learned from the exact
-  short-time limit of partial evolution (mpiflow.learn.polynomial); lambda = K, untuned. Then tuned:
-  the lambda for which the model's abs(M) is that of the reference, as the publication did for each
-  (L, T), interpolated between rollouts at K and 0.8 K with the same noise;
+  short-time limit of partial evolution (mpiflow.learn.closure.polynomial); lambda = K, untuned.
+  Then tuned: the lambda for which the model's abs(M) is that of the reference, as the publication
+  did for each (L, T), interpolated between rollouts at K and 0.8 K with the same noise;
 - **the engine**: continuous-time dynamics, from starts that clusters brought to equilibrium;
-- **the reference**: the clusters themselves (mpiflow.solvers.cluster).
+- **the reference**: the clusters themselves (mpiflow.solvers.spins.cluster).
 
 Errors: learned, over seeds (each its own data and rollouts); direct, over independent members, so
 that no autocorrelation enters. Exponents redrawn within these errors.
@@ -43,19 +43,22 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow import observables, parallel, report, scaleup
-from mpiflow.errors import InputError
-from mpiflow.learn import finite_size
-from mpiflow.learn.experiment import farm, results_directory
-from mpiflow.learn.polynomial import PolynomialSDE, Ridge, exponents, normal_equations
-from mpiflow.learn.upsampling import Relaxation, relax, whole_lattices
-from mpiflow.noise import RNG
-from mpiflow.progress import Progress
-from mpiflow.schema import STANDARD
-from mpiflow.solvers.cluster import flip_clusters
-from mpiflow.solvers.sublattice import Sublattice
+from mpiflow import observables
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.core.noise import RNG
+from mpiflow.experiments import finite_size
+from mpiflow.experiments import results as report
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.upsampling import Relaxation, relax, whole_lattices
+from mpiflow.files.schema import STANDARD
+from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.learn.closure.polynomial import PolynomialSDE, Ridge, exponents, normal_equations
+from mpiflow.run.progress import Progress
+from mpiflow.scaleup import spins as scaleup
+from mpiflow.solvers.spins.cluster import flip_clusters
+from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
-from mpiflow.trajectory import TrajectoryWriter
 
 SMALL = 16
 TEMPERATURES = (2.25, 2.26, 2.27, 2.28, 2.29)

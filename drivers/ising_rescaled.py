@@ -6,7 +6,7 @@ spins, from the evolution of whole lattices, against 16^2. (ii) The same with it
 against 64^2; (iii') with the covariance about the means of each patch (beyond the paper).
 The paper shows histograms and trajectories only; here are distances, reversals, errors over seeds,
 and what a second truth of the same size has.
-Models: M alone with polynomials (mpiflow.learn.mirror.MagnetizationSDE; how many terms was
+Models: M alone with polynomials (mpiflow.learn.closure.mirror.MagnetizationSDE; how many terms was
 chosen after looking), and the published latents with networks, for 20 epochs: chosen after
 60 (on other pairs) gave too small a density near M = 0.
 Writes into --out: results.json, table.md, ising_rescaled.png, truth_16.h5, truth_64.h5, parts/.
@@ -24,11 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow import parallel, report
-from mpiflow.errors import InputError
-from mpiflow.learn import equilibrium as eq
-from mpiflow.learn import mirror
-from mpiflow.learn.experiment import farm, results_directory
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments import equilibrium
+from mpiflow.experiments import results as report
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.learn.closure import equilibrium as eq
+from mpiflow.learn.closure import mirror
 from mpiflow.systems.ising import Ising
 
 SYSTEM, SMALL, LARGE = Ising(temperature=2.25), 16, 64
@@ -63,13 +65,15 @@ def main() -> None:
     if comm.rank == 0:
         laws = {size: (truths[size, 0]["m"], truths[size, 1]["m"]) for size in sizes}
         for size, (m, _) in laws.items():
-            eq.write_truth(out / f"truth_{size}.h5", SYSTEM, size, options.watch, m, options.seed)
+            equilibrium.write_truth(
+                out / f"truth_{size}.h5", SYSTEM, size, options.watch, m, options.seed
+            )
         write(out, results, laws, options)
 
 
 def true_law(task: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
     size, number = task
-    m, spins = eq.truth(SYSTEM, size, options.watch, seed=options.seed + number)
+    m, spins = equilibrium.truth(SYSTEM, size, options.watch, seed=options.seed + number)
     return {"m": m, "spins": spins}
 
 
@@ -103,7 +107,9 @@ def learned(
         )
         for model, (sde, latents) in found.items():
             z0 = mirror.starts(y @ latents.T, mirror.signs(latents))
-            done = eq.predict(sde, z0, options.predicted, dt=pairs.duration, seed=seed, noise=noise)
+            done = equilibrium.predict(
+                sde, z0, options.predicted, dt=pairs.duration, seed=seed, noise=noise
+            )
             out[f"m_{i}_{model}"] = done.m.astype(np.float32)
             out[f"shares_{i}_{model}"] = np.array([done.held, done.edge])
     return out
@@ -121,7 +127,7 @@ def write(
     entries: list[report.Entry] = []
     panels, true = {}, {}
     for size, pair in laws.items():
-        more, some = eq.truth_rows(*pair, options.watch, blank=2)
+        more, some = equilibrium.truth_rows(*pair, options.watch, blank=2)
         rows += [[f"{size}^2 {row[0]}", *row[1:], "", ""] for row in more]
         entries += [{**e, "quantity": f"{e['quantity']} {size}^2"} for e in some]
     for model, i in product(mirror.MODELS, range(len(SETTINGS))):
@@ -129,9 +135,9 @@ def write(
         name = f"{setting}, {mirror.MODELS[model]}"
         law = laws[against][0]
         runs = [results[f"learn{trained}", number] for number in range(options.seeds)]
-        found = [eq.summary(run[f"m_{i}_{model}"], options.predicted, law) for run in runs]
-        exact = eq.summary(law, options.watch, law)
-        cells, more_entries = eq.model_row(name, found, exact)
+        found = [equilibrium.summary(run[f"m_{i}_{model}"], options.predicted, law) for run in runs]
+        exact = equilibrium.summary(law, options.watch, law)
+        cells, more_entries = equilibrium.model_row(name, found, exact)
         held = np.array([run[f"shares_{i}_{model}"] for run in runs])
         rows.append(
             [f"{name} against {against}^2", PUBLISHED[i], *cells]
@@ -141,10 +147,10 @@ def write(
         entries += [report.entry(f"{s} {name}", held[:, k]) for k, s in enumerate(shares)]
         panels[name] = np.concatenate([run[f"m_{i}_{model}"] for run in runs], axis=1)
         true[name] = law
-    text = report.table(["case", "published", *eq.QUANTITIES, *shares], rows)
-    notes = eq.note(options.watch, options.predicted, laws[LARGE][0])
+    text = report.table(["case", "published", *equilibrium.QUANTITIES, *shares], rows)
+    notes = equilibrium.note(options.watch, options.predicted, laws[LARGE][0])
     report.write(out, text + "\n" + notes, entries)
-    eq.draw(out / "ising_rescaled.png", panels, true, len(SETTINGS))
+    equilibrium.draw(out / "ising_rescaled.png", panels, true, len(SETTINGS))
 
 
 def parse() -> argparse.Namespace:
@@ -158,14 +164,14 @@ def parse() -> argparse.Namespace:
     add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.burn, options.every = 1500.0, 50.0
-    options.watch = eq.Watch(burn=4000.0, every=20.0, frames=801)
-    options.predicted = eq.Watch(burn=1000.0, every=20.0, frames=151)
+    options.watch = equilibrium.Watch(burn=4000.0, every=20.0, frames=801)
+    options.predicted = equilibrium.Watch(burn=1000.0, every=20.0, frames=151)
     options.epochs = 20
     if options.smoke:
         options.seeds, options.states, options.repeats, options.epochs = 2, 256, 2, 2
         options.burn, options.every = 2.0, 1.0
-        options.watch = eq.Watch(burn=2.0, every=1.0, frames=4)
-        options.predicted = eq.Watch(burn=2.0, every=1.0, frames=4)
+        options.watch = equilibrium.Watch(burn=2.0, every=1.0, frames=4)
+        options.predicted = equilibrium.Watch(burn=2.0, every=1.0, frames=4)
     return options
 
 

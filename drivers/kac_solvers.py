@@ -27,11 +27,12 @@ import numpy as np
 from mpi4py import MPI
 from scipy import stats
 
-from mpiflow import initial, parallel
-from mpiflow.block import gather_records
-from mpiflow.errors import InputError
-from mpiflow.kac_simulation import KacSimulation
-from mpiflow.learn.experiment import results_directory
+from mpiflow import initial
+from mpiflow.core import parallel
+from mpiflow.core.block import gather_records
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.ising import results_directory
+from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.kac import Kac
 
 #: T, h, gamma / L.

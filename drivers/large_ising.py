@@ -23,13 +23,14 @@ import numpy as np
 from mpi4py import MPI
 from scipy.optimize import curve_fit
 
-from mpiflow import Ising, Simulation, initial, metrics, parallel
-from mpiflow.errors import InputError
-from mpiflow.learn.experiment import results_directory
-from mpiflow.plots import power_law_figure
-from mpiflow.run import record
+from mpiflow import Ising, Simulation, initial, metrics
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.figures import power_law_figure
+from mpiflow.experiments.ising import results_directory
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.run.simulate import record
 from mpiflow.systems.ising import CRITICAL_TEMPERATURE, onsager_energy
-from mpiflow.trajectory import Trajectory
 
 GROWTH, DECAY = 0.5, 0.125 / 2.167
 

@@ -20,15 +20,16 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from mpiflow import initial, parallel
-from mpiflow.errors import InputError
-from mpiflow.kac_simulation import KacSimulation
-from mpiflow.learn import generator_fit as learn
-from mpiflow.learn.experiment import farm, results_directory
-from mpiflow.learn.field_data import FieldData, Rates, from_equation, from_files, random_starts
-from mpiflow.learn.generator import Generator, in_gauge, true_kernel
-from mpiflow.learn.generator_law import learn_weak
+from mpiflow import initial
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.learn.generator import fit as learn
+from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
+from mpiflow.learn.generator.law import learn_weak
+from mpiflow.learn.generator.model import Generator, in_gauge, true_kernel
 from mpiflow.learn.training import Schedule
+from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.kac import Kac, kac_kernel
 
 #: (T, h) learned from; those of other initial states; and held out: three between, one outside.
@@ -135,7 +136,7 @@ def microscopic(options: argparse.Namespace, comm: MPI.Intracomm) -> dict[float,
 
 
 def rates_of(task: Task, options: argparse.Namespace, micro: dict[float, FieldData]) -> Rates:
-    """The right estimator for each kind of noise; see mpiflow.learn.field_data."""
+    """The right estimator for each kind of noise; see mpiflow.learn.generator.data."""
     source, gamma, prior, _ = task
     if source == "micro":
         whole = micro[gamma]

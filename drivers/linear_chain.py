@@ -1,11 +1,11 @@
 """Table 2 of arXiv:2511.12842: macroscopic SDEs of linear chains, learned and exact.
 
 A small chain of 10 sites evolves whole, a large one of 100 by partial evolution of patches of
-10; each gives dm = (a m + b) dt + c dB at the minimum of its loss (mpiflow.learn.linear). Error
-bars are over seeds, rough for few. Chains start from their stationary profile moved as a whole
-by up to 40 either way: the further the states reach, the better the slope is known; the profile
-keeps the variance of the drift over patches small, which adds dt / K times it to c^2 (relative
-3e-5 of c here).
+10; each gives dm = (a m + b) dt + c dB at the minimum of its loss (mpiflow.learn.closure.linear).
+Error bars are over seeds, rough for few. Chains start from their stationary profile moved as a
+whole by up to 40 either way: the further the states reach, the better the slope is known; the
+profile keeps the variance of the drift over patches small, which adds dt / K times it to c^2
+(relative 3e-5 of c here).
 
 Why the published numbers are off (no code, dt or number of pairs is published):
 - Large slope and bias: too few pairs explain them. The published line crosses the exact one at
@@ -36,17 +36,19 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import metrics, parallel, report
-from mpiflow.block import gather_records
-from mpiflow.chain_simulation import ChainSimulation
-from mpiflow.errors import InputError
-from mpiflow.learn.experiment import farm, results_directory
-from mpiflow.learn.linear import Coefficients, LinearSDE, minimum, pair_sums
-from mpiflow.noise import RNG, uniforms
-from mpiflow.progress import Progress
-from mpiflow.schema import Variable
+from mpiflow import metrics
+from mpiflow.core import parallel
+from mpiflow.core.block import gather_records
+from mpiflow.core.errors import InputError
+from mpiflow.core.noise import RNG, uniforms
+from mpiflow.experiments import results as report
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.files.schema import Variable
+from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.learn.closure.linear import Coefficients, LinearSDE, minimum, pair_sums
+from mpiflow.run.progress import Progress
+from mpiflow.solvers.lines.chain import ChainSimulation
 from mpiflow.systems.linear_chain import LinearChain
-from mpiflow.trajectory import TrajectoryWriter
 
 SMALL, LARGE, PATCH = 10, 100, 10
 NAMES = ("slope", "bias", "diffusion")

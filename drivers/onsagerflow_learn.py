@@ -24,20 +24,21 @@ import numpy as np
 from mpi4py import MPI
 from scipy.optimize import brentq
 
-from mpiflow import initial, parallel
-from mpiflow.config import IsingConfig
-from mpiflow.errors import InputError
-from mpiflow.kac_config import KacConfig
-from mpiflow.learn.experiment import farm, results_directory
-from mpiflow.learn.generator import true_kernel
-from mpiflow.learn.increments import FieldRun, runs_from_files
-from mpiflow.learn.onsagerflow import OnsagerFlow
-from mpiflow.learn.onsagerflow_fit import binned, learn, local_means
-from mpiflow.learn.onsagerflow_net import learn_network
+from mpiflow import initial
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.learn.generator.model import true_kernel
+from mpiflow.learn.onsagerflow.fit import binned, learn, local_means
+from mpiflow.learn.onsagerflow.increments import FieldRun, runs_from_files
+from mpiflow.learn.onsagerflow.model import OnsagerFlow
+from mpiflow.learn.onsagerflow.net import learn_network
 from mpiflow.learn.training import Schedule
-from mpiflow.run import simulate
+from mpiflow.run.simulate import simulate
+from mpiflow.simulation.kac.options import KacConfig
+from mpiflow.simulation.options import IsingConfig
 from mpiflow.systems.kac import Kac
-from mpiflow.trajectory import Trajectory
 
 #: Between frames, and of the microscopic steps.
 EVERY, TAU = 0.1, 0.05

@@ -29,19 +29,20 @@ from mpi4py import MPI
 from scipy.optimize import brentq
 from scipy.stats import ks_2samp
 
-from mpiflow import initial, metrics, parallel
-from mpiflow.errors import InputError
-from mpiflow.field_law import ExactLaw
-from mpiflow.kac_simulation import KacSimulation
-from mpiflow.learn.experiment import farm, results_directory
-from mpiflow.learn.increments import FieldRun
-from mpiflow.learn.onsagerflow import OnsagerFlow, load_onsagerflow
-from mpiflow.learn.onsagerflow_fit import learn
-from mpiflow.mesoscopic import LocalEquation, NonlocalEquation
-from mpiflow.run import record
-from mpiflow.stochastic_field import StochasticField
+from mpiflow import initial, metrics
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.learn.onsagerflow.fit import learn
+from mpiflow.learn.onsagerflow.increments import FieldRun
+from mpiflow.learn.onsagerflow.model import OnsagerFlow, load_onsagerflow
+from mpiflow.run.simulate import record
+from mpiflow.simulation.kac.simulation import KacSimulation
+from mpiflow.solvers.field.mesoscopic import LocalEquation, NonlocalEquation
+from mpiflow.solvers.field.stochastic import StochasticField
+from mpiflow.systems.field_law import ExactLaw
 from mpiflow.systems.kac import Kac, kac_kernel
-from mpiflow.trajectory import Trajectory
 
 #: Time steps of spins (midpoint) and of stochastic fields, and time between frames.
 TAU, DT, EVERY = 0.1, 0.1, 0.5

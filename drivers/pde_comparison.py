@@ -22,15 +22,16 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import initial, parallel
-from mpiflow.kac_simulation import KacSimulation
-from mpiflow.learn.experiment import results_directory
-from mpiflow.mesoscopic import LocalEquation, NonlocalEquation
-from mpiflow.plots import field_figure, limits_figure
-from mpiflow.run import record
-from mpiflow.schema import STANDARD, block_centres
+from mpiflow import initial
+from mpiflow.core import parallel
+from mpiflow.experiments.figures import field_figure, limits_figure
+from mpiflow.experiments.ising import results_directory
+from mpiflow.files.schema import STANDARD, block_centres
+from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.run.simulate import record
+from mpiflow.simulation.kac.simulation import KacSimulation
+from mpiflow.solvers.field.mesoscopic import LocalEquation, NonlocalEquation
 from mpiflow.systems.kac import Kac, kac_kernel
-from mpiflow.trajectory import Trajectory, TrajectoryWriter
 
 #: Blocks a side of what is compared, and points a side of the equation's grid.
 BLOCKS, GRID = 128, 1024

@@ -13,13 +13,13 @@ between predicted and true latents is least at lambda = K. Three cases:
 - ``pde-mirrored``: the same with mirrored ends of patches, where nothing leaks.
 
 The models of a case and a seed are one network with noise in proportion to 1 / sqrt(lambda): with
-our loss that is what training with another lambda gives (mpiflow.learn.predator_prey). Each seed
-has its own data and training. Latents are standardised by the truth (published: by the training
-data; ours are denser at early times, and batches and rate of learning were chosen, after drifts of
-the first units of time were seen to be off by 5 %). p is that of a permutation test over whole
-trajectories; ``floor`` compares two halves of the truth, as many trajectories each as a model has.
-The spread is the standard deviation of the means of u and v, predicted over true, root mean square
-over frames; theory says sqrt(K / lambda).
+our loss that is what training with another lambda gives (mpiflow.learn.closure.predator_prey).
+Each seed has its own data and training. Latents are standardised by the truth (published: by the
+training data; ours are denser at early times, and batches and rate of learning were chosen, after
+drifts of the first units of time were seen to be off by 5 %). p is that of a permutation test over
+whole trajectories; ``floor`` compares two halves of the truth, as many trajectories each as a
+model has. The spread is the standard deviation of the means of u and v, predicted over true, root
+mean square over frames; theory says sqrt(K / lambda).
 Writes into --out: results.json, table.md, predator_prey.png, truth.h5, rollout.h5, and parts/, from
 which a run that was stopped goes on.
 In full about 9 minutes of CPU, 5 on two cores.
@@ -38,10 +38,15 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from mpiflow import metrics, parallel, report
-from mpiflow.errors import InputError
-from mpiflow.learn.experiment import Results, farm, results_directory
-from mpiflow.learn.predator_prey import (
+from mpiflow import metrics
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.core.noise import RNG
+from mpiflow.experiments import results as report
+from mpiflow.experiments.ising import Results, farm, results_directory
+from mpiflow.files.schema import CLOCK, Variable
+from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.learn.closure.predator_prey import (
     LATENTS,
     PatchAutoencoder,
     PredatorPreyModel,
@@ -49,12 +54,9 @@ from mpiflow.learn.predator_prey import (
     learn,
 )
 from mpiflow.learn.sde import MacroscopicSDE
-from mpiflow.noise import RNG
-from mpiflow.predator_prey_simulation import PredatorPreySimulation
-from mpiflow.progress import Progress
-from mpiflow.schema import CLOCK, Variable
+from mpiflow.run.progress import Progress
+from mpiflow.solvers.lines.predator_prey import PredatorPreySimulation
 from mpiflow.systems.predator_prey import PredatorPrey
-from mpiflow.trajectory import TrajectoryWriter
 
 SYSTEMS = {"published": PredatorPrey(), "pde": PredatorPrey(form="pde", prey_diffusion=0.01)}
 CASES = ("published", "pde-frozen", "pde-mirrored")

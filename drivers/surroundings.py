@@ -3,8 +3,8 @@
 Beyond arXiv:2511.12842, section III.2 (phase transition, h = 0): there patches of 16^2, closed on
 themselves, evolve for 256 flips, and lambda was tuned for each size and temperature, to 0.44 to
 0.67 K. Here nothing is trained: the minimum of the loss for a linear drift of M is a ratio of
-moments (mpiflow.learn.short_time.linear_minimiser) of increments from equilibrium states. Of each
-way to evolve a patch the table gives
+moments (mpiflow.experiments.short_time.linear_minimiser) of increments from equilibrium states. Of
+each way to evolve a patch the table gives
 
 - lambda for the diffusion / K: diffusion at lambda = K over that of the whole lattice at the same
   duration, of M and of rho; lambda = K times this makes the diffusion right;
@@ -32,18 +32,21 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow import initial, parallel, report, scaleup
-from mpiflow.block import Block
-from mpiflow.errors import InputError
-from mpiflow.learn.experiment import farm, results_directory
-from mpiflow.learn.short_time import stationary_variance
-from mpiflow.noise import BIT_RNG
+from mpiflow import initial
+from mpiflow.core import parallel
+from mpiflow.core.block import Block
+from mpiflow.core.errors import InputError
+from mpiflow.core.noise import BIT_RNG
+from mpiflow.experiments import results as report
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.short_time import stationary_variance
+from mpiflow.files.schema import STANDARD
+from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.observables import intensive, spin_sums
-from mpiflow.progress import Progress
-from mpiflow.schema import STANDARD
-from mpiflow.solvers.sublattice import Sublattice
+from mpiflow.run.progress import Progress
+from mpiflow.scaleup import spins as scaleup
+from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
-from mpiflow.trajectory import TrajectoryWriter
 
 PATCH, FLIPS = 16, 256
 TEMPERATURES = (2.25, 2.26, 2.27, 2.28, 2.29)

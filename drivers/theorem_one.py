@@ -2,7 +2,7 @@
 
 Chen et al., arXiv:2511.12842, eq. 18: the minimisers of L (whole lattice) and of L_p (patches,
 lambda = K) differ by at most first order in dt. Minimisers are conditional moments of increments
-(mpiflow.learn.short_time), so nothing is trained: from fixed states x of a 64^2 lattice the whole
+(mpiflow.experiments.short_time), so nothing is trained: from fixed states x of a 64^2 lattice the whole
 lattice and every patch evolve many times with the same noise at the same sites. The drift error
 is the root mean square over states of mu(partial) - mu(whole) at the same dt, in units of the rms
 drift; the diffusion error is the mean over states, in units of the mean diffusion. Both units are
@@ -28,11 +28,14 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from mpiflow import initial, parallel, report
-from mpiflow.block import Block
-from mpiflow.errors import InputError
-from mpiflow.learn.experiment import farm, results_directory
-from mpiflow.learn.short_time import (
+from mpiflow import initial
+from mpiflow.core import parallel
+from mpiflow.core.block import Block
+from mpiflow.core.errors import InputError
+from mpiflow.core.noise import RNG
+from mpiflow.experiments import results as report
+from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.short_time import (
     Surroundings,
     evolve,
     first_order_error,
@@ -41,13 +44,12 @@ from mpiflow.learn.short_time import (
     patch_moments,
     steps_between,
 )
-from mpiflow.noise import RNG
+from mpiflow.files.schema import STANDARD
+from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.observables import intensive, spin_sums
-from mpiflow.progress import Progress
-from mpiflow.schema import STANDARD
-from mpiflow.solvers.sublattice import Sublattice
+from mpiflow.run.progress import Progress
+from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
-from mpiflow.trajectory import TrajectoryWriter
 
 SIDE = 64
 #: Temperature, field, initial magnetisation, sweeps, then time before a state is taken.
@@ -285,7 +287,7 @@ def between(data: Part) -> np.ndarray:
 
 
 def expected(name: str, quantity: str) -> float:
-    """Order in dt by counting flips, see mpiflow.learn.short_time."""
+    """Order in dt by counting flips, see mpiflow.experiments.short_time."""
     if name == "self-periodic":
         return 0.0
     buffer = int(name.removeprefix("buffer ").split(",")[0]) if name != "frozen" else 0

@@ -3,17 +3,17 @@
 Beyond arXiv:2511.12842, whose section IV doubts the scheme for many levels and whose Table 3 has
 two: 16^2 states are doubled six times. After each doubling: nothing; the published LocalRelax
 (windows of 16^2 at a stride of 8, 256 flips each; closed on themselves at T = 2.5, in frozen
-surroundings at 2.27); frozen windows for a time t (ours, mpiflow.scaleup); the whole lattice for
-a time t. Two cases: T = 2.5, h = 0.1, on the way from M = -0.75 to equilibrium; T = 2.27, h = 0,
-critical. The truth of every row has the row's own size: direct trajectories from shuffled spins,
+surroundings at 2.27); frozen windows for a time t (ours, mpiflow.scaleup.spins); the whole lattice
+for a time t. Two cases: T = 2.5, h = 0.1, on the way from M = -0.75 to equilibrium; T = 2.27, h =
+0, critical. The truth of every row has the row's own size: direct trajectories from shuffled spins,
 or equilibrium states by Wolff's clusters, which have the engine's law.
 
-All differences are at fixed magnetisation (mpiflow.learn.upsampling), since relaxation changes M
-slowly. "Spreads" are standard deviations of direct states at fixed M and of that size: below one,
-a state cannot be told from a direct one by that number alone. They fall as 1 / L. "One doubling"
-starts from direct states of half the side: where it is as good as the whole ladder, levels above
-have left no error. Ancestors of 16^2 are chosen by M, so that their descendants meet direct
-states. Trials of windows count four times t, since each site is in four of them.
+All differences are at fixed magnetisation (mpiflow.experiments.upsampling), since relaxation
+changes M slowly. "Spreads" are standard deviations of direct states at fixed M and of that size:
+below one, a state cannot be told from a direct one by that number alone. They fall as 1 / L. "One
+doubling" starts from direct states of half the side: where it is as good as the whole ladder,
+levels above have left no error. Ancestors of 16^2 are chosen by M, so that their descendants meet
+direct states. Trials of windows count four times t, since each site is in four of them.
 
 Settings chosen after looking at results: the window of M at T = 2.5, above -0.3 where histories
 from M = -0.75 and -0.5 agree within 2 %; no relaxation was chosen by its result.
@@ -37,20 +37,21 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import initial, observables, parallel
-from mpiflow.errors import InputError
-from mpiflow.lattice import Lattice, Layout
-from mpiflow.learn import upsampling
-from mpiflow.learn.experiment import Results, farm, results_directory
-from mpiflow.learn.upsampling import COLUMNS, RADII, WAVELENGTHS, Difference, Relaxation
-from mpiflow.noise import RNG
-from mpiflow.packed import BAND, WORD_SITES, PackedBlock
-from mpiflow.report import Entry, Kept, entry, figure, table, write
-from mpiflow.schema import STANDARD, Variable
-from mpiflow.simulation import Simulation
-from mpiflow.solvers.cluster import flip_clusters
+from mpiflow import initial, observables
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.core.lattice import Lattice, Layout
+from mpiflow.core.noise import RNG
+from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
+from mpiflow.experiments import upsampling
+from mpiflow.experiments.ising import Results, farm, results_directory
+from mpiflow.experiments.results import Entry, Kept, entry, figure, table, write
+from mpiflow.experiments.upsampling import COLUMNS, RADII, WAVELENGTHS, Difference, Relaxation
+from mpiflow.files.schema import STANDARD, Variable
+from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.simulation.ising.simulation import Simulation
+from mpiflow.solvers.spins.cluster import flip_clusters
 from mpiflow.systems.ising import Ising
-from mpiflow.trajectory import TrajectoryWriter
 
 SMALL, DT = 16, 0.25
 #: States that reach each side; direct ones at a time, of each group.

@@ -17,13 +17,14 @@ from collections.abc import Callable
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import Ising, initial, metrics, observables, parallel
-from mpiflow.block import Block, gather_records
-from mpiflow.errors import InputError
-from mpiflow.lattice import split
-from mpiflow.learn.experiment import results_directory
-from mpiflow.solvers.nfold import NFold
-from mpiflow.solvers.tiled import TiledNFold
+from mpiflow import Ising, initial, metrics, observables
+from mpiflow.core import parallel
+from mpiflow.core.block import Block, gather_records
+from mpiflow.core.errors import InputError
+from mpiflow.core.lattice import split
+from mpiflow.experiments.ising import results_directory
+from mpiflow.solvers.spins.nfold import NFold
+from mpiflow.solvers.spins.tiled import TiledNFold
 
 TIMES = (8.0, 20.0)
 WINDOWS = (4.0, 2.0, 1.0, 0.5)

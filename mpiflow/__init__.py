@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpiflow import initial as initial
-    from mpiflow.barrier_files import load_barrier_model as load_barrier_model
-    from mpiflow.block import Block as Block
-    from mpiflow.errors import InputError as InputError
-    from mpiflow.lattice import Lattice as Lattice
-    from mpiflow.lattice import Layout as Layout
-    from mpiflow.learn.model import MacroscopicModel as MacroscopicModel
+    from mpiflow.core.block import Block as Block
+    from mpiflow.core.errors import InputError as InputError
+    from mpiflow.core.lattice import Lattice as Lattice
+    from mpiflow.core.lattice import Layout as Layout
+    from mpiflow.files.runs import Runs as Runs
+    from mpiflow.files.runs import open_path
+    from mpiflow.files.trajectory import Trajectory as Trajectory
+    from mpiflow.files.trajectory import TrajectoryWriter as TrajectoryWriter
+    from mpiflow.learn.closure.model import MacroscopicModel as MacroscopicModel
     from mpiflow.learn.models import load_model as load_model
-    from mpiflow.learn.runs import RunDataset as RunDataset
-    from mpiflow.run import record as record
-    from mpiflow.run import simulate as simulate
-    from mpiflow.runs import Runs as Runs
-    from mpiflow.runs import open_path
-    from mpiflow.scaleup import local_relax as local_relax
-    from mpiflow.scaleup import partial_evolution as partial_evolution
-    from mpiflow.scaleup import upsample as upsample
-    from mpiflow.simulation import Simulation as Simulation
-    from mpiflow.solvers.nfold import NFold as NFold
-    from mpiflow.solvers.sublattice import Sublattice as Sublattice
+    from mpiflow.learn.run_dataset import RunDataset as RunDataset
+    from mpiflow.run.simulate import record as record
+    from mpiflow.run.simulate import simulate as simulate
+    from mpiflow.scaleup.spins import local_relax as local_relax
+    from mpiflow.scaleup.spins import partial_evolution as partial_evolution
+    from mpiflow.scaleup.spins import upsample as upsample
+    from mpiflow.simulation.alloy.barrier_model import load_barrier_model as load_barrier_model
+    from mpiflow.simulation.ising.simulation import Simulation as Simulation
+    from mpiflow.solvers.spins.nfold import NFold as NFold
+    from mpiflow.solvers.spins.sublattice import Sublattice as Sublattice
     from mpiflow.systems.ising import Ising as Ising
-    from mpiflow.trajectory import Trajectory as Trajectory
-    from mpiflow.trajectory import TrajectoryWriter as TrajectoryWriter
 
     open = open_path
 
@@ -41,34 +41,34 @@ __version__ = "0.1.0"
 
 #: Public name: the module it lives in, and its name there.
 _PUBLIC = {
-    "Block": ("mpiflow.block", "Block"),
-    "InputError": ("mpiflow.errors", "InputError"),
+    "Block": ("mpiflow.core.block", "Block"),
+    "InputError": ("mpiflow.core.errors", "InputError"),
     "Ising": ("mpiflow.systems.ising", "Ising"),
-    "Lattice": ("mpiflow.lattice", "Lattice"),
-    "Layout": ("mpiflow.lattice", "Layout"),
-    "MacroscopicModel": ("mpiflow.learn.model", "MacroscopicModel"),
-    "NFold": ("mpiflow.solvers.nfold", "NFold"),
-    "RunDataset": ("mpiflow.learn.runs", "RunDataset"),
-    "Runs": ("mpiflow.runs", "Runs"),
-    "Simulation": ("mpiflow.simulation", "Simulation"),
-    "Sublattice": ("mpiflow.solvers.sublattice", "Sublattice"),
-    "Trajectory": ("mpiflow.trajectory", "Trajectory"),
-    "TrajectoryWriter": ("mpiflow.trajectory", "TrajectoryWriter"),
-    "load_barrier_model": ("mpiflow.barrier_files", "load_barrier_model"),
+    "Lattice": ("mpiflow.core.lattice", "Lattice"),
+    "Layout": ("mpiflow.core.lattice", "Layout"),
+    "MacroscopicModel": ("mpiflow.learn.closure.model", "MacroscopicModel"),
+    "NFold": ("mpiflow.solvers.spins.nfold", "NFold"),
+    "RunDataset": ("mpiflow.learn.run_dataset", "RunDataset"),
+    "Runs": ("mpiflow.files.runs", "Runs"),
+    "Simulation": ("mpiflow.simulation.ising.simulation", "Simulation"),
+    "Sublattice": ("mpiflow.solvers.spins.sublattice", "Sublattice"),
+    "Trajectory": ("mpiflow.files.trajectory", "Trajectory"),
+    "TrajectoryWriter": ("mpiflow.files.trajectory", "TrajectoryWriter"),
+    "load_barrier_model": ("mpiflow.simulation.alloy.barrier_model", "load_barrier_model"),
     "load_model": ("mpiflow.learn.models", "load_model"),
-    "local_relax": ("mpiflow.scaleup", "local_relax"),
-    "open": ("mpiflow.runs", "open_path"),
-    "partial_evolution": ("mpiflow.scaleup", "partial_evolution"),
-    "record": ("mpiflow.run", "record"),
-    "simulate": ("mpiflow.run", "simulate"),
-    "upsample": ("mpiflow.scaleup", "upsample"),
+    "local_relax": ("mpiflow.scaleup.spins", "local_relax"),
+    "open": ("mpiflow.files.runs", "open_path"),
+    "partial_evolution": ("mpiflow.scaleup.spins", "partial_evolution"),
+    "record": ("mpiflow.run.simulate", "record"),
+    "simulate": ("mpiflow.run.simulate", "simulate"),
+    "upsample": ("mpiflow.scaleup.spins", "upsample"),
 }
 __all__ = [*_PUBLIC, "initial"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "initial":
-        return import_module("mpiflow.initial")
+        return import_module("mpiflow.initial.spins")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'mpiflow' has no attribute {name!r}")
     module, attribute = _PUBLIC[name]

@@ -1,4 +1,4 @@
-"""The command line. Options come from the models of :mod:`mpiflow.config`.
+"""The command line. Options come from the models of :mod:`mpiflow.simulation.options`.
 
 Modules that compile or start MPI are imported inside the commands, so that
 ``mpiflow --help`` answers at once.
@@ -19,18 +19,19 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mpiflow import __version__, parallel, signals, streams
-from mpiflow.alloy_config import AlloyConfig
-from mpiflow.config import Config, IsingConfig, did_you_mean
-from mpiflow.ensemble_config import (
+from mpiflow import __version__
+from mpiflow.core import parallel, signals, streams
+from mpiflow.core.errors import InputError
+from mpiflow.simulation.alloy.options import AlloyConfig
+from mpiflow.simulation.ensemble_options import (
     ChainConfig,
     CurieWeissConfig,
     EnsembleConfig,
     PredatorPreyConfig,
 )
-from mpiflow.errors import InputError
-from mpiflow.field_config import FieldConfig
-from mpiflow.kac_config import KacConfig
+from mpiflow.simulation.field.options import FieldConfig
+from mpiflow.simulation.kac.options import KacConfig
+from mpiflow.simulation.options import Config, IsingConfig, did_you_mean
 
 _STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
 app = typer.Typer(
@@ -178,7 +179,7 @@ def _command(
 
 
 def _simulate(config: IsingConfig | KacConfig) -> None:
-    from mpiflow.run import simulate
+    from mpiflow.run.simulate import simulate
 
     simulate(config, parallel.start())
 
@@ -194,7 +195,7 @@ simulate_app.command("kac", help="Ising model whose spins feel many others (Kac 
 
 
 def _simulate_alloy(config: AlloyConfig) -> None:
-    from mpiflow.alloy_run import simulate_alloy
+    from mpiflow.run.alloy import simulate_alloy
 
     simulate_alloy(config, parallel.start())
 
@@ -205,7 +206,7 @@ simulate_app.command("alloy", help="Body-centred cubic alloy whose vacancies hop
 
 
 def _simulate_ensemble(config: EnsembleConfig) -> None:
-    from mpiflow.ensemble_run import simulate_ensemble
+    from mpiflow.run.ensemble import simulate_ensemble
 
     simulate_ensemble(config, parallel.start())
 
@@ -226,7 +227,7 @@ simulate_app.command("predator-prey", help="Prey and predators on a line, with n
 
 
 def _predict(config: FieldConfig) -> None:
-    from mpiflow.predict import predict
+    from mpiflow.run.predict import predict
 
     predict(config, parallel.start())
 
@@ -267,7 +268,7 @@ def learn_onsagerflow(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing model."),
 ) -> None:
     """Learn K, s' and J of a stochastic field from files of block means."""
-    from mpiflow.learn import from_files
+    from mpiflow.learn.onsagerflow import from_files
 
     parts = lags.split(",")
     if not all(part.strip().isdecimal() for part in parts):
@@ -323,7 +324,7 @@ def resume(
     quiet: bool = typer.Option(None, "--quiet/--no-quiet", help="Show nothing."),
 ) -> None:
     """Go on with a run from its newest good checkpoint, on any number of ranks."""
-    from mpiflow import resume as resuming
+    from mpiflow.run import resume as resuming
 
     changes = {
         "time": time,
@@ -362,7 +363,7 @@ def _root(
 @app.command()
 def info(path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory file.")) -> None:
     """Say what a Trajectory file holds."""
-    from mpiflow.trajectory import Trajectory
+    from mpiflow.files.trajectory import Trajectory
 
     comm = parallel.start()
     with parallel.agreed(comm):
@@ -384,8 +385,8 @@ def verify(
     ),
 ) -> None:
     """Check that files are intact and obey the physics. Exit code 1 if one does not."""
-    from mpiflow import reseal
-    from mpiflow import verify as checks
+    from mpiflow.commands import reseal
+    from mpiflow.commands import verify as checks
 
     comm = parallel.start()
     if quick and seal:
@@ -409,7 +410,7 @@ def import_nnk(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
 ) -> None:
     """Convert the published barrier network to a file that is safe to share."""
-    from mpiflow import barrier_files
+    from mpiflow.simulation.alloy import barrier_model as barrier_files
 
     comm = parallel.start()
     with parallel.agreed(comm):
@@ -445,8 +446,8 @@ def export(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
 ) -> None:
     """Write a run for other programs: netCDF, fields for ParaView, atoms for OVITO and ASE."""
-    from mpiflow import exports
-    from mpiflow.trajectory import Trajectory
+    from mpiflow.commands import export as exports
+    from mpiflow.files.trajectory import Trajectory
 
     comm = parallel.start()
     with parallel.agreed(comm):
@@ -483,7 +484,7 @@ def plot(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing picture."),
 ) -> None:
     """Show a run: its variables in time and its fields, as a picture or in the terminal."""
-    from mpiflow import plot_run
+    from mpiflow.commands import plot as plot_run
 
     comm = parallel.start()
     with parallel.agreed(comm):
@@ -521,8 +522,8 @@ def plan(
     ),
 ) -> None:
     """Say what a run will need: memory, bytes on disk, and time; before it runs."""
-    from mpiflow import plan as plans
-    from mpiflow import plan_time
+    from mpiflow.run import plan as plans
+    from mpiflow.run import plan_time
 
     comm = parallel.start()
     with parallel.agreed(comm):
@@ -545,7 +546,7 @@ def doctor(
     as_json: bool = typer.Option(False, "--json", help="One JSON object."),
 ) -> None:
     """Check MPI, parallel HDF5, GPUs, files and packages on the ranks that run this."""
-    from mpiflow import doctor as checks
+    from mpiflow.commands import doctor as checks
 
     # Not parallel.start(): what it would refuse is for a check to say.
     raise typer.Exit(checks.main(folder, device, as_json))
@@ -565,7 +566,7 @@ def bench(
     ),
 ) -> None:
     """Measure the speed of a part of mpiflow on the ranks that run this."""
-    from mpiflow import bench as benchmarks
+    from mpiflow.commands.bench import spins as benchmarks
 
     rows = benchmarks.run(name, parallel.start(), device=device, barriers=barriers)
     if as_json:

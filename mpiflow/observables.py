@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpiflow.block import Block
-from mpiflow.device import kernel
-from mpiflow.packed import PackedBlock
+from mpiflow.core.block import Block
+from mpiflow.core.device import kernel
+from mpiflow.core.packed import PackedBlock
 from mpiflow.systems.ising import CLASSES, rate_class
 from mpiflow.systems.rule import SpinRule
 

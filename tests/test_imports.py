@@ -307,8 +307,11 @@ def test_the_unpickler_calls_nothing(name: str) -> None:
     ("statement", "absent"),
     [
         ("import mpiflow", "mpi4py torch numba h5py"),
-        ("import mpiflow.simulation, mpiflow.scaleup, mpiflow.trajectory", "torch pydantic typer"),
-        ("import mpiflow.lattice", "mpi4py numba numpy"),
+        (
+            "import mpiflow.simulation.ising.simulation, mpiflow.scaleup.spins, mpiflow.files.trajectory",
+            "torch pydantic typer",
+        ),
+        ("import mpiflow.core.lattice", "mpi4py numba numpy"),
     ],
 )
 def test_imports_are_no_heavier_than_needed(statement: str, absent: str) -> None:

@@ -8,9 +8,9 @@ from exact import bonds, magnetizations, neighbour_sums
 from mpi4py import MPI
 
 from mpiflow import observables
-from mpiflow.block import Block
-from mpiflow.lattice import Lattice, Layout, factorisations
-from mpiflow.packed import PackedBlock
+from mpiflow.core.block import Block
+from mpiflow.core.lattice import Lattice, Layout, factorisations
+from mpiflow.core.packed import PackedBlock
 from mpiflow.systems.ising import Ising
 
 RNG = np.random.default_rng(8)

@@ -1,4 +1,5 @@
-r"""Whether a law of :class:`~mpiflow.learn.onsagerflow.OnsagerFlow` holds for the data it is from.
+r"""Whether a law of :class:`~mpiflow.learn.onsagerflow.model.OnsagerFlow` holds for the data it is
+from.
 
 Standard errors say how far data of the same kind would move the coefficients, not whether block
 means obey such an equation at all. If they do, the residuals of rates, :math:`r - d`, are white
@@ -23,10 +24,11 @@ noise of the variance :math:`2 V / N \tau` given all that was before. Of each te
 ``kurtosis``, ``expected_kurtosis``
     Of an increment over its standard deviation; 3, and 2 / N V tau more for flips (``cosh``).
 
-Rates and variances are extrapolated to lag 0 (:mod:`mpiflow.learn.increments`), rates by the
-first and the last lag only, which is half as noisy. Weights are :math:`1 / (V + \bar V)` with the
-mean over a window: blocks in which hardly a spin flips do not count more than others. Errors are
-those of the jackknife over groups of parts of runs; the halves are those of even and odd number.
+Rates and variances are extrapolated to lag 0 (:mod:`mpiflow.learn.onsagerflow.increments`), rates
+by the first and the last lag only, which is half as noisy. Weights are :math:`1 / (V + \bar V)`
+with the mean over a window: blocks in which hardly a spin flips do not count more than others.
+Errors are those of the jackknife over groups of parts of runs; the halves are those of even and
+odd number.
 """
 
 from __future__ import annotations
@@ -39,8 +41,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.fft
 
-from mpiflow.learn.increments import GROUPS, SEGMENTS, FieldRun, lag_weights, rates, total
-from mpiflow.learn.onsagerflow import OnsagerFlow
+from mpiflow.learn.onsagerflow.increments import (
+    GROUPS,
+    SEGMENTS,
+    FieldRun,
+    lag_weights,
+    rates,
+    total,
+)
+from mpiflow.learn.onsagerflow.model import OnsagerFlow
 
 if TYPE_CHECKING:
     from mpi4py import MPI

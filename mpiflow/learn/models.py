@@ -7,16 +7,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mpiflow.errors import InputError
+from mpiflow.core.errors import InputError
 
 #: What model.json calls a kind: where it is loaded.
 KINDS = {
-    "ising-closure": ("mpiflow.learn.model", "load_model"),
-    "onsagerflow": ("mpiflow.learn.onsagerflow", "load_onsagerflow"),
-    "curie-weiss": ("mpiflow.learn.curie_weiss", "load_magnetization"),
-    "alloy-sro": ("mpiflow.learn.alloy", "load_alloy_model"),
-    "field-generator": ("mpiflow.learn.generator", "load_generator"),
-    "field-law": ("mpiflow.field_law", "load_law"),
+    "ising-closure": ("mpiflow.learn.closure.model", "load_model"),
+    "onsagerflow": ("mpiflow.learn.onsagerflow.model", "load_onsagerflow"),
+    "curie-weiss": ("mpiflow.learn.closure.curie_weiss", "load_magnetization"),
+    "alloy-sro": ("mpiflow.learn.alloy.model", "load_alloy_model"),
+    "field-generator": ("mpiflow.learn.generator.model", "load_generator"),
+    "field-law": ("mpiflow.systems.field_law", "load_law"),
 }
 
 
@@ -25,9 +25,12 @@ def load_model(directory: str | Path) -> Any:
 
     Returns
     -------
-    A :class:`~mpiflow.learn.model.MacroscopicModel`, :class:`~mpiflow.learn.alloy.AlloyModel`,
-    :class:`~mpiflow.learn.generator.Generator`, :class:`~mpiflow.learn.onsagerflow.OnsagerFlow`,
-    :class:`~mpiflow.learn.curie_weiss.MagnetizationModel` or :class:`~mpiflow.field_law.TableLaw`
+    A :class:`~mpiflow.learn.closure.model.MacroscopicModel`,
+    :class:`~mpiflow.learn.alloy.model.AlloyModel`,
+    :class:`~mpiflow.learn.generator.model.Generator`,
+    :class:`~mpiflow.learn.onsagerflow.model.OnsagerFlow`,
+    :class:`~mpiflow.learn.closure.curie_weiss.MagnetizationModel` or
+    :class:`~mpiflow.simulation.field.law_files.TableLaw`
 
     Raises
     ------

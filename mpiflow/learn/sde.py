@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mpiflow.core.noise import normals
 from mpiflow.learn.training import mlp
-from mpiflow.noise import normals
 
 #: Smallest diagonal of the Cholesky factor, in units of the data's own noise.
 FLOOR = 1e-3

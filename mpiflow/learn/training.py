@@ -14,7 +14,7 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from mpiflow.errors import InputError
+from mpiflow.core.errors import InputError
 
 
 @dataclass(frozen=True)

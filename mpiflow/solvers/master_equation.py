@@ -17,8 +17,8 @@ import numpy as np
 from scipy.linalg import eigvalsh_tridiagonal
 from scipy.stats import poisson
 
-from mpiflow.device import kernel
-from mpiflow.errors import InputError
+from mpiflow.core.device import kernel
+from mpiflow.core.errors import InputError
 
 #: Distance (sum of absolute differences) at which a law counts as the stationary one.
 STATIONARY = 1e-11

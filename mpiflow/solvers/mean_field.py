@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpiflow.device import kernel
-from mpiflow.errors import InputError
-from mpiflow.guards import is_spins, require_rule, spin_fault
-from mpiflow.noise import stream_key, threefry, to_unit
-from mpiflow.solvers.nfold import exponential
+from mpiflow.core.device import kernel
+from mpiflow.core.errors import InputError
+from mpiflow.core.guards import is_spins, require_rule, spin_fault
+from mpiflow.core.noise import stream_key, threefry, to_unit
+from mpiflow.solvers.spins.nfold import exponential
 from mpiflow.systems.curie_weiss import CurieWeiss
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpiflow.errors import InputError
+from mpiflow.core.errors import InputError
 
 VACANCY, NOT_A_SITE = 0, -1
 

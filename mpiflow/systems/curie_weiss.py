@@ -20,7 +20,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from mpiflow.errors import InputError
+from mpiflow.core.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ellipk
 
-from mpiflow.device import rule
-from mpiflow.errors import InputError
+from mpiflow.core.device import rule
+from mpiflow.core.errors import InputError
 
 #: The values that the sum of the four neighbours can take.
 NEIGHBOUR_SUMS = np.array([-4, -2, 0, 2, 4])

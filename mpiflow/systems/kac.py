@@ -12,8 +12,9 @@ Its weights are integers, so that sums of spins are exact in any order and by an
 .. math:: J(x) = w_{|x_1|} w_{|x_2|} / Z, \quad x \ne 0, \qquad Z = S^2 - w_0^2, \quad
           S = \sum_k w_{|k|}.
 
-This quantised kernel *is* the model's J, in the equations of :mod:`mpiflow.mesoscopic` too.
-``gamma = 0`` is the limit of short range: the four nearest neighbours, J = 1/4 each.
+This quantised kernel *is* the model's J, in the equations of
+:mod:`mpiflow.solvers.field.mesoscopic` too. ``gamma = 0`` is the limit of short range: the four
+nearest neighbours, J = 1/4 each.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 from scipy.special import expit
 
-from mpiflow.device import rule
-from mpiflow.errors import InputError
-from mpiflow.lattice import Shape
+from mpiflow.core.device import rule
+from mpiflow.core.errors import InputError
+from mpiflow.core.lattice import Shape
 
 #: Bound of S: every sum of S^2 signs fits int32, with room for sums of two.
 MAX_SUM = 2**15 - 1

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import solveh_banded
 
-from mpiflow.device import rule
-from mpiflow.errors import InputError
+from mpiflow.core.device import rule
+from mpiflow.core.errors import InputError
 
 
 @rule

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpiflow.errors import InputError
+from mpiflow.core.errors import InputError
 from mpiflow.systems.rule import MOST_STATES, SpinRule, require_numbers, require_warm
 
 

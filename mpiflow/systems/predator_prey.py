@@ -28,8 +28,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mpiflow.device import rule
-from mpiflow.errors import InputError
+from mpiflow.core.device import rule
+from mpiflow.core.errors import InputError
 
 Form = Literal["published", "pde"]
 

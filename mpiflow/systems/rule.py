@@ -38,7 +38,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mpiflow.errors import InputError
+from mpiflow.core.errors import InputError
 
 MOST_STATES = 127
 #: Largest exponent of a Boltzmann factor of one site, so that products of a few are finite.

@@ -9,13 +9,13 @@ import pytest
 from exact import Z_CEILING
 from mpi4py import MPI
 
-import mpiflow.learn.alloy_data as made
-from mpiflow.alloy_partial import whole_bonds
-from mpiflow.alloy_simulation import AlloySimulation
-from mpiflow.errors import InputError
-from mpiflow.initial_alloy import counts_of, random_alloy
-from mpiflow.learn.alloy import independent
-from mpiflow.learn.alloy_data import AlloyPlan, joined, moving, pairs_at, small_runs
+import mpiflow.learn.alloy.data as made
+from mpiflow.core.errors import InputError
+from mpiflow.initial.alloy import counts_of, random_alloy
+from mpiflow.learn.alloy.data import AlloyPlan, joined, moving, pairs_at, small_runs
+from mpiflow.learn.alloy.model import independent
+from mpiflow.scaleup.alloy_partial import whole_bonds
+from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.systems import barriers
 from mpiflow.systems.alloy import VACANCY, Alloy, is_site, short_range_order
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from mpiflow.errors import InputError
-from mpiflow.learn.alloy import (
+from mpiflow.core.errors import InputError
+from mpiflow.learn.alloy.model import (
     AlloyModel,
     PairsData,
     TimeScale,
@@ -27,7 +27,7 @@ from mpiflow.learn.alloy import (
     reconstruct,
     train_alloy,
 )
-from mpiflow.learn.model import load_model
+from mpiflow.learn.closure.model import load_model
 from mpiflow.learn.training import Schedule
 from mpiflow.systems.alloy import BOLTZMANN, neighbour_numbers, row_sums, short_range_order
 

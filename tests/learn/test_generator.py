@@ -13,21 +13,21 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from mpiflow.errors import InputError
-from mpiflow.learn import generator_fit as learn
-from mpiflow.learn.field_data import FieldData, Rates, from_equation, from_files, random_starts
-from mpiflow.learn.generator import (
+from mpiflow.core.errors import InputError
+from mpiflow.files.schema import STANDARD
+from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.learn.generator import fit as learn
+from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
+from mpiflow.learn.generator.law import Polynomials, cells, learn_weak
+from mpiflow.learn.generator.model import (
     Generator,
     in_gauge,
     kernel_basis,
     load_generator,
     true_kernel,
 )
-from mpiflow.learn.generator_law import Polynomials, cells, learn_weak
 from mpiflow.learn.training import Schedule
-from mpiflow.schema import STANDARD
 from mpiflow.systems.kac import Kac
-from mpiflow.trajectory import TrajectoryWriter
 
 POINTS, BLOCK, SYSTEM = 16, 8, Kac(1.0, 8.0)
 TRUTH = true_kernel(SYSTEM, POINTS, BLOCK)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpiflow.field_law import ExactLaw
-from mpiflow.learn.from_files import table
 from mpiflow.learn.goodness import doubts
-from mpiflow.learn.increments import FieldRun
-from mpiflow.learn.onsagerflow import OnsagerFlow, load_onsagerflow
-from mpiflow.learn.onsagerflow_fit import learn
-from mpiflow.stochastic_field import StochasticField
+from mpiflow.learn.onsagerflow.fit import learn
+from mpiflow.learn.onsagerflow.from_files import table
+from mpiflow.learn.onsagerflow.increments import FieldRun
+from mpiflow.learn.onsagerflow.model import OnsagerFlow, load_onsagerflow
+from mpiflow.solvers.field.stochastic import StochasticField
+from mpiflow.systems.field_law import ExactLaw
 from mpiflow.systems.kac import kac_kernel
 
 SIDE, BLOCK, GAMMA, FRAMES = 16, 8, 4.0, 41

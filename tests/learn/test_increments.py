@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpiflow.errors import InputError
-from mpiflow.learn.increments import FieldRun, IncrementSums, lag_weights, rates, runs_from_files
-from mpiflow.learn.runs import RunDataset
-from mpiflow.schema import STANDARD
-from mpiflow.trajectory import TrajectoryWriter
+from mpiflow.core.errors import InputError
+from mpiflow.files.schema import STANDARD
+from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.learn.onsagerflow.increments import (
+    FieldRun,
+    IncrementSums,
+    lag_weights,
+    rates,
+    runs_from_files,
+)
+from mpiflow.learn.run_dataset import RunDataset
 
 N, DT = 64, 0.1
 

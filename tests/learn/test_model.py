@@ -11,19 +11,19 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from mpiflow import observables, scaleup
-from mpiflow.block import Block
-from mpiflow.errors import InputError
-from mpiflow.learn import experiment
-from mpiflow.learn.closure import ClosureAutoencoder
-from mpiflow.learn.dataset import (
+from mpiflow import observables
+from mpiflow.core.block import Block
+from mpiflow.core.errors import InputError
+from mpiflow.experiments import ising as experiment
+from mpiflow.learn.closure.closure import ClosureAutoencoder
+from mpiflow.learn.closure.dataset import (
     DataPlan,
     PairData,
     class_densities,
     generate_pairs,
     training_states,
 )
-from mpiflow.learn.model import (
+from mpiflow.learn.closure.model import (
     MacroscopicModel,
     latent_pairs,
     load_model,
@@ -32,6 +32,7 @@ from mpiflow.learn.model import (
 )
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule
+from mpiflow.scaleup import spins as scaleup
 from mpiflow.systems.ising import Ising
 
 SYSTEM = Ising(temperature=2.5, field=0.1)

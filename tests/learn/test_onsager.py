@@ -7,7 +7,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from mpiflow.learn.onsager import MOBILITY, OnsagerSDE
+from mpiflow.learn.alloy.onsager_net import MOBILITY, OnsagerSDE
 from mpiflow.learn.training import Schedule, fit
 
 DIM = 3

@@ -14,14 +14,14 @@ import scipy.fft
 from mpi4py import MPI
 
 from mpiflow import initial
-from mpiflow.errors import InputError
-from mpiflow.field_law import FiniteLaw, Law
-from mpiflow.kac_simulation import KacSimulation
-from mpiflow.learn.generator import true_kernel
-from mpiflow.learn.increments import FieldRun
-from mpiflow.learn.onsagerflow import Form, OnsagerFlow, load_onsagerflow
-from mpiflow.learn.onsagerflow_fit import binned, learn, local_means
-from mpiflow.stochastic_field import StochasticField
+from mpiflow.core.errors import InputError
+from mpiflow.learn.generator.model import true_kernel
+from mpiflow.learn.onsagerflow.fit import binned, learn, local_means
+from mpiflow.learn.onsagerflow.increments import FieldRun
+from mpiflow.learn.onsagerflow.model import Form, OnsagerFlow, load_onsagerflow
+from mpiflow.simulation.kac.simulation import KacSimulation
+from mpiflow.solvers.field.stochastic import StochasticField
+from mpiflow.systems.field_law import FiniteLaw, Law
 from mpiflow.systems.kac import Kac
 
 N, SIDE, GAMMA, BLOCK = 64, 24, 8.0, 8

@@ -15,15 +15,15 @@ import torch
 from mpi4py import MPI
 from scipy.integrate import quad
 
-from mpiflow.errors import InputError
-from mpiflow.field_law import Structure
-from mpiflow.learn.generator import true_kernel
-from mpiflow.learn.increments import FieldRun
-from mpiflow.learn.onsagerflow import EDGE, Form, OnsagerFlow, load_onsagerflow
-from mpiflow.learn.onsagerflow_fit import _Fit
-from mpiflow.learn.onsagerflow_functions import Networks
-from mpiflow.learn.onsagerflow_net import _Loss, _samples, learn_network
+from mpiflow.core.errors import InputError
+from mpiflow.learn.generator.model import true_kernel
+from mpiflow.learn.onsagerflow.fit import _Fit
+from mpiflow.learn.onsagerflow.functions import Networks
+from mpiflow.learn.onsagerflow.increments import FieldRun
+from mpiflow.learn.onsagerflow.model import EDGE, Form, OnsagerFlow, load_onsagerflow
+from mpiflow.learn.onsagerflow.net import _Loss, _samples, learn_network
 from mpiflow.learn.training import Schedule
+from mpiflow.systems.field_law import Structure
 from mpiflow.systems.kac import Kac
 
 SPINS, SIDE, INTERVAL = 64, 16, 0.02

@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import DataLoader
 
 import mpiflow
-from mpiflow.errors import InputError
-from mpiflow.learn import runs as module
-from mpiflow.learn.runs import RunDataset
-from mpiflow.runs import Runs, find_runs
-from mpiflow.schema import STANDARD
-from mpiflow.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.core.errors import InputError
+from mpiflow.files.runs import Runs, find_runs
+from mpiflow.files.schema import STANDARD
+from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.learn import run_dataset as module
+from mpiflow.learn.run_dataset import RunDataset
 
 
 def field(run: int, frame: int, member: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from mpiflow.errors import InputError
+from mpiflow.core.errors import InputError
 from mpiflow.learn.training import Schedule, TrainingLog, fit, mlp
 
 

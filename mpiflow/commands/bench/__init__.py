@@ -1,0 +1,1 @@
+"""``mpiflow bench``: how fast a part is."""

@@ -1,0 +1,88 @@
+"""What ``mpiflow bench alloy`` measures: hops of vacancies per second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow.initial.alloy import counts_of, random_alloy
+from mpiflow.simulation.alloy.barrier_model import BarrierModel
+from mpiflow.simulation.alloy.simulation import AlloySimulation
+from mpiflow.solvers.vacancy.barrier_kernels import evaluate_many
+from mpiflow.systems.alloy import Alloy
+from mpiflow.systems.barriers import SITES
+
+#: Cells a side and vacancies: the sizes of arXiv:2511.12842, a vacancy for each 1024 sites.
+SIZES = ((8, 1), (16, 8), (64, 512))
+#: Hops before anything is measured, so that vacancies have left their random places.
+WARM_UP = 20_000
+
+Case = tuple[str, str, Callable[[int], int]]
+
+
+def cases(comm: MPI.Intracomm, model: BarrierModel, device: str, small: bool) -> Iterator[Case]:
+    """Name, unit and work of each case; ``work(n)`` does n rounds and returns what was done."""
+    sizes = ((4, 1),) if small else SIZES
+    if comm.size == 1 and device == "cpu":
+        yield f"barriers {model.name}", "evaluations/s", _evaluations(model)
+        for temperature in (2000.0, 800.0):
+            for cells, vacancies in sizes:
+                sim = _start(comm, model, temperature, cells, vacancies)
+                sim.advance_hops(100 if small else WARM_UP)
+                name = f"serial, {sim.sites} sites, {vacancies} vacancies, {temperature:g} K"
+                yield f"{name}, {model.name}", "hops/s", _serial(sim)
+    cells, vacancies = (8 * comm.size, comm.size) if small else SIZES[-1]
+    for temperature in (2000.0, 800.0):
+        tiled: dict[str, Any] = {"solver": "tiled", "device": device}
+        sim = _start(comm, model, temperature, cells, vacancies, **tiled)
+        sim.advance_hops((1 if small else 5) * 2 * vacancies)
+        name = f"tiled, {sim.sites} sites, {vacancies} vacancies, {temperature:g} K"
+        yield f"{name}, {model.name}", "hops/s", _tiled(sim, (50 if small else 1) * 2 * vacancies)
+
+
+def _start(
+    comm: MPI.Intracomm,
+    model: BarrierModel,
+    temperature: float,
+    cells: int,
+    vacancies: int,
+    **options: Any,
+) -> AlloySimulation:
+    sim = AlloySimulation(
+        Alloy(temperature, model.species), model.parameters, cells, comm=comm, **options
+    )
+    counts = counts_of(sim.sites, vacancies, elements=len(model.species))
+    sim.set_species(random_alloy, counts=counts)
+    return sim
+
+
+def _evaluations(model: BarrierModel) -> Callable[[int], int]:
+    types = np.random.default_rng(0).integers(1, len(model.species) + 1, (100, SITES), np.uint8)
+    out = np.empty((len(types), 8), np.float32)
+
+    def work(rounds: int) -> int:
+        for _ in range(rounds):
+            evaluate_many(model.parameters, types, out)
+        return rounds * len(types)
+
+    return work
+
+
+def _serial(sim: AlloySimulation) -> Callable[[int], int]:
+    def work(rounds: int) -> int:
+        sim.advance_hops(sim.local_hops + 1000 * rounds)
+        return 1000 * rounds
+
+    return work
+
+
+def _tiled(sim: AlloySimulation, hops: int) -> Callable[[int], int]:
+    def work(rounds: int) -> int:
+        before = sim.local_hops
+        sim.advance_hops(sim.hops_made + rounds * hops)
+        return sim.local_hops - before
+
+    return work

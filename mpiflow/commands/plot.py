@@ -1,0 +1,558 @@
+"""``mpiflow plot``: a run as a picture (needs matplotlib) or as text in the terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time as clock
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from mpiflow.commands.export import attributes_of, check_member, chosen, field_axes
+from mpiflow.core.errors import InputError
+from mpiflow.files import segments
+from mpiflow.files.schema import Variable
+from mpiflow.files.storage import whole_file
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.simulation.options import idle
+
+WIDTH = 80  # of text that goes to a file or a pipe
+PAUSE = 2.0  # seconds between two looks at a growing file
+PATIENCE = 5  # looks in a row that may fail, because a reader met a flush
+SNAPSHOTS = 5
+MOMENTS = 400  # most times, and most places, of what lies along a line
+
+_LINES = 32  # most lines in a panel, and most unless asked for
+_FEW_LINES = 9
+_CHART_ROWS = 6
+_FIELD_ROWS = 16
+_FIELD_COLUMNS = 64
+
+
+@dataclass(frozen=True)
+class Series:
+    """A variable against time.
+
+    Parameters
+    ----------
+    labels : names of its lines; one empty name for a plain number
+    mean : (frames, lines), over the members of an ensemble
+    spread : their standard deviation, (frames, lines); None without an ensemble
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    mean: np.ndarray
+    spread: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field at some frames: values (ny, nx), and the edges of the cells in sites.
+
+    Of what lies along a line there is one for all frames, its places upwards and time to the right.
+    """
+
+    name: str
+    frames: tuple[int, ...]
+    values: tuple[np.ndarray, ...]
+    extent: tuple[float, float, float, float]
+
+
+def plot(
+    path: str | os.PathLike[str],
+    out: str | Path | None = None,
+    *,
+    variables: Sequence[str] | None = None,
+    frame: int | None = None,
+    member: int = 0,
+    live: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """What ``mpiflow plot`` does: a PNG at ``out``, or without it text to standard output.
+
+    Parameters
+    ----------
+    variables : names of variables against time and of fields; default is what fits a page
+    frame : of the fields, negative from the end; default is the last one, or in a picture
+        up to five
+    member : of the fields of an ensemble
+    live : redraw the text until the run is complete, or Ctrl-C
+
+    Raises
+    ------
+    InputError : nothing to plot, no such variable, frame or member, bad output
+    """
+    if out is None:
+        _check_encoding(sys.stdout)
+        if live:
+            watch(path, variables=variables, frame=frame, member=member)
+            return
+        with Trajectory(path) as run:
+            width, _ = _terminal(sys.stdout)
+            colour = _in_colour(sys.stdout)
+            lines = page(run, variables, frame, member, width=width, colour=colour)
+        print("\n".join(lines))
+        return
+    if live:
+        raise idle("live", live, "with --out, a picture")
+    with Trajectory(path) as run:
+        frames = picture(run, out, variables, frame, member, overwrite=overwrite)
+    print(f"{out}: {frames} frame{'s' * (frames != 1)}")
+
+
+# -- what there is to plot -----------------------------------------------------------------
+
+
+def _lines_of(run: Trajectory, v: Variable) -> int:
+    """In how many lines a variable is drawn against time; 0 for one that cannot be."""
+    if not v.per_frame or field_axes(v) or _along_a_line(v):
+        return 0
+    count = 1
+    for name in v.dims:
+        count *= 1 if name == "member" else run.sizes[name]
+    return count if count <= _LINES else 0
+
+
+def _along_a_line(v: Variable) -> bool:
+    """Whether it is drawn over time and place."""
+    return v.per_frame and v.name.endswith("_profile")
+
+
+def _select(run: Trajectory, names: Sequence[str] | None) -> tuple[list[Variable], list[Variable]]:
+    """The variables to draw against time, and the fields."""
+    lines = {v.name: n for v in run.variables.values() if (n := _lines_of(run, v))}
+    planes = [v for v in run.variables.values() if len(field_axes(v)) == 2 or _along_a_line(v)]
+    fields = [v.name for v in planes]
+    if names is not None:
+        wanted = chosen(run, names, [*lines, *fields])
+    else:
+        usual = [name for name, count in lines.items() if count <= _FEW_LINES] or list(lines)
+        shown = [n for n in fields if n != "spin"] or fields  # spins where there are no blocks
+        wanted = chosen(run, [*usual, *shown], [*lines, *fields])
+    if not wanted:
+        remedy = "Run it again with --coarse 8."
+        raise InputError("file", str(run.path), "a run with something to plot", remedy)
+    series = [v for v in wanted if v.name in lines]
+    return series, [v for v in wanted if v.name in fields]
+
+
+def series_of(run: Trajectory, v: Variable) -> Series:
+    """Read a variable over all frames, and reduce its members."""
+    values = np.asarray(run.read(v.name), np.float64)
+    spread = None
+    if "member" in v.dims:
+        axis = 1 + v.dims.index("member")
+        values, spread = values.mean(axis), values.std(axis).reshape(len(values), -1)
+    labels = [""]
+    for name in v.dims:
+        if name != "member":
+            words = [str(word) for word in run.read(name)]
+            labels = [f"{label} {word}".strip() for label in labels for word in words]
+    return Series(v.name, tuple(labels), values.reshape(len(values), -1), spread)
+
+
+def field_of(run: Trajectory, v: Variable, frames: Sequence[int], member: int) -> Field:
+    """Read a field at some frames, one frame at a time."""
+    values = []
+    for k in frames:
+        whole = run.read(v.name, k)
+        if "member" in v.dims:
+            whole = whole[(slice(None),) * v.dims.index("member") + (member,)]
+        values.append(np.asarray(whole, np.float32))
+    across, up = (_edges(run, name) for name in reversed(field_axes(v)))
+    return Field(v.name, tuple(frames), tuple(values), (*across, *up))
+
+
+def profile_of(run: Trajectory, v: Variable, member: int) -> Field:
+    """Read what lies along a line, one frame at a time; of many times and places a part."""
+    frames, columns = _spaced(_frame(run, -1), MOMENTS), []
+    for k in frames:
+        whole = np.asarray(run.read(v.name, k), np.float64)
+        line = whole[member] if "member" in v.dims else whole
+        columns.append(_resampled(line[:, None], min(len(line), MOMENTS))[:, 0])
+    first, last = float(run.time[0]), float(run.time[-1])
+    return Field(v.name, (), (np.stack(columns, axis=1),), (first, last, *_edges(run, v.dims[-1])))
+
+
+def _edges(run: Trajectory, name: str) -> tuple[float, float]:
+    """Outer edges of the cells along a dimension."""
+    centres = run.read(name)
+    half = float(centres[1] - centres[0]) / 2 if len(centres) > 1 else float(centres[0]) + 0.5
+    return round(float(centres[0]) - half, 12), round(float(centres[-1]) + half, 12)
+
+
+def _frame(run: Trajectory, frame: int) -> int:
+    if not len(run):
+        raise InputError("file", str(run.path), "a file with frames", "It has none yet.")
+    if not -len(run) <= frame < len(run):
+        allowed = f"{-len(run)} to {len(run) - 1}"
+        raise InputError("frame", frame, allowed, f"{run.path} has {len(run)} frames.")
+    return range(len(run))[frame]
+
+
+def _time_label(run: Trajectory) -> str:
+    about = attributes_of(run.path)["time"]
+    units = str(about.get("units", "1"))
+    return str(about.get("long_name", "time")) + ("" if units == "1" else f" ({units})")
+
+
+def _title(run: Trajectory, width: int = 200) -> str:
+    """The file, its state, and as many facts of its configuration as there is room for."""
+    state = "complete" if run.complete else "NOT complete"
+    system = run.attributes["system"]
+    facts = [f"{run.path.name}: {system}, {len(run)} frames, {state}"]
+    varying = segments.changes(run.segments)
+    for name in ("size", "cells", "members", "temperature", "field", "seed"):
+        value = run.config.get(name)
+        if name in varying:  # in the parts of a run that was resumed with other options
+            facts.append(f"{name} {', then '.join(map(str, varying[name]))}")
+        elif value is not None and (name, value) != ("members", 1):
+            sides = isinstance(value, list)
+            facts.append(f"{name} {'x'.join(map(str, value)) if sides else value}")
+    while len(facts) > 1 and len(", ".join(facts)) > width:
+        facts.pop()
+    return ", ".join(facts)[:width]
+
+
+def _limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Ends of the colour scale: symmetric for values of both signs."""
+    finite = [part[np.isfinite(part)] for part in values]
+    low = min((float(part.min()) for part in finite if part.size), default=0.0)
+    high = max((float(part.max()) for part in finite if part.size), default=1.0)
+    if low < 0 < high:
+        high = max(-low, high)
+        low = -high
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+# -- a picture -----------------------------------------------------------------------------
+
+
+def picture(
+    run: Trajectory,
+    out: str | Path,
+    variables: Sequence[str] | None = None,
+    frame: int | None = None,
+    member: int = 0,
+    *,
+    overwrite: bool = False,
+) -> int:
+    """Draw the run into a PNG file; returns the number of frames. See :func:`plot`."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        remedy = "Install mpiflow[plot], or leave --out out for text."
+        raise InputError("out", str(out), "no picture without matplotlib", remedy) from error
+    last = _frame(run, -1)
+    moments = [_frame(run, frame)] if frame is not None else _spaced(last, SNAPSHOTS)
+    check_member(run, member)
+    drawn, kept = _select(run, variables)
+    columns = 2 if len(drawn) == 4 else min(3, max(1, len(drawn)))
+    rows = -(-len(drawn) // columns)
+    sizes = [2.6 * rows] * bool(drawn) + [2.9] * len(kept)
+    figure = Figure(figsize=(13.0, sum(sizes) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = list(figure.subfigures(len(sizes), 1, height_ratios=sizes, squeeze=False)[:, 0])
+    with whole_file(out, overwrite=overwrite, inputs=[run.path]) as target:
+        if drawn:
+            panels = parts.pop(0).subplots(rows, columns, sharex=True, squeeze=False).ravel()
+            for axes, v in zip(panels, drawn, strict=False):
+                _draw_series(axes, run.time, series_of(run, v))
+                if frame is not None:
+                    axes.axvline(run.time[moments[0]], color="0.6", lw=0.8)
+            for axes in panels[max(0, len(drawn) - columns) : len(drawn)]:
+                axes.tick_params(labelbottom=True)
+                axes.set_xlabel(_time_label(run), fontsize=8)
+            for axes in panels[len(drawn) :]:
+                axes.remove()
+        for part, v in zip(parts, kept, strict=True):
+            if _along_a_line(v):
+                _draw_profile(part, _time_label(run), v.dims[-1], profile_of(run, v, member))
+            else:
+                _draw_field(part, run.time, field_of(run, v, moments, member))
+        figure.suptitle(os.fsencode(_title(run)).decode(errors="replace"), fontsize=10)
+        figure.savefig(target, dpi=110, format="png")
+    return len(run)
+
+
+def _spaced(last: int, count: int) -> list[int]:
+    """Up to ``count`` frames from 0 to ``last``, evenly."""
+    return sorted({round(k * last / max(1, count - 1)) for k in range(count)})
+
+
+def _draw_series(axes: Any, times: np.ndarray, series: Series) -> None:
+    for i, label in enumerate(series.labels):
+        mark = "o" if len(times) < 30 else None
+        line = axes.plot(times, series.mean[:, i], marker=mark, ms=2.5, lw=1.2, label=label)[0]
+        if series.spread is not None:
+            low, high = (series.mean[:, i] + sign * series.spread[:, i] for sign in (-1, 1))
+            axes.fill_between(times, low, high, color=line.get_color(), alpha=0.25, lw=0)
+    note = "" if series.spread is None else "  (mean and std of members)"
+    axes.set_title(f"{series.name}{note}", fontsize=9)
+    axes.tick_params(labelsize=8)
+    if len(series.labels) > 1:
+        axes.legend(fontsize=6, ncols=1 + len(series.labels) // 7)
+
+
+def _draw_field(part: Any, times: np.ndarray, field: Field) -> None:
+    low, high = _limits(field.values)
+    style = "RdBu_r" if low == -high else "viridis"
+    panels = part.subplots(1, len(field.frames), squeeze=False)[0]
+    image = None
+    for axes, k, values in zip(panels, field.frames, field.values, strict=True):
+        image = axes.imshow(
+            values, origin="lower", extent=field.extent, cmap=style, vmin=low, vmax=high
+        )
+        axes.set_title(f"t = {times[k]:.6g}", fontsize=9)
+        axes.tick_params(labelsize=7)
+    part.colorbar(image, ax=list(panels), shrink=0.8, label=field.name)
+
+
+def _draw_profile(part: Any, time: str, place: str, field: Field) -> None:
+    (values,), axes = field.values, part.subplots()
+    low, high = _limits(field.values)
+    style = "RdBu_r" if low == -high else "viridis"
+    image = axes.imshow(
+        values, origin="lower", extent=field.extent, cmap=style, vmin=low, vmax=high, aspect="auto"
+    )
+    axes.set_xlabel(time, fontsize=8)
+    axes.set_ylabel(place, fontsize=8)
+    axes.tick_params(labelsize=7)
+    part.colorbar(image, ax=axes, shrink=0.8, label=field.name)
+
+
+# -- text ----------------------------------------------------------------------------------
+
+
+def page(
+    run: Trajectory,
+    variables: Sequence[str] | None = None,
+    frame: int | None = None,
+    member: int = 0,
+    *,
+    width: int = WIDTH,
+    colour: bool = False,
+) -> list[str]:
+    """The lines of a page about the run: charts side by side, then fields. See :func:`plot`."""
+    check_member(run, member)
+    drawn, kept = _select(run, variables)
+    shown = _frame(run, -1 if frame is None else frame)
+    lines = [_title(run, width)]
+    columns = max(1, min(width // 38, len(drawn)))
+    each = (width - 2 * (columns - 1)) // columns
+    for start in range(0, len(drawn), columns):
+        charts = [_chart(run.time, series_of(run, v), each) for v in drawn[start : start + columns]]
+        height = max(map(len, charts))
+        for row in range(height):
+            words = [chart[row] if row < len(chart) else "" for chart in charts]
+            lines.append("  ".join(f"{word:{each}}" for word in words).rstrip())
+    if drawn:
+        lines.append(f"against {_time_label(run)}"[:width])
+    for v in kept:
+        line = _along_a_line(v)
+        field = profile_of(run, v, member) if line else field_of(run, v, [shown], member)
+        low, high = _limits(field.values)
+        left, right, bottom, top = (f"{edge:g}" for edge in field.extent)
+        across, up = ("time", v.dims[-1]) if line else ("x", "y")
+        about = f"{low:.3g} to {high:.3g}; {across} {left} to {right}, {up} {bottom} to {top}"
+        when = "" if line else f"t = {run.time[shown]:.6g}, "
+        lines.append(f"{v.name}, {when}{about} upwards"[:width])
+        values = field.values[0]
+        if line:  # it has no shape of its own
+            values = _resampled(_resampled(values, 2 * _FIELD_ROWS).T, width).T
+        lines += half_blocks(values, (low, high), width, colour=colour)
+    return lines
+
+
+def _chart(times: np.ndarray, series: Series, width: int) -> list[str]:
+    """A title, a braille chart with its limits, the ends of the time axis, names of lines."""
+    edges: list[np.ndarray] = []
+    if series.spread is not None:
+        edges = [series.mean - series.spread, series.mean + series.spread]
+    finite = np.concatenate([part[np.isfinite(part)] for part in (series.mean, *edges)])
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if high <= low:
+        margin = 0.5 * abs(low) or 0.5
+        low, high = low - margin, high + margin
+    dots = np.zeros((4 * _CHART_ROWS, 2 * (width - 10)), bool)
+    begin, end = float(times[0]), float(times[-1])
+    across = (times - begin) / ((end - begin) or 1.0)
+    for lines, dotted in ((series.mean, False), *((edge, True) for edge in edges)):
+        for line in lines.T:
+            _trace(dots, across, (high - line) / (high - low), dotted=dotted)
+    rows = braille(dots)
+    last = series.mean[-1]
+    now = [f"{label} {value:.4g}".strip() for label, value in zip(series.labels, last, strict=True)]
+    if series.spread is not None and len(now) == 1:
+        now[0] += f" +- {series.spread[-1, 0]:.2g}"
+    single = len(now) == 1
+    title = f"{series.name}  {now[0]}" if single else series.name
+    scale = [f"{high:>9.3g}", *[" " * 9] * (_CHART_ROWS - 2), f"{low:>9.3g}"]
+    ends = f"{begin:g}", f"{end:g}"
+    axis = f"{'':10}{ends[0]}{ends[1]:>{max(0, width - 10 - len(ends[0]))}}"
+    chart = [title[:width], *(f"{s} {r}" for s, r in zip(scale, rows, strict=True)), axis[:width]]
+    return chart if single else chart + list(_wrapped(now, width))
+
+
+def _wrapped(words: Sequence[str], width: int) -> Iterator[str]:
+    line = ""
+    for word in words:
+        if line and len(line) + 2 + len(word) > width:
+            yield line
+            line = ""
+        line += ("  " if line else "") + word
+    yield line[:width]
+
+
+def _trace(dots: np.ndarray, across: np.ndarray, down: np.ndarray, *, dotted: bool) -> None:
+    """Set the dots of a line through points with coordinates from 0 to 1; gaps at NaN."""
+    tall, wide = dots.shape
+    good = np.isfinite(down)
+    x = np.rint(np.where(good, across, 0.0) * (wide - 1)).astype(np.int64)
+    y = np.rint(np.clip(np.where(good, down, 0.0), 0.0, 1.0) * (tall - 1)).astype(np.int64)
+    if not dotted:
+        dots[y[good], x[good]] = True
+    start = np.flatnonzero(good[:-1] & good[1:])
+    rise, run = y[start + 1] - y[start], x[start + 1] - x[start]
+    steps = np.maximum(np.maximum(np.abs(rise), np.abs(run)), 1)
+    owner = np.repeat(np.arange(len(start)), steps)
+    part = (np.arange(len(owner)) - np.repeat(np.cumsum(steps) - steps, steps)) / steps[owner]
+    rows = np.rint(y[start][owner] + part * rise[owner]).astype(np.int64)
+    columns = np.rint(x[start][owner] + part * run[owner]).astype(np.int64)
+    if dotted:
+        rows, columns = rows[columns % 3 == 0], columns[columns % 3 == 0]
+    dots[rows, columns] = True
+
+
+def braille(dots: np.ndarray) -> list[str]:
+    """Rows of braille characters for dots (4 rows, 2 columns) bool."""
+    bits = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
+    tall, wide = dots.shape
+    cells = dots.reshape(tall // 4, 4, wide // 2, 2)
+    codes = 0x2800 + (cells * bits[:, None, :]).sum(axis=(1, 3))
+    return ["".join(map(chr, row)) for row in codes]
+
+
+#: From low to high: blue, white, red, of the 256 colours of terminals.
+_PALETTE = (21, 27, 33, 75, 117, 159, 231, 224, 217, 210, 203, 196, 160)
+_BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
+
+
+def half_blocks(
+    field: np.ndarray, limits: tuple[float, float], width: int, *, colour: bool
+) -> list[str]:
+    """A field (ny, nx) in characters of two square pixels, y upwards, x to the right.
+
+    In 256 colours, or as a pattern that is denser where values are higher.
+    """
+    ny, nx = field.shape
+    columns = min(width, max(nx, min(_FIELD_COLUMNS, nx * max(1, _FIELD_COLUMNS // nx))))
+    rows = 2 * max(1, round(columns * ny / nx / 2))
+    if rows > 2 * _FIELD_ROWS:
+        rows = 2 * _FIELD_ROWS
+        columns = max(1, min(width, round(rows * nx / ny)))
+    values = _resampled(_resampled(field, rows).T, columns).T[::-1]
+    low, high = limits
+    level = np.clip(np.nan_to_num((values - low) / (high - low), nan=0.0), 0.0, 1.0)
+    if not colour:
+        pattern = np.tile(_BAYER, (rows // 4 + 1, columns // 4 + 1))[:rows, :columns]
+        on = level > (pattern + 0.5) / 16
+        return ["".join(map(" ▄▀█".__getitem__, row)) for row in 2 * on[::2] + on[1::2]]
+    shade = np.take(_PALETTE, np.minimum(level * len(_PALETTE), len(_PALETTE) - 1).astype(int))
+    rows_of_pairs = zip(shade[::2].tolist(), shade[1::2].tolist(), strict=True)
+    return [
+        "".join(
+            f"\x1b[38;5;{upper};48;5;{lower}m▀" for upper, lower in zip(above, below, strict=True)
+        )
+        + "\x1b[0m"
+        for above, below in rows_of_pairs
+    ]
+
+
+def _resampled(field: np.ndarray, rows: int) -> np.ndarray:
+    """As many rows as asked for: means of several, or repeated ones."""
+    have = len(field)
+    first = np.arange(rows) * have // rows
+    if rows >= have:
+        return field[first]
+    sizes = np.diff(np.append(first, have))
+    return np.add.reduceat(field, first, axis=0, dtype=np.float64) / sizes[:, None]
+
+
+# -- the terminal --------------------------------------------------------------------------
+
+
+def _terminal(stream: TextIO) -> tuple[int, int]:
+    """Columns and rows; of a file or a pipe 80 columns, as many rows as there are."""
+    if not stream.isatty():
+        return WIDTH, 10**6
+    size = shutil.get_terminal_size((WIDTH, 24))
+    return max(20, size.columns), max(4, size.lines)
+
+
+def _in_colour(stream: TextIO) -> bool:
+    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def _check_encoding(stream: TextIO) -> None:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        "⣿▀".encode(encoding)
+    except UnicodeError:
+        remedy = "Set PYTHONUTF8=1, or write a picture with --out."
+        raise InputError("out", encoding, "an output in UTF-8", remedy) from None
+
+
+def watch(
+    path: str | os.PathLike[str],
+    *,
+    variables: Sequence[str] | None = None,
+    frame: int | None = None,
+    member: int = 0,
+    stream: TextIO | None = None,
+    pause: Callable[[float], None] = clock.sleep,
+) -> None:
+    """Draw the page again every two seconds until the run is complete, or Ctrl-C.
+
+    A look at a file that is just being flushed may fail; five in a row are an error. On a
+    terminal a page replaces the one before; elsewhere each page that differs is added.
+
+    Raises
+    ------
+    InputError : no such file or variable, or a file that stays unreadable
+    """
+    stream = sys.stdout if stream is None else stream
+    before: list[str] = []
+    failed = 0
+    try:
+        while True:
+            width, height = _terminal(stream)
+            done, lines = False, before
+            try:
+                with Trajectory(path) as run:
+                    done = run.complete
+                    lines = [_title(run, width)]
+                    if len(run):
+                        colour = _in_colour(stream)
+                        lines = page(run, variables, frame, member, width=width, colour=colour)
+                failed = 0
+            except InputError as error:
+                failed += 1
+                if error.name != "file" or failed >= PATIENCE or not Path(path).is_file():
+                    raise
+            if lines != before:
+                clear = "\x1b[2J\x1b[H" if stream.isatty() else ""
+                print(clear + "\n".join(lines[: height - 1]), file=stream, flush=True)
+                before = lines
+            if done:
+                return
+            pause(PAUSE)
+    except KeyboardInterrupt:
+        print(file=stream)

@@ -1,0 +1,1 @@
+"""Sites, halos, noise, the device, ranks and errors: what everything else stands on."""

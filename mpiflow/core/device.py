@@ -1,0 +1,262 @@
+"""The only module that compiles: one rule, two targets (CPU and CUDA).
+
+A *rule* is a plain function of numbers, the physics of one site. Numba
+compiles it for the CPU, and compiles the same source again when a CUDA kernel
+calls it. A *kernel* holds the loops, written once per target.
+
+The CUDA simulator (``NUMBA_ENABLE_CUDASIM=1``) runs the CUDA kernels as plain
+Python, which is how machines without a GPU test them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import llvmlite.binding  # type: ignore[import-untyped]
+import llvmlite.ir  # type: ignore[import-untyped]
+import numba
+import numba.extending
+import numpy as np
+
+from mpiflow.core import kernel_cache
+from mpiflow.core.errors import InputError
+
+# IEEE arithmetic everywhere: results must not depend on the target.
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": False,
+}
+
+
+def rule(function: Callable[..., Any]) -> Any:
+    """Compile the physics of one site. Callable from CPU and from CUDA kernels."""
+    return kernel_cache.attach(numba.njit(function, **_OPTIONS))
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a CPU kernel: the loops over sites."""
+    return kernel_cache.attach(numba.njit(function, **_OPTIONS))
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """A rule too long for the compiler to inline by itself: its caller's loop must vectorise."""
+    return kernel_cache.attach(numba.njit(function, inline="always", **_OPTIONS))
+
+
+def intrinsic(emit: Callable[..., None]) -> Any:
+    """A part of CPU kernels written one instruction after the other, where a loop is too slow.
+
+    ``emit(ir, builder, *arguments)`` gets llvmlite's types, the builder of the place that calls,
+    the address of the first element of each array, and each whole number as 64 bits.
+    """
+
+    def typed(context: Any, *given: Any) -> Any:
+        if any(isinstance(kind, numba.types.Array) and kind.layout != "C" for kind in given):
+            return None  # an address says nothing about strides
+
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            arguments = []
+            for kind, value in zip(signature.args, values, strict=True):
+                if isinstance(kind, numba.types.Array):
+                    arguments.append(context.make_array(kind)(context, builder, value).data)
+                else:
+                    arguments.append(context.cast(builder, value, kind, numba.types.int64))
+            emit(llvmlite.ir, builder, *arguments)
+            return context.get_dummy_value()
+
+        return numba.types.void(*given), generate
+
+    # Numba matches arguments by name; the first one, its own, replaces the two of emit.
+    names = list(inspect.signature(emit).parameters.values())[1:]
+    typed.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+    return numba.extending.intrinsic(typed)
+
+
+def cpu_has(feature: str) -> bool:
+    """Whether kernels may use instructions of this CPU, such as ``avx512f``."""
+    chosen = numba.config.CPU_FEATURES  # type: ignore[attr-defined]
+    if chosen is not None:  # the environment compiles for another CPU
+        return f"+{feature}" in chosen.split(",")
+    try:
+        return bool(llvmlite.binding.get_host_cpu_features().get(feature))
+    except RuntimeError:  # no CPU that LLVM can ask
+        return False
+
+
+def cuda() -> ModuleType:
+    """``numba.cuda``, imported only when a CUDA device is asked for."""
+    try:
+        from numba import cuda as module
+    except Exception as error:  # numba-cuda without CUDA libraries raises one of its own
+        raise InputError(
+            "device",
+            "cuda",
+            "a machine with numba-cuda and the CUDA libraries",
+            f"Install mpiflow[cuda], or use --device cpu. Importing said: {error}.",
+        ) from error
+    return module
+
+
+def threads() -> int:
+    """Threads for the work of one rank: NUMBA_NUM_THREADS, OMP_NUM_THREADS, or its cores."""
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads(), thread_name_prefix="mpiflow")
+
+
+def in_threads(work: Sequence[Callable[..., object]], *arguments: Any) -> None:
+    """Call independent functions with the same arguments, in threads if there are several.
+
+    Kernels release the interpreter, so that threads run side by side. They are Python's
+    own: unlike OpenMP's, they do not stand in the way of a later fork.
+    """
+    others = [_pool().submit(function, *arguments) for function in work[1:]]
+    for function in work[:1]:
+        function(*arguments)
+    for other in others:
+        other.result()
+
+
+def compiler() -> dict[str, Any]:
+    """Numba's version, whether it uses Intel's vector mathematics (SVML), and its cache."""
+    return {
+        "version": numba.__version__,
+        "svml": bool(numba.config.USING_SVML),  # type: ignore[attr-defined]
+        "cache": str(kernel_cache.folder()),
+    }
+
+
+class CudaKernel:
+    """A CUDA kernel, made and compiled at its first launch.
+
+    ``factory`` takes the module ``numba.cuda`` and returns the kernel. Making it
+    late keeps ``import mpiflow`` free of CUDA on machines without it.
+    """
+
+    def __init__(self, factory: Callable[[ModuleType], Callable[..., None]]) -> None:
+        self.factory = factory
+        self._compiled: Any = None
+
+    def launch(self, threads: int, *arguments: Any) -> None:
+        """Run on at least ``threads`` threads; the kernel checks its own bound."""
+        if threads < 1:
+            return
+        if self._compiled is None:
+            function = self._in_simulator() if simulated() else self.factory(cuda())
+            self._compiled = cuda().jit(function)
+        per_block = 8 if simulated() else 128
+        self._compiled[-(-threads // per_block), per_block](*arguments)
+
+    def _in_simulator(self) -> Callable[..., None]:
+        """The kernel made anew in each thread: the simulator's ``cuda.grid`` exists only there."""
+        global _numba_cuda
+        _numba_cuda = cuda()
+        return lambda *arguments: self.factory(_numba_cuda)(*arguments)
+
+
+# The simulator finds the module by value among the globals of a running kernel and
+# puts its own in its place; a factory's closure would escape it.
+_numba_cuda: Any = None
+
+
+def simulated() -> bool:
+    """Whether CUDA kernels run in Numba's simulator."""
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+def gpus() -> list[str]:
+    """Identities of the CUDA devices that this process may use, alike in all processes.
+
+    Nothing is allocated on a device. Empty without one, and in the simulator, which has none to
+    run short of. Raises :class:`InputError` where ``numba.cuda`` cannot be imported.
+    """
+    module = cuda()
+    if simulated() or not module.is_available():
+        return []
+    # Parts of a divided GPU (MIG) have the identity of the whole; a process sees only one.
+    part = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    part = part if "MIG" in part else ""
+    return [f"{gpu.uuid}{part}" for gpu in module.gpus]
+
+
+def gpu_capabilities() -> list[str]:
+    """Compute capability of each device of :func:`gpus`, such as "9.0"."""
+    return [".".join(map(str, gpu.compute_capability)) for gpu in cuda().gpus] if gpus() else []
+
+
+class Device:
+    """Where a block's field lives: ``Device("cpu")`` or ``Device("cuda")``.
+
+    ``gpu`` picks one of several GPUs, :func:`mpiflow.core.parallel.local_rank` for example. Left
+    out, none is touched yet, so that asking whether there is one costs no memory on it.
+    """
+
+    def __init__(self, name: str = "cpu", gpu: int | None = None) -> None:
+        if name not in ("cpu", "cuda"):
+            raise InputError("device", name, "'cpu' or 'cuda'", "Use --device cpu.")
+        self.name = name
+        if name == "cuda":
+            module = cuda()
+            if not module.is_available():
+                raise InputError(
+                    "device",
+                    name,
+                    "a CUDA device that Numba can see",
+                    "Use --device cpu, or NUMBA_ENABLE_CUDASIM=1 to test without a GPU.",
+                )
+            if gpu is not None and not simulated():
+                module.select_device(gpu % len(module.gpus))
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.name == "cuda"
+
+    def put(self, array: np.ndarray) -> Any:
+        """A copy of a host array on this device (the array itself on the CPU)."""
+        return cuda().to_device(np.ascontiguousarray(array)) if self.is_cuda else array
+
+    def get(self, array: Any) -> np.ndarray:
+        """A host copy of a contiguous device array (the array itself on the CPU)."""
+        return array.copy_to_host() if self.is_cuda else array
+
+    def duplicate(self, array: Any) -> Any:
+        """A copy of an array of this device, on this device."""
+        if not self.is_cuda:
+            return array.copy()
+        out = cuda().device_array_like(array)
+        out.copy_to_device(array)
+        return out
+
+    def copy_box(self, target: Any, source: Any) -> None:
+        """``target[...] = source`` for equal 3-dimensional boxes, strided or not."""
+        if self.is_cuda:
+            _copy_box.launch(math.prod(target.shape), target, source)
+        else:
+            target[...] = source
+
+
+@CudaKernel
+def _copy_box(cuda: Any) -> Callable[..., None]:
+    def copy(target: Any, source: Any) -> None:
+        i = cuda.grid(1)
+        n1, n2 = target.shape[1], target.shape[2]
+        if i < target.shape[0] * n1 * n2:
+            b, y, x = i // (n1 * n2), i // n2 % n1, i % n2
+            target[b, y, x] = source[b, y, x]
+
+    return copy

@@ -1,0 +1,195 @@
+r"""Counter-based noise: a pure function of (seed, stream, member, step, site).
+
+One generator for everything, Threefry2x64 with 13 rounds [Salmon et al., SC11,
+doi:10.1145/2063384.2063405; 13 rounds is its fewest that pass BigCrush]:
+
+.. math:: (w_0, w_1) = \mathrm{Threefry}_{13}(\text{key}=(\text{seed},\,
+          \text{stream} \cdot 2^{48} + \text{member}),\ \text{counter}=(\text{step}, \text{site})).
+
+``member`` tells apart the replicas of an ensemble or the samples of a data set.
+Because no state is carried along, the value at a site does not depend on which
+rank, thread or device asks for it, nor on what was asked before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpiflow.core.device import kernel, rule
+from mpiflow.core.errors import InputError
+
+Word = np.uint64
+
+#: Name of the generator, for files.
+RNG = "threefry2x64-13"
+#: The same with the bit planes of :mod:`mpiflow.solvers.spins.bitplanes`.
+BIT_RNG = "sfc64 seeded by threefry2x64-13"
+#: Every use of random numbers in mpiflow. Numbers are part of the file format:
+#: changing one changes every trajectory. Never reuse one.
+STREAMS = {
+    # Passes; step = pass, site = (y // 2, x // 2), two rows a call. In the bit kernels the top
+    # bits of step say what is drawn (bitplanes.py): seeds of streams, bits of a single site.
+    "sublattice": 1,
+    "nfold": 2,  # waiting times and event choice; step = event, site = 0
+    "initial": 3,  # initial spins; step = 0
+    # White noise behind a Gaussian random field, Box-Muller; step 1: waves of a smooth profile,
+    # site = (ky + 2^31) << 32 | kx + 2^31.
+    "initial-radius": 4,
+    "relax": 5,  # sublattice passes inside local_relax windows
+    "partial": 6,  # sublattice passes inside partial_evolution patches
+    "patch": 7,  # which patch partial_evolution evolves
+    "source": 8,  # which small-system snapshot an upsampled state starts from
+    "sample": 9,  # initial magnetisations and times of training data
+    "sde": 10,  # Euler-Maruyama increments; step = time step, site = component
+    "nfold-relax": 11,  # events inside local_relax windows
+    "initial-angle": 13,
+    "nfold-partial": 12,  # events inside partial_evolution patches
+    "tiled-nfold": 14,  # step = pass, site = (global tile << 32) | event in that tile and pass
+    "initial-alloy": 15,  # initial species; step = 0, site = x << 42 | y << 21 | z
+    "vacancies": 20,  # which atoms are taken out of a state that lacks vacancies; as above
+    "vacancy": 16,  # hops; step = 0, site = event
+    "tiled-vacancy": 17,  # step = pass, site = (global tile << 32) | event in that tile and pass
+    "vacancy-partial": 18,  # hops inside patches of partial evolution
+    # Flips of a Kac model; step = half step, site = (y, x // 4), four sites a call. The rare second
+    # word of a site: step + 2^63, site = (y, x).
+    "kac": 21,
+    # Waiting times and event choice; step = draws in vain since the last event, site = event. The
+    # rare second word of a choice: step + 2^63.
+    "kac-gillespie": 22,
+    "vacancy-relax": 19,  # hops inside windows of local relaxation; step = window, site = event
+    # Noise of a field of block means; step = inner step << 48 | half step, site = (y, x), two words
+    # a block.
+    "stochastic-field": 23,
+    "mean-field": 24,  # events of whole Curie-Weiss systems; step = 0, site = event
+    "mean-field-partial": 25,  # events of patches of partial evolution; as above
+    "mean-field-relax": 26,  # attempts in windows; step = level << 32 | window, site = attempt
+    # Noise of a linear chain; step = time step, site = site // 2, two normals a call.
+    "linear-chain": 30,
+    # The same inside its patches; step counts the steps of all patches of a chain. Site 2^63:
+    # which patch.
+    "linear-chain-partial": 31,
+    # Noise of predators and prey; step = time step, site = cell or 2^62 + edge, two normals a call.
+    "predator-prey": 32,
+    # The same inside patches; step = draw. Site 2^63: which patch.
+    "predator-prey-partial": 33,
+    "predator-prey-start": 34,  # their initial states; step = 0, site = 0
+    # Passes of rules from outside; step = half pass, site = (y // 2, x // 2), two rows a call. Of
+    # rules too large for a table: the second word of a site that takes a new state: step + 2^62,
+    # site = (y, x).
+    "rule-sublattice": 37,
+    # Waiting times and event choice; step = event, site 0: time and place, 1: the new state.
+    "rule-nfold": 38,
+    "cluster": 36,  # Wolff's clusters; step = cluster, site 0: where it starts, else bonds
+}
+
+MAX_MEMBER = 2**48
+_PARITY = np.uint64(0x1BD11BDAA9FC1A22)
+
+
+def stream_key(seed: int, stream: str) -> np.ndarray:
+    """The two key words ``(seed, stream << 48)``, shape (2,) uint64."""
+    if not 0 <= seed < 2**63:
+        raise InputError("seed", seed, "0 to 2**63 - 1", "Choose another seed.")
+    return np.array([seed, STREAMS[stream] << 48], dtype=np.uint64)
+
+
+@rule
+def _mix(x0: Word, x1: Word, r: int) -> tuple[Word, Word]:
+    x0 = x0 + x1
+    x1 = (x1 << np.uint64(r)) | (x1 >> np.uint64(64 - r))
+    return x0, x1 ^ x0
+
+
+@rule
+def threefry(k0: Word, k1: Word, c0: Word, c1: Word) -> tuple[Word, Word]:
+    """Threefry2x64-13 of key (k0, k1) and counter (c0, c1), all uint64; returns two uint64.
+
+    Written without a loop over the rounds so that the compiler vectorises over sites.
+    """
+    k2 = _PARITY ^ k0 ^ k1
+    x0 = c0 + k0
+    x1 = c1 + k1
+    x0, x1 = _mix(x0, x1, 16)
+    x0, x1 = _mix(x0, x1, 42)
+    x0, x1 = _mix(x0, x1, 12)
+    x0, x1 = _mix(x0, x1, 31)
+    x0 = x0 + k1
+    x1 = x1 + k2 + np.uint64(1)
+    x0, x1 = _mix(x0, x1, 16)
+    x0, x1 = _mix(x0, x1, 32)
+    x0, x1 = _mix(x0, x1, 24)
+    x0, x1 = _mix(x0, x1, 21)
+    x0 = x0 + k2
+    x1 = x1 + k0 + np.uint64(2)
+    x0, x1 = _mix(x0, x1, 16)
+    x0, x1 = _mix(x0, x1, 42)
+    x0, x1 = _mix(x0, x1, 12)
+    x0, x1 = _mix(x0, x1, 31)
+    x0 = x0 + k0
+    x1 = x1 + k1 + np.uint64(3)
+    x0, x1 = _mix(x0, x1, 16)
+    return x0, x1
+
+
+@rule
+def site_counter(y: int, x: int) -> Word:
+    """The counter word of global site (y, x), independent of the lattice's size."""
+    return (np.uint64(y) << np.uint64(32)) | np.uint64(x)
+
+
+@rule
+def to_unit(word: Word) -> float:
+    """A float64 strictly inside (0, 1) from the top 52 bits of a word."""
+    return (np.float64(word >> np.uint64(12)) + 0.5) * 2.0**-52
+
+
+@kernel
+def _fill_words(
+    key: np.ndarray, member: Word, step: Word, sites: np.ndarray, out: np.ndarray
+) -> None:
+    for i in range(sites.size):
+        w0, w1 = threefry(key[0], key[1] + member, step, sites[i])
+        out[i, 0] = w0
+        out[i, 1] = w1
+
+
+def words(seed: int, stream: str, member: int, step: int, sites: np.ndarray) -> np.ndarray:
+    """Two 64-bit words for each site: shape ``(*sites.shape, 2)`` uint64.
+
+    Parameters
+    ----------
+    seed, stream, member, step : the key, see the module's equation
+    sites : uint64 counter words (any integers; :func:`site_counter` for lattice sites)
+    """
+    sites = np.asarray(sites, dtype=np.uint64)
+    out = np.empty((sites.size, 2), dtype=np.uint64)
+    _fill_words(
+        stream_key(seed, stream), np.uint64(member), np.uint64(step), sites.reshape(-1), out
+    )
+    return out.reshape(*sites.shape, 2)
+
+
+def uniforms(seed: int, stream: str, member: int, step: int, sites: np.ndarray) -> np.ndarray:
+    """Two float64 uniforms on (0, 1) for each site, shape ``(*sites.shape, 2)``."""
+    return ((words(seed, stream, member, step, sites) >> np.uint64(12)) + 0.5) * 2.0**-52
+
+
+@kernel
+def _fill_normals(key: np.ndarray, members: np.ndarray, step: Word, out: np.ndarray) -> None:
+    for i in range(members.size):
+        for pair in range((out.shape[1] + 1) // 2):
+            w0, w1 = threefry(key[0], key[1] + members[i], step, np.uint64(pair))
+            radius = np.sqrt(-2.0 * np.log(to_unit(w0)))
+            angle = 2.0 * np.pi * to_unit(w1)
+            out[i, 2 * pair] = radius * np.cos(angle)
+            if 2 * pair + 1 < out.shape[1]:
+                out[i, 2 * pair + 1] = radius * np.sin(angle)
+
+
+def normals(seed: int, stream: str, members: np.ndarray, step: int, components: int) -> np.ndarray:
+    """Standard normals, shape ``(len(members), components)`` float64 (Box-Muller)."""
+    out = np.empty((len(members), components))
+    _fill_normals(
+        stream_key(seed, stream), np.asarray(members, dtype=np.uint64), np.uint64(step), out
+    )
+    return out

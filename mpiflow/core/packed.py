@@ -1,0 +1,535 @@
+"""A PackedBlock: large boxes of spins as bits, 64 sites of one colour in a word.
+
+Bit b of word w in row y of colour c is the site ``x = 2 (64 w + b) + (c + y) % 2``: set is
+spin up. Each colour has a halo of one row above and below and of one word on either side.
+A spin takes one bit, so 16384 x 16384 spins are 32 MB.
+
+With one site in four corners unused, edges travel at once to all neighbours: rows as they
+are, columns as one bit a row. A solver starts the exchange of one colour and works on the
+inside of the other colour until :meth:`PackedBlock.finish_exchange`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow.core.block import Boxes, HaloPolicy, Messages, cartesian
+from mpiflow.core.device import CudaKernel, Device, kernel, rule
+from mpiflow.core.errors import InputError
+from mpiflow.core.guards import is_spins, no_state, spin_fault
+from mpiflow.core.lattice import Lattice, Layout, Shape
+from mpiflow.core.noise import MAX_MEMBER, Word
+
+#: Sites in a word along x; boxes are cut in multiples of it.
+WORD_SITES = 128
+#: Rows that share one random stream; boxes are cut in multiples of it.
+BAND = 8
+
+
+def fits(lattice: Lattice) -> bool:
+    """Whether a lattice can be cut into words and bands."""
+    return lattice.ndim == 2 and lattice.shape[0] % BAND == 0 and lattice.shape[1] % WORD_SITES == 0
+
+
+@dataclass
+class PackedBlock(Boxes):
+    """A batch of equal boxes of Ising spins, one bit a spin.
+
+    Attributes
+    ----------
+    lattice, origins, members, policy, device, layout, cart : as of
+        :class:`~mpiflow.core.block.Block`
+    words : black and white, each (B, ny + 2, nx / 128 + 2) uint64 on ``device``
+    """
+
+    lattice: Lattice
+    words: tuple[Any, Any]
+    origins: np.ndarray
+    members: np.ndarray
+    policy: HaloPolicy
+    device: Device = field(default_factory=Device)
+    layout: Layout | None = None
+    cart: MPI.Cartcomm | None = None
+
+    def __post_init__(self) -> None:
+        if np.any(self.members >= MAX_MEMBER):  # it would draw another stream's noise
+            raise InputError(
+                "members", int(self.members.max()), f"below {MAX_MEMBER}", "Number them from 0."
+            )
+        self._exchanges: tuple[_Edges, _Edges] | None = None
+        self._unset = np.ones(self.shape[0], bool)
+
+    @classmethod
+    def tile(
+        cls, layout: Layout, comm: MPI.Intracomm, *, device: Device | None = None, member: int = 0
+    ) -> PackedBlock:
+        """This rank's tile of one distributed lattice, not set yet. Collective."""
+        _require_words(layout.lattice, [layout.offset(rank) for rank in range(layout.ranks)])
+        cart = cartesian(layout, comm)
+        block = cls(
+            lattice=layout.lattice,
+            words=_empty(1, layout.shape(cart.rank), device),
+            origins=np.array([layout.offset(cart.rank)], dtype=np.int64),
+            members=np.array([member], dtype=np.uint64),
+            policy="exchange",
+            device=device or Device(),
+            layout=layout,
+            cart=cart,
+        )
+        if cart.size > 1:
+            black, white = (_Edges(cart, words, block.device) for words in block.words)
+            block._exchanges = black, white
+        return block
+
+    @classmethod
+    def periodic(
+        cls, lattice: Lattice, members: np.ndarray, *, device: Device | None = None
+    ) -> PackedBlock:
+        """Whole lattices, one for each member, each periodic, not set yet."""
+        _require_words(lattice)
+        return cls(
+            lattice=lattice,
+            words=_empty(len(members), lattice.shape, device),
+            origins=np.zeros((len(members), 2), np.int64),
+            members=np.asarray(members, dtype=np.uint64),
+            policy="wrap",
+            device=device or Device(),
+        )
+
+    @property
+    def batch(self) -> int:
+        return int(self.words[0].shape[0])
+
+    @property
+    def shape(self) -> Shape:
+        """Inner sites along each axis."""
+        _, rows, words = self.words[0].shape
+        return int(rows) - 2, WORD_SITES * (int(words) - 2)
+
+    def copy(self) -> PackedBlock:
+        """The same spins, black ones in memory of their own, without a halo exchange."""
+        black = self.device.duplicate(self.words[0])
+        other = replace(self, words=(black, self.words[1]))
+        other._unset = self._unset
+        return other
+
+    def copy_from(self, other: PackedBlock) -> None:
+        """Take the black spins of the block that this is a copy of; it shares the white ones."""
+        self.device.copy_box(self.words[0], other.words[0])
+
+    def host(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both colours on the host: the arrays themselves on the CPU, else copies."""
+        return self.device.get(self.words[0]), self.device.get(self.words[1])
+
+    # -- spins in and out ----------------------------------------------------------
+
+    def store(self, rows: slice, spins: np.ndarray) -> None:
+        """Set some inner rows from a host array (B, rows, nx) of +1 and -1; all else is refused."""
+        self._note_store()
+        spins = np.asarray(spins)
+        if not is_spins(spins):
+            raise spin_fault(spins)
+        self._unset[rows] = False
+        first, count = rows.start + 1, rows.stop - rows.start
+        inside = (slice(None), slice(first, first + count), slice(1, -1))
+        packed = np.empty((2, self.batch, count, self.shape[1] // WORD_SITES), np.uint64)
+        _pack(np.ascontiguousarray(spins), rows.start, packed)
+        for words, new in zip(self.words, packed, strict=True):
+            self.device.copy_box(words[inside], self.device.put(new))
+
+    def spins(self, rows: slice | None = None) -> np.ndarray:
+        """Some inner rows (all) as a host array (B, rows, nx) int8, to be read."""
+        rows = slice(0, self.shape[0]) if rows is None else rows
+        out = np.empty((self.batch, rows.stop - rows.start, self.shape[1]), np.int8)
+        _unpack(*self.host(), rows.start, out)
+        out.flags.writeable = False  # what is written there would be lost
+        return out
+
+    def check_spins(self) -> None:
+        # Bits are always spins, if all were set; words may have been written to directly.
+        if not self.batch or not self._unset.any():
+            return
+        if not self._unset.all() or not any(words.any() for words in self.host()):
+            raise no_state("Set all spins, as sim.set_spins(initial.shuffled) does.")
+
+    def load(self, spins: np.ndarray) -> None:
+        """Set all spins from a host array (B, ny, nx) and fill the halos. Collective."""
+        with self.agreed():
+            self.store(slice(0, self.shape[0]), spins)
+        self.fill_halo()
+
+    def sums(self) -> np.ndarray:
+        """Sum of spins and of s_i s_j over the bonds of black sites, (B, 2) int64, of this rank.
+
+        Every bond has one black end, so the tiles of a lattice count each once.
+        """
+        out = np.zeros((self.batch, 2), np.int64)
+        _sums(*self.host(), out)
+        return out
+
+    def block_sums(self, size: int) -> np.ndarray:
+        """Sums of spins over coarse blocks of ``size`` sites a side, (B, ny, nx) int32."""
+        ny, nx = self.shape
+        out = np.zeros((self.batch, ny // size, nx // size), np.int32)
+        if size % 2 == 0 and (WORD_SITES % size == 0 or size % WORD_SITES == 0):
+            _aligned_block_sums(*self.host(), size, out)
+        else:
+            _block_sums(*self.host(), size, out)
+        return out
+
+    # -- halo ----------------------------------------------------------------------
+
+    @cached_property
+    def wraps(self) -> tuple[bool, bool]:
+        """Whether the box meets itself at its ends, along y and along x."""
+        if self.cart is None:
+            return True, True
+        return self.cart.dims[0] == 1, self.cart.dims[1] == 1
+
+    def start_exchange(self, colour: int, columns: bool = True) -> None:
+        """Wrap one colour's edges onto itself, and begin to send those that other ranks need.
+
+        ``columns=False`` where a solver has wrapped the columns already.
+        """
+        array, (wrap_y, wrap_x) = self.words[colour], self.wraps
+        wrap_x = wrap_x and columns
+        if wrap_y or wrap_x:
+            if self.device.is_cuda:
+                close_cuda.launch(
+                    array.shape[0] * max(array.shape[1:]), array, int(wrap_y), int(wrap_x)
+                )
+            else:
+                close(array, wrap_y, wrap_x)
+        if self._exchanges:
+            self._exchanges[colour].start()
+
+    def finish_exchange(self, colour: int) -> None:
+        """Wait for the neighbours' edges of one colour."""
+        if self._exchanges:
+            self._exchanges[colour].finish()
+
+    def fill_halo(self) -> None:
+        """Bring both halos up to date. Collective for ``exchange``."""
+        for colour in (0, 1):
+            self.start_exchange(colour)
+        for colour in (0, 1):
+            self.finish_exchange(colour)
+
+
+def _require_words(lattice: Lattice, corners: Sequence[Shape] = ()) -> None:
+    """Raise, on all ranks alike, if a tile would begin or end within a word or a band."""
+    if not fits(lattice) or np.any(np.array(corners, int).reshape(-1, 2) % (BAND, WORD_SITES)):
+        raise InputError(
+            "tile",
+            corners[-1] if fits(lattice) else lattice.shape,
+            f"tiles at multiples of {BAND} rows and {WORD_SITES} columns",
+            "Use fewer ranks, ranks_grid with fewer columns, or kernel 'plain'.",
+        )
+
+
+def _empty(batch: int, shape: Shape, device: Device | None) -> tuple[Any, Any]:
+    device = device or Device()
+    padded = batch, shape[0] + 2, shape[1] // WORD_SITES + 2
+    black, white = (device.put(np.zeros(padded, np.uint64)) for _ in range(2))
+    return black, white
+
+
+class _Edges:
+    """Sends the edges of one colour's words to the neighbouring ranks and receives theirs.
+
+    Rows are words as they are in the array. Of the words in the first and last column a
+    neighbour needs one bit a row: these go as packed bits.
+    """
+
+    def __init__(self, cart: MPI.Cartcomm, array: Any, device: Device) -> None:
+        self.array, self.device = array, device
+        ny, width = array.shape[1] - 2, array.shape[2]
+        # For each axis: low halo, low edge, high edge, high halo.
+        self.staged = {
+            axis: np.zeros((4, length), np.uint64)
+            for axis, length in ((0, width), (1, -(-ny // 64)))
+            if cart.dims[axis] > 1 and (axis == 1 or device.is_cuda)
+        }
+        strips: dict[int, Sequence[np.ndarray]] = {**self.staged}  # type: ignore[dict-item]
+        if cart.dims[0] > 1 and not device.is_cuda:
+            strips[0] = [array[0, row] for row in (0, 1, ny, ny + 1)]  # MPI's own way in and out
+        self.messages = Messages(cart, strips)
+        self.on_their_way = False
+
+    def start(self) -> None:
+        for axis, buffers in self.staged.items():
+            edges = buffers[1:3]
+            if self.device.is_cuda:
+                on_device = self.device.put(edges)
+                copy_edges_cuda.launch(edges.shape[1], self.array, axis, on_device, 1)
+                edges[...] = self.device.get(on_device)
+            else:
+                copy_edges(self.array, edges)
+        self.messages.start()
+        self.on_their_way = True
+
+    def finish(self) -> None:
+        if not self.on_their_way:
+            return
+        self.messages.finish()
+        self.on_their_way = False
+        for axis, buffers in self.staged.items():
+            if self.device.is_cuda:
+                halos = self.device.put(np.ascontiguousarray(buffers[::3]))
+                copy_edges_cuda.launch(halos.shape[1], self.array, axis, halos, 0)
+            else:
+                set_halos(self.array, buffers)
+
+
+# -- rules and kernels -----------------------------------------------------------------------
+
+
+@rule
+def popcount(word: Word) -> Word:
+    """Number of bits that are set (compilers know this pattern as one instruction)."""
+    word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    low = np.uint64(0x3333333333333333)
+    word = (word & low) + ((word >> np.uint64(2)) & low)
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
+@kernel
+def close(array: np.ndarray, rows: bool, columns: bool) -> None:
+    """Copy the opposite edges of each box into its halo."""
+    ny, nw = array.shape[1] - 2, array.shape[2] - 2
+    for b in range(array.shape[0]):
+        if columns:
+            for y in range(1, ny + 1):
+                array[b, y, 0] = array[b, y, nw]
+                array[b, y, nw + 1] = array[b, y, 1]
+        if rows:
+            for w in range(nw + 2):
+                array[b, 0, w] = array[b, ny, w]
+                array[b, ny + 1, w] = array[b, 1, w]
+
+
+@kernel
+def copy_edges(array: np.ndarray, edges: np.ndarray) -> None:
+    """The first bit of the first and the last bit of the last word of each row of the only box."""
+    ny, nw = array.shape[1] - 2, array.shape[2] - 2
+    edges[:] = np.uint64(0)
+    for y in range(ny):
+        word, bit = y >> 6, np.uint64(y & 63)
+        edges[0, word] |= (array[0, y + 1, 1] & np.uint64(1)) << bit
+        edges[1, word] |= (array[0, y + 1, nw] >> np.uint64(63)) << bit
+
+
+@kernel
+def set_halos(array: np.ndarray, buffers: np.ndarray) -> None:
+    """Put the neighbours' bits, the first and the last buffer, into the halo of the only box."""
+    ny, nw = array.shape[1] - 2, array.shape[2] - 2
+    for y in range(ny):
+        word, bit = y >> 6, np.uint64(y & 63)
+        array[0, y + 1, 0] = (buffers[0, word] >> bit) << np.uint64(63)
+        array[0, y + 1, nw + 1] = (buffers[3, word] >> bit) & np.uint64(1)
+
+
+@kernel
+def _pack_word(spins: np.ndarray) -> Word:
+    """64 spins, every other one, as bits."""
+    word = np.uint64(0)
+    for bit in range(64):
+        word |= np.uint64(spins[2 * bit] > 0) << np.uint64(bit)
+    return word
+
+
+@kernel
+def _pack(spins: np.ndarray, first: int, packed: np.ndarray) -> None:
+    for b in range(spins.shape[0]):
+        for y in range(spins.shape[1]):
+            for colour in range(2):
+                skip = (colour + first + y) & 1
+                for w in range(packed.shape[3]):
+                    packed[colour, b, y, w] = _pack_word(spins[b, y, 128 * w + skip :])
+
+
+@kernel
+def _unpack_word(word: Word, out: np.ndarray) -> None:
+    for bit in range(64):
+        out[2 * bit] = np.int8(((word >> np.uint64(bit)) & np.uint64(1)) * np.uint64(2)) - 1
+
+
+@kernel
+def _unpack(black: np.ndarray, white: np.ndarray, first: int, out: np.ndarray) -> None:
+    for b in range(out.shape[0]):
+        for y in range(out.shape[1]):
+            skip = (first + y) & 1
+            for w in range(out.shape[2] // 128):
+                row = first + y + 1
+                _unpack_word(black[b, row, w + 1], out[b, y, 128 * w + skip :])
+                _unpack_word(white[b, row, w + 1], out[b, y, 128 * w + 1 - skip :])
+
+
+@kernel
+def _row_sums(
+    black: np.ndarray,
+    white: np.ndarray,
+    north: np.ndarray,
+    south: np.ndarray,
+    side: np.ndarray,
+    left: np.uint64,
+) -> tuple[Word, Word]:
+    """Spins that are up, and pairs of a black site and an opposite neighbour, in a row."""
+    up, opposite = np.uint64(0), np.uint64(0)
+    right = np.uint64(64) - left
+    for w in range(black.size):
+        s, o = black[w], white[w]
+        # Sites at even x have their fourth neighbour a bit to the left, else to the right.
+        n = (o << left) | (side[w] >> right) if left == 1 else (o >> right) | (side[w] << left)
+        up += popcount(s) + popcount(o)
+        opposite += popcount(north[w] ^ s) + popcount(south[w] ^ s)
+        opposite += popcount(o ^ s) + popcount(n ^ s)
+    return up, opposite
+
+
+@kernel
+def _sums(black: np.ndarray, white: np.ndarray, out: np.ndarray) -> None:
+    ny, nw = black.shape[1] - 2, black.shape[2] - 2
+    for b in range(black.shape[0]):
+        up, opposite = np.uint64(0), np.uint64(0)
+        for y in range(1, ny + 1):
+            even = (y - 1) & 1 == 0
+            start = 0 if even else 2
+            left = np.uint64(1 if even else 63)
+            more_up, more_opposite = _row_sums(
+                black[b, y, 1 : nw + 1],
+                white[b, y, 1 : nw + 1],
+                white[b, y - 1, 1 : nw + 1],
+                white[b, y + 1, 1 : nw + 1],
+                white[b, y, start : start + nw],
+                left,
+            )
+            up += more_up
+            opposite += more_opposite
+        sites = ny * nw * 128
+        out[b, 0] = 2 * np.int64(up) - sites
+        out[b, 1] = 2 * sites - 2 * np.int64(opposite)
+
+
+@kernel
+def _bits_between(row: np.ndarray, start: int, stop: int) -> np.int64:
+    """Number of bits set from bit `start` up to bit `stop` of a row of words."""
+    first, last = start >> 6, (stop - 1) >> 6
+    ones = ~np.uint64(0)
+    total = np.uint64(0)
+    for w in range(first, last + 1):
+        word = row[w]
+        if w == first:
+            word &= ones << np.uint64(start & 63)
+        if w == last:
+            word &= ones >> np.uint64(63 - ((stop - 1) & 63))
+        total += popcount(word)
+    return np.int64(total)
+
+
+@kernel
+def _block_sums(black: np.ndarray, white: np.ndarray, size: int, out: np.ndarray) -> None:
+    for b in range(out.shape[0]):
+        for y in range(black.shape[1] - 2):
+            # In this row the black sites are 2 j + p, the white ones 2 j + 1 - p.
+            p = y & 1
+            for x in range(out.shape[2]):
+                low, high = x * size, (x + 1) * size
+                up = 0
+                start, stop = (low - p + 1) // 2, (high - p + 1) // 2
+                if stop > start:
+                    up += _bits_between(black[b, y + 1, 1:], start, stop)
+                start, stop = (low + p) // 2, (high + p) // 2
+                if stop > start:
+                    up += _bits_between(white[b, y + 1, 1:], start, stop)
+                out[b, y // size, x] += 2 * up - size
+
+
+@rule
+def _counts_in_fields(word: Word, bits: int) -> Word:
+    """Number of bits set in each field of 1, 2, 4, ... 64 bits, in that field."""
+    for half in (1, 2, 4, 8, 16, 32):
+        if half < bits:
+            low = ~np.uint64(0) // np.uint64(2**half + 1)  # every other field of that many bits
+            word = (word & low) + ((word >> np.uint64(half)) & low)
+    return word
+
+
+@kernel
+def _add_row(black: np.ndarray, white: np.ndarray, bits: int, words: int, out: np.ndarray) -> None:
+    """Add the up spins of a row to its blocks: fields of `bits` bits, or so many words."""
+    ones = ~np.uint64(0) >> np.uint64(64 - bits)
+    fields = 64 // bits
+    for w in range(black.size):
+        b, o = _counts_in_fields(black[w], bits), _counts_in_fields(white[w], bits)
+        for j in range(fields):
+            shift = np.uint64(j * bits)
+            up = ((b >> shift) & ones) + ((o >> shift) & ones)
+            out[w // words * fields + j] += np.int32(2 * up)
+
+
+@kernel
+def _aligned_block_sums(black: np.ndarray, white: np.ndarray, size: int, out: np.ndarray) -> None:
+    """Blocks that start and end with words or with equal fields of them, in both colours."""
+    bits, words = min(64, size // 2), max(1, size // 128)
+    for b in range(out.shape[0]):
+        for y in range(black.shape[1] - 2):
+            if y % size == 0:
+                out[b, y // size] = -size * size
+            _add_row(black[b, y + 1, 1:-1], white[b, y + 1, 1:-1], bits, words, out[b, y // size])
+
+
+@CudaKernel
+def close_cuda(cuda: Any) -> Callable[..., None]:
+    def close_halo(array: Any, rows: int, columns: int) -> None:
+        """One thread for each row or column of each box, whichever are more."""
+        i = cuda.grid(1)
+        ny, nw = array.shape[1] - 2, array.shape[2] - 2
+        most = max(ny, nw) + 2
+        b, n = i // most, i % most
+        if b < array.shape[0]:
+            if columns and 1 <= n <= ny:
+                array[b, n, 0] = array[b, n, nw]
+                array[b, n, nw + 1] = array[b, n, 1]
+            if rows and 1 <= n <= nw:
+                array[b, 0, n] = array[b, ny, n]
+                array[b, ny + 1, n] = array[b, 1, n]
+
+    return close_halo
+
+
+@CudaKernel
+def copy_edges_cuda(cuda: Any) -> Callable[..., None]:
+    def copy(array: Any, axis: int, edges: Any, out: int) -> None:
+        """Edges of the only box into `edges` (out = 1), or from there into the halo (0)."""
+        i = cuda.grid(1)
+        ny, nw = array.shape[1] - 2, array.shape[2] - 2
+        if i < edges.shape[1]:
+            if axis == 0:
+                if out:
+                    edges[0, i] = array[0, 1, i]
+                    edges[1, i] = array[0, ny, i]
+                else:
+                    array[0, 0, i] = edges[0, i]
+                    array[0, ny + 1, i] = edges[1, i]
+            elif out:
+                low, high = np.uint64(0), np.uint64(0)
+                for bit in range(min(64, ny - 64 * i)):
+                    y = 64 * i + bit + 1
+                    low |= (array[0, y, 1] & np.uint64(1)) << np.uint64(bit)
+                    high |= (array[0, y, nw] >> np.uint64(63)) << np.uint64(bit)
+                edges[0, i], edges[1, i] = low, high
+            else:
+                for bit in range(min(64, ny - 64 * i)):
+                    y = 64 * i + bit + 1
+                    array[0, y, 0] = (edges[0, i] >> np.uint64(bit)) << np.uint64(63)
+                    array[0, y, nw + 1] = (edges[1, i] >> np.uint64(bit)) & np.uint64(1)
+
+    return copy

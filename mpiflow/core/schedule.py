@@ -1,0 +1,168 @@
+"""When frames are due, what time it is after so many steps, and what a simulation is between two.
+
+Times are what people type: with a step of 0.1 the third is at 0.3, not at 0.30000000000000004.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+
+from mpiflow.core.errors import InputError
+
+Number = float | int
+
+#: Digits up to which a number is taken for the decimal that its shortest text says. One with
+#: more, as 1 / 3 has, was computed: it is what it is in binary, so that 3 (1 / 3) is 1.
+_TYPED = 15
+
+
+#: No run can store more frames, write more checkpoints or make more steps in any useful time.
+MOST_FRAMES, MOST_CHECKPOINTS, MOST_STEPS = 10**9, 10**6, 10**15
+#: Of a late time: what adds less to it is lost in rounding.
+_ROUNDING = 1e-12
+
+
+@lru_cache(maxsize=256)
+def _exact(value: float) -> Fraction:
+    text = repr(float(value))
+    digits = text.partition("e")[0].replace(".", "").replace("-", "").strip("0")
+    return Fraction(text) if len(digits) <= _TYPED else Fraction(value)
+
+
+def after(start: float, steps: int, every: float) -> float:
+    """``start + steps * every``, rounded once, of decimals as they are typed."""
+    return float(_exact(start) + steps * _exact(every))
+
+
+def spacing(time: float, frames: int, step: float | None = None) -> float:
+    """Time between so many frames, in whole steps if there are steps."""
+    if step is None:
+        return float(_exact(time) / frames)
+    return after(0.0, max(1, round(time / step / frames)), step)
+
+
+def require_few(name: str, every: float, duration: float, most: int, what: str) -> None:
+    """Raise for an interval that is no number above 0, or would never come to an end.
+
+    Parameters
+    ----------
+    name, every : the option, and its value
+    duration : of the run, in the same unit
+    most, what : so many of these it may hold
+    """
+    if not (math.isfinite(every) and every > 0):
+        raise InputError(name, every, "a finite number above 0", "Leave it out.")
+    if duration > most * every:
+        allowed = (
+            f"{duration / most:.3g} or more: at most {most:.0e} {what} in a run of {duration:g}"
+        )
+        raise InputError(name, every, allowed, "Leave it out, or take a longer one.")
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time of steps of one length, which may have been another before.
+
+    Parameters
+    ----------
+    dt : length of a step
+    first, start : the step that this length holds from, and the time then
+    """
+
+    dt: float
+    first: int = 0
+    start: float = 0.0
+
+    def time(self, step: int) -> float:
+        """The time after so many steps of the run."""
+        return after(self.start, step - self.first, self.dt)
+
+    def step(self, time: float) -> int:
+        """The step whose time is nearest, of the run."""
+        return self.first + round((time - self.start) / self.dt)
+
+    def numbers(self) -> dict[str, Number]:
+        """What a checkpoint keeps of it."""
+        return {"clock_dt": self.dt, "clock_first": self.first, "clock_start": self.start}
+
+    @classmethod
+    def restored(cls, numbers: Mapping[str, Number], dt: float) -> Clock:
+        """That of a checkpoint, going on from its step and time if ``dt`` has changed.
+
+        Steps are never counted anew: they are the keys of random numbers.
+        """
+        step, time = int(numbers["step"]), float(numbers["time"])
+        if numbers.get("clock_dt") == dt:
+            return cls(dt, int(numbers["clock_first"]), float(numbers["clock_start"]))
+        # Before there were these numbers, the time was that of whole steps of the last length.
+        old = "clock_dt" not in numbers and math.isclose(step * dt, time, rel_tol=1e-12)
+        return cls(dt) if old else cls(dt, step, time)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Frames at ``start``, every ``every`` after it, and at ``end``.
+
+    In the unit that a run counts in: time, or hops.
+    """
+
+    start: float
+    end: float
+    every: float
+
+    @classmethod
+    def of(cls, start: float, duration: float, every: float, unit: str = "time") -> Schedule:
+        """A schedule that is not endless; of an interval beyond the end, the first and last frame.
+
+        Raises
+        ------
+        InputError : a number makes no sense, or frames are too many or too close
+        """
+        if not (math.isfinite(duration) and duration >= 0):
+            raise InputError(unit, duration, "a finite number, 0 or more", "Try 10.")
+        schedule = cls(start, after(start, 1, duration), every)
+        schedule.check()
+        return schedule
+
+    def check(self) -> None:
+        """Raise if frames are too many, or so close that their times would be the same."""
+        require_few("save_every", self.every, self.end - self.start, MOST_FRAMES, "frames")
+        if self.every < _ROUNDING * abs(self.end):
+            allowed = f"{_ROUNDING * abs(self.end):.3g} or more at times up to {self.end:g}"
+            raise InputError("save_every", self.every, allowed, "Times would be the same.")
+
+    @property
+    def regular(self) -> int:
+        """Number of whole intervals."""
+        return math.floor((self.end - self.start) / self.every * (1 + 1e-12))
+
+    @property
+    def last(self) -> int:
+        """Number of the last frame; the first is 0."""
+        extra = not math.isclose(self.start + self.regular * self.every, self.end, rel_tol=1e-12)
+        return self.regular + extra
+
+    def target(self, frame: int) -> float:
+        """Where a frame is due."""
+        return self.end if frame >= self.last else after(self.start, frame, self.every)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a simulation is between two steps, without its sites.
+
+    Attributes
+    ----------
+    numbers : the same on all ranks
+    arrays : a row for each member of this rank; of a lattice that is cut over ranks one row, the
+        same on all
+    """
+
+    numbers: dict[str, Number]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)

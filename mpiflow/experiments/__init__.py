@@ -1,0 +1,1 @@
+"""What drivers share: protocols, tables, figures."""

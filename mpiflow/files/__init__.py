@@ -1,0 +1,1 @@
+"""What is on disk: runs and their schema, seals, checkpoints, structures."""

@@ -1,0 +1,1 @@
+"""The order of an alloy: data, network and model."""

@@ -1,0 +1,1 @@
+"""Macroscopic stochastic equations of one or a few observables."""

@@ -1,0 +1,367 @@
+r"""The macroscopic dynamics of a Curie-Weiss model, learned from small systems.
+
+Appendix D.1 of arXiv:2511.12842: z = M alone, without closures. The spins of the mean-field model
+are imagined on a square lattice; snapshots of small systems are doubled and relaxed in
+overlapping windows; then a patch of the small system's size evolves in the mean field of the whole.
+Its spins flip at the true rates as long as the rest has not moved, so K times its increment has
+the right mean, and 1 / K of the increment's variance, up to the first order in the duration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from mpiflow.core.block import Block, gather_records
+from mpiflow.core.errors import InputError
+from mpiflow.core.lattice import split
+from mpiflow.core.noise import uniforms
+from mpiflow.initial import spins as initial
+from mpiflow.learn.closure.model import Method, read_model, write_model
+from mpiflow.learn.sde import LearnedSDE, MacroscopicSDE
+from mpiflow.learn.training import Schedule, TrainingLog, fit
+from mpiflow.scaleup import spins as scaleup
+from mpiflow.solvers.mean_field import MeanField, relax_windows
+from mpiflow.systems.curie_weiss import CurieWeiss
+
+#: What model.json calls a model of this module.
+KIND = "curie-weiss"
+
+
+@dataclass(frozen=True)
+class MeanFieldPlan:
+    """How the training set is made.
+
+    Parameters
+    ----------
+    large : side of the square of spins whose dynamics is learned
+    patch : side of the small systems and of the patches, large / 2^j
+    states : number of large states
+    repeats : independent partial evolutions of each state
+    duration : time of a partial evolution
+    flips : length of a partial evolution in flips instead; the published code uses patch^2
+    small_time : small systems are observed at times up to this one
+    random_fraction : share of states that are random large ones
+    relax : duration of the windows of LocalRelax
+    """
+
+    large: int = 64
+    patch: int = 16
+    states: int = 10_000
+    repeats: int = 64
+    duration: float = 0.25
+    flips: int | None = None
+    small_time: float = 20.0
+    random_fraction: float = 0.5
+    relax: float = 0.5
+
+    def __post_init__(self) -> None:
+        ratio = self.large / self.patch
+        if self.patch < 4 or ratio < 1 or ratio != 2 ** round(np.log2(ratio)):
+            allowed = f"4 or more, and {self.large} divided by a power of two"
+            raise InputError("patch", self.patch, allowed, "Try 16.")
+        if self.states < 10 or self.repeats < 1:
+            allowed = "10 or more, repeats 1 or more"
+            raise InputError("states", self.states, allowed, "Try 10000 and 64.")
+        if not self.duration > 0 or (self.flips is not None and self.flips < 1):
+            raise InputError("duration", self.duration, "above 0, flips 1 or more", "Try 0.25.")
+
+    @property
+    def patches(self) -> int:
+        """K, the number of patches."""
+        return (self.large // self.patch) ** 2
+
+
+@dataclass(frozen=True)
+class MeanFieldPairs:
+    """The training set, on one rank. N states, P repeats.
+
+    Attributes
+    ----------
+    plan : how it was made
+    up : (N,) how many spins of the large states are up
+    before, after : (N, P) how many of the patch were and are up
+    elapsed : (N, P) time
+    """
+
+    plan: MeanFieldPlan
+    up: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    elapsed: np.ndarray
+
+    def increments(self, method: Method) -> np.ndarray:
+        """Increments of M, (N, P): equation (3) of the paper, and the naive baseline."""
+        small, large = self.plan.patch**2, self.plan.large**2
+        if method == "naive":
+            return 2.0 * self.after / small - 2.0 * self.up[:, None] / large
+        return np.asarray(2.0 * (self.after - self.before) / small)
+
+
+def training_states(
+    system: CurieWeiss, plan: MeanFieldPlan, members: np.ndarray, seed: int
+) -> np.ndarray:
+    """Large states of the given members of the data set, (B, large, large) int8.
+
+    Small systems start at a uniform magnetisation and are seen at time ``age^2 small_time``, more
+    of them early. Their spins are exchangeable, so a snapshot is its exact number of spins up,
+    shuffled.
+    """
+    first, second = (uniforms(seed, "sample", 0, step, members) for step in (0, 1))
+    magnetization, age = 2.0 * first[:, 0] - 1.0, first[:, 1]
+    random = (second[:, 0] < plan.random_fraction) & (plan.patch < plan.large)
+    states = np.empty((len(members), plan.large, plan.large), np.int8)
+    states[random] = _shuffled(plan.large, members[random], magnetization[random], seed)
+    grown = ~random
+    states[grown] = _grown(system, plan, members[grown], magnetization[grown], age[grown], seed)
+    return states
+
+
+def _grown(
+    system: CurieWeiss,
+    plan: MeanFieldPlan,
+    members: np.ndarray,
+    magnetization: np.ndarray,
+    age: np.ndarray,
+    seed: int,
+) -> np.ndarray:
+    """Snapshots of small systems, doubled and relaxed until they are large."""
+    sites = plan.patch**2
+    up = np.rint(0.5 * (1.0 + magnetization) * sites).astype(np.int64)
+    small = MeanField(system, sites, up, members)
+    small.advance(seed=seed, until=age**2 * plan.small_time)
+    states = _shuffled(plan.patch, members, small.magnetization, seed)
+    for level in range(round(np.log2(plan.large / plan.patch))):
+        states = scaleup.upsample(states)
+        corners = scaleup.window_origins(states.shape[1:], plan.patch, plan.patch // 2)
+        relax_windows(
+            states,
+            members,
+            system,
+            np.array(list(corners)),
+            seed=seed,
+            window=plan.patch,
+            duration=plan.relax,
+            level=level,
+        )
+    return states
+
+
+def _shuffled(side: int, members: np.ndarray, magnetization: np.ndarray, seed: int) -> np.ndarray:
+    block = Block.periodic(np.zeros((len(members), side, side), np.int8), members)
+    initial.shuffled(block, seed, magnetization)
+    return np.array(block.inner())
+
+
+def generate_pairs(
+    system: CurieWeiss,
+    plan: MeanFieldPlan,
+    *,
+    seed: int,
+    comm: MPI.Intracomm | None = None,
+    chunk: int = 2048,
+) -> MeanFieldPairs | None:
+    """Make the training set; returned on rank 0, None on the others. Collective.
+
+    It does not depend on the ranks.
+    """
+    comm = MPI.COMM_SELF if comm is None else comm
+    start, stop = split(plan.states, comm.size, comm.rank)
+    names = ("before", "after", "elapsed")
+    kind = [("up", np.int32)]
+    kind += [(n, np.float64 if n == "elapsed" else np.int32, (plan.repeats,)) for n in names]  # type: ignore[misc]
+    records = np.zeros(stop - start, kind)
+    for first in range(start, stop, chunk):
+        members = np.arange(first, min(first + chunk, stop))
+        states = training_states(system, plan, members, seed)
+        some = records[members - start]
+        some["up"] = np.count_nonzero(states > 0, axis=(1, 2))
+        side = plan.large // plan.patch
+        blocks = states.reshape(-1, side, plan.patch, side, plan.patch) > 0
+        counts = blocks.sum(axis=(2, 4)).reshape(len(states), -1)
+        for repeat in range(plan.repeats):
+            keys = members * plan.repeats + repeat
+            index = scaleup.choose_patch(keys, plan.patches, seed)
+            part = np.take_along_axis(counts, index[:, None], axis=1)[:, 0]
+            group = MeanField(
+                system, plan.large**2, some["up"], keys, group=plan.patch**2, group_up=part
+            )
+            until = plan.duration if plan.flips is None else np.inf
+            group.advance(seed=seed, until=until, flips=plan.flips, stream="mean-field-partial")
+            some["before"][:, repeat] = part
+            some["after"][:, repeat] = group.group_up
+            some["elapsed"][:, repeat] = plan.duration if plan.flips is None else group.clock
+        records[members - start] = some
+    gathered = gather_records(records, comm)
+    if gathered is None:
+        return None
+    fields = {name: np.ascontiguousarray(gathered[name]) for name in ("up", *names)}
+    return MeanFieldPairs(plan, **fields)
+
+
+def train_magnetization(
+    pairs: MeanFieldPairs,
+    *,
+    method: Method = "partial",
+    seed: int = 0,
+    schedule: Schedule | None = None,
+) -> tuple[MacroscopicSDE, TrainingLog]:
+    """Train the SDE of M; lambda is K for ``partial`` and 1 for ``naive``."""
+    z = 2.0 * pairs.up[:, None] / pairs.plan.large**2 - 1.0
+    increments = pairs.increments(method)[:, :, None]
+    torch.manual_seed(seed)
+    factor = float(pairs.plan.patches) if method == "partial" else 1.0
+    sde = MacroscopicSDE(1, width=32, factor=factor)
+    sde.set_scales(z, increments, pairs.elapsed)
+    log = fit(sde, (z, increments, pairs.elapsed), seed=seed, schedule=schedule)
+    return sde, log
+
+
+@dataclass
+class MagnetizationModel:
+    """Macroscopic dynamics of a Curie-Weiss model, z = M.
+
+    Attributes
+    ----------
+    sde : the trained networks
+    plan : how the training data were made
+    dt : time step of predictions
+    card : where the model comes from: system, seed, method
+    """
+
+    sde: MacroscopicSDE
+    plan: MeanFieldPlan
+    dt: float
+    card: dict[str, Any]
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``model.safetensors`` and ``model.json`` into a directory."""
+        description = {
+            "sde_width": self.sde.width,
+            "factor": self.sde.factor,
+            "plan": asdict(self.plan),
+            "dt": self.dt,
+            "card": self.card,
+        }
+        tensors = {name: value.contiguous() for name, value in self.sde.state_dict().items()}
+        write_model(directory, KIND, description, tensors)
+
+
+def load_magnetization(directory: str | Path) -> MagnetizationModel:
+    """Load a model that :meth:`MagnetizationModel.save` wrote; InputError if it cannot be."""
+    return read_model(directory, KIND, _built)
+
+
+def _built(
+    description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> MagnetizationModel:
+    sde = MacroscopicSDE(1, description["sde_width"], description["factor"])
+    sde.load_state_dict(dict(tensors))
+    sde.eval()
+    plan = MeanFieldPlan(**description["plan"])
+    return MagnetizationModel(sde, plan, description["dt"], description["card"])
+
+
+def after_flips(
+    start: np.ndarray, birth: np.ndarray, death: np.ndarray, flips: int
+) -> Iterator[np.ndarray]:
+    """The law of a chain after 0, ``flips``, 2 ``flips``, ... of its events, without end.
+
+    Frames of a number of events are no frames of time: where rates are high they are short.
+
+    Parameters
+    ----------
+    start : (starts, n + 1) laws of the number of spins up
+    birth, death : (n + 1,) rates, the total never 0
+
+    Yields
+    ------
+    (starts, n + 1)
+    """
+    up, down = birth / (birth + death), death / (birth + death)
+    law = np.array(start, float)
+    while True:
+        yield law.copy()
+        for _ in range(flips):
+            after = np.zeros_like(law)
+            after[:, 1:] = law[:, :-1] * up[:-1]
+            after[:, :-1] += law[:, 1:] * down[1:]
+            law = after
+
+
+@dataclass(frozen=True)
+class LearnedLaw:
+    """The law of a learned SDE of one variable, by quadrature.
+
+    Attributes
+    ----------
+    grid : (points,) values of the variable
+    mean, std : (times, starts) of the variable
+    stationary : (mean, std) of the stationary law
+    gap : smallest relaxation rate
+    """
+
+    grid: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    stationary: tuple[float, float]
+    gap: float
+
+
+@torch.no_grad()
+def learned_law(
+    sde: LearnedSDE, starts: np.ndarray, *, dt: float, steps: int, frames: int
+) -> LearnedLaw:
+    r"""The exact law of Euler-Maruyama steps :math:`z \leftarrow z + \mu dt + L \sqrt{dt}\, \xi`.
+
+    The density of a step is Gaussian; on a grid of its smallest spread (within the range of the
+    training data) sums stand for integrals with an error of about :math:`e^{-2 \pi^2}`, 3e-9.
+
+    Parameters
+    ----------
+    starts : (starts,) values at time 0
+    dt, steps : step, and how many make a frame
+    frames : number of frames after the first
+    """
+    low, high = float(sde.low), float(sde.high)
+
+    def moments(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = sde.mean.new_tensor(z)[:, None]
+        return (z + sde.drift(x)[:, 0].numpy() * dt, sde.cholesky(x)[:, 0, 0].numpy() * dt**0.5)
+
+    smallest = float(moments(np.linspace(low, high, 201))[1].min())
+    grid = np.linspace(low, high, min(2000, max(200, int((high - low) / smallest))))
+
+    def density(z: np.ndarray) -> np.ndarray:
+        mean, std = moments(z)
+        out = np.exp(-0.5 * ((grid - mean[:, None]) / std[:, None]) ** 2)
+        return np.asarray(out / out.sum(axis=1, keepdims=True))
+
+    step = density(grid)
+    frame = np.linalg.matrix_power(step, steps)
+    now = density(starts) @ np.linalg.matrix_power(step, steps - 1)
+    laws = []
+    for _ in range(frames):
+        laws.append(now)
+        now = now @ frame
+    values = np.stack(laws)
+    mean, square = values @ grid, values @ grid**2
+    std = np.sqrt(np.maximum(square - mean**2, 0.0))
+    eigenvalues, vectors = np.linalg.eig(frame.T)
+    order = np.argsort(-abs(eigenvalues))
+    rest = np.real(vectors[:, order[0]])
+    rest = rest / rest.sum()
+    center = float(rest @ grid)
+    return LearnedLaw(
+        grid,
+        np.concatenate([starts[None], mean]),
+        np.concatenate([np.zeros((1, len(starts))), std]),
+        (center, float(np.sqrt(rest @ (grid - center) ** 2))),
+        float(-np.log(abs(eigenvalues[order[1]])) / (dt * steps)),
+    )

@@ -1,0 +1,302 @@
+r"""Training data: states of the large lattice from small ones, and patch increments.
+
+Everything a member of the data set needs is drawn from noise keyed by its
+index: each rank makes its share, and one collective brings the statistics (not
+the spins) to rank 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow import observables
+from mpiflow.core.block import Block, HaloPolicy, gather_records
+from mpiflow.core.errors import InputError
+from mpiflow.core.lattice import split
+from mpiflow.core.noise import uniforms
+from mpiflow.initial import spins as initial
+from mpiflow.scaleup import spins as scaleup
+from mpiflow.solvers.spins.sublattice import Sublattice
+from mpiflow.systems.ising import CLASSES, Ising
+
+#: Durations of the last LocalRelax, one drawn for each state: from states that are far
+#: from local equilibrium, as early ones are, to states that are close to it.
+GROWN_RELAX = (0.5, 1.0, 2.0, 4.0, 8.0)
+RANDOM_RELAX = (0.0, 0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """How the training set is made.
+
+    Parameters
+    ----------
+    large : side of the lattice whose dynamics is learned
+    patch : side n_s^(1/2) of the small systems and of the patches, large / 2^j
+    states : number of large states
+    repeats : independent partial evolutions of each state
+    duration, dt : length of a partial evolution and its time step
+    flips : length of a partial evolution in flips instead (exact dynamics); the
+        published code uses patch^2
+    halo, buffer : surroundings of the evolving patch
+    small_time : small systems are observed at times up to this one
+    random_fraction : share of states that start as random large ones (FACTS: the
+        published code adds such a half); none when patch = large
+    relax, relax_dt : duration of the LocalRelax windows of all levels but the last,
+        and the time step of all of them
+    """
+
+    large: int = 64
+    patch: int = 16
+    states: int = 20_000
+    repeats: int = 16
+    duration: float = 0.5
+    dt: float = 0.25
+    flips: int | None = None
+    halo: HaloPolicy = "frozen"
+    buffer: int = 0
+    small_time: float = 100.0
+    random_fraction: float = 0.5
+    relax: float = 2.0
+    relax_dt: float = 0.5
+
+    def __post_init__(self) -> None:
+        ratio = self.large / self.patch
+        if self.patch < 4 or ratio < 1 or ratio != 2 ** round(np.log2(ratio)):
+            raise InputError(
+                "patch",
+                self.patch,
+                f"4 or more, and {self.large} divided by a power of two",
+                "Try 16.",
+            )
+        if self.states < 10 or self.repeats < 1:
+            raise InputError(
+                "states", self.states, "10 or more, repeats 1 or more", "Try 20000 and 16."
+            )
+
+    @property
+    def patches(self) -> int:
+        """K, the number of patches in the large lattice."""
+        return (self.large // self.patch) ** 2
+
+
+def training_states(system: Ising, plan: DataPlan, members: np.ndarray, seed: int) -> np.ndarray:
+    """Large states of the given members of the data set, (B, large, large) int8.
+
+    Algorithm 1 of arXiv:2511.12842: snapshots of small systems started at a
+    uniform magnetisation, doubled and relaxed in overlapping windows until they are
+    large; a share starts as random large states, relaxed for a random time.
+    """
+    first, second = (uniforms(seed, "sample", 0, step, members) for step in (0, 1))
+    magnetization, age = 2.0 * first[:, 0] - 1.0, first[:, 1]
+    random = (second[:, 0] < plan.random_fraction) & (plan.patch < plan.large)
+    draw = (second[:, 1] * len(GROWN_RELAX)).astype(int)
+    duration = np.where(random, np.take(RANDOM_RELAX, draw), np.take(GROWN_RELAX, draw))
+    states = np.empty((len(members), plan.large, plan.large), np.int8)
+    level = round(np.log2(plan.large / plan.patch))
+    states[random] = _shuffled(plan.large, members[random], magnetization[random], seed)
+    grown = ~random
+    states[grown] = _upsampled(system, plan, members[grown], magnetization[grown], age[grown], seed)
+    if level > 0:
+        for each in np.unique(duration[duration > 0]):
+            chosen = duration == each
+            some = states[chosen]
+            _relax(system, plan, some, members[chosen], seed, float(each), level)
+            states[chosen] = some
+    return states
+
+
+def _relax(
+    system: Ising,
+    plan: DataPlan,
+    states: np.ndarray,
+    members: np.ndarray,
+    seed: int,
+    duration: float,
+    level: int,
+) -> None:
+    scaleup.local_relax(
+        states,
+        members,
+        system,
+        seed=seed,
+        window=plan.patch,
+        duration=duration,
+        dt=plan.relax_dt,
+        level=level,
+    )
+
+
+def _upsampled(
+    system: Ising,
+    plan: DataPlan,
+    members: np.ndarray,
+    magnetization: np.ndarray,
+    age: np.ndarray,
+    seed: int,
+) -> np.ndarray:
+    """Hierarchical upsampling: double, relax, and double again until the states are large."""
+    states = _small_snapshots(system, plan, members, magnetization, age, seed)
+    for level in range(round(np.log2(plan.large / plan.patch))):
+        if level > 0:
+            _relax(system, plan, states, members, seed, plan.relax, level)
+        states = scaleup.upsample(states)
+    return states
+
+
+def _shuffled(side: int, members: np.ndarray, magnetization: np.ndarray, seed: int) -> np.ndarray:
+    block = Block.periodic(np.zeros((len(members), side, side), np.int8), members)
+    initial.shuffled(block, seed, magnetization)
+    return np.array(block.inner())
+
+
+def _small_snapshots(
+    system: Ising,
+    plan: DataPlan,
+    members: np.ndarray,
+    magnetization: np.ndarray,
+    age: np.ndarray,
+    seed: int,
+) -> np.ndarray:
+    """One snapshot of each member's own small system.
+
+    At time ``age^2 small_time``: more of them early, when the state changes fast.
+    """
+    states = _shuffled(plan.patch, members, magnetization, seed)
+    solver = Sublattice(system, plan.dt)
+    ticks = np.rint(age**2 * plan.small_time).astype(int)  # one tick, one unit of time
+    steps = round(1.0 / plan.dt)
+    order = np.argsort(-ticks, kind="stable")
+    states, members, ticks = states[order], members[order], ticks[order]
+    for tick in range(int(ticks.max(initial=0))):
+        running = int(np.count_nonzero(ticks > tick))
+        block = Block.periodic(states[:running], members[:running])
+        solver.advance(block, steps, seed=seed, first_step=tick * steps)
+        block.paste(states)
+    out = np.empty_like(states)
+    out[order] = states
+    return out
+
+
+@dataclass(frozen=True)
+class PairData:
+    """Statistics of the training set, on one rank. N states, P repeats, K patches.
+
+    Attributes
+    ----------
+    plan : how it was made
+    sums : (N, 2) sums of spins and of bonds of the large states
+    counts : (N, K, 10) rate-class counts of their patches
+    index : (N, P) which patch evolved
+    changes : (N, P, 2) exact changes of the sums
+    patch_sums : (N, P, 2) sums of the evolved patch itself, for the naive baseline
+    after : (N, P, 10) its class counts afterwards
+    elapsed : (N, P) time
+    """
+
+    plan: DataPlan
+    sums: np.ndarray
+    counts: np.ndarray
+    index: np.ndarray
+    changes: np.ndarray
+    patch_sums: np.ndarray
+    after: np.ndarray
+    elapsed: np.ndarray
+
+    @property
+    def observables(self) -> np.ndarray:
+        """(N, 2) magnetisation and domain-wall density of the large states."""
+        return observables.intensive(self.sums, self.plan.large**2)
+
+    @property
+    def step(self) -> float:
+        """Mean time of a partial evolution: the natural step of a model trained on it."""
+        return self.plan.duration if self.plan.flips is None else float(self.elapsed.mean())
+
+    @property
+    def densities(self) -> np.ndarray:
+        """(N, K, 10) float32 class densities."""
+        return class_densities(self.counts, self.plan.patch)
+
+
+def class_densities(counts: np.ndarray, patch: int) -> np.ndarray:
+    """Counts of observables.class_counts as fractions of the patch's inner sites."""
+    return counts.astype(np.float32) / np.float32((patch - 2) ** 2)
+
+
+def _record(plan: DataPlan) -> np.dtype:
+    k, p = plan.patches, plan.repeats
+    return np.dtype(
+        [
+            ("sums", np.int32, (2,)),
+            ("counts", np.int32, (k, CLASSES)),
+            ("index", np.int32, (p,)),
+            ("changes", np.int32, (p, 2)),
+            ("patch_sums", np.int32, (p, 2)),
+            ("after", np.int32, (p, CLASSES)),
+            ("elapsed", np.float64, (p,)),
+        ]
+    )
+
+
+def generate_pairs(
+    system: Ising,
+    plan: DataPlan,
+    *,
+    seed: int,
+    comm: MPI.Intracomm | None = None,
+    progress: Callable[[float], None] | None = None,
+    chunk: int = 2048,
+) -> PairData | None:
+    """Make the training set; returned on rank 0, None on the others. Collective.
+
+    Every rank makes its share of the states and their partial evolutions, and one
+    gather collects the statistics. The result does not depend on the ranks.
+    """
+    comm = MPI.COMM_SELF if comm is None else comm
+    start, stop = split(plan.states, comm.size, comm.rank)
+    records = np.zeros(stop - start, _record(plan))
+    for first in range(start, stop, chunk):
+        members = np.arange(first, min(first + chunk, stop))
+        states = training_states(system, plan, members, seed)
+        records[members - start] = _measure(system, plan, states, members, seed)
+        if progress is not None:
+            progress((int(members[-1]) + 1 - start) / (stop - start))
+    gathered = gather_records(records, comm)
+    if gathered is None:
+        return None
+    fields = {name: np.ascontiguousarray(gathered[name]) for name in gathered.dtype.names or ()}
+    return PairData(plan, **fields)
+
+
+def _measure(
+    system: Ising, plan: DataPlan, states: np.ndarray, members: np.ndarray, seed: int
+) -> np.ndarray:
+    """Partial evolutions of some states and all their statistics, as records."""
+    out = np.zeros(len(members), _record(plan))
+    out["sums"] = observables.spin_sums(Block.periodic(states, members))
+    out["counts"] = observables.class_counts(states, plan.patch)
+    for repeat in range(plan.repeats):
+        patches = scaleup.partial_evolution(
+            states,
+            members * plan.repeats + repeat,
+            system,
+            plan.patch,
+            seed=seed,
+            halo=plan.halo,
+            buffer=plan.buffer,
+            duration=plan.duration if plan.flips is None else None,
+            flips=plan.flips,
+            dt=plan.dt,
+        )
+        out["index"][:, repeat] = patches.index
+        out["changes"][:, repeat] = patches.changes()
+        out["patch_sums"][:, repeat] = observables.patch_sums(patches.after)
+        inner = patches.after[:, 1:-1, 1:-1]
+        out["after"][:, repeat] = observables.class_counts(inner, plan.patch)[:, 0]
+        out["elapsed"][:, repeat] = patches.elapsed
+    return out

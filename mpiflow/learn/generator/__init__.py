@@ -1,0 +1,1 @@
+"""Generators of fields, learned from increments."""

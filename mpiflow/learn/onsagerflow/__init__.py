@@ -1,0 +1,1 @@
+"""OnsagerFlow: field equations that keep the fluctuation-dissipation theorem."""

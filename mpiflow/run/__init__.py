@@ -1,0 +1,1 @@
+"""One run: from options to a finished file, stopped and gone on with."""

@@ -1,0 +1,1 @@
+"""From small lattices to large ones: upsampling, relaxation, partial evolution."""

@@ -1,0 +1,1 @@
+"""The alloy made to run."""

@@ -1,0 +1,450 @@
+"""Systems that are whole on a rank, as recordings and checkpoints see them.
+
+Several are dealt to the ranks. A single one is computed by every rank: the same bits, and no
+rank has to tell the others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import h5py
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow.core import arrays
+from mpiflow.core.errors import InputError
+from mpiflow.core.lattice import Lattice, split
+from mpiflow.core.noise import RNG
+from mpiflow.core.parallel import agreed, arrival
+from mpiflow.core.schedule import Clock, State
+from mpiflow.files import footer
+from mpiflow.files.moments import times_of
+from mpiflow.simulation.ensemble_options import (
+    ChainConfig,
+    CurieWeissConfig,
+    EnsembleConfig,
+    PredatorPreyConfig,
+)
+from mpiflow.solvers.lines.chain import ChainSimulation
+from mpiflow.solvers.lines.predator_prey import PredatorPreySimulation
+from mpiflow.solvers.mean_field import MeanField
+
+#: Numbers of an initial file that are in memory at once, about.
+VALUES = 2**22
+
+
+class Rows:
+    """What checkpoints see of the systems of a rank: an array (B, n) or (B, ny, nx).
+
+    Parameters
+    ----------
+    read : the array
+    write : takes rows of it, and new values for them
+    """
+
+    layout = None  # nothing is cut
+
+    def __init__(
+        self, read: Callable[[], np.ndarray], write: Callable[[slice, np.ndarray], None]
+    ) -> None:
+        self._read, self.store = read, write
+
+    def spins(self) -> np.ndarray:
+        """The array, to be read: :attr:`store` sets it."""
+        view = self._read().view()
+        view.flags.writeable = False
+        return view
+
+    @property
+    def batch(self) -> int:
+        """Systems on this rank."""
+        return len(self.spins())
+
+    def bands(self) -> list[slice]:
+        """Rows that are read together."""
+        return [slice(0, self.spins().shape[1])]
+
+    def fill_halo(self) -> None:
+        """There is none."""
+
+
+class Ensemble(ABC):
+    """Independent systems that are run, recorded and resumed.
+
+    Attributes
+    ----------
+    local_members : those of this rank
+    lattice, block : of what a checkpoint calls sites
+    grain : it can be interrupted after whole multiples of this; 0: anywhere
+    from_file : it is to start from a file, with :meth:`begin_from_file`, not as it was made
+    """
+
+    rng = RNG
+    lattice: Lattice
+    block: Rows
+    grain: float
+
+    def __init__(self, config: EnsembleConfig, comm: MPI.Intracomm) -> None:
+        self.comm, self.members = comm, config.members
+        first, last = split(config.members, comm.size, comm.rank)
+        self.local_members = slice(first, last) if config.members > 1 else slice(0, 1)
+        self.from_file = "initial" in config.files()
+
+    def begin_from_file(self, config: EnsembleConfig) -> None:
+        """Start from the file of a configuration. Without communication.
+
+        Raises
+        ------
+        InputError : it cannot be read, or holds no states of such systems
+        """
+        own = np.arange(self.local_members.start, self.local_members.stop)
+        for members, states in states_of_file(config, own):
+            fine = np.isfinite(states).all()
+            if allowed := self.put(members, states) if fine else "finite numbers":
+                raise InputError("initial", config.initial, allowed, "Look at the file.")
+
+    @abstractmethod
+    def put(self, members: slice, states: np.ndarray) -> str:
+        """Set some of this rank's members to finite states, as :func:`states_of_file` yields them.
+
+        Returns
+        -------
+        what states have to be, if these can be none: then nothing is set
+        """
+
+    @property
+    @abstractmethod
+    def time(self) -> float:
+        """Since the beginning."""
+
+    @abstractmethod
+    def advance_to(self, time: float) -> None:
+        """Go on to a time."""
+
+    #: Whether it is interrupted after so many events, by :meth:`advance_some`.
+    counts_events = False
+
+    def advance_some(self, time: float, most: int, target: float) -> int:
+        """As :meth:`mpiflow.simulation.ising.simulation.SpinSimulation.advance_some`. Collective."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def measure(self) -> dict[str, np.ndarray]:
+        """The ``scalars`` of the configuration, (B,) each."""
+
+    def remarks(self) -> list[str]:
+        """What whoever reads its results should know of its errors: lines for the log."""
+        return []
+
+    def profiles(self) -> dict[str, np.ndarray]:
+        """Its ``profiles``, (B, n) each."""
+        return {}
+
+    @abstractmethod
+    def state_of(self) -> State:
+        """What, with :attr:`block`, the systems go on from."""
+
+    @abstractmethod
+    def restore(self, state: State) -> None:
+        """Go on from such a state; that of :attr:`block` is there already."""
+
+
+class Stepping(Protocol):
+    """A batch of systems that makes steps of one length."""
+
+    step: int
+    dt: float
+
+    def advance(self, steps: int) -> None: ...
+
+
+class Stepped(Ensemble):
+    """Systems that make steps of one length, which may change where a run goes on."""
+
+    sim: Stepping
+    clock: Clock
+
+    @property
+    def time(self) -> float:
+        return self.clock.time(self.sim.step)
+
+    def advance_to(self, time: float) -> None:
+        self.sim.advance(max(0, self.clock.step(time) - self.sim.step))
+
+    def state_of(self) -> State:
+        return State({"time": self.time, "step": self.sim.step, **self.clock.numbers()})
+
+    def restore(self, state: State) -> None:
+        self.sim.step = int(state.numbers["step"])
+        self.clock = Clock.restored(state.numbers, self.sim.dt)
+
+
+class Chains(Stepped):
+    """Linear chains (:class:`~mpiflow.solvers.lines.chain.ChainSimulation`)."""
+
+    def __init__(self, config: ChainConfig, comm: MPI.Intracomm) -> None:
+        super().__init__(config, comm)
+        chain = config.chain()
+        dealt = comm if config.members > 1 else None
+        sim = ChainSimulation(
+            chain, dt=config.dt, seed=config.seed, members=config.members, comm=dealt
+        )
+        start = config.initial_displacement
+        sim.set(chain.resting() if start is None else start)
+        self.sim: ChainSimulation = sim
+        self.clock = Clock(config.dt)
+        self.grain, self.lattice = config.dt, Lattice(config.shape)
+
+        def store(sites: slice, values: np.ndarray) -> None:
+            sim.x[:, sites] = values
+
+        self.block = Rows(lambda: sim.x, store)
+
+    def put(self, members: slice, states: np.ndarray) -> str:
+        self.sim.x[members] = states[:, 0]
+        return ""
+
+    def remarks(self) -> list[str]:
+        """Of a mode with rate r, steps of Euler make the variance 1 / (1 - r dt / 2) times as
+        large."""
+        chain, dt = self.sim.system, self.sim.dt
+        slow, fast = (
+            100 / (2 / (rate * dt) - 1)
+            for rate in (chain.friction, chain.friction + 4 * chain.coupling)
+        )
+        if slow < 0.5 and fast < 5:
+            return []
+        return [
+            f"dt {dt:g} makes the stationary variance of the mean displacement {slow:.2g} % too "
+            f"large, and that of the shortest waves {fast:.2g} %"
+        ]
+
+    def measure(self) -> dict[str, np.ndarray]:
+        return {"displacement": self.sim.mean_displacement()}
+
+    def profiles(self) -> dict[str, np.ndarray]:
+        return {"displacement_profile": self.sim.x}
+
+
+class Lines(Stepped):
+    """Lines of prey and predators (:class:`~mpiflow.solvers.lines.predator_prey`)."""
+
+    def __init__(self, config: PredatorPreyConfig, comm: MPI.Intracomm) -> None:
+        super().__init__(config, comm)
+        line = config.line()
+        dealt = comm if config.members > 1 else None
+        sim = PredatorPreySimulation(
+            line, dt=config.dt, seed=config.seed, members=config.members, comm=dealt
+        )
+        self.start = config.initial_prey, config.initial_wave
+        sim.set(line.start(*self.start))
+        self.sim: PredatorPreySimulation = sim
+        self.clock = Clock(config.dt)
+        self.grain, self.lattice = config.dt, Lattice((2, config.size))
+
+        def store(fields: slice, values: np.ndarray) -> None:
+            sim.x[:, fields] = values
+
+        self.block = Rows(lambda: sim.x, store)
+
+    def put(self, members: slice, states: np.ndarray) -> str:
+        if states.mean(axis=-1).min(initial=0.0) < 0:  # a cell may be, where noise has put it
+            return "means of prey and of predators of 0 or more"
+        self.sim.x[members] = states
+        return ""
+
+    def remarks(self) -> list[str]:
+        prey, _ = self.sim.system.start(*self.start)
+        mean, wave = prey.mean(), 0.5 * np.ptp(prey)
+        asked, height = self.start
+        said = self._errors()
+        if self.from_file or not height or (prey.size > 10 and abs(mean - asked) <= 0.005 * asked):
+            return said
+        return [
+            *said,
+            f"{prey.size} cells are too few for a wave of five periods: prey start with a mean of "
+            f"{mean:.6g} and a wave of {wave:.6g}, not {asked:g} and {height:g}",
+        ]
+
+    def _errors(self) -> list[str]:
+        """What the length of a step does to the noise round coexistence."""
+        dt, excess = self.sim.dt, self.sim.system.excess(self.sim.dt)
+        if excess is None or not self.sim.system.noise or excess.max() < 0.02:
+            return []
+        mean, cell = 100 * excess.max(axis=1)
+        return [
+            f"dt {dt:g} makes stationary variances near coexistence too large: of the means "
+            f"{mean:.2g} %, of a cell {cell:.2g} %"
+        ]
+
+    def advance_to(self, time: float) -> None:
+        with agreed(self.comm):  # a line may run to infinity
+            super().advance_to(time)
+
+    def measure(self) -> dict[str, np.ndarray]:
+        prey, predator = self.sim.means().T
+        return {"prey": prey, "predator": predator}
+
+    def profiles(self) -> dict[str, np.ndarray]:
+        return {"prey_profile": self.sim.x[:, 0], "predator_profile": self.sim.x[:, 1]}
+
+
+class MeanFields(Ensemble):
+    """Curie-Weiss systems (:class:`~mpiflow.solvers.mean_field.MeanField`).
+
+    What checkpoints call sites are the numbers of spins that are down, and up.
+    """
+
+    def __init__(self, config: CurieWeissConfig, comm: MPI.Intracomm) -> None:
+        super().__init__(config, comm)
+        self.system, self.sites, self.seed = config.model(), config.sites, config.seed
+        numbers = np.arange(self.local_members.start, self.local_members.stop)
+        # As initial.shuffled counts.
+        up = round(0.5 * (1.0 + config.initial_magnetization) * self.sites)
+        self.solver = MeanField(self.system, self.sites, np.full(len(numbers), up), numbers)
+        self.asked, self.got = config.initial_magnetization, 2 * up / self.sites - 1
+        self._time = self.grain = 0.0
+        self.lattice, self.block = Lattice((2,)), Rows(self._counts, self._set_counts)
+
+    def put(self, members: slice, states: np.ndarray) -> str:
+        exact = 0.5 * (1.0 + states[:, 0]) * self.sites
+        up = np.rint(exact)
+        if (abs(exact - up) > 1e-3).any() or ((up < 0) | (up > self.sites)).any():
+            return f"magnetizations that {self.sites} spins can have"
+        self.solver.up[members] = self.solver.group_up[members] = up
+        return ""
+
+    def remarks(self) -> list[str]:
+        if self.from_file or abs(self.got - self.asked) <= 0.005 * (abs(self.asked) or 1.0):
+            return []
+        return [
+            f"the initial magnetization is {self.got:.6g}, not {self.asked:g}: the nearest that "
+            f"{self.sites} spins have"
+        ]
+
+    def _counts(self) -> np.ndarray:
+        return np.stack([self.sites - self.solver.up, self.solver.up], axis=1)
+
+    def _set_counts(self, kinds: slice, counts: np.ndarray) -> None:
+        self.solver.up[:] = self.solver.group_up[:] = counts[:, 1]
+
+    @property
+    def time(self) -> float:
+        return self._time
+
+    def advance_to(self, time: float) -> None:
+        self.solver.advance(seed=self.seed, until=time)
+        self._time = time
+
+    counts_events = True
+
+    def advance_some(self, time: float, most: int, target: float) -> int:
+        made = self.solver.advance(seed=self.seed, until=time, flips=most)
+        self._time = arrival(self.comm, self._time, time, self.solver.clock[made >= most])
+        return int(made.max(initial=0))
+
+    def measure(self) -> dict[str, np.ndarray]:
+        solver = self.solver
+        energy = self.system.energy(solver.up, self.sites) / self.sites
+        return {
+            "magnetization": solver.magnetization,
+            "energy": energy,
+            "flips": solver.events.copy(),
+        }
+
+    def state_of(self) -> State:
+        arrays = {"clock": self.solver.clock, "flips": self.solver.events}
+        return State({"time": self.time}, arrays)
+
+    def restore(self, state: State) -> None:
+        self._time = float(state.numbers["time"])
+        self.solver.clock[:] = state.arrays["clock"]
+        self.solver.events[:] = state.arrays["flips"]
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+def states_of_file(
+    config: EnsembleConfig, wanted: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """States in the initial file of a configuration, a few members at a time.
+
+    Parameters
+    ----------
+    wanted : (B,) numbers of members. A ``.npy`` holds one state for all of them; of an ensemble
+        in the file of a run each starts from its own, unless the moment names one
+
+    Yields
+    ------
+    which of the ``wanted``, and (n, ``config.states``, *``config.part``) float64
+
+    Raises
+    ------
+    InputError : the file cannot be read, or holds no states of such a system
+    """
+    path, moment, parts = Path(config.initial), config.moment, (len(config.states), *config.part)
+    rows = max(1, VALUES // math.prod(parts))
+    groups = [slice(i, min(i + rows, len(wanted))) for i in range(0, len(wanted), rows)]
+    try:
+        if arrays.is_array_file(path):
+            state = _of_array(config, path).reshape(1, *parts)
+            yield slice(0, len(wanted)), np.asarray(state, float)
+            return
+        footer.check(path)
+        with h5py.File(path, "r", locking=False) as file:
+            data = _of_run(config, path, file)
+            frame = moment.frame_of(path, times_of(file, len(data[0])))
+            several = data[0].ndim > 1 + len(config.part)
+            own = moment.members_of(path, data[0].shape[1] if several else 0, wanted)
+            for group in groups if several and moment.member is None else [slice(0, len(wanted))]:
+                # Each its own: neighbours. One for all is read once.
+                places = slice(own[group][0], own[group][-1] + 1) if own[group].size else slice(0)
+                at = (frame, places) if several else frame
+                read = [each[at] for each in data]
+                states = np.stack(read, axis=int(several)).reshape(-1, *parts)
+                yield group, np.asarray(states, float)
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        allowed = "a readable .npy or mpiflow HDF5 file"
+        raise InputError("initial", str(path), allowed, f"Reading said: {error}.") from error
+
+
+def _of_array(config: EnsembleConfig, path: Path) -> np.ndarray:
+    """A state in a ``.npy``, mapped."""
+    shape = (len(config.states),) * (len(config.states) > 1) + config.part
+    wanted = f"numbers of shape {shape}" if shape else "a magnetization, one number"
+    values = arrays.mapped("initial", path, f"a readable .npy of {wanted}")
+    if values.shape != shape and not (shape == () and values.shape == (1,)):
+        allowed = f"{wanted}; the file has shape {values.shape}"
+        raise InputError("initial", str(path), allowed, "Use a matching --size, or reshape it.")
+    return values
+
+
+def _of_run(config: EnsembleConfig, path: Path, file: h5py.File) -> list[h5py.Dataset]:
+    """What makes up the states of a run, over time, perhaps members, and a part of a state."""
+    system = file.attrs.get("system", "")
+    found = [file.get(name) for name in config.states]
+    if system not in ("", config.system) or not all(isinstance(d, h5py.Dataset) for d in found):
+        allowed = f"a run of {config.system} that holds {' and '.join(config.states)}"
+        remedy = "Save it with --profile." if system == config.system else "Use such a run."
+        shown = f"{path}, of {system or 'another program'}"
+        raise InputError("initial", shown, allowed, remedy)
+    part, shape = len(config.part), config.shape
+    for data in found:
+        if data.ndim not in (1 + part, 2 + part) or data.shape != found[0].shape:
+            allowed = f"{' and '.join(config.states)} over time, perhaps members, {config.axis}"
+            raise InputError("initial", str(path), allowed, "Check the file.")
+    about = json.loads(file.attrs.get("config_json", "{}"))
+    theirs = found[0].shape[found[0].ndim - part :] if part else about.get("size", shape)
+    if math.prod(theirs) != math.prod(shape):
+        allowed = f"a state of shape {shape}, the file has {tuple(theirs)}"
+        raise InputError("initial", str(path), allowed, "Use a matching --size.")
+    return found

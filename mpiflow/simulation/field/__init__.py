@@ -1,0 +1,1 @@
+"""Stochastic fields made to run."""

@@ -1,0 +1,1 @@
+"""Ising spins made to run."""

@@ -1,0 +1,604 @@
+"""The simulation loop: a system on a lattice or on an ensemble of lattices, over MPI ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from mpi4py import MPI
+
+from mpiflow import observables
+from mpiflow.core.block import Block
+from mpiflow.core.device import Device, threads
+from mpiflow.core.errors import InputError
+from mpiflow.core.guards import Guarded, require_rule
+from mpiflow.core.lattice import Lattice, Layout, Shape, split
+from mpiflow.core.noise import BIT_RNG, RNG
+from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, fits
+from mpiflow.core.parallel import arrival, local_rank
+from mpiflow.core.schedule import MOST_STEPS, Clock, Number, Schedule, State
+from mpiflow.solvers.spins.nfold import NFold
+from mpiflow.solvers.spins.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
+from mpiflow.solvers.spins.tiled import LONG_WINDOW, LONG_WINDOW_ERROR, TiledNFold
+from mpiflow.systems.ising import Ising
+
+SolverName = Literal["sublattice", "nfold", "tiled-nfold"]
+KernelName = Literal["auto", "packed", "sliced", "plain"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The state's observables at one time.
+
+    Arrays have one entry for each member that this rank holds; for a single
+    distributed lattice (one member) they are the values of the whole lattice.
+    """
+
+    time: float
+    magnetization: np.ndarray
+    energy: np.ndarray
+    domain_wall_density: np.ndarray
+    flips: np.ndarray
+
+    def scalars(self) -> dict[str, np.ndarray]:
+        return {
+            name: getattr(self, name)
+            for name in ("magnetization", "energy", "domain_wall_density", "flips")
+        }
+
+
+class SpinSimulation(Guarded):
+    """What simulations of spins share: members and boxes, initial states, frames.
+
+    Attributes
+    ----------
+    lattice, block, members, comm, seed, time : see :class:`Simulation`
+    """
+
+    lattice: Lattice
+    block: Block | PackedBlock
+    members: int
+    comm: MPI.Intracomm
+    seed: int
+    time: float
+    _flips: np.ndarray
+
+    @property
+    def step_length(self) -> float | None:
+        """The time that durations must be multiples of; None if there is no such."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> Block | PackedBlock:
+        """The spins at the present time. Collective."""
+        return self.block
+
+    @property
+    def rng(self) -> str:
+        """Name of the generator of random numbers."""
+        return RNG
+
+    def describe(self) -> str:
+        """One line: size, kernel and how the work is divided."""
+        raise NotImplementedError
+
+    def remarks(self) -> list[str]:
+        """What whoever reads its results should know of its errors: lines for the log."""
+        return []
+
+    def facts(self) -> dict[str, Any]:
+        """The configuration, as far as the simulation knows it: for files."""
+        raise NotImplementedError
+
+    def advance(self, duration: float) -> None:
+        """Advance the state by ``duration``. Collective."""
+        raise NotImplementedError
+
+    def measure(self) -> Frame:
+        """Observables of the present state. Collective."""
+        raise NotImplementedError
+
+    def set_spins(self, fill: Callable[..., None], **options: Any) -> None:
+        """Set the initial state with a function of :mod:`mpiflow.initial.spins`.
+
+        Functions that draw random numbers get this simulation's seed.
+        """
+        if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
+            options.setdefault("seed", self.seed)
+        self._sound = False
+        fill(self.block, **options)
+
+    def _check_state(self) -> None:
+        self.block.check_spins()
+
+    @property
+    def local_members(self) -> slice:
+        """The members that this rank holds."""
+        if self.members == 1:
+            return slice(0, 1)
+        return slice(*split(self.members, self.comm.size, self.comm.rank))
+
+    def local_box(self, unit: int = 1) -> tuple[slice, ...]:
+        """This rank's box as slices of a global array with one entry per ``unit`` sites."""
+        if self.block.layout is not None:
+            return self.block.layout.slices(self.comm.rank, unit)
+        return tuple(slice(0, side // unit) for side in self.lattice.shape)
+
+    def spins(self) -> np.ndarray:
+        """This rank's spins on the host, (members here, ny, nx) int8, to be read.
+
+        Writing to them raises: :meth:`set_spins` sets the state.
+        """
+        if not self._sound:
+            self._check_state()
+        return self.state.spins()
+
+    def gather(self, root: int = 0) -> np.ndarray | None:
+        """All spins (members, Ly, Lx) int8 on rank ``root``, None elsewhere.
+
+        For small systems and tests: one rank holds everything.
+        """
+        self.require_state()
+        pieces = self.comm.gather(
+            (self.local_members, self.local_box(), self.spins().copy()), root=root
+        )
+        if pieces is None:
+            return None
+        out = np.empty((self.members, *self.lattice.shape), np.int8)
+        for members, box, spins in pieces:
+            out[(members, *box)] = spins
+        return out
+
+    def steps_in(self, duration: float, name: str = "time") -> int:
+        """Whole steps in ``duration``; raises if it is not a multiple of the step."""
+        step = duration if self.step_length is None else self.step_length
+        if not (duration >= 0 and math.isfinite(duration)):
+            raise InputError(name, duration, "a finite number, 0 or more", "Try 10.")
+        if duration == 0:
+            return 0
+        if duration > MOST_STEPS * step:
+            allowed = f"at most {MOST_STEPS:.0e} steps of {step:g}"
+            raise InputError(name, duration, allowed, "Take a longer step.")
+        steps = round(duration / step)
+        rounding = 1e-12 * self.time  # of a difference of two late times
+        if steps < 1 or not math.isclose(steps * step, duration, rel_tol=1e-9, abs_tol=rounding):
+            raise InputError(
+                name,
+                duration,
+                f"a multiple of the time step {step:g}",
+                f"Use {max(1, steps) * step:.12g}, or another step.",
+            )
+        return steps
+
+    def coarse_sums(self, size: int) -> np.ndarray:
+        """Sums of spins over coarse blocks, this rank's part, (members, ny, nx) int32."""
+        self.require_state()
+        return observables.block_sums(self.state, size)
+
+    @property
+    def grain(self) -> float | None:
+        """A run may be interrupted after whole multiples of this time; 0: anywhere, None: nowhere.
+
+        Where it is interrupted changes nothing. Frames are always places to stop.
+        """
+        return self.step_length or 0.0
+
+    def advance_to(self, time: float) -> None:
+        """Advance the state to a time, in whole steps from now. Collective."""
+        self.advance(time - self.time)
+
+    @property
+    def counts_events(self) -> bool:
+        """Whether it is interrupted after so many events, by :meth:`advance_some`."""
+        return False
+
+    def advance_some(self, time: float, most: int, target: float) -> int:
+        """Advance towards a time, by at most so many events of each member. Collective.
+
+        :attr:`time` is afterwards that time if all members are there, else that of the last event
+        of the member that is behind. Where it is interrupted changes nothing: what must end at a
+        frame ends at ``target``, where the next one is due, not at ``time``.
+
+        Returns
+        -------
+        the events of the busiest member of this rank
+        """
+        raise NotImplementedError
+
+    def _arrive(self, time: float, most: int, made: np.ndarray, clock: np.ndarray) -> int:
+        """Set the present time after events of all members of this rank. Collective."""
+        self._flips = self._flips + made  # a new array: frames keep theirs
+        self.time = arrival(self.comm, self.time, time, clock[made >= most])
+        return int(made.max(initial=0))
+
+    def schedule(self, time: float, every: float, begun: bool = False) -> Schedule:
+        """Frames now, every ``every``, and after ``time``; raises if steps do not fit.
+
+        Of a run that has ``begun``, perhaps with another step, only ``every`` is looked at.
+        """
+        if not begun:
+            self.steps_in(time, "time")
+        if self.steps_in(every, "save_every") == 0:
+            raise InputError("save_every", every, "a number above 0", "Try 1.")
+        return Schedule.of(self.time, time, every)
+
+    def frames(self, time: float, every: float) -> Iterator[Frame]:
+        """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
+        schedule = self.schedule(time, every)
+        self.require_state()
+        yield self.measure()
+        for number in range(1, schedule.last + 1):
+            self.advance_to(schedule.target(number))
+            yield self.measure()
+
+    # -- to go on later --------------------------------------------------------------
+
+    def state_of(self) -> State:
+        """What, with the spins of :attr:`block`, the trajectory goes on from. Collective."""
+        raise NotImplementedError
+
+    def restore(self, state: State) -> None:
+        """Go on from such a state; the spins are there already. Collective."""
+        raise NotImplementedError
+
+    def _shares(self, totals: np.ndarray) -> np.ndarray:
+        """Counts of this rank: of a lattice that is cut, rank 0 has all so far."""
+        return totals if self.members > 1 or self.comm.rank == 0 else np.zeros_like(totals)
+
+
+class Simulation(SpinSimulation):
+    """Glauber dynamics of one lattice cut into tiles, or of many lattices dealt to ranks.
+
+    With ``members=1`` the lattice is cut into one tile per rank with halo
+    exchange. With more members every rank holds whole periodic lattices, its
+    share of the ensemble; member ``i`` is the same trajectory whatever the others are.
+
+    Parameters
+    ----------
+    system : the model
+    size : sites a side, or (Ly, Lx)
+    dt : step of the sublattice solver, ``math.inf`` for full sweeps (time counts sweeps);
+        window of tiled-nfold
+    solver : ``sublattice`` (fixed step, any number of ranks), ``nfold`` (exact) or
+        ``tiled-nfold`` (fixed window, any number of ranks, for low temperature)
+    seed : a trajectory is its seed
+    members : number of independent replicas
+    comm : communicator, ``COMM_WORLD`` unless given; every method is collective on it
+    ranks_grid : ranks along each axis, chosen if left out
+    granularity : tiles are cut in multiples of this many sites (coarse blocks)
+    device : ``cpu`` or ``cuda`` (simulated and assembled, not yet run on a GPU)
+    kernel : of the sublattice solver. ``auto`` takes ``packed`` for lattices of a multiple of
+        8 rows and of 128 columns, ``sliced`` for many small ones, else ``plain``; all have
+        the same law, each its own bits. It depends on the size and on whether there are
+        several members, not on the ranks.
+    tile : side of the tiles of tiled-nfold
+
+    Examples
+    --------
+    >>> sim = Simulation(Ising(temperature=2.5, field=0.1), size=64, seed=7)
+    >>> sim.set_spins(initial.shuffled, magnetization=0.5)
+    >>> for frame in sim.frames(time=10, every=1):
+    ...     ...
+    """
+
+    def __init__(
+        self,
+        system: Ising,
+        size: int | Shape,
+        *,
+        dt: float = 0.25,
+        solver: SolverName = "sublattice",
+        seed: int = 0,
+        members: int = 1,
+        comm: MPI.Intracomm | None = None,
+        ranks_grid: Shape | None = None,
+        granularity: int = 1,
+        device: str = "cpu",
+        kernel: KernelName = "auto",
+        tile: int = 64,
+    ) -> None:
+        require_rule(system, Ising)
+        self.system, self.seed, self.members = system, seed, members
+        self.comm = MPI.COMM_WORLD if comm is None else comm
+        self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
+        self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
+        if members < 1:
+            raise InputError("members", members, "1 or more", "Leave it out for one lattice.")
+        self.solver: Sublattice | NFold | TiledNFold
+        if solver == "sublattice":
+            self.lattice.require_bipartite()
+            self.solver = Sublattice(system, dt, plain=kernel == "plain")
+        elif solver == "tiled-nfold":
+            self.solver = TiledNFold(system, dt, tile)
+        elif solver != "nfold":
+            raise InputError(
+                "solver", solver, "'sublattice', 'nfold' or 'tiled-nfold'", "Use sublattice."
+            )
+        packed = solver == "sublattice" and _pack(kernel, self.lattice)
+        unit = (1, 1)
+        if packed:
+            unit = (BAND, WORD_SITES)
+        elif solver == "tiled-nfold" and not any(n % (2 * tile) for n in self.lattice.shape):
+            unit = (tile, tile)  # else the solver says what is wrong
+        self.block: Block | PackedBlock
+        if members == 1:
+            layout = self._layout(ranks_grid, granularity, unit)
+            self.block = (
+                PackedBlock.tile(layout, self.comm, device=self.device)
+                if packed
+                else Block.tile(layout, self.comm, halo=system.halo, device=self.device)
+            )
+        else:
+            Layout(self.lattice, (1,) * self.lattice.ndim, granularity)  # checks divisibility
+            numbers = np.arange(*split(members, self.comm.size, self.comm.rank))
+            if packed:
+                self.block = PackedBlock.periodic(self.lattice, numbers, device=self.device)
+            else:
+                zeros = np.zeros((len(numbers), *self.lattice.shape), np.int8)
+                self.block = Block.periodic(zeros, numbers, halo=system.halo, device=self.device)
+        if solver == "nfold":
+            self.solver = NFold(system, self.block.batch)
+        if not isinstance(self.solver, Sublattice):
+            self.solver.check(cast(Block, self.block))
+        elif kernel not in ("auto", self.kernel):
+            raise InputError(
+                "kernel",
+                kernel,
+                "another kernel here: sliced takes several members of small lattices",
+                "Leave it out.",
+            )
+        self.time = 0.0
+        self.step = 0
+        self._clock = Clock(self.step_length or 0.0)
+        self._opening, self._writes = 0, 0
+        self._flips = np.zeros(self.block.batch, np.int64)
+        self._view: Block | PackedBlock | None = None
+        self._looked = -1
+        self._view_flips = self._flips
+
+    def _layout(self, ranks_grid: Shape | None, granularity: int, unit: Shape) -> Layout:
+        """Which rank has which tile; tiles are cut in multiples of both units."""
+        both = tuple(math.lcm(max(1, granularity), n) for n in unit)
+        together: int | Shape = granularity if both == (granularity,) * 2 else both
+        if granularity < 1 or any(side % granularity for side in self.lattice.shape):
+            together = granularity  # say so in the words of the option
+        if ranks_grid is not None:
+            layout = Layout(self.lattice, tuple(ranks_grid), together)
+        elif unit[1] == WORD_SITES and self.comm.size <= self.lattice.shape[0] // both[0]:
+            # Whole rows of words: only two neighbours, and no vector is cut.
+            layout = Layout(self.lattice, (self.comm.size, 1), together)
+        else:
+            layout = Layout.balanced(self.lattice, self.comm.size, together)
+        if layout.ranks != self.comm.size:
+            raise InputError(
+                "ranks_grid",
+                layout.ranks_grid,
+                f"a grid of {self.comm.size} ranks",
+                "Start as many ranks as the grid has.",
+            )
+        return layout
+
+    @property
+    def kernel(self) -> str:
+        """What advances the spins: ``packed``, ``sliced`` or ``plain``, else the solver's name."""
+        if isinstance(self.solver, Sublattice):
+            return self.solver.kernel_for(self.block)
+        return self.solver.name
+
+    @property
+    def dt(self) -> float | None:
+        """Time step, or window; None for the n-fold way."""
+        if isinstance(self.solver, NFold):
+            return None
+        return self.solver.dt if isinstance(self.solver, Sublattice) else self.solver.window
+
+    def describe(self) -> str:
+        """One line: size, kernel and how the work is divided."""
+        size = " x ".join(map(str, self.lattice.shape))
+        what = f"{size} spins" if self.members == 1 else f"{self.members} lattices of {size} spins"
+        kernel = f"{self.kernel} kernel" if isinstance(self.solver, Sublattice) else self.kernel
+        if self.kernel == "plain" and not fits(self.lattice):
+            kernel += f" (packed takes a multiple of {BAND} rows and {WORD_SITES} columns)"
+        layout = self.block.layout
+        grid = f" in a grid of {layout.ranks_grid}" if layout and layout.ranks > 1 else ""
+        ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}{grid}"
+        workers = threads() if self.kernel == "packed" and not self.device.is_cuda else 1
+        return f"{what}, {kernel} on {self.device.name}, {ranks}, threads {workers}"
+
+    def remarks(self) -> list[str]:
+        dt = self.dt
+        if isinstance(self.solver, Sublattice) and dt is not None and dt > LONG_STEP:
+            if math.isinf(dt):
+                return [
+                    "dt inf is the classic checkerboard: right in equilibrium, but its sweeps are "
+                    "no time of Glauber dynamics"
+                ]
+            return [f"dt {dt:g} is long: {LONG_STEP_ERROR}"]
+        if isinstance(self.solver, TiledNFold) and self.solver.window > LONG_WINDOW:
+            return [f"window {self.solver.window:g} is long: {LONG_WINDOW_ERROR}"]
+        return []
+
+    # -- state ---------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "system": "ising",
+            "size": self.lattice.shape,
+            **asdict(self.system),
+            "solver": self.solver.name,
+            "kernel": self.kernel,
+            "dt": self.dt,
+            "members": self.members,
+            "seed": self.seed,
+        }
+
+    @property
+    def rng(self) -> str:
+        return BIT_RNG if self.kernel in ("packed", "sliced") else RNG
+
+    def set_spins(self, fill: Callable[..., None], **options: Any) -> None:
+        super().set_spins(fill, **options)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._opening, self._looked, self._sound = self.step, -1, False
+        self._writes = self.block.writes
+
+    def require_state(self, anew: bool = False) -> None:
+        if self.block.writes != self._writes:  # spins stored in the block are a new beginning
+            self._begin()
+        super().require_state(anew)
+
+    @property
+    def step_length(self) -> float | None:
+        return None if isinstance(self.solver, NFold) else self.solver.time_per_step
+
+    @property
+    def state(self) -> Block | PackedBlock:
+        """The spins at the present time. Collective.
+
+        Of the sublattice solver it is a copy, to be read: the block itself waits before its next
+        pass, in the middle of which the present lies. Of a packed copy the black halo is not
+        current.
+        """
+        if self.block.writes != self._writes:
+            self._begin()
+        if not isinstance(self.solver, Sublattice) or self.step == self._opening:
+            return self.block
+        if math.isinf(self.solver.dt):
+            return self.block
+        view = self._view = self._view or self.block.copy()
+        view.read_only = True
+        if self._looked != self.step:
+            view.copy_from(self.block)  # type: ignore[arg-type]
+            self._view_flips = self.solver.look(view, self.step, seed=self.seed)
+            self._looked = self.step
+        return view
+
+    @property
+    def flips(self) -> np.ndarray:
+        """Flips so far of each box on this rank, (B,) int64. Collective.
+
+        The sublattice solver compares the spins before and after a pass, and at a frame also with
+        the middle of the pending one: a spin that has flipped there and is back by the end of the
+        pass is counted at that frame only, so the count may fall by a few of these.
+        """
+        return self._flips + self._view_flips if self.state is not self.block else self._flips
+
+    # -- dynamics ------------------------------------------------------------------
+
+    def advance(self, duration: float) -> None:
+        """Advance the state by ``duration``, a multiple of dt unless the solver is n-fold."""
+        self.require_state()
+        steps = self.steps_in(duration)
+        if isinstance(self.solver, NFold):
+            self.advance_to(self.time + duration)
+            return
+        if isinstance(self.solver, Sublattice):
+            flips = self.solver.chain(
+                self.block,
+                steps,
+                seed=self.seed,
+                first_step=self.step,
+                opening=self.step == self._opening,
+            )
+        else:
+            flips = self.solver.advance(
+                cast(Block, self.block), steps, seed=self.seed, first_step=self.step
+            )
+        self._flips = self._flips + flips  # a new array: frames keep theirs
+        self.step += steps
+        self.time = self._clock.time(self.step)
+
+    def advance_to(self, time: float) -> None:
+        if not isinstance(self.solver, NFold):
+            super().advance_to(time)
+            return
+        self.require_state()
+        self.time = time  # exactly: not a sum of durations, which rounds
+        self._flips = self._flips + self.solver.advance(
+            cast(Block, self.block), seed=self.seed, until=time
+        )
+
+    @property
+    def counts_events(self) -> bool:
+        return isinstance(self.solver, NFold)
+
+    def advance_some(self, time: float, most: int, target: float) -> int:
+        assert isinstance(self.solver, NFold)  # noqa: S101 - for the type checker
+        self.require_state()
+        block = cast(Block, self.block)
+        made = self.solver.advance(block, seed=self.seed, until=time, flips=most)
+        return self._arrive(time, most, made, self.solver.clock)
+
+    def state_of(self) -> State:
+        self.require_state()
+        numbers: dict[str, Number] = {"time": self.time, "step": self.step}
+        numbers |= {"opening": self._opening, **self._clock.numbers()}
+        if isinstance(self.solver, Sublattice):
+            numbers |= self._pending(self.solver)
+        arrays = {"flips": self.block.total(self._flips)}
+        if isinstance(self.solver, NFold):
+            solver = self.solver
+            arrays |= {"clock": solver.clock, "events": solver.events, "order": solver.order}
+        return State(numbers, arrays)
+
+    def restore(self, state: State) -> None:
+        self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
+        self._clock = Clock.restored(state.numbers, self._clock.dt)
+        self._opening, self._looked = int(state.numbers["opening"]), -1
+        self._sound, self._writes = False, self.block.writes
+        self._flips = self._shares(state.arrays["flips"])
+        if isinstance(self.solver, Sublattice):
+            self._settle(self.solver, state.numbers)
+        if isinstance(self.solver, NFold):
+            self.solver.clock = state.arrays["clock"].astype(np.float64)
+            self.solver.events = state.arrays["events"].astype(np.int64)
+            if state.arrays["order"].size:
+                self.solver.order = state.arrays["order"]
+
+    def _pending(self, solver: Sublattice) -> dict[str, Number]:
+        """What the pass is made with in the middle of which the present lies."""
+        return {**asdict(self.system), "dt": solver.dt, "seed": self.seed}
+
+    def _settle(self, solver: Sublattice, numbers: Mapping[str, Number]) -> None:
+        """Where the law has changed, end that pass as it was begun and open another. Collective."""
+        mine = self._pending(solver)
+        old = {name: numbers.get(name, value) for name, value in mine.items()}
+        if old == mine or self.step == self._opening:
+            return
+        dt, seed = float(old.pop("dt")), int(old.pop("seed"))
+        before = Sublattice(replace(self.system, **old), dt, plain=solver.plain)
+        self._flips = self._flips + before.look(self.block, self.step, seed=seed)
+        self.block.fill_halo()
+        self._opening = self.step
+
+    def measure(self) -> Frame:
+        """Observables of the present state. Collective."""
+        self.require_state(anew=True)
+        sums = observables.spin_sums(self.state)
+        spins, bonds = sums[:, 0], sums[:, 1]
+        sites = self.lattice.sites
+        return Frame(
+            time=self.time,
+            magnetization=spins / sites,
+            energy=self.system.energy(bonds, spins) / sites,
+            domain_wall_density=observables.domain_wall_density(bonds, sites),
+            flips=self.block.total(self.flips),
+        )
+
+
+def _pack(kernel: KernelName, lattice: Lattice) -> bool:
+    if kernel not in get_args(KernelName):
+        raise InputError("kernel", kernel, f"one of {get_args(KernelName)}", "Leave it out.")
+    if kernel == "packed" and not fits(lattice):
+        raise InputError(
+            "size",
+            lattice.shape,
+            f"a multiple of {BAND} rows and of {WORD_SITES} columns for the packed kernel",
+            "Leave the kernel out.",
+        )
+    return kernel in ("auto", "packed") and fits(lattice)

@@ -1,0 +1,1 @@
+"""Kac spins made to run."""

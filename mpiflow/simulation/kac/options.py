@@ -1,0 +1,107 @@
+"""Options of ``mpiflow simulate kac``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from mpiflow.core import inputs
+from mpiflow.core.schedule import spacing
+from mpiflow.simulation.options import FRAMES, SpinConfig, idle, option
+
+
+class KacConfig(SpinConfig):
+    """``mpiflow simulate kac``: what to simulate, and what to save of it."""
+
+    system: Literal["kac"] = "kac"
+
+    gamma: float = option(
+        ...,
+        "Standard deviation of the coupling in sites; 0 for the four nearest neighbours.",
+        ge=0,
+        allowed="0, or 0.25 and more",
+        remedy="Try 8.",
+    )
+    temperature: float = option(
+        ...,
+        "Temperature in units of the sum of all couplings of a spin; 1 is critical in mean field.",
+        gt=0,
+        allowed="a finite number above 0",
+        remedy="Try 0.8.",
+    )
+    field_file: Path | None = option(
+        None,
+        "External field h(x) to add: a .npy of floats of the lattice's shape.",
+        shown="none",
+        allowed="the path of a .npy file of finite numbers, (LY, LX)",
+        remedy="Leave it out for a uniform field.",
+    )
+    solver: Literal["sublattice", "midpoint", "tau-leap", "gillespie"] = option(
+        "sublattice",
+        "sublattice: fields frozen for a step, the spins' chains solved exactly; first order. "
+        "midpoint: second order. tau-leap: Poisson numbers of flips. gillespie: exact, one rank "
+        "for each lattice.",
+        allowed="'sublattice', 'midpoint', 'tau-leap' or 'gillespie'",
+        remedy="Use sublattice.",
+    )
+    tau: float | None = option(
+        None,
+        "Time step in attempts per spin.",
+        shown="0.1; tau-leap eps / the largest rate",
+        gt=0,
+        allowed="above 0, at most 1; tau-leap: at most one expected flip of the fastest spin",
+        remedy="Try 0.1.",
+    )
+    eps: float | None = option(
+        None,
+        "Of tau-leap without --tau: expected flips of the fastest spin in a step.",
+        shown="0.01 for tau-leap",
+        gt=0,
+        le=1,
+        allowed="above 0, at most 1",
+        remedy="Try 0.01.",
+    )
+    method: Literal["steps", "fft"] = option(
+        "steps",
+        "How fields are added up: steps (the steps of the kernel) or fft. The same bits.",
+        allowed="'steps' or 'fft'",
+        remedy="Use steps.",
+    )
+
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """The initial state and the external field."""
+        field = {} if self.field_file is None else {"field_file": (self.field_file,)}
+        return super().files() | field
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        from mpiflow.systems.kac import kac_kernel  # compiles: not for the sake of --help
+
+        lattice = self._check_lattice()
+        if self.field_file is not None:
+            self.__dict__["field_file"] = Path(inputs.absolute(self.field_file))
+        kac_kernel(self.gamma).require_room(lattice.shape)
+        if self.solver != "tau-leap":
+            if self.eps is not None:
+                raise idle("eps", self.eps, f"with the {self.solver} solver; tau-leap has one")
+            if self.solver == "gillespie":
+                if self.tau is not None:
+                    raise idle("tau", self.tau, "with the gillespie solver, which has no step")
+                if self.method != "steps":
+                    raise idle("method", self.method, "with the gillespie solver")
+            else:
+                self._fill("tau", 0.1)
+        elif self.tau is None:
+            self._fill("eps", 0.01)
+        elif self.eps is not None:
+            raise idle("eps", self.eps, "with a fixed tau")
+        if self.device == "cuda" and (self.solver == "gillespie" or self.method == "fft"):
+            raise idle(
+                "device", "cuda", "with the gillespie solver or method fft: they use the CPU"
+            )
+        self._fill("save_every", spacing(self.time, FRAMES, self.tau))
+        self._check_intervals(self.time, self.save_every, "tau")
+        self._check_initial()
+        return self

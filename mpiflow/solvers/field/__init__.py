@@ -1,0 +1,1 @@
+"""How coarse fields advance in time."""

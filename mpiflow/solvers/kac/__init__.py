@@ -1,0 +1,1 @@
+"""How Kac spins advance in time."""

@@ -1,0 +1,1 @@
+"""How systems on a line advance in time."""

@@ -1,0 +1,1 @@
+"""How Ising spins advance in time."""

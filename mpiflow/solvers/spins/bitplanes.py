@@ -1,0 +1,220 @@
+r"""Multi-spin coding: 64 sites decided at once by bit planes of shared thresholds.
+
+A site flips (or is set) where a uniform number V is below a threshold T that
+depends on its class only. V is compared bit by bit, 64 sites a word, least
+significant plane first: with v and t a plane of V and of T,
+
+.. math:: (V < T) \leftarrow (\bar v \wedge t) \vee (\overline{v \oplus t} \wedge (V < T)).
+
+:data:`PLANES` planes leave a site undecided with probability :math:`2^{-12}`; it
+draws 64 more bits of its own, so every probability holds to 76 bits. A plane of T
+is a Boolean function of the class, written as the exclusive or of products
+(algebraic normal form): one instruction a term [multi-spin coding: Zorn, Herrmann,
+Rebbi, Comput. Phys. Commun. 23, 337 (1981); planes and residual: docs/performance.md].
+
+The planes are words of sfc64 streams [C. Doty-Humphrey, PractRand], seeded by
+Threefry for each word, pass and stretch of sites that share a stream. Every
+stretch starts anew, so the noise at a site does not depend on ranks or threads.
+
+Two layouts share all of this: :mod:`~mpiflow.solvers.spins.multispin` (bits are neighbouring
+sites of one colour of a large lattice) and :mod:`~mpiflow.solvers.spins.sliced` (bits are 64
+lattices or patches, one word for each site).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from mpiflow.core.device import inlined, rule
+from mpiflow.core.noise import Word, threefry
+
+#: Bit planes before the residual (measured: the optimum is flat from 11 to 13).
+PLANES = 12
+#: Words handled together; their working space stays in the first-level cache.
+CHUNK = 128
+
+# The kind of draw, in the top bits of the step word of the noise (the plain kernel's is 0):
+# the first two and the third seed word of a stream, and the bits beyond the planes.
+SEED_AB, SEED_C, RESIDUAL = (np.uint64(kind << 60) for kind in (1, 2, 3))
+SLICED_AB, SLICED_C, SLICED_RESIDUAL = (np.uint64(kind << 60) for kind in (4, 5, 6))
+
+Masks = tuple[tuple[Word, ...], ...]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Integer thresholds of one pass, computed on the host and shared by all devices.
+
+    The class of a site is the number c = 0..4 of its neighbours that are opposite to it,
+    and its spin: entry c for a down spin, 5 + c for an up spin.
+
+    Attributes
+    ----------
+    masks : for each plane, least significant first, 0 or all ones for the ten terms of
+        the normal form, uint64
+    residual : the next 64 bits of each class's threshold, (10,) uint64
+    """
+
+    masks: Masks
+    residual: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: Sequence[float], planes: int = PLANES) -> Thresholds:
+        """Thresholds of the flip probabilities of the ten classes."""
+        one = 1 << (planes + 64)
+        values = [min(int(Fraction(p) * one), one - 1) for p in probabilities]
+        masks = tuple(_terms([(v >> (64 + i)) & 1 for v in values]) for i in range(planes))
+        residual = np.array([v & (2**64 - 1) for v in values], np.uint64)
+        return cls(masks, residual)
+
+
+def _terms(plane: Sequence[int]) -> tuple[Word, ...]:
+    """Coefficients of the normal form of one plane of the thresholds."""
+
+    def of_count(f: Sequence[int]) -> list[int]:
+        # f = c0 ^ c1 s0 ^ c2 s1 ^ c3 s0 s1 ^ c4 s2 for the count s0 + 2 s1 + 4 s2 = 0..4.
+        return [f[0], f[0] ^ f[1], f[0] ^ f[2], f[0] ^ f[1] ^ f[2] ^ f[3], f[0] ^ f[4]]
+
+    change = [down ^ up for down, up in zip(plane[:5], plane[5:], strict=True)]
+    return tuple(np.uint64(-c % 2**64) for c in of_count(plane[:5]) + of_count(change))
+
+
+# -- rules: the same on the CPU and on CUDA ----------------------------------------------------
+
+
+@rule
+def count_neighbours(n0: Word, n1: Word, n2: Word, n3: Word) -> tuple[Word, Word, Word]:
+    """Binary digits of the number of set bits among four words, 0 to 4 at each bit."""
+    x, y, z, q = n0 ^ n1, n0 & n1, n2 ^ n3, n2 & n3
+    s2 = y & q
+    return x ^ z, (y ^ q ^ (x & z)) & ~s2, s2
+
+
+@rule
+def _sfc64(a: Word, b: Word, c: Word, count: Word) -> tuple[Word, Word, Word, Word]:
+    """One step of sfc64 [Doty-Humphrey]: (word, a, b, c); the counter is the caller's."""
+    word = a + b + count
+    a = b ^ (b >> np.uint64(11))
+    b = c + (c << np.uint64(3))
+    c = ((c << np.uint64(24)) | (c >> np.uint64(40))) + word
+    return word, a, b, c
+
+
+@rule
+def _plane(
+    a: Word,
+    b: Word,
+    c: Word,
+    count: Word,
+    m: tuple[Word, ...],
+    s0: Word,
+    s1: Word,
+    s01: Word,
+    s2: Word,
+    spin: Word,
+    below: Word,
+    equal: Word,
+) -> tuple[Word, Word, Word, Word, Word]:
+    """One plane of the comparison: the stream's next state, V < T so far, V = T so far."""
+    v, a, b, c = _sfc64(a, b, c, count)
+    t = m[0] ^ (m[1] & s0) ^ (m[2] & s1) ^ (m[3] & s01) ^ (m[4] & s2)
+    # Without a field the spin does not matter: these terms vanish where they are constants.
+    t ^= spin & (m[5] ^ (m[6] & s0) ^ (m[7] & s1) ^ (m[8] & s01) ^ (m[9] & s2))
+    differ = v ^ t
+    return a, b, c, (below & ~differ) | (t & differ), equal & ~differ
+
+
+@inlined
+def compare(
+    a: Word,
+    b: Word,
+    c: Word,
+    count: Word,
+    masks: Masks,
+    s0: Word,
+    s1: Word,
+    s2: Word,
+    spin: Word,
+) -> tuple[Word, Word, Word, Word, Word]:
+    """Draw a number for each of 64 sites: stream's next state, below threshold, undecided.
+
+    Written without a loop over the planes so that the compiler vectorises over words.
+    """
+    s01 = s0 & s1
+    lt, eq = np.uint64(0), ~np.uint64(0)
+    a, b, c, lt, eq = _plane(a, b, c, count + np.uint64(0), masks[0], s0, s1, s01, s2, spin, lt, eq)
+    a, b, c, lt, eq = _plane(a, b, c, count + np.uint64(1), masks[1], s0, s1, s01, s2, spin, lt, eq)
+    a, b, c, lt, eq = _plane(a, b, c, count + np.uint64(2), masks[2], s0, s1, s01, s2, spin, lt, eq)
+    a, b, c, lt, eq = _plane(a, b, c, count + np.uint64(3), masks[3], s0, s1, s01, s2, spin, lt, eq)
+    a, b, c, lt, eq = _plane(a, b, c, count + np.uint64(4), masks[4], s0, s1, s01, s2, spin, lt, eq)
+    a, b, c, lt, eq = _plane(a, b, c, count + np.uint64(5), masks[5], s0, s1, s01, s2, spin, lt, eq)
+    a, b, c, lt, eq = _plane(a, b, c, count + np.uint64(6), masks[6], s0, s1, s01, s2, spin, lt, eq)
+    a, b, c, lt, eq = _plane(a, b, c, count + np.uint64(7), masks[7], s0, s1, s01, s2, spin, lt, eq)
+    a, b, c, lt, eq = _plane(a, b, c, count + np.uint64(8), masks[8], s0, s1, s01, s2, spin, lt, eq)
+    a, b, c, lt, eq = _plane(a, b, c, count + np.uint64(9), masks[9], s0, s1, s01, s2, spin, lt, eq)
+    a, b, c, lt, eq = _plane(
+        a, b, c, count + np.uint64(10), masks[10], s0, s1, s01, s2, spin, lt, eq
+    )
+    a, b, c, lt, eq = _plane(
+        a, b, c, count + np.uint64(11), masks[11], s0, s1, s01, s2, spin, lt, eq
+    )
+    return a, b, c, lt, eq
+
+
+@rule
+def below_residual(
+    key0: Word,
+    key1: Word,
+    step: Word,
+    site: Word,
+    bit: Word,
+    s0: Word,
+    s1: Word,
+    s2: Word,
+    spin: Word,
+    residual: np.ndarray,
+) -> bool:
+    """Whether the site at one bit, which the planes left undecided, is below its threshold.
+
+    ``step`` carries the kind of draw.
+    """
+    one = np.uint64(1)
+    kind = ((s0 >> bit) & one) + np.uint64(2) * ((s1 >> bit) & one)
+    kind += np.uint64(4) * ((s2 >> bit) & one) + np.uint64(5) * ((spin >> bit) & one)
+    word = threefry(key0, key1, step, site)[0]
+    return word < residual[np.int64(kind)]
+
+
+# -- CPU ----------------------------------------------------------------------------------------
+
+# Rows of the working space of one chunk of words. All in one array: with several, the
+# compiler's checks for overlap are too many for it to vectorise.
+S0, S1, S2, SPIN, STATE_A, STATE_B, STATE_C, BELOW, EQUAL = (np.uint64(CHUNK * i) for i in range(9))
+SPACE = 9 * CHUNK
+
+
+@inlined
+def compare_words(space, n, count, masks):  # type: ignore[no-untyped-def]
+    """Compare n words of the working space with their thresholds."""
+    for i in range(n):
+        w = np.uint64(i)
+        a, b, c, below, equal = compare(
+            space[STATE_A + w],
+            space[STATE_B + w],
+            space[STATE_C + w],
+            count,
+            masks,
+            space[S0 + w],
+            space[S1 + w],
+            space[S2 + w],
+            space[SPIN + w],
+        )
+        space[STATE_A + w] = a
+        space[STATE_B + w] = b
+        space[STATE_C + w] = c
+        space[BELOW + w] = below
+        space[EQUAL + w] = equal

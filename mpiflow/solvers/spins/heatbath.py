@@ -1,0 +1,163 @@
+"""Plain kernels of one heat-bath pass over one sublattice: CPU and CUDA, one byte a spin.
+
+They take boxes of any size and origin and agree bit for bit: the CPU runs along the rows
+of a box, CUDA gives every site a thread. Fast kernels with the same law for large lattices
+and for many small boxes: :mod:`~mpiflow.solvers.spins.multispin`,
+:mod:`~mpiflow.solvers.spins.sliced`.
+
+A pass draws one Threefry call for the two rows ``2r`` and ``2r + 1`` of a
+compressed column ``x // 2``: its two words serve the even and the odd row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mpiflow.core.device import CudaKernel, kernel
+from mpiflow.core.noise import threefry
+from mpiflow.systems.ising import resample
+
+
+@kernel
+def _fill_words(
+    key: tuple[np.uint64, np.uint64],
+    step: np.uint64,
+    row: np.uint64,
+    first: int,
+    count: int,
+    even: np.ndarray,
+    odd: np.ndarray,
+) -> None:
+    """Words of `count` sites of an even row and of the odd row below it."""
+    for i in range(count):
+        even[i], odd[i] = threefry(key[0], key[1], step, row | np.uint64(first + i))
+
+
+@kernel
+def _draw_row(
+    north: np.ndarray,
+    row: np.ndarray,
+    south: np.ndarray,
+    count: int,
+    words: np.ndarray,
+    thresholds: tuple[np.uint64, ...],
+    change: np.ndarray,
+) -> None:
+    """-1 for each of the sites 1, 3, 5, ... of `row` that flips, 1 for the others."""
+    for j in range(count):
+        k = north[2 * j + 1] + south[2 * j + 1] + row[2 * j] + row[2 * j + 2]
+        spin = row[2 * j + 1]
+        change[j] = spin * resample(spin, k, words[j], thresholds)
+
+
+@kernel
+def _change_row(row: np.ndarray, count: int, change: np.ndarray) -> np.int64:
+    """Apply changes to the sites 1, 3, 5, ...; returns how many flipped."""
+    flips = np.int64(0)
+    for j in range(count):
+        row[2 * j + 1] *= change[j]
+        flips += np.int64(change[j] < 0)
+    return flips
+
+
+@kernel
+def update_rows(
+    target: np.ndarray,
+    field: np.ndarray,
+    halo: int,
+    origins: np.ndarray,
+    members: np.ndarray,
+    ly: int,
+    lx: int,
+    key: np.ndarray,
+    step: np.uint64,
+    colour: int,
+    thresholds: tuple[np.uint64, ...],
+    flips: np.ndarray,
+) -> None:
+    """Resample one colour of every box; adds the flips of each box.
+
+    ``target`` gets the flips that ``field`` makes: the same array for a step.
+    """
+    ny, nx = field.shape[1] - 2 * halo, field.shape[2] - 2 * halo
+    words = np.empty((2, nx // 2 + 2), np.uint64)
+    change = np.empty(nx // 2 + 2, np.int8)
+    for b in range(field.shape[0]):
+        box_key = key[0], key[1] + members[b]
+        # A box may run over the periodic edge: take the stretches of columns
+        # that are contiguous in the lattice one after the other.
+        ix = 0
+        while ix < nx:
+            gx = (origins[b, 1] + ix) % lx
+            width = min(nx - ix, lx - gx)
+            first = gx >> 1
+            filled = -1
+            for iy in range(ny):
+                gy = (origins[b, 0] + iy) % ly
+                if gy >> 1 != filled:
+                    filled = gy >> 1
+                    row = np.uint64(filled) << np.uint64(32)
+                    count = ((gx + width - 1) >> 1) - first + 1
+                    _fill_words(box_key, step, row, first, count, words[0], words[1])
+                skip = (gx + gy + colour) & 1
+                start = ix + skip + halo - 1
+                count = (width - skip + 1) // 2
+                _draw_row(
+                    field[b, iy + halo - 1, start:],
+                    field[b, iy + halo, start:],
+                    field[b, iy + halo + 1, start:],
+                    count,
+                    words[gy & 1, ((gx + skip) >> 1) - first :],
+                    thresholds,
+                    change,
+                )
+                flips[b] += _change_row(target[b, iy + halo, start:], count, change)
+            ix += width
+
+
+@CudaKernel
+def update_cuda(cuda: Any) -> Callable[..., None]:
+    def update(
+        target: Any,
+        field: Any,
+        halo: int,
+        origins: Any,
+        members: Any,
+        ly: int,
+        lx: int,
+        key: Any,
+        step: Any,
+        colour: int,
+        thresholds: Any,
+        flips: Any,
+    ) -> None:
+        """One thread for each site of the colour; same bits as the CPU kernel."""
+        i = cuda.grid(1)
+        ny, nx = field.shape[1] - 2 * halo, field.shape[2] - 2 * halo
+        half = (nx + 1) // 2
+        if i < field.shape[0] * ny * half:
+            b, iy, j = i // (ny * half), i // half % ny, i % half
+            gy = (origins[b, 0] + iy) % ly
+            ix = 2 * j + ((origins[b, 1] % lx + gy + colour) & 1)
+            if ix < nx:
+                gx = (origins[b, 1] + ix) % lx
+                counter = (np.uint64(gy >> 1) << np.uint64(32)) | np.uint64(gx >> 1)
+                even, odd = threefry(key[0], key[1] + members[b], step, counter)
+                y, x = iy + halo, ix + halo
+                k = (
+                    field[b, y - 1, x]
+                    + field[b, y + 1, x]
+                    + field[b, y, x - 1]
+                    + field[b, y, x + 1]
+                )
+                spin = field[b, y, x]
+                word = np.uint64(odd if gy & 1 else even)  # the simulator returns Python ints
+                new = resample(spin, k, word, thresholds)
+                if new != spin:
+                    target[b, y, x] = -target[b, y, x]
+                    cuda.atomic.add(flips, b, 1)
+
+    return update

@@ -1,0 +1,439 @@
+"""Passes over packed boxes: 64 neighbouring sites of one colour in a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpiflow.core.device import CudaKernel, inlined, kernel
+from mpiflow.core.noise import Word, site_counter, threefry
+from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, close, popcount
+from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
+    BELOW,
+    CHUNK,
+    EQUAL,
+    PLANES,
+    RESIDUAL,
+    S0,
+    S1,
+    S2,
+    SEED_AB,
+    SEED_C,
+    SPACE,
+    SPIN,
+    STATE_A,
+    STATE_B,
+    STATE_C,
+    Masks,
+    below_residual,
+    compare,
+    compare_words,
+    count_neighbours,
+)
+
+
+class Region(NamedTuple):
+    """Bands of rows of a box (start, stop, step) and words of them (start, stop)."""
+
+    bands: tuple[int, int, int]
+    words: tuple[int, int]
+
+    @property
+    def number_of_bands(self) -> int:
+        return len(range(*self.bands))
+
+    @property
+    def empty(self) -> bool:
+        return self.number_of_bands == 0 or self.words[0] >= self.words[1]
+
+    def shares(self, workers: int) -> list[Region]:
+        """The region cut into parts of as many bands for each worker."""
+        low, high, step = self.bands
+        parts = min(workers, self.number_of_bands)
+        cuts = [low + self.number_of_bands * i // parts * step for i in range(parts)] + [high]
+        return [Region((start, stop, step), self.words) for start, stop in pairwise(cuts)]
+
+
+class Work:
+    """Passes over a packed block with one set of thresholds.
+
+    Parameters
+    ----------
+    target : gets the flips of black sites; the block's own black words in a step
+    kernel : :func:`update_packed` or :data:`update_packed_cuda`, or one with the masks
+        compiled in, for which ``masks`` is empty
+    """
+
+    def __init__(
+        self,
+        block: PackedBlock,
+        target: Any,
+        kernel: Any,
+        masks: Masks,
+        residual: np.ndarray,
+        key: np.ndarray,
+    ) -> None:
+        self.block, self.kernel = block, kernel
+        put = block.device.put
+        self.arrays = (target, *block.words)
+        constants = (block.origins, key, block.members)
+        self.rest = (*map(put, constants), masks, put(residual))
+        self.counts: list[Any] = []
+
+    def on(self, region: Region) -> Callable[[int], None]:
+        """A function that does the pass of a given number over a region. The halo is the caller's,
+        but for columns that a box wraps onto itself."""
+        counts = self._counter()  # threads must not share one
+        kernel, arrays, rest = self.kernel, self.arrays, self.rest
+        if self.block.device.is_cuda:
+            (left, right), bands = region.words, region.number_of_bands
+            threads = self.block.batch * bands * (right - left)
+
+            def launch(number: int) -> None:
+                kernel.launch(threads, *arrays, number, *region, *rest, counts)
+
+            return launch
+        columns = self.block.wraps[1]
+
+        def call(number: int) -> None:
+            kernel(*arrays, number, 1, *region, False, columns, *rest, counts)
+
+        return call
+
+    def closed(self, first: int, count: int) -> None:
+        """Passes over all of boxes that are closed on themselves, on the CPU."""
+        ny, nx = self.block.shape
+        whole = (0, ny // BAND, 1), (0, nx // WORD_SITES)
+        self.kernel(*self.arrays, first, count, *whole, True, True, *self.rest, self._counter())
+
+    def _counter(self) -> Any:
+        self.counts.append(self.block.device.put(np.zeros(self.block.batch, np.int64)))
+        return self.counts[-1]
+
+    def flips(self) -> np.ndarray:
+        """Flips of each box so far, (B,) int64."""
+        get = self.block.device.get
+        total = np.zeros(self.block.batch, np.int64)
+        for counts in self.counts:
+            total += get(counts)
+        return total
+
+
+@kernel
+def _seed_streams(
+    space: np.ndarray, base: Word, n: int, key0: Word, key1: Word, step: Word, first: Word
+) -> None:
+    for i in range(n):
+        counter = first + np.uint64(i)
+        w = base + np.uint64(i)
+        space[STATE_A + w], space[STATE_B + w] = threefry(key0, key1, step | SEED_AB, counter)
+        space[STATE_C + w] = threefry(key0, key1, step | SEED_C, counter)[0]
+
+
+# Inlined: a call costs counting the references of its arrays, as much as a short row takes.
+
+
+@inlined
+def _classes_even(
+    space: np.ndarray,
+    base: Word,
+    n: int,
+    spins: np.ndarray,
+    other: np.ndarray,
+    at: Word,
+    width: Word,
+) -> None:
+    """Classes of n words from word `at` of a row, if its sites have even x:
+    one neighbour is a bit to the left."""
+    for i in range(n):
+        w = at + np.uint64(i)
+        s, o = spins[w], other[w]
+        side = (o << np.uint64(1)) | (other[w - np.uint64(1)] >> np.uint64(63))
+        s0, s1, s2 = count_neighbours(other[w - width] ^ s, other[w + width] ^ s, o ^ s, side ^ s)
+        k = base + np.uint64(i)
+        space[S0 + k], space[S1 + k], space[S2 + k], space[SPIN + k] = s0, s1, s2, s
+
+
+@inlined
+def _classes_odd(
+    space: np.ndarray,
+    base: Word,
+    n: int,
+    spins: np.ndarray,
+    other: np.ndarray,
+    at: Word,
+    width: Word,
+) -> None:
+    """The same for odd x: a bit to the right."""
+    for i in range(n):
+        w = at + np.uint64(i)
+        s, o = spins[w], other[w]
+        side = (o >> np.uint64(1)) | (other[w + np.uint64(1)] << np.uint64(63))
+        s0, s1, s2 = count_neighbours(other[w - width] ^ s, other[w + width] ^ s, o ^ s, side ^ s)
+        k = base + np.uint64(i)
+        space[S0 + k], space[S1 + k], space[S2 + k], space[SPIN + k] = s0, s1, s2, s
+
+
+@inlined
+def _settle(
+    space: np.ndarray,
+    base: Word,
+    n: int,
+    key0: Word,
+    key1: Word,
+    step: Word,
+    first: Word,
+    residual: np.ndarray,
+) -> None:
+    """Decide the sites that the planes left undecided; `first` is the site of the first bit."""
+    for i in range(n):
+        w = base + np.uint64(i)
+        undecided = space[EQUAL + w]
+        bit = np.uint64(0)
+        while undecided:
+            if undecided & np.uint64(1) and below_residual(
+                key0,
+                key1,
+                step | RESIDUAL,
+                first + np.uint64(WORD_SITES * i) + np.uint64(2) * bit,
+                bit,
+                space[S0 + w],
+                space[S1 + w],
+                space[S2 + w],
+                space[SPIN + w],
+                residual,
+            ):
+                space[BELOW + w] |= np.uint64(1) << bit
+            undecided >>= np.uint64(1)
+            bit += np.uint64(1)
+
+
+@inlined
+def _flip(space: np.ndarray, base: Word, n: int, target: np.ndarray, at: Word) -> np.int64:
+    flips = np.uint64(0)
+    for i in range(n):
+        below = space[BELOW + base + np.uint64(i)]
+        target[at + np.uint64(i)] ^= below
+        flips += popcount(below)
+    return np.int64(flips)
+
+
+@kernel
+def _wrap_columns(
+    words: np.ndarray, first_row: int, width: Word, bands: tuple[int, int, int]
+) -> None:
+    """Copy the last word of each row before its first, and the first after its last."""
+    last = width - np.uint64(2)
+    for band in range(bands[0], bands[1], bands[2]):
+        for y in range(band * BAND + 1, band * BAND + BAND + 1):
+            at = np.uint64(first_row + y) * width
+            words[at] = words[at + last]
+            words[at + last + np.uint64(1)] = words[at + np.uint64(1)]
+
+
+@inlined
+def _update_packed(  # type: ignore[no-untyped-def]
+    target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, origins, key,
+    members, masks, residual, flips,
+):  # fmt: skip
+    space = np.empty(SPACE, np.uint64)
+    rows, width = black.shape[1], np.uint64(black.shape[2])
+    colours = black.reshape(-1), white.reshape(-1)
+    changing = target.reshape(-1), colours[1]
+    many = len(range(bands[0], bands[1], bands[2]))
+    for number in range(first, first + passes):
+        colour = number & 1
+        step = np.uint64(number)
+        spins, other, out = colours[colour], colours[1 - colour], changing[colour]
+        for b in range(black.shape[0]):
+            key1 = key[1] + members[b]
+            origin_y, origin_x = origins[b, 0], origins[b, 1]
+            for start in range(words[0], words[1], CHUNK):
+                n = min(CHUNK, words[1] - start)
+                first_word = np.uint64(origin_x // WORD_SITES + start)
+                # Short rows: several bands together fill the vectors.
+                together = CHUNK // n
+                for low in range(0, many, together):
+                    high = min(low + together, many)
+                    for i in range(low, high):
+                        band = bands[0] + i * bands[2]
+                        stream = np.uint64(origin_y // BAND + band) << np.uint64(32) | first_word
+                        base = np.uint64((i - low) * n)
+                        _seed_streams(space, base, n, key[0], key1, step, stream)
+                    for row in range(BAND):
+                        odd = (row + colour) & 1
+                        for i in range(low, high):
+                            y = (bands[0] + i * bands[2]) * BAND + row
+                            at = np.uint64(b * rows + y + 1) * width + np.uint64(start + 1)
+                            base = np.uint64((i - low) * n)
+                            if odd:
+                                _classes_odd(space, base, n, spins, other, at, width)
+                            else:
+                                _classes_even(space, base, n, spins, other, at, width)
+                        count = np.uint64(PLANES * row + 1)
+                        compare_words(space, (high - low) * n, count, masks)
+                        for i in range(low, high):
+                            y = (bands[0] + i * bands[2]) * BAND + row
+                            at = np.uint64(b * rows + y + 1) * width + np.uint64(start + 1)
+                            base = np.uint64((i - low) * n)
+                            site = site_counter(origin_y + y, origin_x + WORD_SITES * start + odd)
+                            _settle(space, base, n, key[0], key1, step, site, residual)
+                            flips[b] += _flip(space, base, n, out, at)
+            if columns_wrap:
+                _wrap_columns(out, b * rows, width, bands)
+        if rows_wrap:
+            close(white if colour else target, True, False)
+
+
+@kernel
+def update_packed(
+    target: np.ndarray,
+    black: np.ndarray,
+    white: np.ndarray,
+    first: int,
+    passes: int,
+    bands: tuple[int, int, int],
+    words: tuple[int, int],
+    rows_wrap: bool,
+    columns_wrap: bool,
+    origins: np.ndarray,
+    key: np.ndarray,
+    members: np.ndarray,
+    masks: Masks,
+    residual: np.ndarray,
+    flips: np.ndarray,
+) -> None:
+    """Passes over packed boxes, black where their number is even; adds the flips of each box.
+
+    Parameters
+    ----------
+    target : gets the flips of black sites; ``black`` itself in a step
+    black, white : (B, ny + 2, words + 2) uint64, see :mod:`mpiflow.core.packed`
+    first, passes : number of the first pass, and how many
+    bands, words : a :class:`Region` of the box
+    rows_wrap, columns_wrap : close each box on itself after each pass; else the halo there is
+        the caller's
+    """
+    _update_packed(
+        target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, origins, key,
+        members, masks, residual, flips,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def packed_with(masks: Masks) -> Any:
+    """:func:`update_packed` with thresholds compiled in: faster, after a few
+    seconds of compiling, which are kept on disk."""
+
+    def update(  # type: ignore[no-untyped-def]
+        target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, origins, key,
+        members, _, residual, flips,
+    ):  # fmt: skip
+        _update_packed(
+            target, black, white, first, passes, bands, words, rows_wrap, columns_wrap,
+            origins, key, members, masks, residual, flips,
+        )  # fmt: skip
+
+    return kernel(update)
+
+
+# -- CUDA --------------------------------------------------------------------------------------
+
+
+def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None]]:
+    """The kernel with the thresholds as an argument, or compiled in."""
+
+    def factory(cuda: Any) -> Callable[..., None]:
+        def update(
+            target: Any,
+            black: Any,
+            white: Any,
+            number: Any,
+            bands: Any,
+            words: Any,
+            origins: Any,
+            key: Any,
+            members: Any,
+            masks: Any,
+            residual: Any,
+            flips: Any,
+        ) -> None:
+            """One pass; one thread for each band and word. Same bits as the CPU kernel."""
+            i = cuda.grid(1)
+            across = words[1] - words[0]
+            in_box = (bands[1] - bands[0] + bands[2] - 1) // bands[2] * across
+            if i < black.shape[0] * in_box:
+                box = i // in_box
+                band = bands[0] + i % in_box // across * bands[2]
+                w = words[0] + i % across
+                step, colour = np.uint64(number), number & 1
+                spins, other = (white, black) if colour else (black, white)
+                out = white if colour else target
+                key0, key1 = key[0], key[1] + members[box]
+                stream = np.uint64(origins[box, 0] // BAND + band) << np.uint64(32)
+                stream |= np.uint64(origins[box, 1] // WORD_SITES + w)
+                a, b = threefry(key0, key1, step | SEED_AB, stream)
+                c = threefry(key0, key1, step | SEED_C, stream)[0]
+                flipped = np.uint64(0)
+                for row in range(BAND):
+                    y, x = band * BAND + row, w + 1
+                    odd = (row + colour) & 1
+                    s, o = spins[box, y + 1, x], other[box, y + 1, x]
+                    if odd:
+                        side = o >> np.uint64(1) | other[box, y + 1, x + 1] << np.uint64(63)
+                    else:
+                        side = o << np.uint64(1) | other[box, y + 1, x - 1] >> np.uint64(63)
+                    north, south = other[box, y, x], other[box, y + 2, x]
+                    s0, s1, s2 = count_neighbours(north ^ s, south ^ s, o ^ s, side ^ s)
+                    # The simulator's rules return Python ints.
+                    s0, s1, s2 = np.uint64(s0), np.uint64(s1), np.uint64(s2)
+                    a, b, c = np.uint64(a), np.uint64(b), np.uint64(c)
+                    count = np.uint64(PLANES * row + 1)
+                    m = masks if constants is None else constants
+                    a, b, c, below, undecided = compare(a, b, c, count, m, s0, s1, s2, s)
+                    below, undecided = np.uint64(below), np.uint64(undecided)
+                    site = site_counter(origins[box, 0] + y, origins[box, 1] + WORD_SITES * w + odd)
+                    site = np.uint64(site)
+                    bit = np.uint64(0)
+                    while undecided:
+                        if undecided & np.uint64(1):
+                            # A tuple: the simulator's rules take no arrays.
+                            classes = (
+                                residual[0], residual[1], residual[2], residual[3], residual[4],
+                                residual[5], residual[6], residual[7], residual[8], residual[9],
+                            )  # fmt: skip
+                            if below_residual(
+                                key0,
+                                key1,
+                                step | RESIDUAL,
+                                site + np.uint64(2) * bit,
+                                bit,
+                                s0,
+                                s1,
+                                s2,
+                                s,
+                                classes,
+                            ):
+                                below |= np.uint64(1) << bit
+                        undecided >>= np.uint64(1)
+                        bit += np.uint64(1)
+                    out[box, y + 1, x] ^= below
+                    flipped += np.uint64(popcount(below))
+                cuda.atomic.add(flips, box, np.int64(flipped))
+
+        return update
+
+    return factory
+
+
+update_packed_cuda = CudaKernel(_cuda_factory(None))
+
+
+@lru_cache(maxsize=8)
+def packed_cuda_with(masks: Masks) -> CudaKernel:
+    """:data:`update_packed_cuda` with thresholds compiled in."""
+    return CudaKernel(_cuda_factory(masks))

@@ -1,0 +1,538 @@
+r"""The n-fold way: exact continuous-time Glauber dynamics without rejections.
+
+Sites are kept in ten lists, one for each flip rate. The time to the next flip is
+exponential with the total rate [Bortz, Kalos, Lebowitz, J. Comput. Phys. 17, 10
+(1975)],
+
+.. math:: \Delta t = -\ln(u) / R, \qquad R = \sum_c n_c r_c,
+
+the class is chosen with probability :math:`n_c r_c / R` and the site uniformly
+in it. Event ``e`` of box ``b`` uses the noise at (member of b, step e), and an
+event that falls beyond the end of a call is drawn again, the same, in the next.
+
+The lists of a box share one pool with some free places between them, and one
+word for each site holds its class and its place there: with the spin, 10 bytes
+a site. They stay alive from call to call. Every call first compares the classes
+with those of the spins, at memory speed, and sorts the sites again if anything
+was changed in between: a trajectory depends on the spins and the order of the
+lists, not on how it was cut into calls.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mpiflow.core.block import Block
+from mpiflow.core.device import kernel
+from mpiflow.core.errors import InputError
+from mpiflow.core.guards import require_rule
+from mpiflow.core.noise import stream_key, threefry, to_unit
+from mpiflow.systems.ising import CLASSES, Ising, rate_class
+
+_NO_LIMIT = np.iinfo(np.int64).max
+#: Events whose noise is drawn at once.
+_AHEAD = 64
+
+# Words are unsigned throughout: Numba then leaves out the test for negative indices.
+_ONE, _FIVE = np.uint64(1), np.uint64(5)
+#: The class of a site is above these bits of its word, its place in the list in them.
+_SHIFT = np.uint64(28)
+_PLACE = np.uint64(2**28 - 1)
+MAX_SITES = 2**28
+#: No site.
+_NOWHERE = np.uint64(2**64 - 1)
+
+
+# -- noise ----------------------------------------------------------------------------------
+
+
+@kernel
+def exponential(word: np.uint64) -> float:
+    """-ln(u) of the uniform of a word, by arithmetic that vectorises and is IEEE everywhere.
+
+    The fdlibm method: u = 2^k m with m near 1, and a polynomial in (m - 1) / (m + 1);
+    the error is below one unit in the last place.
+    """
+    bits = np.float64(to_unit(word)).view(np.int64) + np.int64(
+        0x3FF0000000000000 - 0x3FE6A09E00000000
+    )
+    k = np.float64((bits >> 52) - 0x3FF)
+    m = np.int64((bits & np.int64(0xFFFFFFFFFFFFF)) + np.int64(0x3FE6A09E00000000)).view(np.float64)
+    f = m - 1.0
+    s = f / (2.0 + f)
+    z = s * s
+    w = z * z
+    odd = w * (
+        3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01)
+    )
+    even = z * (
+        6.666666666666735130e-01
+        + w
+        * (2.857142874366239149e-01 + w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01))
+    )
+    half = 0.5 * f * f
+    low = s * (half + odd + even) + k * 1.90821492927058770002e-10
+    return -(low - half + f + k * 6.93147180369123816490e-01)
+
+
+@kernel
+def _draw(
+    k0: np.uint64, k1: np.uint64, first: np.uint64, waits: np.ndarray, choices: np.ndarray
+) -> None:
+    """Unit exponentials and uniforms of the events from `first` on."""
+    for i in range(waits.size):
+        w0, w1 = threefry(k0, k1, first + np.uint64(i), np.uint64(0))
+        waits[i] = exponential(w0)
+        choices[i] = to_unit(w1)
+
+
+# -- lists ----------------------------------------------------------------------------------
+# Of one box: `info` (sites,) uint32 class and place of each site; `pool` (places,) uint32 the
+# lists; `base` (classes + 1,) uint64 where each list starts in the pool, and the pool's end;
+# `counts` (classes,) uint64 their lengths.
+
+
+@kernel
+def _spread(base: np.ndarray, counts: np.ndarray, places: int) -> None:
+    """Lay the lists out with equal room behind each."""
+    free, classes = np.int64(places), counts.size
+    for c in range(classes):
+        free -= np.int64(counts[c])
+    start = np.int64(0)
+    for c in range(classes):
+        base[c] = start
+        start += np.int64(counts[c]) + free * (c + 1) // classes - free * c // classes
+    base[classes] = places
+
+
+@kernel
+def _make_room(new: np.uint64, pool: np.ndarray, base: np.ndarray, counts: np.ndarray) -> None:
+    """Move the lists within the pool so that the list `new` can take one more site."""
+    old = base.copy()
+    counts[new] += _ONE  # so that there is a place for it even if places are few
+    _spread(base, counts, pool.size)
+    counts[new] -= _ONE
+    for c in range(counts.size):
+        if base[c] < old[c]:
+            for i in range(np.int64(counts[c])):
+                pool[base[c] + np.uint64(i)] = pool[old[c] + np.uint64(i)]
+    for c in range(counts.size - 1, -1, -1):
+        if base[c] > old[c]:
+            for i in range(np.int64(counts[c]) - 1, -1, -1):
+                pool[base[c] + np.uint64(i)] = pool[old[c] + np.uint64(i)]
+
+
+@kernel
+def _differ(field: np.ndarray, halo: int, info: np.ndarray) -> bool:
+    """Whether the class of any site is not that of its spin and neighbours."""
+    ny, nx = field.shape[0] - 2 * halo, field.shape[1] - 2 * halo
+    for y in range(ny):
+        if _row_differs(
+            field[y + halo - 1, halo : halo + nx],
+            field[y + halo, halo - 1 : halo + nx + 1],
+            field[y + halo + 1, halo : halo + nx],
+            info[y * nx : (y + 1) * nx],
+        ):
+            return True
+    return False
+
+
+@kernel
+def _row_differs(above: np.ndarray, row: np.ndarray, below: np.ndarray, info: np.ndarray) -> bool:
+    differences = np.uint32(0)
+    for x in range(info.size):
+        k = above[x] + below[x] + row[x] + row[x + 2]
+        differences |= np.uint32(info[x] >> np.uint32(28)) ^ np.uint32(rate_class(row[x + 1], k))
+    return differences != 0
+
+
+@kernel
+def _sort(
+    field: np.ndarray,
+    halo: int,
+    info: np.ndarray,
+    pool: np.ndarray,
+    base: np.ndarray,
+    counts: np.ndarray,
+) -> bool:
+    """Sort the sites into their classes, within a class in their present order.
+
+    Returns False, with the lists in disorder, if a spin is not -1 or 1.
+    """
+    nx = field.shape[1] - 2 * halo
+    order = np.empty(info.size, np.uint32)
+    _store_order(pool, base, counts, order)
+    counts[:] = 0
+    for i in range(order.size):
+        site = np.int64(order[i])
+        y, x = site // nx + halo, site % nx + halo
+        k = field[y - 1, x] + field[y + 1, x] + field[y, x - 1] + field[y, x + 1]
+        if field[y, x] * field[y, x] != 1:
+            return False
+        c = np.uint64(rate_class(field[y, x], k))
+        info[site] = c << _SHIFT | counts[c]
+        counts[c] += _ONE
+    _spread(base, counts, pool.size)
+    for i in range(order.size):
+        word = np.uint64(info[order[i]])
+        pool[base[word >> _SHIFT] + (word & _PLACE)] = order[i]
+    return True
+
+
+@kernel
+def _update(
+    fields: np.ndarray,
+    halo: int,
+    info: np.ndarray,
+    pool: np.ndarray,
+    base: np.ndarray,
+    counts: np.ndarray,
+) -> bool:
+    """Make the lists of all boxes those of their spins; False if a spin is not -1 or 1."""
+    for b in range(fields.shape[0]):
+        if _differ(fields[b], halo, info[b]) and not _sort(
+            fields[b], halo, info[b], pool[b], base[b], counts[b]
+        ):
+            return False
+    return True
+
+
+@kernel
+def _store_order(pool: np.ndarray, base: np.ndarray, counts: np.ndarray, order: np.ndarray) -> None:
+    """The lists one after the other."""
+    n = np.int64(0)
+    for c in range(counts.size):
+        count, start = np.int64(counts[c]), np.int64(base[c])
+        order[n : n + count] = pool[start : start + count]
+        n += count
+
+
+# -- events ---------------------------------------------------------------------------------
+
+
+@kernel
+def choose(uniform: float, shares: tuple[float, ...]) -> tuple[float, np.uint64, float]:
+    """The sum of the ten shares, the class whose share holds the number `uniform` of it, the rest.
+
+    The rest is how far inside the share the number lies. Selects instead of branches: which
+    class comes next cannot be predicted. Two short chains of additions instead of a long one:
+    they never decrease, also in floating point, and stay equal where a share is zero.
+    """
+    d0 = shares[0]
+    d1 = d0 + shares[1]
+    d2 = d1 + shares[2]
+    d3 = d2 + shares[3]
+    d4 = d3 + shares[4]
+    u0 = shares[5]
+    u1 = u0 + shares[6]
+    u2 = u1 + shares[7]
+    u3 = u2 + shares[8]
+    u4 = u3 + shares[9]
+    total = d4 + u4
+    v = uniform * total
+    w = v - d4  # negative for a down spin
+    if w >= u4:  # by rounding, at the very end of the last class with a share
+        last = 0
+        for c in range(CLASSES):
+            last = c if shares[c] > 0.0 else last
+        return total, np.uint64(last), shares[last]
+    below = np.uint64(v >= d0) + np.uint64(v >= d1) + np.uint64(v >= d2) + np.uint64(v >= d3)
+    above = np.uint64(w >= u0) + np.uint64(w >= u1) + np.uint64(w >= u2) + np.uint64(w >= u3)
+    rest = v - d0 if v >= d0 else v
+    rest = v - d1 if v >= d1 else rest
+    rest = v - d2 if v >= d2 else rest
+    rest = v - d3 if v >= d3 else rest
+    rest = w if w >= 0.0 else rest
+    rest = w - u0 if w >= u0 else rest
+    rest = w - u1 if w >= u1 else rest
+    rest = w - u2 if w >= u2 else rest
+    rest = w - u3 if w >= u3 else rest
+    return total, below + np.uint64(w >= 0.0) + above, rest
+
+
+@kernel
+def _surroundings(
+    site: np.uint64, ny: np.uint64, nx: np.uint64, closed: bool, near: np.ndarray
+) -> None:
+    """The neighbours of a site at the edge of a box; NOWHERE beyond an edge that is not closed."""
+    y, x = site // nx, site % nx
+    near[1] = site - nx if y > 0 else (site + (ny - _ONE) * nx if closed else _NOWHERE)
+    near[2] = site + nx if y < ny - _ONE else (site - (ny - _ONE) * nx if closed else _NOWHERE)
+    near[3] = site - _ONE if x > 0 else (site + (nx - _ONE) if closed else _NOWHERE)
+    near[4] = site + _ONE if x < nx - _ONE else (site - (nx - _ONE) if closed else _NOWHERE)
+
+
+@kernel
+def _run(
+    field: np.ndarray,
+    halo: int,
+    closed: bool,
+    members: np.ndarray,
+    key: np.ndarray,
+    rates: np.ndarray,
+    until: float,
+    most: np.ndarray,
+    clock: np.ndarray,
+    events: np.ndarray,
+    info: np.ndarray,
+    pool: np.ndarray,
+    base: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Advance every box to time `until`, or to a total of `most` events if that is first."""
+    inverse = np.where(rates > 0.0, 1.0 / rates, 0.0)
+    waits, choices = np.empty(_AHEAD), np.empty(_AHEAD)
+    for b in range(field.shape[0]):
+        running = True
+        while running and events[b] < most[b]:
+            ahead = min(most[b] - events[b], _AHEAD)
+            _draw(key[0], key[1] + members[b], np.uint64(events[b]), waits[:ahead], choices[:ahead])
+            clock[b], done = _follow(
+                field[b],
+                halo,
+                closed,
+                rates,
+                inverse,
+                waits[:ahead],
+                choices[:ahead],
+                until,
+                clock[b],
+                info[b],
+                pool[b],
+                base[b],
+                counts[b],
+            )
+            events[b] += done
+            running = done == ahead
+
+
+@kernel
+def _follow(
+    field: np.ndarray,
+    halo: int,
+    closed: bool,
+    rates: np.ndarray,
+    inverse: np.ndarray,
+    waits: np.ndarray,
+    choices: np.ndarray,
+    until: float,
+    clock: float,
+    info: np.ndarray,
+    pool: np.ndarray,
+    base: np.ndarray,
+    counts: np.ndarray,
+) -> tuple[float, int]:
+    """Events of one box with the given noise; the time of the last, and how many there were."""
+    ny, nx = np.uint64(field.shape[0] - 2 * halo), np.uint64(field.shape[1] - 2 * halo)
+    near = np.empty(5, np.uint64)
+    for i in range(waits.size):
+        shares = (
+            np.int64(counts[0]) * rates[0],
+            np.int64(counts[1]) * rates[1],
+            np.int64(counts[2]) * rates[2],
+            np.int64(counts[3]) * rates[3],
+            np.int64(counts[4]) * rates[4],
+            np.int64(counts[5]) * rates[5],
+            np.int64(counts[6]) * rates[6],
+            np.int64(counts[7]) * rates[7],
+            np.int64(counts[8]) * rates[8],
+            np.int64(counts[9]) * rates[9],
+        )
+        total, chosen, rest = choose(choices[i], shares)
+        wait = waits[i] / total
+        # A state that can never change waits for ever, also for a number of flips.
+        if wait == np.inf or clock + wait > until:
+            return clock, i
+        clock += wait
+        place = min(np.uint64(rest * inverse[chosen]), counts[chosen] - _ONE)
+        site = np.uint64(pool[base[chosen] + place])
+        up = chosen >= _FIVE
+        y, x = site // nx, site % nx
+        field[y + np.uint64(halo), x + np.uint64(halo)] = np.int8(-1) if up else np.int8(1)
+        near[0] = site
+        near[1], near[2], near[3], near[4] = site - nx, site + nx, site - _ONE, site + _ONE
+        if x == 0 or x == nx - _ONE or y == 0 or y == ny - _ONE:
+            _surroundings(site, ny, nx, closed, near)
+        # The site itself, then its neighbours. Classes count neighbour sums in steps of two.
+        step = np.uint64(2**64 - 5) if up else _FIVE
+        for j in range(5):
+            mover = near[j]
+            if mover != _NOWHERE:
+                word = np.uint64(info[mover])
+                old = word >> _SHIFT
+                last = counts[old] - _ONE
+                # The last of the old list goes to the place that becomes free.
+                filler = pool[base[old] + last]
+                pool[base[old] + (word & _PLACE)] = filler
+                info[filler] = word
+                counts[old] = last
+                new = old + step
+                end = counts[new]
+                if base[new] + end == base[new + _ONE]:
+                    _make_room(new, pool, base, counts)
+                pool[base[new] + end] = mover
+                info[mover] = new << _SHIFT | end
+                counts[new] = end + _ONE
+            step = np.uint64(2**64 - 1) if up else _ONE
+    return clock, waits.size
+
+
+class NFold:
+    """Exact event-driven solver for small lattices and patches, on the CPU.
+
+    One object follows one batch of boxes. To go on with a trajectory bit for bit,
+    keep the spins and the three attributes.
+
+    Parameters
+    ----------
+    system : the model
+    batch : number of boxes
+
+    Attributes
+    ----------
+    clock : (B,) float64, the time of each box's last event
+    events : (B,) int64, how many there were
+    """
+
+    name = "nfold"
+
+    def __init__(self, system: Ising, batch: int = 1) -> None:
+        require_rule(system, Ising)
+        self.system: Any = system
+        self._begin(batch, CLASSES, np.uint32)
+
+    def _begin(self, batch: int, classes: int, word: type) -> None:
+        """No event yet; words of this type hold the class of a site and its place."""
+        self.clock = np.zeros(batch)
+        self.events = np.zeros(batch, np.int64)
+        self._classes, self._word = classes, word
+        self._allocate(batch, 0)
+
+    def _allocate(self, batch: int, sites: int) -> None:
+        """Lists of all sites in row-major order, not sorted yet, which no class says."""
+        places = sites + sites // 4 + 4 * self._classes
+        self._info: np.ndarray = np.full((batch, sites), np.iinfo(self._word).max, self._word)
+        self._pool = np.empty((batch, places), np.uint32)
+        self._pool[:, :sites] = np.arange(sites, dtype=np.uint32)
+        self._base = np.zeros((batch, self._classes + 1), np.uint64)
+        self._counts = np.zeros((batch, self._classes), np.uint64)
+        self._counts[:, 0] = sites
+
+    @property
+    def order(self) -> np.ndarray:
+        """(B, sites) int32, the lists of sites of each box, one after the other: a copy.
+
+        Set it to go on with a trajectory. Before the first call it is empty.
+        """
+        out = np.empty(self._info.shape, np.uint32)
+        for b in range(len(out)):
+            _store_order(self._pool[b], self._base[b], self._counts[b], out[b])
+        return out.astype(np.int32)
+
+    @order.setter
+    def order(self, order: np.ndarray) -> None:
+        order = np.asarray(order)
+        batch, sites = len(self.clock), order.shape[-1]
+        if order.shape != (batch, sites) or not np.array_equal(
+            np.sort(order, axis=1), np.broadcast_to(np.arange(sites), (batch, sites))
+        ):  # kernels do not check bounds
+            raise InputError(
+                "order",
+                order.shape,
+                f"({batch}, sites) numbers, each row a permutation of 0 to sites - 1",
+                "Use the order of the solver to go on with.",
+            )
+        self._allocate(batch, sites)
+        self._pool[:, :sites] = order
+
+    def advance(
+        self,
+        block: Block,
+        *,
+        seed: int,
+        until: float = np.inf,
+        flips: int | None = None,
+        stream: str = "nfold",
+    ) -> np.ndarray:
+        """Advance every box to the absolute time ``until`` or by ``flips`` events, in place.
+
+        With ``flips``, :attr:`clock` is afterwards the time of each box's last
+        event; a box whose total rate is zero stays as it is. The halo must be
+        current and is current again afterwards. Spins may be changed between calls.
+
+        Returns
+        -------
+        (B,) int64, the number of flips of each box
+        """
+        self.check(block)
+        self._require_states(block)
+        if len(self.clock) != block.batch:
+            raise InputError(
+                "batch", len(self.clock), f"{block.batch}, as many as boxes", "Make a new solver."
+            )
+        if np.isnan(until) or (flips is None and np.isinf(until)):
+            raise InputError("until", until, "a finite time, or flips", "Give one of them.")
+        if flips is not None and flips < 0:
+            raise InputError("flips", flips, "0 or more", "Try the number of sites.")
+        sites = math.prod(block.shape)
+        if self._info.shape[1] != sites:
+            self._allocate(block.batch, sites)
+        before = self.events.copy()
+        most = before + flips if flips is not None else np.full_like(before, _NO_LIMIT)
+        self._run(block, stream_key(seed, stream), until, most)
+        block.fill_halo()
+        return self.events - before
+
+    def _require_states(self, block: Block) -> None:
+        block.require_spins()
+
+    def _run(self, block: Block, key: np.ndarray, until: float, most: np.ndarray) -> None:
+        """Bring the lists up to date, then the boxes to a time or a total of events."""
+        lists = self._info, self._pool, self._base, self._counts
+        if not _update(block.array, block.halo, *lists):
+            self._allocate(block.batch, 0)
+            raise InputError("spins", "another", "-1 or 1 at every site", "Set an initial state.")
+        _run(
+            block.array,
+            block.halo,
+            block.closed,
+            block.members,
+            key,
+            normal_rates(self.system),
+            until,
+            most,
+            self.clock,
+            self.events,
+            *lists,
+        )
+
+    @staticmethod
+    def check(block: Block) -> None:
+        """Raise if the blocks cannot be advanced by this solver."""
+        if block.device.is_cuda:
+            raise InputError(
+                "device", "cuda", "'cpu' for the n-fold solver", "Use --solver sublattice."
+            )
+        if block.policy == "exchange" and not block.closed:
+            raise InputError(
+                "ranks",
+                block.layout.ranks if block.layout else 0,
+                "1 rank per lattice for the n-fold solver",
+                "Use one rank, several members, or --solver sublattice.",
+            )
+        if math.prod(block.shape) > MAX_SITES:
+            raise InputError(
+                "size",
+                block.shape,
+                f"at most {MAX_SITES} sites in a box for the n-fold solver",
+                "Use a smaller lattice, or --solver sublattice.",
+            )
+
+
+def normal_rates(system: Ising) -> np.ndarray:
+    """Rates of the ten classes, (10,) float64; below 2e-308 they are 0, so that 1 / r exists."""
+    rates = system.flip_rates()
+    return np.where(rates < np.finfo(np.float64).tiny, 0.0, rates)

@@ -1,0 +1,416 @@
+"""Passes over a batch of small boxes: one word for each site, one box a bit.
+
+Boxes of equal shape and colouring go together, box ``member`` at bit ``member % 64`` of
+word ``member // 64``, so that the noise of a box does not depend on the others that are
+there. The noise of a row of a box is one stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from mpiflow.core.device import CudaKernel, inlined, kernel
+from mpiflow.core.errors import InputError
+from mpiflow.core.noise import Word, site_counter, threefry
+from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
+    BELOW,
+    CHUNK,
+    EQUAL,
+    PLANES,
+    S0,
+    S1,
+    S2,
+    SLICED_AB,
+    SLICED_C,
+    SLICED_RESIDUAL,
+    SPACE,
+    SPIN,
+    STATE_A,
+    STATE_B,
+    STATE_C,
+    Masks,
+    below_residual,
+    compare,
+    compare_words,
+    count_neighbours,
+)
+
+#: Words of a batch's field that are handled together, to fit the second-level cache.
+CACHE_WORDS = 2**17
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Where some boxes of a batch are in a field of words.
+
+    Attributes
+    ----------
+    groups : (words,) uint64, member // 64 of each word, ascending
+    boxes : (n,) int64, indices of boxes in the batch, by member
+    lane : (n,) int64, 64 times the word plus the bit of each
+    """
+
+    groups: np.ndarray
+    boxes: np.ndarray
+    lane: np.ndarray
+
+    def pack(self, boxes: np.ndarray) -> np.ndarray:
+        """The field (sites, words) uint64 of boxes (B, sites) of +1 and -1."""
+        field = np.zeros((boxes.shape[1], len(self.groups)), np.uint64)
+        _pack(boxes, self.boxes, self.lane, field)
+        return field
+
+    def unpack(self, field: np.ndarray, boxes: np.ndarray) -> None:
+        """The reverse, into boxes (B, sites) int8."""
+        _unpack(field.reshape(boxes.shape[1], -1), self.boxes, self.lane, boxes)
+
+
+def lanes(members: np.ndarray, sites: int) -> Iterator[Lanes]:
+    """All boxes of a batch, as many words at a time as fit the cache."""
+    order = np.argsort(members, kind="stable")
+    ordered = members[order]
+    if np.any(ordered[1:] == ordered[:-1]):
+        twice = ordered[1:][ordered[1:] == ordered[:-1]][0]
+        raise InputError(
+            "members", int(twice), "each number once in a batch", "Give every box its own."
+        )
+    groups, column = np.unique(ordered >> np.uint64(6), return_inverse=True)
+    bit = (ordered & np.uint64(63)).astype(np.int64)
+    # Whole vectors of words.
+    most = min(CHUNK, max(8, CACHE_WORDS // sites // 8 * 8))
+    for start in range(0, len(groups), most):
+        low, high = np.searchsorted(column, (start, start + most))
+        lane = 64 * (column[low:high] - start) + bit[low:high]
+        yield Lanes(groups[start : start + most], order[low:high], lane)
+
+
+@kernel
+def _gather_lane(box: np.ndarray, bit: int, out: np.ndarray) -> None:
+    for s in range(box.size):
+        out[s] |= np.uint8(box[s] > 0) << np.uint8(bit)
+
+
+@kernel
+def _join_lanes(parts: np.ndarray, column: int, field: np.ndarray) -> None:
+    for s in range(parts.shape[1]):
+        word = np.uint64(0)
+        for part in range(8):
+            word |= np.uint64(parts[part, s]) << np.uint64(8 * part)
+        field[s, column] = word
+
+
+@kernel
+def _pack(boxes: np.ndarray, order: np.ndarray, lane: np.ndarray, field: np.ndarray) -> None:
+    parts = np.zeros((8, boxes.shape[1]), np.uint8)
+    for i in range(order.size):
+        column, bit = lane[i] >> 6, lane[i] & 63
+        _gather_lane(boxes[order[i]], bit & 7, parts[bit >> 3])
+        if i + 1 == order.size or lane[i + 1] >> 6 != column:
+            _join_lanes(parts, column, field)
+            parts[:] = 0
+
+
+@kernel
+def _split_lanes(field: np.ndarray, column: int, parts: np.ndarray) -> None:
+    for s in range(parts.shape[1]):
+        word = field[s, column]
+        for part in range(8):
+            parts[part, s] = np.uint8((word >> np.uint64(8 * part)) & np.uint64(255))
+
+
+@kernel
+def _scatter_lane(part: np.ndarray, bit: int, box: np.ndarray) -> None:
+    for s in range(box.size):
+        box[s] = np.int8(((part[s] >> np.uint8(bit)) & np.uint8(1)) << np.uint8(1)) - np.int8(1)
+
+
+@kernel
+def _unpack(field: np.ndarray, order: np.ndarray, lane: np.ndarray, boxes: np.ndarray) -> None:
+    parts = np.empty((8, boxes.shape[1]), np.uint8)
+    for i in range(order.size):
+        column, bit = lane[i] >> 6, lane[i] & 63
+        if i == 0 or lane[i - 1] >> 6 != column:
+            _split_lanes(field, column, parts)
+        _scatter_lane(parts[bit >> 3], bit & 7, boxes[order[i]])
+
+
+@kernel
+def _seed_streams(
+    space: np.ndarray, n: int, key0: Word, key1: Word, groups: np.ndarray, step: Word, row: Word
+) -> None:
+    for i in range(n):
+        w, key = np.uint64(i), key1 + groups[i]
+        space[STATE_A + w], space[STATE_B + w] = threefry(key0, key, step | SLICED_AB, row)
+        space[STATE_C + w] = threefry(key0, key, step | SLICED_C, row)[0]
+
+
+@kernel
+def _classes(
+    space: np.ndarray, n: int, field: np.ndarray, at: Word, down: Word, right: Word
+) -> None:
+    """Classes of n words of one site; steps to its neighbours are `down` and `right` words."""
+    for i in range(n):
+        k, w = np.uint64(i), at + np.uint64(i)
+        s = field[w]
+        s0, s1, s2 = count_neighbours(
+            field[w - down] ^ s, field[w + down] ^ s, field[w - right] ^ s, field[w + right] ^ s
+        )
+        space[S0 + k], space[S1 + k], space[S2 + k], space[SPIN + k] = s0, s1, s2, s
+
+
+@kernel
+def _settle(
+    space: np.ndarray,
+    n: int,
+    key0: Word,
+    key1: Word,
+    groups: np.ndarray,
+    step: Word,
+    site: Word,
+    residual: np.ndarray,
+) -> None:
+    """Decide the lanes that the planes left undecided."""
+    for i in range(n):
+        w = np.uint64(i)
+        undecided = space[EQUAL + w]
+        bit = np.uint64(0)
+        while undecided:
+            if undecided & np.uint64(1) and below_residual(
+                key0,
+                key1 + (groups[i] << np.uint64(6) | bit),
+                step | SLICED_RESIDUAL,
+                site,
+                bit,
+                space[S0 + w],
+                space[S1 + w],
+                space[S2 + w],
+                space[SPIN + w],
+                residual,
+            ):
+                space[BELOW + w] |= np.uint64(1) << bit
+            undecided >>= np.uint64(1)
+            bit += np.uint64(1)
+
+
+@kernel
+def _flip(space: np.ndarray, n: int, target: np.ndarray, at: Word) -> None:
+    for i in range(n):
+        target[at + np.uint64(i)] ^= space[BELOW + np.uint64(i)]
+
+
+@kernel
+def _add_bit(space: np.ndarray, n: int, digit: np.ndarray) -> None:
+    """Add the flips to a binary digit of each lane's counter; they become the carry."""
+    for i in range(n):
+        carry = space[BELOW + np.uint64(i)]
+        space[BELOW + np.uint64(i)] = carry & digit[i]
+        digit[i] ^= carry
+
+
+@kernel
+def _empty_counters(digits: np.ndarray, n: int, counts: np.ndarray) -> None:
+    """Add binary numbers, one a lane, digit p in row p, to ordinary ones, and clear them."""
+    for i in range(n):
+        for bit in range(64):
+            number = np.int64(0)
+            for p in range(digits.shape[0]):
+                number |= np.int64((digits[p, i] >> np.uint64(bit)) & np.uint64(1)) << p
+            counts[64 * i + bit] += number
+    digits[:] = 0
+
+
+@kernel
+def wrap(field: np.ndarray, halo: int) -> None:
+    """Close every box of a (H, W, words) field on itself."""
+    ny, nx = field.shape[0] - 2 * halo, field.shape[1] - 2 * halo
+    for i in range(halo):
+        field[i] = field[i + ny]
+        field[i + ny + halo] = field[i + halo]
+    for i in range(field.shape[0]):
+        for j in range(halo):
+            field[i, j] = field[i, j + nx]
+            field[i, j + nx + halo] = field[i, j + halo]
+
+
+@inlined
+def _update_sliced(  # type: ignore[no-untyped-def]
+    target, field, halo, parity, close, first, passes, groups, key, masks, residual, flips
+):
+    space = np.empty(SPACE, np.uint64)
+    height, width, words = field.shape
+    down, right = np.uint64(width * words), np.uint64(words)
+    flat, out = field.reshape(-1), target.reshape(-1)
+    digits = np.zeros((8, min(words, CHUNK)), np.uint64)
+    for number in range(first, first + passes):
+        step = np.uint64(number)
+        for start in range(0, words, CHUNK):
+            n = min(CHUNK, words - start)
+            some = groups[start : start + n]
+            counted = 0
+            for y in range(halo, height - halo):
+                _seed_streams(space, n, key[0], key[1], some, step, np.uint64(y - halo))
+                draws = 1
+                for x in range(halo + ((number + parity + y - halo) & 1), width - halo, 2):
+                    at = np.uint64((y * width + x) * words + start)
+                    _classes(space, n, flat, at, down, right)
+                    compare_words(space, n, np.uint64(draws), masks)
+                    draws += PLANES
+                    site = site_counter(y - halo, x - halo)
+                    _settle(space, n, key[0], key[1], some, step, site, residual)
+                    _flip(space, n, out, at)
+                    for p in range(8):
+                        _add_bit(space, n, digits[p])
+                    counted += 1
+                    if counted == 255:
+                        _empty_counters(digits, n, flips[64 * start :])
+                        counted = 0
+            if counted:
+                _empty_counters(digits, n, flips[64 * start :])
+        if close:
+            wrap(target, halo)
+
+
+@kernel
+def update_sliced(
+    target: np.ndarray,
+    field: np.ndarray,
+    halo: int,
+    parity: int,
+    close: bool,
+    first: int,
+    passes: int,
+    groups: np.ndarray,
+    key: np.ndarray,
+    masks: Masks,
+    residual: np.ndarray,
+    flips: np.ndarray,
+) -> None:
+    """Passes over sliced boxes, black where their number is even.
+
+    Parameters
+    ----------
+    target : gets the flips that ``field`` makes; ``field`` itself in a step
+    field : (H, W, words) uint64, boxes with their halo
+    parity : colour of the first inner site, 0 for black
+    close : close each box on itself after each pass; else the halo stays as it is
+    first, passes : number of the first pass, and how many
+    groups : (words,) uint64, member // 64 of each word
+    flips : (64 words,) int64, gets the flips of each lane
+    """
+    _update_sliced(
+        target, field, halo, parity, close, first, passes, groups, key, masks, residual, flips
+    )
+
+
+@lru_cache(maxsize=8)
+def sliced_with(masks: Masks) -> Any:
+    """:func:`update_sliced` with thresholds compiled in: faster, after a few
+    seconds of compiling, which are kept on disk."""
+
+    def update(target, field, halo, parity, close, first, passes, groups, key, _, residual, flips):  # type: ignore[no-untyped-def]
+        _update_sliced(
+            target, field, halo, parity, close, first, passes, groups, key, masks, residual, flips
+        )
+
+    return kernel(update)
+
+
+@CudaKernel
+def wrap_sliced_cuda(cuda: Any) -> Callable[..., None]:
+    def wrap(field: Any, halo: int) -> None:
+        """Close every box on itself; one thread for each site of the halo and word."""
+        i = cuda.grid(1)
+        height, width, words = field.shape
+        if i < height * width * words:
+            y, x, w = i // (width * words), i // words % width, i % words
+            ny, nx = height - 2 * halo, width - 2 * halo
+            iy, ix = (y - halo + ny) % ny + halo, (x - halo + nx) % nx + halo
+            if iy != y or ix != x:
+                field[y, x, w] = field[iy, ix, w]
+
+    return wrap
+
+
+def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None]]:
+    """The kernel with the thresholds as an argument, or compiled in."""
+
+    def factory(cuda: Any) -> Callable[..., None]:
+        def update(
+            target: Any,
+            field: Any,
+            halo: int,
+            parity: int,
+            number: int,
+            groups: Any,
+            key: Any,
+            masks: Any,
+            residual: Any,
+            flips: Any,
+        ) -> None:
+            """One pass; one thread for each row of a box and word. Same bits as the CPU kernel."""
+            i = cuda.grid(1)
+            height, width, words = field.shape
+            if i < (height - 2 * halo) * words:
+                y, w = halo + i // words, i % words
+                step, group = np.uint64(number), groups[w]
+                row = np.uint64(y - halo)
+                a, b = threefry(key[0], key[1] + group, step | SLICED_AB, row)
+                c = threefry(key[0], key[1] + group, step | SLICED_C, row)[0]
+                draws = np.uint64(1)
+                for x in range(halo + ((number + parity + y - halo) & 1), width - halo, 2):
+                    s = field[y, x, w]
+                    s0, s1, s2 = count_neighbours(
+                        field[y - 1, x, w] ^ s,
+                        field[y + 1, x, w] ^ s,
+                        field[y, x - 1, w] ^ s,
+                        field[y, x + 1, w] ^ s,
+                    )
+                    # The simulator's rules return Python ints.
+                    s0, s1, s2 = np.uint64(s0), np.uint64(s1), np.uint64(s2)
+                    a, b, c = np.uint64(a), np.uint64(b), np.uint64(c)
+                    m = masks if constants is None else constants
+                    a, b, c, below, undecided = compare(a, b, c, draws, m, s0, s1, s2, s)
+                    draws += np.uint64(PLANES)
+                    site = np.uint64(site_counter(y - halo, x - halo))
+                    for lane in range(64):
+                        bit = np.uint64(lane)
+                        if undecided >> bit & np.uint64(1):
+                            # A tuple: the simulator's rules take no arrays.
+                            classes = (
+                                residual[0], residual[1], residual[2], residual[3], residual[4],
+                                residual[5], residual[6], residual[7], residual[8], residual[9],
+                            )  # fmt: skip
+                            if below_residual(
+                                key[0],
+                                key[1] + (group << np.uint64(6) | bit),
+                                step | SLICED_RESIDUAL,
+                                site,
+                                bit,
+                                s0,
+                                s1,
+                                s2,
+                                s,
+                                classes,
+                            ):
+                                below |= np.uint64(1) << bit
+                        if below >> bit & np.uint64(1):
+                            cuda.atomic.add(flips, 64 * w + lane, 1)
+                    target[y, x, w] ^= below
+
+        return update
+
+    return factory
+
+
+update_sliced_cuda = CudaKernel(_cuda_factory(None))
+
+
+@lru_cache(maxsize=8)
+def sliced_cuda_with(masks: Masks) -> CudaKernel:
+    """:data:`update_sliced_cuda` with thresholds compiled in."""
+    return CudaKernel(_cuda_factory(masks))

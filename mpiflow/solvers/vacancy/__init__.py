@@ -1,0 +1,1 @@
+"""How vacancies advance in time."""

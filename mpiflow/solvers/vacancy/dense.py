@@ -1,0 +1,274 @@
+r"""Small dense layers for eight inputs at once, as fast as the CPU multiplies and the same bits.
+
+A *hidden layer* and the *output* of a network are
+
+.. math:: h_j = \max\Bigl(b_j + \sum_k x_k W_{kj},\; 0\Bigr), \qquad y = b + \sum_k x_k w_k,
+
+for the eight rows x of a scratch array, in float32. The order of the arithmetic is fixed:
+
+* hidden: one chain over k = 0, 1, ... of fused multiply-adds, beginning with :math:`b_j`;
+* output: 16 such chains beginning with 0, chain i over k = i, i + 16, ...; then lanes i and
+  i + 8 are added, i and i + 4, i and i + 2, i and i + 1; then b.
+
+So results depend neither on the width of the CPU's vectors nor on the shape of a tile. A CPU
+without fused multiply-adds computes them in the C library: slow, but the same bits.
+
+A tile of rows times *panels*, 16 columns each, keeps its sums in registers while k runs.
+LLVM does not find this shape in loops, so the tile is spelled out. Widths that do not fit
+are padded with zeros, which changes no sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mpiflow.core.device import cpu_has, intrinsic, kernel
+
+#: Rows that go through a network together.
+ROWS = 8
+#: Columns of a panel, and partial sums of an output.
+LANES = 16
+#: Steps of k in one turn of the loop; the inputs of a layer are padded to multiples of it.
+STEPS = 4
+# How far ahead weights are fetched into the first cache, in floats.
+_AHEAD = 256
+
+
+def padded(count: int, multiple: int = LANES) -> int:
+    """The next multiple of some number."""
+    return -(-count // multiple) * multiple
+
+
+def packed_hidden(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Weights (in, out) and bias (out,) as :data:`hidden` reads them, one panel after the other.
+
+    A panel has its 16 biases, then 16 weights for each input.
+    """
+    inputs, outputs = weights.shape
+    table = np.zeros((1 + padded(inputs, STEPS), padded(outputs)), np.float32)
+    table[0, :outputs], table[1 : 1 + inputs, :outputs] = bias, weights
+    return table.reshape(len(table), -1, LANES).swapaxes(0, 1).ravel()
+
+
+def packed_output(weights: np.ndarray, bias: float) -> np.ndarray:
+    """Weights (in,) and bias as :func:`output` reads them: padded, the bias last."""
+    table = np.zeros(padded(len(weights)) + 1, np.float32)
+    table[: len(weights)], table[-1] = weights, bias
+    return table
+
+
+class _Code:
+    """The few LLVM instructions that tiles need."""
+
+    def __init__(self, ir: Any, builder: Any) -> None:
+        self.ir, self.builder = ir, builder
+        self.i32, self.i64 = ir.IntType(32), ir.IntType(64)
+        self.vector = ir.VectorType(ir.FloatType(), LANES)
+        self.zeros = ir.Constant(self.vector, [0.0] * LANES)
+
+    def at(self, pointer: Any, *offsets: Any) -> Any:
+        """The address some floats further on."""
+        for offset in offsets:
+            number = self.i64(offset) if isinstance(offset, int) else offset
+            pointer = self.builder.gep(pointer, [number])
+        return pointer
+
+    def times(self, value: Any, number: int) -> Any:
+        return self.builder.mul(value, self.i64(number))
+
+    def plus(self, value: Any, number: int) -> Any:
+        return self.builder.add(value, self.i64(number))
+
+    def load(self, pointer: Any) -> Any:
+        return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=4)
+
+    def store(self, vector: Any, pointer: Any) -> None:
+        to = self.builder.bitcast(pointer, self.vector.as_pointer())
+        self.builder.store(vector, to, align=4)
+
+    def shuffle(self, vector: Any, lanes: Sequence[int]) -> Any:
+        mask = self.ir.Constant(self.ir.VectorType(self.i32, len(lanes)), list(lanes))
+        return self.builder.shuffle_vector(vector, vector, mask)
+
+    def broadcast(self, pointer: Any) -> Any:
+        """One float in all lanes."""
+        empty, first = self.ir.Constant(self.vector, self.ir.Undefined), self.i32(0)
+        one = self.builder.insert_element(empty, self.builder.load(pointer, align=4), first)
+        return self.shuffle(one, [0] * LANES)
+
+    def call(self, name: str, result: Any, *arguments: Any) -> Any:
+        function = self.builder.module.globals.get(name)
+        if function is None:
+            kind = self.ir.FunctionType(result, [a.type for a in arguments])
+            function = self.ir.Function(self.builder.module, kind, name)
+        return self.builder.call(function, arguments)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return self.call(f"llvm.fma.v{LANES}f32", self.vector, a, b, c)
+
+    def fetch(self, pointer: Any) -> None:
+        """Ask for a line of memory that will be read soon."""
+        byte = self.builder.bitcast(pointer, self.ir.IntType(8).as_pointer())
+        read, often, data = self.i32(0), self.i32(3), self.i32(1)
+        self.call("llvm.prefetch.p0", self.ir.VoidType(), byte, read, often, data)
+
+    def loop(
+        self, count: Any, step: int, sums: list[Any], body: Callable[[Any, list[Any]], list[Any]]
+    ) -> list[Any]:
+        """Sums after ``sums = body(k, sums)`` for k = 0, step, ... below count, at least once."""
+        before = self.builder.block
+        inside, after = (self.builder.append_basic_block() for _ in range(2))
+        self.builder.branch(inside)
+        self.builder.position_at_end(inside)
+        k, starts = self.builder.phi(self.i64), [self.builder.phi(s.type) for s in sums]
+        ends = body(k, starts)
+        following = self.plus(k, step)
+        for phi, start, end in zip(
+            [k, *starts], [self.i64(0), *sums], [following, *ends], strict=True
+        ):
+            phi.add_incoming(start, before)
+            phi.add_incoming(end, inside)
+        self.builder.cbranch(self.builder.icmp_signed("<", following, count), inside, after)
+        self.builder.position_at_end(after)
+        return ends
+
+
+def _tile(rows: int, panels: int) -> Any:
+    """A hidden layer for some rows and panels."""
+
+    def emit(
+        ir: Any,
+        builder: Any,
+        work: Any,
+        x: Any,
+        y: Any,
+        stride: Any,
+        weights: Any,
+        at: Any,
+        inputs: Any,
+    ) -> None:
+        code = _Code(ir, builder)
+        size = code.times(code.plus(inputs, 1), LANES)
+        w = [code.at(weights, at, code.times(size, p)) for p in range(panels)]
+        x_rows = [code.at(work, x, code.times(stride, r)) for r in range(rows)]
+
+        def multiply(k: Any, sums: list[Any]) -> list[Any]:
+            lines = [code.at(panel, code.times(k, LANES)) for panel in w]
+            for step in range(STEPS):
+                here = [code.at(line, (1 + step) * LANES) for line in lines]
+                for line in here:
+                    code.fetch(code.at(line, _AHEAD))
+                factors = [code.load(line) for line in here]
+                given = [code.broadcast(code.at(row, k, step)) for row in x_rows]
+                sums = [
+                    code.fma(given[i // panels], factors[i % panels], s) for i, s in enumerate(sums)
+                ]
+            return sums
+
+        biases = [code.load(panel) for panel in w]
+        for i, s in enumerate(code.loop(inputs, STEPS, biases * rows, multiply)):
+            positive = builder.select(builder.fcmp_ordered(">", s, code.zeros), s, code.zeros)
+            row, panel = divmod(i, panels)
+            code.store(positive, code.at(work, y, code.times(stride, row), panel * LANES))
+
+    return intrinsic(emit)
+
+
+_tile_8x2, _tile_8x1, _tile_4x1 = _tile(8, 2), _tile(8, 1), _tile(4, 1)
+
+
+@kernel
+def hidden_wide(
+    work: np.ndarray,
+    x: int,
+    y: int,
+    stride: int,
+    weights: np.ndarray,
+    at: int,
+    inputs: int,
+    panels: int,
+) -> None:
+    """:data:`hidden` for 32 vector registers of 16 floats."""
+    size = (1 + inputs) * LANES
+    for p in range(0, panels - 1, 2):
+        _tile_8x2(work, x, y + p * LANES, stride, weights, at + p * size, inputs)
+    if panels % 2:
+        p = panels - 1
+        _tile_8x1(work, x, y + p * LANES, stride, weights, at + p * size, inputs)
+
+
+@kernel
+def hidden_narrow(
+    work: np.ndarray,
+    x: int,
+    y: int,
+    stride: int,
+    weights: np.ndarray,
+    at: int,
+    inputs: int,
+    panels: int,
+) -> None:
+    """:data:`hidden` for 16 vector registers of 8 floats, as of AVX2, or for any others."""
+    size = (1 + inputs) * LANES
+    for p in range(panels):
+        for r in range(0, ROWS * stride, 4 * stride):
+            _tile_4x1(work, x + r, y + r + p * LANES, stride, weights, at + p * size, inputs)
+
+
+#: A hidden layer: rows at x and y of ``work``, each ``stride`` floats after the last, weights
+#: from ``at`` on as of :func:`packed_hidden`, ``inputs`` after padding.
+hidden = hidden_wide if cpu_has("avx512f") else hidden_narrow
+
+
+@intrinsic
+def _add_lanes(ir: Any, builder: Any, work: Any, to: Any, other: Any) -> None:
+    code = _Code(ir, builder)
+    sums = builder.fadd(code.load(code.at(work, to)), code.load(code.at(work, other)))
+    code.store(sums, code.at(work, to))
+
+
+@kernel
+def add_parts(work: np.ndarray, y: int, stride: int, part: int, parts: int) -> None:
+    """Adds to the first panels of each row at y of ``work`` the ``parts`` - 1 sets that follow.
+
+    A part has a number ``part`` of panels; they are added one after the other.
+    """
+    for row in range(ROWS):
+        for panel in range(part):
+            to = y + row * stride + panel * LANES
+            for other in range(1, parts):
+                _add_lanes(work, to, to + other * part * LANES)
+
+
+@intrinsic
+def output(
+    ir: Any,
+    builder: Any,
+    work: Any,
+    x: Any,
+    y: Any,
+    stride: Any,
+    weights: Any,
+    at: Any,
+    inputs: Any,
+) -> None:
+    """The output of each row at x of ``work``, put at y, one after the other."""
+    code = _Code(ir, builder)
+    w = code.at(weights, at)
+
+    def multiply(k: Any, sums: list[Any]) -> list[Any]:
+        factor = code.load(code.at(w, k))
+        rows = [code.load(code.at(work, x, code.times(stride, r), k)) for r in range(ROWS)]
+        return [code.fma(row, factor, s) for row, s in zip(rows, sums, strict=True)]
+
+    bias = builder.load(code.at(w, inputs), align=4)
+    for r, s in enumerate(code.loop(inputs, LANES, [code.zeros] * ROWS, multiply)):
+        half = LANES // 2
+        while half:
+            s = builder.fadd(code.shuffle(s, range(half)), code.shuffle(s, range(half, 2 * half)))
+            half //= 2
+        total = builder.fadd(builder.extract_element(s, code.i32(0)), bias)
+        builder.store(total, code.at(work, y, r), align=4)

@@ -1,0 +1,92 @@
+"""The benchmarks run, report in the agreed form, and compare what they claim to compare."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from mpiflow.cli import invoke
+from mpiflow.commands.bench import spins as bench
+from mpiflow.core.device import simulated
+from mpiflow.core.errors import InputError
+from mpiflow.core.noise import stream_key, words
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", bench.BENCHES)
+def test_every_benchmark_reports(comm: MPI.Intracomm, name: str):
+    rows = bench.run(name, comm, small=True)
+    assert rows
+    for row in rows:
+        assert list(row) == ["bench", "case", "value", "unit", "min", "max"]
+        assert row["bench"] == name
+        least = 0 if row["case"].startswith("model") else 1e-12  # a fit of tiny times may say 0
+        assert least <= row["min"] <= row["value"] <= row["max"] < np.inf
+        assert json.loads(json.dumps(row)) == row
+    assert len({row["case"] for row in rows}) == len(rows)
+    assert comm.bcast(rows, root=0) == rows, "ranks must agree"
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(not simulated(), reason="needs NUMBA_ENABLE_CUDASIM=1")
+def test_the_benchmark_runs_on_cuda():
+    assert bench.run("ising", MPI.COMM_SELF, device="cuda", small=True)
+
+
+def test_table_is_aligned():
+    row = {"bench": "noise", "case": "x", "value": 1.23456, "unit": "words/ns", "min": 1, "max": 2}
+    lines = bench.table([row, row | {"case": "a longer case"}]).splitlines()
+    assert len(lines) == 3
+    assert len({line.index("words/ns") for line in lines[1:]}) == 1
+    assert "1.235" in lines[1]
+
+
+def test_unknown_benchmark():
+    with pytest.raises(InputError, match=r"bench='isin'.*partial-evolution"):
+        bench.run("isin", MPI.COMM_SELF)
+    with pytest.raises(InputError, match="device='cuda'"):
+        bench.run("halo", MPI.COMM_SELF, device="cuda")
+
+
+def test_json_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(bench, "REPEATS", 2)
+    monkeypatch.setattr(bench, "LONG_ENOUGH", 1e-3)
+    invoke(["bench", "noise", "--json"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["case"].split(",")[0] for line in lines] == ["threefry2x64-13", "philox4x32-10"]
+
+
+ALL = 0xFFFFFFFF
+# Known answers of philox4x32-10 from Random123's kat_vectors: counter, key, result.
+PHILOX = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((ALL, ALL, ALL, ALL), (ALL, ALL), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "result"), PHILOX)
+def test_philox_known_answers(
+    counter: tuple[int, ...], key: tuple[int, ...], result: tuple[int, ...]
+):
+    out = np.zeros((2, 1), np.uint64)
+    step, site = counter[0] | counter[1] << 32, counter[2] | counter[3] << 32
+    bench.fill_philox(
+        np.array(key, np.uint64), np.uint64(step), 1, np.array([site], np.uint64), out
+    )
+    got = [int(word) for word in out[:, 0]]
+    assert got == [result[0] << 32 | result[1], result[2] << 32 | result[3]]
+
+
+def test_threefry_benchmark_draws_the_noise_of_mpiflow():
+    sites = np.arange(5, dtype=np.uint64)
+    out = np.zeros((2, 5), np.uint64)
+    bench.fill_threefry(stream_key(3, "sublattice"), np.uint64(7), 1, sites, out)
+    np.testing.assert_array_equal(out.T, words(3, "sublattice", 0, 7, sites))

@@ -1,0 +1,261 @@
+"""The command line: options from the schema, one clear message for bad input, all ranks end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mpi4py import MPI
+
+from mpiflow import __version__, cli
+from mpiflow.cli import invoke
+from mpiflow.core import parallel
+from mpiflow.core.errors import InputError
+from mpiflow.simulation.field.options import FieldConfig
+from mpiflow.simulation.options import IsingConfig
+
+MpiRun = Callable[..., subprocess.CompletedProcess[str]]
+one_rank = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")
+
+SMALL = "simulate ising --size 16 --temperature 2.5 --time 1 --quiet".split()
+
+
+def test_help_lists_every_field(capsys: pytest.CaptureFixture[str]):
+    invoke(["simulate", "ising", "--help"])
+    text = capsys.readouterr().out
+    for name in (*IsingConfig.options(), "config"):
+        assert f"--{name.replace('_', '-')} " in text, name
+    words = " ".join(text.split())
+    for name, field in IsingConfig.options().items():
+        assert " ".join(field.description.split()) in words, name
+    assert "[default: 0.25, tiled-nfold 1]" in words
+    assert words.count("[required]") == 4
+
+
+def test_help_of_predict_has_one_argument(capsys: pytest.CaptureFixture[str]):
+    invoke(["predict", "--help"])
+    text = capsys.readouterr().out
+    assert "[OPTIONS] [MODEL]" in text
+    for name in FieldConfig.options():
+        assert (f"--{name.replace('_', '-')} " in text) == (name != "model"), name
+
+
+def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
+    invoke(["--version"])
+    assert capsys.readouterr().out == f"mpiflow {__version__}\n"
+    invoke([])
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("simulate", "info", "bench"))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("simulate ising --sizee 8", "option='--sizee': allowed is one of --config, --size"),
+        ("simulate ising --sizee 8", "Did you mean --size?"),
+        ("simulate ising --tempratur 8", "Did you mean --temperature?"),
+        (
+            "simulate isng",
+            "one of ising, kac, alloy, linear-chain, curie-weiss, predator-prey. "
+            "Did you mean ising?",
+        ),
+        ("simulat ising", "Did you mean simulate?"),
+        ("simulate", "one of ising"),
+        ("simulate ising --size", "requires an argument"),
+        ("simulate ising more", "unexpected extra argument"),
+        ("info", "FILE"),
+        ("info no/such/file.h5", "no/such/file.h5"),
+        ("bench isin", "one of ising, ising-exact"),
+        ("simulate ising --size 8", "must be given"),
+        ("simulate ising --size 8 --temperature -1 --time 1 --out x.h5", "temperature='-1'"),
+        ("simulate ising --config no.toml", "a readable TOML file"),
+        ("predict", "model=None: allowed is a folder that mpiflow learn onsagerflow wrote"),
+        ("predict nowhere --size 8 --time 1 --out x.h5", "It has no model.json"),
+        ("predict nowhere --sise 8", "Did you mean --size?"),
+        ("learn", "one of onsagerflow"),
+        ("learn onsagerflo", "Did you mean onsagerflow?"),
+        ("learn onsagerflow --runs x.h5", "--out"),
+        ("learn onsagerflow --runs x.h5 --out m", "existing runs"),
+    ],
+)
+def test_bad_command_lines(line: str, says: str):
+    with pytest.raises(InputError) as caught:
+        invoke(line.split())
+    assert says in str(caught.value)
+
+
+def test_command_line_overrides_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr("mpiflow.run.simulate.simulate", lambda config, comm: seen.append(config))
+    file = tmp_path / "run.toml"
+    file.write_text('size = 8\ntemperature = 2.5\ntime = 2\nout = "a.h5"\nspins = true\n')
+    line = ["simulate", "ising", "--config", str(file)]
+    invoke(line)
+    invoke([*line, *"--size 16x8 --field -0.1 --dt inf --no-spins --overwrite".split()])
+    assert seen[0].spins
+    assert (seen[0].size, seen[0].overwrite) == ((8, 8), False)
+    assert (seen[1].size, seen[1].field, seen[1].time) == ((16, 8), -0.1, 2.0)
+    assert (seen[1].spins, seen[1].overwrite) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("word", "heard"),
+    [("simulate", 1), ("resume", 1), ("predict", 1), ("learn", 1), ("bench", 1), ("info", 0)],
+)
+def test_what_runs_for_long_listens_to_signals(
+    word: str, heard: int, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["mpiflow", word])
+    monkeypatch.setattr(cli.signals, "listen", lambda: calls.append(word))
+    for name in ("install_abort_hook", "mute_other_ranks"):
+        monkeypatch.setattr(parallel, name, lambda: None)
+    monkeypatch.setattr(cli, "invoke", lambda arguments: None)
+    cli.main()
+    assert len(calls) == heard
+
+
+# -- whole programs ------------------------------------------------------------------------
+
+
+@one_rank
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = "import sys, mpiflow.cli as c; c.invoke(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for heavy in ("torch", "numba", "h5py", "mpi4py.MPI", "scipy", "matplotlib"):
+        assert f"'{heavy}'" not in done.stdout, heavy
+
+
+def assert_one_message(done: subprocess.CompletedProcess[str], says: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("mpiflow: ") == 1, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@one_rank
+@pytest.mark.parametrize(
+    ("ranks", "options", "says"),
+    [
+        (4, "--size 16x8 --coarse 8", "at most 2 tiles"),
+        (2, "--sise 16", "Did you mean --size?"),
+        (2, "--size 16 --initial foreign.npy", "a readable .npy"),
+        (2, "--size 16 --time 0.8", "time=0.8: allowed is a multiple of the time step 0.25"),
+        (2, "--size 16 --out no/such/dir/x.h5", "no/such/dir"),
+    ],
+)
+def test_bad_input_on_many_ranks(
+    mpirun: MpiRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+    options: str,
+    says: str,
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foreign.npy").write_text("not numpy")
+    # Of an option given twice, the last wins.
+    line = f"--out x.h5 --temperature 2.5 --time 1 {options}".split()
+    assert_one_message(mpirun(ranks, "mpiflow", "simulate", "ising", *line, check=False), says)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign.npy"]
+
+
+@one_rank
+def test_existing_output_is_left_alone(mpirun: MpiRun, tmp_path: Path):
+    out = tmp_path / "precious.h5"
+    out.write_bytes(b"years of work")
+    done = mpirun(2, "mpiflow", *SMALL, "--out", out, check=False)
+    assert_one_message(done, "--overwrite")
+    assert out.read_bytes() == b"years of work"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@one_rank
+def test_only_rank_zero_talks(mpirun: MpiRun):
+    assert mpirun(2, "mpiflow", "--help").stdout.count("Usage:") == 1
+    code = "from mpiflow import parallel; parallel.start(); print('hello')"
+    assert mpirun(2, "python", "-c", code).stdout == "hello\n"
+
+
+@one_rank
+def test_an_exception_on_one_rank_ends_all_and_names_it(mpirun: MpiRun):
+    code = (
+        "from mpiflow import parallel\n"
+        "comm = parallel.start()\n"
+        "if comm.rank == 2: raise ZeroDivisionError('on purpose')\n"
+        "comm.Barrier()\n"
+    )
+    start = time.monotonic()
+    done = mpirun(3, "python", "-c", code, check=False, timeout=60)
+    assert time.monotonic() - start < 15
+    assert done.returncode != 0
+    assert "mpiflow: rank 2 of 3 failed" in done.stderr
+    assert "ZeroDivisionError: on purpose" in done.stderr
+
+
+@one_rank
+def test_a_bad_input_of_one_rank_alone_ends_all(mpirun: MpiRun):
+    code = (
+        "from mpiflow import parallel\n"
+        "from mpiflow.core.errors import InputError\n"
+        "parallel.PATIENCE = 0.5\n"
+        "comm = parallel.start()\n"
+        "if comm.rank == 1: raise InputError('x', 1, 'two', 'Try 2.')\n"
+        "comm.Barrier()\n"
+    )
+    done = mpirun(2, "python", "-c", code, check=False, timeout=60)
+    assert done.returncode != 0
+    assert "x=1: allowed is two. Try 2." in done.stderr
+    assert "only rank 1 of 2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# -- parallel ------------------------------------------------------------------------------
+
+
+@pytest.mark.mpi
+def test_an_error_of_one_rank_is_raised_on_all(comm: MPI.Intracomm):
+    guilty = comm.size - 1
+
+    def read() -> None:
+        with parallel.agreed(comm):
+            if comm.rank == guilty:
+                raise InputError("rank", comm.rank, "any", "Try again.")
+
+    with pytest.raises(InputError, match=f"rank={guilty}"):
+        read()
+    with pytest.raises(InputError, match="rank=0"):
+        parallel.raise_together(comm, InputError("rank", comm.rank, "any", "Try again."))
+    parallel.raise_together(comm, None)
+
+
+@one_rank
+def test_two_different_mpis_are_refused(monkeypatch: pytest.MonkeyPatch):
+    parallel.check_launcher()
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.setenv(name, "4")
+        with pytest.raises(InputError, match=r"ranks=4.*mpirun"):
+            parallel.check_launcher()
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # a batch script has it, without srun
+    parallel.check_launcher()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--size", "100", "--solver", "tiled-nfold"], r"^tile=64: .*divisor of 50"),
+        (["--size", "128", "--kernel", "sliced"], r"^kernel='sliced'.*several members"),
+        (["--size", "100", "--kernel", "packed"], r"^size=\(100, 100\): .*128 columns"),
+        (["--size", "128", "--tile", "8"], r"^tile=8: .*sublattice"),
+    ],
+)
+def test_kernels_and_tiles_that_do_not_fit(options: list[str], says: str, tmp_path: Path):
+    common = ["--temperature", "2.5", "--time", "1", "--out", str(tmp_path / "x.h5")]
+    with pytest.raises(InputError, match=says):
+        invoke(["simulate", "ising", *options, *common])
+    assert not (tmp_path / "x.h5").exists()

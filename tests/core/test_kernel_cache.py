@@ -1,0 +1,140 @@
+"""Compiled kernels on disk: no state of the folder ends a run, and none is of another source."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numba.core import caching
+
+from mpiflow.core import device, kernel_cache
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tripled(n: int) -> int:
+    return 3 * n
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "kernels"
+    monkeypatch.setattr(kernel_cache, "folder", lambda: path)
+    monkeypatch.setattr(kernel_cache, "_warned", [])
+    return path
+
+
+def compiled(expected: str) -> None:
+    """A kernel made anew: whether it came from the cache, was compiled, or could not be kept."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kernel: Any = device.kernel(tripled)
+        assert kernel(5) == 15
+    loaded = bool(sum(kernel.stats.cache_hits.values()))
+    said = "".join(str(w.message) for w in caught)
+    assert (("loaded" if loaded else "compiled") + (" and said" if said else "")) == expected, said
+
+
+def files(folder: Path, ending: str) -> list[Path]:
+    return sorted(folder.rglob(f"*.{ending}"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"not a pickle", None])
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_a_damaged_file_is_replaced(folder: Path, ending: str, content: bytes | None) -> None:
+    compiled("compiled")
+    compiled("loaded")
+    (path,) = files(folder, ending)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    compiled("compiled")
+    compiled("loaded")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_folder_that_takes_nothing(
+    folder: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said once; what is there is still used."""
+    compiled("compiled")
+    kept = folder.with_name("kept")
+    shutil.copytree(folder, kept)
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "_save_index", refuse)
+    shutil.rmtree(folder)
+    compiled("compiled and said")
+    compiled("compiled")
+    assert kernel_cache._warned == [os.strerror(number)]
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    compiled("loaded")
+    (path,) = files(folder, "nbi")
+    path.write_bytes(b"")
+    compiled("compiled")
+
+
+def run(folder: Path, **environment: str | None) -> str:
+    """The folder of a process, and whether a kernel works there."""
+    program = (
+        "from mpiflow import device, kernel_cache\n"
+        "from mpiflow.solvers.mean_field import exponential\n"
+        "import numpy as np\n"
+        "assert 0 < exponential(np.uint64(2**63)) < 1\n"
+        "print(kernel_cache.folder())\n"
+    )
+    names = ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")
+    clean = {k: v for k, v in os.environ.items() if k not in names}
+    given = {k: v for k, v in environment.items() if v is not None}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**clean, **given, "PYTHONPATH": str(ROOT)}, cwd=folder, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert ("cannot be kept" in done.stderr) == (done.stdout == "None\n"), done.stderr
+    return done.stdout.strip()
+
+
+def test_folders(tmp_path: Path) -> None:
+    digest = kernel_cache.digest()
+    own = tmp_path / "own"
+    assert run(tmp_path, HOME=str(tmp_path), NUMBA_CACHE_DIR=str(own)) == (
+        f"{own}/mpiflow-{digest}"
+    )
+    assert files(own / f"mpiflow-{digest}", "nbc")
+    assert run(tmp_path, HOME=str(tmp_path / "none")) == "None"
+    assert not (tmp_path / "none").exists()
+    assert (
+        run(tmp_path, XDG_CACHE_HOME=str(tmp_path / "x")) == f"{tmp_path}/x/mpiflow/numba/{digest}"
+    )
+
+
+def test_constants_count_as_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel has constants of other modules in it."""
+    package = tmp_path / "mpiflow"
+    for path in (ROOT / "mpiflow").rglob("*.py"):
+        there = package / path.relative_to(ROOT / "mpiflow")
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, there)
+    monkeypatch.setattr(kernel_cache, "__file__", str(package / "kernel_cache.py"))
+    digest = kernel_cache.digest.__wrapped__
+    before = digest()
+    assert before == kernel_cache.digest()
+    for name, changes in (
+        ("systems/alloy.py", True), ("noise.py", True), ("systems/ising.py", True),
+        ("exports.py", False), ("cli.py", False),
+    ):  # fmt: skip
+        with open(package / name, "a") as file:
+            file.write("# another\n")
+        after = digest()
+        assert (after != before) == changes, name
+        before = after

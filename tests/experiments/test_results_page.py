@@ -1,0 +1,80 @@
+"""docs/results.md: each table has a command, each command a driver; tables are put in place."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("results_page", ROOT / "docs" / "results.py")
+assert spec is not None
+assert spec.loader is not None
+page = importlib.util.module_from_spec(spec)
+sys.modules["results_page"] = page
+spec.loader.exec_module(page)
+
+#: Drivers whose tables are elsewhere in docs/.
+ELSEWHERE = {
+    "alloy_barriers", "alloy_learn", "alloy_report", "alloy_truth", "alloy_window", "demo",
+    "kac_solvers", "large_ising", "learn_generator", "onsagerflow_learn", "onsagerflow_validate",
+    "pde_comparison", "window_bias",
+}  # fmt: skip
+
+
+def test_every_driver_of_the_paper_is_on_the_page() -> None:
+    commands = [section.command for section in page.sections(page.PAGE.read_text())]
+    used = {re.search(r"drivers/(\w+)\.py", command)[1] for command in commands}  # type: ignore[index]
+    drivers = {path.stem for path in (ROOT / "drivers").glob("*.py")}
+    assert used == drivers - ELSEWHERE
+    assert drivers >= ELSEWHERE
+
+
+def test_no_table_of_the_page_is_empty() -> None:
+    for match in page.TABLE.finditer(page.PAGE.read_text()):
+        assert "|" in match[0], match["name"]
+
+
+TEXT = """# Page
+```
+mpirun -n 2 python drivers/a.py --out results/a
+python drivers/b.py --smoke --out results/b-2
+```
+<!-- results/a -->
+old
+<!-- end -->
+words
+<!-- results/b-2 -->
+<!-- end -->
+"""
+
+
+def test_tables_are_pasted_between_their_marks_and_nothing_else_changes(tmp_path: Path) -> None:
+    found = page.sections(TEXT)
+    assert [s.name for s in found] == ["a", "b-2"]
+    assert found[1].command == "python drivers/b.py --smoke --out results/b-2"
+    assert page.paste(TEXT, tmp_path) == TEXT
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "table.md").write_text("| x |\n|---|\n| 1 |\n")
+    once = page.paste(TEXT, tmp_path)
+    assert once == TEXT.replace("old\n", "\n| x |\n|---|\n| 1 |\n\n")
+    assert page.paste(once, tmp_path) == once
+
+
+def test_long_tables_are_folded(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "table.md").write_text("| x |\n|---|\n" + "| 1 |\n" * page.LONG)
+    text = page.paste(TEXT, tmp_path)
+    assert f"{page.LONG + 2} lines</summary>\n\n| x |" in text
+    assert page.paste(text, tmp_path) == text
+    short = "| y |\n|---|\n| 2 |\n\n"
+    (tmp_path / "a" / "table.md").write_text(short + "| x |\n|---|\n" + "| 1 |\n" * page.LONG)
+    assert f"-->\n\n{short}<details>" in page.paste(TEXT, tmp_path)
+
+
+def test_a_table_without_a_command_is_refused() -> None:
+    with pytest.raises(SystemExit, match="results/c"):
+        page.sections("<!-- results/c -->\n<!-- end -->\n")

@@ -1,0 +1,570 @@
+"""Runs that are stopped anywhere and go on, on other ranks, as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from mpiflow.cli import invoke
+from mpiflow.core.errors import InputError
+from mpiflow.files import checkpoint
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.run import follow as recording
+from mpiflow.run import stopping
+from mpiflow.run.alloy import simulate_alloy
+from mpiflow.run.ensemble import simulate_ensemble
+from mpiflow.run.resume import resume
+from mpiflow.run.simulate import simulate
+from mpiflow.run.stopping import Keep, Stopped, Verdict, Watch
+from mpiflow.simulation.alloy.options import AlloyConfig
+from mpiflow.simulation.ensemble_options import CurieWeissConfig
+from mpiflow.simulation.kac.options import KacConfig
+from mpiflow.simulation.options import IsingConfig, RunConfig
+
+WORLD = MPI.COMM_WORLD
+ISING = {"temperature": 2.2, "field": 0.05, "time": 6, "save_every": 1.5, "seed": 5, "dt": 0.25}
+KAC = {"gamma": 2, "temperature": 0.8, "time": 3, "save_every": 0.75, "seed": 3, "size": "24x40"}
+ALLOY = {"cells": 4, "temperature": 2000, "seed": 4}
+EVENTS = {"dt": None, "time": 3, "save_every": 0.7}
+
+#: Name: (configuration, can be cut over ranks).
+RUNS: dict[str, tuple[type[RunConfig], dict[str, Any], bool]] = {
+    "plain": (IsingConfig, {**ISING, "size": "26x44", "coarse": 2, "spins": True}, True),
+    "packed": (IsingConfig, {**ISING, "size": "64x256", "coarse": 8, "spin_bits": True}, True),
+    "sweeps": (IsingConfig, {**ISING, "size": "64x128", "dt": "inf", "save_every": 2}, True),
+    "sliced": (IsingConfig, {**ISING, "size": 16, "members": 70}, True),
+    "members": (IsingConfig, {**ISING, "size": "10x14", "members": 5, "kernel": "plain"}, True),
+    "tiled": (
+        IsingConfig,
+        {**ISING, "size": 32, "solver": "tiled-nfold", "tile": 4, "temperature": 1.5},
+        True,
+    ),
+    "nfold": (IsingConfig, {**ISING, **EVENTS, "size": "12x20", "solver": "nfold"}, False),
+    "nfolds": (
+        IsingConfig,
+        {**ISING, **EVENTS, "size": 8, "solver": "nfold", "members": 5},
+        True,
+    ),
+    "kac": (KacConfig, {**KAC, "tau": 0.25, "coarse": 4}, True),
+    "midpoint": (KacConfig, {**KAC, "tau": 0.25, "solver": "midpoint"}, True),
+    "leap": (KacConfig, {**KAC, "tau": 0.25, "solver": "tau-leap"}, True),
+    "leaps": (KacConfig, {**KAC, "eps": 0.2, "solver": "tau-leap"}, True),
+    "kacs": (KacConfig, {**KAC, "tau": 0.25, "members": 3}, True),
+    "gillespie": (KacConfig, {**KAC, "solver": "gillespie"}, False),
+    "gillespies": (KacConfig, {**KAC, "solver": "gillespie", "members": 3}, True),
+    "alloy": (
+        AlloyConfig,
+        {**ALLOY, "time": 3e-9, "save_every": 7e-10, "vacancies": 3, "species": True},
+        False,
+    ),
+    "alloy-hops": (AlloyConfig, {**ALLOY, "hops": 400, "save_every": 90, "vacancies": 2}, False),
+    "alloys": (AlloyConfig, {**ALLOY, "time": 2e-9, "members": 3, "vacancies": 2}, True),
+    "alloy-tiled": (
+        AlloyConfig,
+        {**ALLOY, "cells": "16x4x4", "time": 2e-9, "save_every": 4e-10, "solver": "tiled",
+         "vacancies": 6, "tile": "8x8x8", "window": 1e-10, "species": True},
+        True,
+    ),
+    "alloy-tiled-hops": (
+        AlloyConfig,
+        {**ALLOY, "cells": "16x4x4", "hops": 300, "save_every": 70, "solver": "tiled",
+         "vacancies": 6, "tile": "8x8x8", "window": 1e-10},
+        True,
+    ),
+}  # fmt: skip
+
+
+def run(config: RunConfig, comm: MPI.Intracomm) -> None:
+    if isinstance(config, AlloyConfig):
+        simulate_alloy(config, comm)
+    elif isinstance(config, CurieWeissConfig):
+        simulate_ensemble(config, comm)
+    else:
+        simulate(config, comm)
+
+
+def contents(path: Path) -> dict[str, np.ndarray]:
+    with h5py.File(path, "r") as file:
+        return {name: np.asarray(dataset) for name, dataset in file.items()}
+
+
+def assert_same(first: Path, second: Path) -> None:
+    a, b = contents(first), contents(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+class Interrupted(Watch):
+    """Stops after a number of looks, and looks after every grain of work."""
+
+    left = 0
+    events = 3  # where stretches are measured in them
+
+    def ahead(self, position: float) -> float:
+        return 1e-30 + (0.0 if self.stride == np.inf else self.first)
+
+    def __init__(self, keep: Keep | None, comm: MPI.Intracomm, stride: float, now: float) -> None:
+        super().__init__(keep, comm, stride, now)
+        self.first = stride / 3 if stride < 1e-3 or stride > 0.5 else stride
+
+    def look(self, position: float, events: float | None = None) -> Verdict:
+        type(self).left -= 1
+        return Verdict("SIGUSR1" if self.left < 0 else "", False, self.stride)
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Interrupted]]:
+    monkeypatch.setattr(recording, "Watch", Interrupted)
+    return Interrupted
+
+
+def stopped_and_gone_on(
+    watch: type[Interrupted], config: RunConfig, comms: list[MPI.Intracomm], looks: int
+) -> int:
+    """Stop again and again, each time going on with the next communicator; how often."""
+    for stops in range(1000):
+        watch.left = looks + stops  # in the end it gets through
+        comm = comms[stops % len(comms)]
+        with contextlib.suppress(Stopped):
+            if stops == 0:
+                run(config, comm)
+            else:
+                resume(config.out, comm, {"quiet": True})
+            return stops
+    raise AssertionError("no end")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", RUNS)
+def test_stopped_anywhere_it_goes_on_with_the_same_bits(comm, mpi_tmp_path, interrupted, name):
+    model, options, cut = RUNS[name]
+    if comm.size > 1 and not cut:
+        pytest.skip("one rank for each lattice")
+    if comm.size > 2:
+        pytest.skip("as on two ranks; test_any_ranks_out_any_ranks_in has more")
+    whole = model(**options, out=mpi_tmp_path / "whole.h5", quiet=True)
+    parts = model(**options, out=mpi_tmp_path / "parts.h5", quiet=True)
+    interrupted.left = 10**9
+    run(whole, comm)
+    looks = random.Random(name).randrange(3)  # noqa: S311 - where to stop
+    assert stopped_and_gone_on(interrupted, parts, [comm], looks) >= 2
+    assert_same(whole.out, parts.out)
+    with Trajectory(parts.out) as trajectory:
+        assert trajectory.complete
+    assert len(checkpoint.paths(parts.out)) == checkpoint.KEPT
+
+
+@pytest.mark.mpi(min_size=4)
+@pytest.mark.parametrize("name", [name for name, (*_, cut) in RUNS.items() if cut])
+def test_any_ranks_out_any_ranks_in(comm, mpi_tmp_path, interrupted, name):
+    """On all ranks, on the first one alone, on the first two, and so on in turn."""
+    model, options, _ = RUNS[name]
+    config = model(**options, out=mpi_tmp_path / "parts.h5", quiet=True)
+    whole = model(**options, out=mpi_tmp_path / "whole.h5", quiet=True)
+    interrupted.left = 10**9
+    if comm.rank == 0:
+        run(whole, MPI.COMM_SELF)
+    comm.Barrier()
+    sizes = [1, comm.size, 1, max(2, comm.size - 1), comm.size]
+    for stops, size in enumerate([*sizes, *sizes]):
+        some = comm.Split(0 if comm.rank < size else 1)
+        interrupted.left = 1 + stops if stops < 9 else 10**9
+        done = False
+        if comm.rank < size:
+            try:
+                if stops == 0:
+                    run(config, some)
+                else:
+                    resume(config.out, some, {"quiet": True})
+                done = True
+            except Stopped:
+                pass
+        some.Free()
+        if comm.bcast(done):
+            break
+    assert_same(whole.out, config.out)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["plain", "packed", "members", "alloy-tiled", "kac"])
+def test_the_bytes_of_a_checkpoint_do_not_depend_on_ranks(comm, mpi_tmp_path, name):
+    model, options, _ = RUNS[name]
+    run(model(**options, out=mpi_tmp_path / "all.h5", quiet=True), comm)
+    if comm.rank == 0:
+        run(model(**options, out=mpi_tmp_path / "one.h5", quiet=True), MPI.COMM_SELF)
+    comm.Barrier()
+    first, second = (checkpoint.paths(mpi_tmp_path / f"{n}.h5")[0] for n in ("all", "one"))
+    assert_same(first, second)
+    with h5py.File(first) as file:
+        if name in ("plain", "packed"):  # a bit a spin, the first in the highest bit
+            shape = tuple(int(n) for n in file.attrs["shape"])
+            assert file["sites"].shape == (*shape[:2], -(-shape[2] // 8))
+    if name == "plain":
+        with h5py.File(first) as file, Trajectory(mpi_tmp_path / "all.h5") as trajectory:
+            bits = np.unpackbits(file["sites"][0], axis=-1)[:, :44]
+            ahead = trajectory.read("spin", -1)
+            # The state waits before its next pass: one colour is that of the frame.
+            colour = np.add.outer(np.arange(26), np.arange(44)) % 2
+            same = bits == (ahead > 0)
+            assert same[colour == 1].all() or same[colour == 0].all()
+
+
+# -- bad files ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> RunConfig:
+    """A finished run with two checkpoints."""
+    config = IsingConfig(
+        size=16, temperature=2, time=4, dt=0.5, save_every=1, checkpoint_every=1,
+        out=tmp_path / "run.h5", quiet=True,
+    )  # fmt: skip
+    simulate(config, MPI.COMM_SELF)
+    assert [p.name for p in checkpoint.paths(config.out)] == ["run.h5.000004", "run.h5.000003"]
+    return config
+
+
+def damage(path: Path, byte: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_a_bad_newest_checkpoint_is_reported_and_the_one_before_is_used(two, tmp_path, capsys):
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    copy = tmp_path / "copy" / "run.h5"
+    resume(two.out, MPI.COMM_SELF, {"time": 6})
+    for path in checkpoint.paths(copy)[:1]:
+        damage(path, 1000)
+    assert "is not the one written in it. It is corrupt" in refusal(checkpoint.paths(copy)[0])
+    resume(copy, MPI.COMM_SELF, {"time": 6})
+    assert_same(two.out, copy)
+    said = capsys.readouterr().err
+    assert "run.h5.000004" in said
+    assert "corrupt" in said
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        checkpoint.verify(path)
+    return str(caught.value)
+
+
+def test_if_all_are_bad_nothing_is_done(two):
+    before = two.out.read_bytes()
+    for path in checkpoint.paths(two.out):
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InputError, match="corrupt"):
+        resume(two.out, MPI.COMM_SELF, {"time": 6})
+    with pytest.raises(InputError, match="corrupt"):
+        simulate(two.model_copy(update={"resume": True}), MPI.COMM_SELF)
+    assert two.out.read_bytes() == before
+
+
+def test_damage_anywhere_is_seen(two):
+    path = checkpoint.paths(two.out)[0]
+    good = path.read_bytes()
+    assert "ising, 16 x 16, time 4" in checkpoint.verify(path)
+    rng = random.Random(1)  # noqa: S311
+    for _ in range(300):
+        bad = bytearray(good)
+        kind = rng.randrange(3)
+        if kind == 0:
+            bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            start = rng.randrange(len(bad))
+            bad[start : start + 100] = bytes(len(bad[start : start + 100]))
+        else:
+            del bad[rng.randrange(len(bad)) :]
+        if bad == good:  # zeros that were zeros
+            continue
+        path.write_bytes(bad)
+        message = refusal(path)
+        assert "corrupt" in message or "Update mpiflow" in message
+    path.write_bytes(good)
+    assert checkpoint.verify(path)
+
+
+def test_a_checkpoint_of_another_run_does_not_fit(two, tmp_path):
+    other = two.model_copy(update={"out": tmp_path / "other.h5", "seed": 9})
+    simulate(other, MPI.COMM_SELF)
+    shutil.copy(other.out, two.out)
+    with pytest.raises(InputError, match="of another run"):
+        resume(two.out, MPI.COMM_SELF, {"time": 6})
+
+
+def test_a_new_run_forgets_the_checkpoints_of_the_old(two, tmp_path):
+    again = two.model_copy(
+        update={"overwrite": True, "checkpoints": False, "checkpoint_every": None}
+    )
+    simulate(again, MPI.COMM_SELF)
+    assert not (tmp_path / "checkpoints").exists()
+    with pytest.raises(InputError, match="a run with checkpoints"):
+        resume(two.out, MPI.COMM_SELF, {"time": 6})
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(two, monkeypatch):
+    def full(path: Path, fill: Any, **_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = [p.read_bytes() for p in checkpoint.paths(two.out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.storage, "commit", full)
+        with pytest.raises(InputError, match="No space left"):
+            resume(two.out, MPI.COMM_SELF, {"time": 6})
+    assert [p.read_bytes() for p in checkpoint.paths(two.out)] == before
+    resume(two.out, MPI.COMM_SELF, {"time": 6})
+    with Trajectory(two.out) as trajectory:
+        assert trajectory.time.tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
+# -- going on differently ------------------------------------------------------------------
+
+
+def test_a_changed_configuration_is_refused_with_the_difference(two):
+    changed = two.model_copy(update={"resume": True, "temperature": 2.5, "time": 6.0})
+    with pytest.raises(InputError, match=r"temperature was 2\.0, is 2\.5.*--override temperature"):
+        simulate(changed, MPI.COMM_SELF)
+    with pytest.raises(InputError, match="save_every was 1.0, is 2.0"):
+        simulate(two.model_copy(update={"resume": True, "save_every": 2.0}), MPI.COMM_SELF)
+
+
+def test_other_options_from_here_on(two, tmp_path):
+    same = tmp_path / "same"
+    shutil.copytree(tmp_path, same, ignore=lambda *_: ["same"])
+    resume(two.out, MPI.COMM_SELF, {"time": 6, "temperature": "3.5"})
+    resume(same / "run.h5", MPI.COMM_SELF, {"time": 6})
+    with Trajectory(two.out) as hot, Trajectory(same / "run.h5") as cold:
+        assert hot.config["temperature"] == 3.5
+        assert hot["energy"][:5].tolist() == cold["energy"][:5].tolist()
+        assert hot["energy"][5:].tolist() != cold["energy"][5:].tolist()
+    seeds = tmp_path / "seeds"
+    shutil.copytree(same, seeds)
+    resume(seeds / "run.h5", MPI.COMM_SELF, {"time": 8, "seed": "77"})
+    with Trajectory(seeds / "run.h5") as other:
+        assert other.attributes["seed"] == 77
+        assert len(other) == 9
+
+
+def test_a_longer_run_is_the_run_that_was_longer_from_the_start(tmp_path):
+    options = {"size": 16, "temperature": 2, "dt": 0.5, "save_every": 1.5, "seed": 3, "quiet": True}
+    simulate(IsingConfig(**options, time=9, out=tmp_path / "long.h5"), MPI.COMM_SELF)
+    simulate(IsingConfig(**options, time=4, out=tmp_path / "short.h5"), MPI.COMM_SELF)
+    resume(tmp_path / "short.h5", MPI.COMM_SELF, {"time": 9})
+    with Trajectory(tmp_path / "long.h5") as one, Trajectory(tmp_path / "short.h5") as other:
+        assert one.time.tolist() == [0, 1.5, 3, 4.5, 6, 7.5, 9]
+        assert other.time.tolist() == [0, 1.5, 3, 4, 4.5, 6, 7.5, 9]  # 4 was its end
+        keep = other.time != 4
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name][keep])
+        assert one.config["time"] == other.config["time"]
+
+
+def test_a_complete_run_is_left_alone(two, capsys):
+    before = two.out.read_bytes()
+    resume(two.out, MPI.COMM_SELF)
+    assert two.out.read_bytes() == before
+    assert "is complete: give a longer --time" in capsys.readouterr().err
+
+
+def test_the_same_command_starts_and_goes_on(tmp_path, interrupted):
+    options = {"size": 16, "temperature": 2, "time": 4, "dt": 0.5, "save_every": 1, "quiet": True}
+    interrupted.left = 10**9
+    simulate(IsingConfig(**options, out=tmp_path / "whole.h5"), MPI.COMM_SELF)
+    config = IsingConfig(**options, out=tmp_path / "run.h5", resume=True)
+    for looks in (2, 1):
+        interrupted.left = looks
+        with pytest.raises(Stopped) as caught:
+            simulate(config, MPI.COMM_SELF)
+        assert (caught.value.code, caught.value.reason) == (75, "SIGUSR1")
+    interrupted.left = 10**9
+    simulate(config, MPI.COMM_SELF)
+    assert_same(tmp_path / "whole.h5", config.out)
+    simulate(config, MPI.COMM_SELF)  # and when it is done, it is done
+    assert_same(tmp_path / "whole.h5", config.out)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, monkeypatch):
+    options = {"size": 16, "temperature": 2, "time": 4, "dt": 0.5, "save_every": 1, "quiet": True}
+    simulate(IsingConfig(**options, out=tmp_path / "whole.h5"), MPI.COMM_SELF)
+    config = IsingConfig(**options, out=tmp_path / "run.h5")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "write", killed)
+        simulate(config, MPI.COMM_SELF)
+    assert checkpoint.paths(config.out) == []
+    resume(config.out, MPI.COMM_SELF)
+    assert_same(tmp_path / "whole.h5", config.out)
+
+
+def test_an_initial_file_may_be_gone(tmp_path):
+    start = tmp_path / "start.npy"
+    np.save(start, np.where(np.random.default_rng(1).random((16, 16)) < 0.5, -1, 1).astype(np.int8))
+    options = {"size": 16, "temperature": 2, "dt": 0.5, "save_every": 1, "quiet": True}
+    options["initial"] = str(start)
+    simulate(IsingConfig(**options, time=6, out=tmp_path / "whole.h5"), MPI.COMM_SELF)
+    simulate(IsingConfig(**options, time=4, out=tmp_path / "run.h5"), MPI.COMM_SELF)
+    start.unlink()
+    resume(tmp_path / "run.h5", MPI.COMM_SELF, {"time": 6})
+    assert_same(tmp_path / "whole.h5", tmp_path / "run.h5")
+
+
+def test_files_that_no_command_made(tmp_path, two):
+    with pytest.raises(InputError, match="There is none"):
+        resume(tmp_path / "nothing.h5", MPI.COMM_SELF)
+    with pytest.raises(InputError, match="give --hops|idle|one of"):
+        resume(two.out, MPI.COMM_SELF, {"hops": 100})
+
+
+# -- when to look up -----------------------------------------------------------------------
+
+
+def test_checkpoints_lie_where_they_were_asked_for(tmp_path, monkeypatch):
+    config = IsingConfig(
+        size=16, temperature=2, time=10, dt=0.5, save_every=4, checkpoint_every=1.3,
+        out=tmp_path / "run.h5", quiet=True,
+    )  # fmt: skip
+    times, write = [], checkpoint.write
+
+    def spy(out: Path, sim: Any, *rest: Any) -> Path:
+        times.append(sim.time)
+        return write(out, sim, *rest)
+
+    monkeypatch.setattr(checkpoint, "write", spy)
+    simulate(config, MPI.COMM_SELF)
+    # The first whole step at or after each multiple of 1.3, and the end.
+    assert times == [1.5, 3, 4, 5.5, 6.5, 8, 9.5, 10]
+
+
+def test_walltime_counts_the_slowest_stretch_and_the_checkpoint(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(stopping, "uptime", lambda: now[0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    watch = Watch(Keep(walltime=200.0), MPI.COMM_SELF, 1.0, 0.0)
+
+    def work(seconds: float, position: float) -> str:
+        now[0] += seconds
+        return watch.look(position).reason
+
+    assert work(60, 1) == ""  # compiles: does not count
+    assert work(5, 2) == ""
+    now[0] += 2
+    watch.saved(2, 2.0)  # a checkpoint took two seconds
+    assert work(5, 3) == ""
+    assert work(8, 4) == ""  # at 180: 8 + 2 * 2 + 1 more would be 193
+    assert work(7, 5) == "walltime"  # at 187: 200
+
+
+def test_strides_grow_to_a_quarter_of_a_second_and_shrink_again(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    watch = Watch(Keep(), MPI.COMM_SELF, 1.0, 0.0)
+    position, speed, strides = 0.0, 100.0, []
+    for i in range(8):
+        speed = 400.0 if i < 5 else 40.0
+        stride = watch.ahead(position)
+        position += stride
+        now[0] += stride / speed
+        strides.append(watch.look(position).stride)
+    assert strides == pytest.approx([4, 16, 64, 100, 100, 10, 10, 10])
+
+
+def test_a_stretch_is_longer_where_each_costs_the_same_at_least(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    watch = Watch(Keep(), MPI.COMM_SELF, 1.0, 0.0)
+    spent = []
+    for _ in range(15):
+        spent.append(0.15 + 1e-6 * watch.events)
+        now[0] += spent[-1]
+        watch.look(0.0, watch.events)
+    assert spent[-1] == pytest.approx(0.15 / stopping.SHARE, rel=0.01)
+    assert max(spent) < 1
+
+
+#: What may have a thousand events before its first frame. Name: (configuration, its simulation).
+EVENT_DRIVEN = {
+    "nfold": IsingConfig(size=16, temperature=2, solver="nfold", time=1e6, out="x"),
+    "gillespie": KacConfig(
+        size=16, gamma=2, temperature=0.8, solver="gillespie", time=1e6, out="x"
+    ),
+    "serial": AlloyConfig(cells=4, temperature=2000, time=1.0, out="x"),
+    "members": AlloyConfig(cells=4, temperature=2000, time=1.0, members=3, out="x"),
+    "curie-weiss": CurieWeissConfig(size=8, temperature=1, time=1e6, out="x"),
+}
+
+
+@pytest.mark.parametrize("name", EVENT_DRIVEN)
+def test_the_first_stretches_are_short(tmp_path, monkeypatch, name):
+    """A clock that only counts events: 1000 a second; stopped before the first frame of many."""
+    made = [0.0]
+    config = EVENT_DRIVEN[name].model_copy(
+        update={"out": tmp_path / "run.h5", "walltime": 4.0, "quiet": True}
+    )
+    monkeypatch.setattr(stopping, "uptime", lambda: 1e-3 * made[0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: 1e-3 * made[0])
+    look = Watch.look
+
+    def counted(watch: Watch, position: float, events: float | None = None) -> Verdict:
+        made[0] += events or 0
+        return look(watch, position, events)
+
+    monkeypatch.setattr(Watch, "look", counted)
+    with pytest.raises(Stopped, match="75"):
+        run(config, MPI.COMM_SELF)
+    assert 2000 < made[0] <= 4000
+    assert len(checkpoint.paths(config.out)) == 1
+
+
+def test_config_of_walltime_and_checkpoints(tmp_path):
+    options = {"size": 16, "temperature": 2, "time": 4, "out": tmp_path / "run.h5"}
+    day = 86400
+    for given, seconds in (
+        ("1:02:03", 3723), ("02:03", 123), ("90:00", 5400), ("36:00:00", 1.5 * day), (7.5, 7.5),
+        ("120", 120), ("1-12", 1.5 * day), ("2-00:30", 2 * day + 1800), ("0-0:0:9", 9),
+        ("1-02:03:04", day + 7384),
+    ):  # fmt: skip
+        assert IsingConfig(**options, walltime=given).walltime == seconds, given
+    for bad in (
+        "1:2:3:4", "-5", "x", "0", "0:00", "1:60", "1:60:00", "1-24", "1-2-3", "1-", "-1:00",
+        "1-02:60", "1:30.5", "1 - 2", "", ":30", "\u0661:00", "inf", "nan",
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="HH:MM:SS"):
+            IsingConfig(**options, walltime=bad)
+    with pytest.raises(InputError, match="checkpoints"):
+        IsingConfig(**options, walltime=7.5, checkpoints=False)
+    stored = json.loads(IsingConfig(**options, walltime="1:02:03").model_dump_json())
+    assert IsingConfig(**stored).walltime == 3723
+
+
+def test_the_command(two):
+    invoke(["resume", str(two.out), "--time", "6", "--override", "field=0.5", "--reseed", "7"])
+    with Trajectory(two.out) as trajectory:
+        assert trajectory.time.tolist() == [0, 1, 2, 3, 4, 5, 6]
+        config = trajectory.config
+        assert (config["time"], config["field"], config["seed"]) == (6, 0.5, 7)
+    for arguments, message in (
+        (["--override", "field"], "NAME=VALUE"),
+        (["--override", "fild=1"], "Did you mean field"),
+        (["--time", "-1"], "above 0"),
+        (["--override", "size=32"], "members, sides"),
+        (["--override", "coarse=4", "--time", "7"], "Save the same variables"),
+    ):
+        with pytest.raises(InputError, match=message):
+            invoke(["resume", str(two.out), *arguments])
+    with Trajectory(two.out) as trajectory:
+        assert len(trajectory) == 7

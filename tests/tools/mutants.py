@@ -1,0 +1,422 @@
+"""Planted errors, and the tests that must catch them: ``make mutants``.
+
+Each mutant is a copy of the package with one line wrong (or a few, of different kernels, each
+with tests that see only their own). Its named tests must fail on it and pass on an unchanged
+copy. Prints what caught what; the exit code is not 0 if a mutant survives.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as xml
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import variants
+from variants import ROOT, Change
+
+
+class Named(NamedTuple):
+    """A test by its place, and on how many ranks."""
+
+    name: str
+    ranks: int = 1
+
+
+class Mutant(NamedTuple):
+    name: str
+    changes: tuple[Change, ...]
+    tests: tuple[Named, ...]
+
+
+LAW = "simulation/test_simulation.py::test_every_kernel_has_the_exact_law"
+RELAX = "simulation/test_simulation.py::test_spins_without_coupling_relax_exactly"
+FREQUENCIES = "solvers/test_multispin.py::test_flip_frequencies_of_all_ten_classes"
+REFERENCE = "solvers/test_multispin.py::test_steps_equal_the_plain_reference"
+IN_SPACE = "solvers/test_multispin.py::test_flips_are_independent_in_space"
+IN_TIME = "solvers/test_multispin.py::test_flips_are_independent_in_time"
+SAME_BITS = "solvers/test_multispin.py::test_same_bits_on_any_number_of_ranks[(96, 1024)-0.25]"
+PLAIN_SAME_BITS = (
+    "simulation/test_simulation.py::test_same_bits_on_any_number_of_ranks"
+    "[shuffled-Ising(temperature=1.5, field=-0.2, coupling=1.0)-(18, 30)-1.0-3]"
+)
+
+VACANCY_TESTS = "solvers/test_vacancy.py::test"
+PRODUCT = f"{VACANCY_TESTS}_tiled_law_is_the_product_of_exponentials[sides0-tile0]"
+HOPS, TILES = "solvers/vacancy.py", "solvers/tiled_vacancy.py"
+
+PACKED, PLAIN, SLICED = (f"solvers/{name}.py" for name in ("multispin", "heatbath", "sliced"))
+SOLVER, PLANES = "solvers/sublattice.py", "solvers/bitplanes.py"
+
+KAC, SUMS = "solvers/kac.py", "solvers/kac_field.py"
+KAC_LAW = "solvers/test_kac.py::test_a_step_has_the_law_of_its_solver"
+
+#: Mutants of one list are in one copy of the package.
+MUTANTS: list[list[Mutant]] = [
+    [
+        Mutant(
+            "rate x 1.02",
+            (Change(SOLVER, "rates = self.system.flip", "rates = 1.02 * self.system.flip"),),
+            (
+                Named(f"{FREQUENCIES}[0.25]"),
+                Named(f"{RELAX}[0.25-plain]"),
+                Named(f"{RELAX}[0.25-sliced]"),
+            ),
+        ),
+    ],
+    [
+        Mutant(
+            "sign of beta",
+            (
+                Change(
+                    SOLVER,
+                    "rates = self.system.flip_rates_by_opposites()",
+                    "rates = 1.0 - self.system.flip_rates_by_opposites()",
+                ),
+            ),
+            tuple(
+                Named(f"{LAW}[{case}]")
+                for case in ("no field-inf-packed", "no field-inf-sliced", "no field-inf-plain")
+            ),
+        ),
+    ],
+    [
+        Mutant(
+            "stale halo between ranks, packed",
+            (
+                Change(
+                    SOLVER,
+                    "if not run.looks:\n                        block.start",
+                    "if not run.looks and number % 2:\n                        block.start",
+                ),
+            ),
+            (Named(SAME_BITS, ranks=2),),
+        ),
+        Mutant(
+            "stale halo between ranks, plain",
+            (Change("block.py", "            self._exchange()\n", "            pass\n"),),
+            (Named(PLAIN_SAME_BITS, ranks=2),),
+        ),
+    ],
+    [
+        Mutant(
+            "stale halo of one rank, packed",
+            (Change(PACKED, "if rows_wrap:\n", "if rows_wrap and not colour:\n"),),
+            (Named(f"{LAW}[field-inf-packed]"), Named(f"{REFERENCE}[8x128-0.25]")),
+        ),
+        Mutant(
+            "stale halo, sliced",
+            (Change(SLICED, "        if close:\n", "        if close and number % 2:\n"),),
+            (Named(f"{LAW}[field-inf-sliced]"),),
+        ),
+        Mutant(
+            "one neighbour twice, one never, plain",
+            (Change(PLAIN, "row[2 * j] + row[2 * j + 2]", "row[2 * j] + row[2 * j]"),),
+            (Named(f"{LAW}[field-inf-plain]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "missed bond between words, packed",
+            (
+                Change(
+                    PACKED,
+                    "side = (o << np.uint64(1)) | (other[w - np.uint64(1)] >> np.uint64(63))",
+                    "side = o << np.uint64(1)",
+                ),
+            ),
+            (Named(f"{FREQUENCIES}[inf]"),),
+        ),
+        Mutant(
+            "one neighbour twice, one never, sliced",
+            (Change(SLICED, "field[w + right] ^ s", "field[w - right] ^ s"),),
+            (Named(f"{LAW}[field-inf-sliced]"),),
+        ),
+        Mutant(
+            "row counted twice in the energy, plain",
+            (
+                Change(
+                    "observables.py",
+                    "for y in range(halo, ny - halo):",
+                    "for y in range(halo, ny - halo + 1):",
+                ),
+            ),
+            (Named("test_observables.py::test_sums_of_known_states"),),
+        ),
+    ],
+    [
+        Mutant(
+            "one neighbour twice, one never, packed",
+            (
+                Change(
+                    PACKED,
+                    "count_neighbours(other[w - width] ^ s, other[w + width] ^ s,",
+                    "count_neighbours(other[w - width] ^ s, other[w - width] ^ s,",
+                    times=2,
+                ),
+            ),
+            (Named(f"{LAW}[field-inf-packed]"),),
+        ),
+        Mutant(
+            "two sites share a number, plain",
+            (Change(PLAIN, "np.uint64(first + i))", "np.uint64((first + i) // 2))"),),
+            (Named(f"{IN_SPACE}[plain-4]"),),
+        ),
+        Mutant(
+            "two rows share a stream, sliced",
+            (
+                Change(
+                    SLICED,
+                    "some, step, np.uint64(y - halo))\n                draws",
+                    "some, step, np.uint64((y - halo) // 2))\n                draws",
+                ),
+            ),
+            (Named(f"{IN_SPACE}[sliced-128]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "precedence slip in the stream's counter, packed",
+            (
+                Change(
+                    PACKED,
+                    "np.uint64(origin_y // BAND + band) << np.uint64(32) | first_word",
+                    "np.uint64(origin_y // BAND + band) << (np.uint64(32) | first_word)",
+                ),
+            ),
+            (Named(SAME_BITS, ranks=2), Named(f"{REFERENCE}[more words than a chunk-inf]")),
+        ),
+    ],
+    [
+        Mutant(
+            "two words share a stream, packed",
+            (
+                Change(
+                    PACKED,
+                    "counter = first + np.uint64(i)",
+                    "counter = first + np.uint64(i // 2)",
+                ),
+            ),
+            (Named(f"{IN_SPACE}[packed-4]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "two bands share a stream, packed",
+            (
+                Change(
+                    PACKED,
+                    "np.uint64(origin_y // BAND + band) << np.uint64(32) | first_word",
+                    "np.uint64((origin_y // BAND + band) // 2) << np.uint64(32) | first_word",
+                ),
+            ),
+            (Named(f"{IN_SPACE}[packed-4]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "two passes share streams, packed",
+            (Change(PACKED, "step = np.uint64(number)\n", "step = np.uint64(number & ~1)\n"),),
+            (Named(f"{IN_TIME}[packed-4]"), Named(f"{LAW}[field-inf-packed]")),
+        ),
+    ],
+    [
+        Mutant(
+            "counter of the stream off by one, packed",
+            (
+                Change(
+                    PACKED,
+                    "                        count = np.uint64(PLANES * row + 1)\n",
+                    "                        count = np.uint64(PLANES * row)\n",
+                ),
+            ),
+            (Named(f"{REFERENCE}[8x128-0.25]"),),
+        ),
+        Mutant(
+            "row counted twice in the energy, packed",
+            (
+                Change(
+                    "packed.py",
+                    "        for y in range(1, ny + 1):\n            even",
+                    "        for y in range(1, ny + 2):\n            even",
+                ),
+            ),
+            (Named("core/test_packed.py::test_sums[shape0-cpu]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "neighbour counted twice where two are opposite, packed and sliced",
+            (Change(PLANES, "return x ^ z, (y ^ q", "return x | z, (y ^ q"),),
+            (Named(f"{LAW}[field-inf-packed]"), Named(f"{LAW}[field-inf-sliced]")),
+        ),
+    ],
+    [
+        Mutant(
+            "hop forgets the images of a site",
+            (Change(HOPS, "put(grid, sides, i, j, k, VACANCY)", "grid[i, j, k] = VACANCY"),),
+            (Named(f"{VACANCY_TESTS}_calls_do_not_matter_and_halo_is_current"),),
+        ),
+    ],
+    [
+        Mutant(
+            "sign of the energy in pairwise barriers",
+            (
+                Change(
+                    "systems/barriers.py",
+                    "out[d] = model.base[atom] + 0.5",
+                    "out[d] = model.base[atom] - 0.5",
+                ),
+            ),
+            (Named(f"{VACANCY_TESTS}_serial_stationary_law_is_gibbs"),),
+        ),
+    ],
+    [
+        Mutant(
+            "tiles own vacancies, not bonds",
+            (Change(HOPS, "(here if corner else there)", "here"),),
+            (Named(PRODUCT),),
+        ),
+    ],
+    [
+        Mutant(
+            "half windows are whole",
+            (Change(TILES, "half = [(c, 0.5)", "half = [(c, 1.0)"),),
+            (Named(PRODUCT),),
+        ),
+        Mutant(
+            "vacancies that saw the old place forgotten",
+            (Change(HOPS, "and near + nearby[u] > 0", "and near > nearby[u]"),),
+            (Named(f"{VACANCY_TESTS}_rates_after_many_hops_are_those_of_a_new_solver"),),
+        ),
+    ],
+    [
+        Mutant(
+            "all hops share a number",
+            (Change(HOPS, "        counter += np.uint64(1)\n", ""),),
+            (Named(f"{VACANCY_TESTS}_serial_law_in_time_is_the_master_equation"),),
+        ),
+    ],
+    [
+        Mutant(
+            "letters leave out sites near the boundary",
+            (Change(TILES, "(2 * halo, n) if c", "(halo, n + halo) if c"),),
+            (Named(f"{VACANCY_TESTS}_same_bits_on_any_number_of_ranks[40-tile0]", ranks=2),),
+        ),
+    ],
+    [
+        Mutant(
+            "sums: the last pair of a group of steps left out",
+            (Change(SUMS, "out[x] += first + second", "out[x] += first"),),
+            (Named("solvers/test_kac.py::test_sums_over_neighbours_are_exact[1.7-steps]"),),
+        ),
+        Mutant(
+            "tau-leap: odd numbers of flips of 0.95 tau",
+            (Change(KAC, "-0.5 * np.expm1(-2.0 * tau", "-0.5 * np.expm1(-1.9 * tau"),),
+            (Named(f"{KAC_LAW}[tau-leap-0]"),),
+        ),
+        Mutant(
+            "midpoint: rates not extrapolated",
+            (
+                Change(
+                    KAC,
+                    "ahead = 2 * np.int64(limits[x]) - np.int64(before[x])",
+                    "ahead = np.int64(limits[x])",
+                ),
+            ),
+            (Named(f"{KAC_LAW}[midpoint-0]"),),
+        ),
+        Mutant(
+            "Kac noise by the row of the slab",
+            (Change(KAC, "            top + rows.start,", "            rows.start,"),),
+            (Named("solvers/test_kac.py::test_ranks_change_nothing[sublattice]", 2),),
+        ),
+        Mutant(
+            "Gillespie: waits 10 % too long",
+            (
+                Change(
+                    "solvers/gillespie.py",
+                    "wait = exponential(w0) *",
+                    "wait = 1.1 * exponential(w0) *",
+                ),
+            ),
+            (Named("solvers/test_gillespie.py::test_magnetisation_of_free_spins"),),
+        ),
+    ],
+]
+
+
+def outcomes(variant: Path, tests: Sequence[Named]) -> dict[Named, str]:
+    """``passed``, ``failed`` or what else became of each test, by its own assertions."""
+    found = {}
+    alone = [test for test in tests if test.ranks == 1]
+    if alone:
+        result = variant / "result.xml"
+        arguments = [f"{ROOT}/tests/{test.name}" for test in alone]
+        done = variants.run(variant, [*arguments, f"--junitxml={result}"])
+        if not result.exists():
+            return dict.fromkeys(tests, done.stdout[-2000:] + done.stderr[-2000:])
+        cases = {case.get("name"): case for case in xml.parse(result).iter("testcase")}  # noqa: S314
+        for test in alone:
+            case = cases.get(test.name.split("::")[1])
+            found[test] = "not run" if case is None else _outcome(case)
+    for test in tests:
+        if test.ranks > 1:
+            done = variants.run(variant, [f"{ROOT}/tests/{test.name}"], ranks=test.ranks)
+            found[test] = "passed" if done.returncode == 0 else done.stderr[-2000:]
+            if f"{test.name.split('::')[1]} failed" in done.stderr and "assert" in done.stderr:
+                found[test] = "failed"
+    return found
+
+
+def _outcome(case: xml.Element) -> str:
+    failure = case.find("failure")
+    if failure is not None:
+        message = failure.get("message", "")
+        return "failed" if message.startswith(("assert", "AssertionError")) else message
+    return "passed" if len(case) == 0 or case.find("system-out") is not None else case[0].tag
+
+
+def main(words: Sequence[str]) -> int:
+    """With words, only mutants whose names have one of them."""
+    start = time.monotonic()
+    problems = 0
+    chosen = [
+        [m for m in group if not words or any(word in m.name for word in words)]
+        for group in MUTANTS
+    ]
+    chosen = [group for group in chosen if group]
+    with tempfile.TemporaryDirectory(prefix="mpiflow-mutants-") as folder:
+        every = dict.fromkeys(test for group in chosen for m in group for test in m.tests)
+        unchanged = variants.make(Path(folder) / "unchanged")
+        for test, outcome in outcomes(unchanged, list(every)).items():
+            if outcome != "passed":
+                problems += 1
+                print(f"on the unchanged package: {test.name}: {outcome}", flush=True)
+        print(f"unchanged package: {len(every)} tests, {time.monotonic() - start:.0f} s\n")
+        print("mutant | test that caught it | s")
+        for number, group in enumerate(chosen):
+            began = time.monotonic()
+            changes = [change for mutant in group for change in mutant.changes]
+            variant = variants.make(Path(folder) / str(number), changes)
+            tests = list(dict.fromkeys(test for mutant in group for test in mutant.tests))
+            found = outcomes(variant, tests)
+            seconds = (time.monotonic() - began) / len(tests)
+            for mutant in group:
+                for test in mutant.tests:
+                    ranks = f" on {test.ranks} ranks" if test.ranks > 1 else ""
+                    caught = found[test] == "failed"
+                    problems += not caught
+                    verdict = "" if caught else f"SURVIVED: {found[test]}: "
+                    print(
+                        f"{mutant.name} | {verdict}{test.name}{ranks} | {seconds:.0f}", flush=True
+                    )
+    print(f"\n{time.monotonic() - start:.0f} s, {problems} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
