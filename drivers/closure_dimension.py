@@ -2,9 +2,10 @@
 
 Beyond arXiv:2511.12842, which has two closures throughout: section III.2's Ising model, 64^2 at
 T = 2.5, h = 0.1, learned from patches of 16^2 with 0 to 6 closures of five encoders
-(mpiflow.learn.closure.encoders): ours, linear, the drifts of (M, rho), a translation-invariant convolution,
-and the published one with a quarter of its channels. All learn from the same states, spins and
-partial evolutions; the published one is dear, so it has a small set, and ours the same beside it.
+(mpiflow.learn.closure.encoders): ours, linear, the drifts of (M, rho), a translation-invariant
+convolution, and the published one with a quarter of its channels. All learn from the same states,
+spins and partial evolutions; the published one is dear, so it has a small set, and ours the same
+beside it.
 
 The test error is the published one over (M, rho) alone, since closures differ, over --steps frames
 of 6 units of time: 100, not the published 500, so that relaxation weighs more beside equilibrium.

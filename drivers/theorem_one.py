@@ -2,13 +2,14 @@
 
 Chen et al., arXiv:2511.12842, eq. 18: the minimisers of L (whole lattice) and of L_p (patches,
 lambda = K) differ by at most first order in dt. Minimisers are conditional moments of increments
-(mpiflow.experiments.short_time), so nothing is trained: from fixed states x of a 64^2 lattice the whole
-lattice and every patch evolve many times with the same noise at the same sites. The drift error
-is the root mean square over states of mu(partial) - mu(whole) at the same dt, in units of the rms
-drift; the diffusion error is the mean over states, in units of the mean diffusion. Both units are
-those of the generator, dt = 0. "joint" counts the bonds of a patch with the buffer's spins, and
-takes the covariance with the increment of patch and buffer together. Not counted is the variance
-over patches of their mean increments, of which whole lattices of one z have as much between them.
+(mpiflow.experiments.short_time), so nothing is trained: from fixed states x of a 64^2 lattice the
+whole lattice and every patch evolve many times with the same noise at the same sites. The drift
+error is the root mean square over states of mu(partial) - mu(whole) at the same dt, in units of
+the rms drift; the diffusion error is the mean over states, in units of the mean diffusion. Both
+units are those of the generator, dt = 0. "joint" counts the bonds of a patch with the buffer's
+spins, and takes the covariance with the increment of patch and buffer together. Not counted is the
+variance over patches of their mean increments, of which whole lattices of one z have as much
+between them.
 
 Of frozen patches the first-order term of the drift is known for each state; the measured error is
 projected on it. Error bars and those of orders are jackknives over states; orders are slopes over

@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mpiflow._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mpiflow import initial as initial
     from mpiflow.core.block import Block as Block
@@ -24,30 +26,48 @@ if TYPE_CHECKING:
     from mpiflow.learn.closure.model import MacroscopicModel as MacroscopicModel
     from mpiflow.learn.models import load_model as load_model
     from mpiflow.learn.run_dataset import RunDataset as RunDataset
+    from mpiflow.run.alloy import record_alloy as record_alloy
+    from mpiflow.run.predict import predict as predict
     from mpiflow.run.simulate import record as record
     from mpiflow.run.simulate import simulate as simulate
+    from mpiflow.run.stopping import Keep as Keep
     from mpiflow.scaleup.spins import local_relax as local_relax
     from mpiflow.scaleup.spins import partial_evolution as partial_evolution
     from mpiflow.scaleup.spins import upsample as upsample
     from mpiflow.simulation.alloy.barrier_model import load_barrier_model as load_barrier_model
+    from mpiflow.simulation.alloy.simulation import AlloySimulation as AlloySimulation
+    from mpiflow.simulation.field.simulation import FieldSimulation as FieldSimulation
     from mpiflow.simulation.ising.simulation import Simulation as Simulation
+    from mpiflow.simulation.kac.simulation import KacSimulation as KacSimulation
     from mpiflow.solvers.spins.nfold import NFold as NFold
     from mpiflow.solvers.spins.sublattice import Sublattice as Sublattice
+    from mpiflow.systems.alloy import Alloy as Alloy
+    from mpiflow.systems.curie_weiss import CurieWeiss as CurieWeiss
     from mpiflow.systems.ising import Ising as Ising
+    from mpiflow.systems.kac import Kac as Kac
+    from mpiflow.systems.linear_chain import LinearChain as LinearChain
+    from mpiflow.systems.predator_prey import PredatorPrey as PredatorPrey
 
     open = open_path
 
-__version__ = "0.1.0"
-
 #: Public name: the module it lives in, and its name there.
 _PUBLIC = {
+    "Alloy": ("mpiflow.systems.alloy", "Alloy"),
+    "AlloySimulation": ("mpiflow.simulation.alloy.simulation", "AlloySimulation"),
     "Block": ("mpiflow.core.block", "Block"),
+    "CurieWeiss": ("mpiflow.systems.curie_weiss", "CurieWeiss"),
+    "FieldSimulation": ("mpiflow.simulation.field.simulation", "FieldSimulation"),
     "InputError": ("mpiflow.core.errors", "InputError"),
     "Ising": ("mpiflow.systems.ising", "Ising"),
+    "Kac": ("mpiflow.systems.kac", "Kac"),
+    "KacSimulation": ("mpiflow.simulation.kac.simulation", "KacSimulation"),
+    "Keep": ("mpiflow.run.stopping", "Keep"),
     "Lattice": ("mpiflow.core.lattice", "Lattice"),
     "Layout": ("mpiflow.core.lattice", "Layout"),
+    "LinearChain": ("mpiflow.systems.linear_chain", "LinearChain"),
     "MacroscopicModel": ("mpiflow.learn.closure.model", "MacroscopicModel"),
     "NFold": ("mpiflow.solvers.spins.nfold", "NFold"),
+    "PredatorPrey": ("mpiflow.systems.predator_prey", "PredatorPrey"),
     "RunDataset": ("mpiflow.learn.run_dataset", "RunDataset"),
     "Runs": ("mpiflow.files.runs", "Runs"),
     "Simulation": ("mpiflow.simulation.ising.simulation", "Simulation"),
@@ -59,16 +79,28 @@ _PUBLIC = {
     "local_relax": ("mpiflow.scaleup.spins", "local_relax"),
     "open": ("mpiflow.files.runs", "open_path"),
     "partial_evolution": ("mpiflow.scaleup.spins", "partial_evolution"),
+    "predict": ("mpiflow.run.predict", "predict"),
     "record": ("mpiflow.run.simulate", "record"),
+    "record_alloy": ("mpiflow.run.alloy", "record_alloy"),
     "simulate": ("mpiflow.run.simulate", "simulate"),
     "upsample": ("mpiflow.scaleup.spins", "upsample"),
 }
-__all__ = [*_PUBLIC, "initial"]
+#: Modules that are public as a whole, and where they live.
+_MODULES = {
+    "checkpoint": "mpiflow.files.checkpoint",
+    "initial": "mpiflow.initial",
+    "metrics": "mpiflow.metrics",
+    "observables": "mpiflow.observables",
+    "parallel": "mpiflow.core.parallel",
+    "scaleup": "mpiflow.scaleup",
+}
+#: A star must not replace the ``open`` of the language.
+__all__ = [*sorted({*_PUBLIC, *_MODULES} - {"open"})]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "initial":
-        return import_module("mpiflow.initial.spins")
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _PUBLIC:
         raise AttributeError(f"module 'mpiflow' has no attribute {name!r}")
     module, attribute = _PUBLIC[name]
@@ -76,4 +108,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "open"])

@@ -19,7 +19,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mpiflow import __version__
+from mpiflow._version import __version__
 from mpiflow.core import parallel, signals, streams
 from mpiflow.core.errors import InputError
 from mpiflow.simulation.alloy.options import AlloyConfig

@@ -28,10 +28,10 @@ _COMPILES = re.compile(rb"^@(?:kernel|rule|inlined)\b|\b(?:rule|kernel|inlined|i
 @lru_cache(maxsize=1)
 def digest() -> str:
     """Of the source of all rules and kernels, and of every module that they import."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     sources = {path: path.read_bytes() for path in sorted(package.glob("**/*.py"))}
     todo = [path for path, source in sources.items() if _COMPILES.search(source)]
-    todo.append(package / "device.py")
+    todo.append(package / "core" / "device.py")
     needed: set[Path] = set()
     while todo:
         path = todo.pop()

@@ -10,7 +10,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from mpiflow import __version__, metrics
+from mpiflow import metrics
+from mpiflow._version import __version__
 from mpiflow.files import storage
 
 if TYPE_CHECKING:

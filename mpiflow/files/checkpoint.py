@@ -31,8 +31,8 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
-import mpiflow
 from mpiflow import observables
+from mpiflow._version import __version__
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Shape
@@ -167,7 +167,7 @@ def write(
     with agreed(comm):
         if comm.rank == 0:
             texts = {
-                "mpiflow_version": mpiflow.__version__,
+                "mpiflow_version": __version__,
                 "git_hash": git_hash(),
                 **attributes,
                 "numbers_json": json.dumps({**state.numbers, **numbers}),

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-import mpiflow
+from mpiflow._version import __version__
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
 
@@ -331,7 +331,7 @@ def git_hash() -> str:
     Read from the files of git: starting a process under MPI can be refused or slow.
     """
     try:
-        folder = Path(__file__).resolve().parents[1] / ".git"
+        folder = Path(__file__).resolve().parents[2] / ".git"
         if folder.is_file():  # a work tree
             folder = folder.parent / folder.read_text().removeprefix("gitdir:").strip()
         head = (folder / "HEAD").read_text().strip()
@@ -352,7 +352,7 @@ def own_attributes(ranks: int) -> dict[str, Any]:
     """Root attributes that the writer sets."""
     return {
         "Conventions": "CF-1.11",
-        "mpiflow_version": mpiflow.__version__,
+        "mpiflow_version": __version__,
         "git_hash": git_hash(),
         "schema_version": SCHEMA_VERSION,
         "ranks": ranks,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import __version__
+from mpiflow._version import __version__
 from mpiflow.core import inputs
 from mpiflow.core.errors import InputError
 from mpiflow.core.parallel import FAILED, agreed

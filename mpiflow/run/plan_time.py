@@ -11,6 +11,7 @@ from mpi4py import MPI
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.parallel import agreed
+from mpiflow.run import predict
 from mpiflow.run.alloy import build_alloy
 from mpiflow.run.ensemble import build_ensemble
 from mpiflow.run.plan import Plan, Timing
@@ -47,9 +48,7 @@ def estimate(
             model = load_barrier_model(config.barriers, config.axis_order)
         sim = build_alloy(config, model, comm)
     elif isinstance(config, FieldConfig):
-        from mpiflow.run import predict  # it needs PyTorch, which takes seconds
-
-        sim = predict.build(config, predict.load(config, comm), comm)
+        sim = predict.build(config, comm)
     elif isinstance(config, EnsembleConfig):
         sim = build_ensemble(config, comm)
     else:

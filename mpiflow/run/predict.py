@@ -6,17 +6,16 @@ import json
 import time as clock
 import warnings
 from collections.abc import Container
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mpi4py import MPI
 
 from mpiflow.core import inputs
-from mpiflow.core.parallel import agreed
 from mpiflow.files import checkpoint
 from mpiflow.files.schema import STANDARD, block_centres
 from mpiflow.files.trajectory import Value
-from mpiflow.learn.onsagerflow.model import OnsagerFlow, load_onsagerflow
 from mpiflow.run.follow import Content, Walk, beginning, facts_of, follow, keep_of, unchanged
 from mpiflow.run.plan import one_line
 from mpiflow.run.stopping import say
@@ -45,8 +44,7 @@ def predict(
     point, overwrite = beginning(config, comm, changed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        model = load(config, comm)
-        sim = build(config, model, comm, fresh=point is None)
+        sim = build(config, comm, fresh=point is None)
     attributes = _attributes(config, sim)
     facts = facts_of(sim.facts(), attributes)
     facts |= {"field": config.field, "stretch": config.stretch}
@@ -77,37 +75,11 @@ def predict(
     return config.out
 
 
-def load(config: FieldConfig, comm: MPI.Intracomm) -> OnsagerFlow:
-    """The model of a configuration. Collective."""
-    with agreed(comm):
-        return load_onsagerflow(config.model)
-
-
-def build(
-    config: FieldConfig, model: OnsagerFlow, comm: MPI.Intracomm, fresh: bool = True
-) -> FieldSimulation:
+def build(config: FieldConfig, comm: MPI.Intracomm, fresh: bool = True) -> FieldSimulation:
     """The field of a configuration, in its initial state if ``fresh``. Collective."""
-    if config.structure is not None:
-        model = model.with_structure(config.structure)
-    field = model.field(
-        config.temperature or 0.0,
-        config.shape,
-        block=config.block or 0,
-        merge=config.merge,
-        field=config.field,
-        dt=config.dt,
-        seed=config.seed,
-        members=config.members,
-        comm=comm,
-    )
-    sim = FieldSimulation(field, config.seed, config.members)
-    if not fresh:
-        return sim
-    if config.initial == "uniform":
-        field.set(config.initial_magnetization)
-    else:
-        sim.set_means(Path(config.initial), config.moment)
-    return sim
+    # By name: what learns builds on runs, and it needs PyTorch, which takes seconds.
+    made = import_module("mpiflow.learn.onsagerflow.build").build(config, comm, fresh)
+    return cast(FieldSimulation, made)
 
 
 def _attributes(config: FieldConfig, sim: FieldSimulation) -> dict[str, Any]:

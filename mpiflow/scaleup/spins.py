@@ -72,8 +72,8 @@ def local_relax(
     Algorithm 1's LocalRelax. With ``halo="frozen"`` each window evolves in its true
     surroundings, so the Gibbs measure stays invariant; ``wrap`` closes it on
     itself as the published code does. A whole lattice that relaxes for 4 t
-    (:func:`mpiflow.experiments.upsampling.relax`) gets as far as windows of time t with this stride, at
-    a small part of their cost (docs/results.md).
+    (:func:`mpiflow.experiments.upsampling.relax`) gets as far as windows of time t with this
+    stride, at a small part of their cost (docs/results.md).
 
     Parameters
     ----------

@@ -131,7 +131,7 @@ class Ensemble(ABC):
     counts_events = False
 
     def advance_some(self, time: float, most: int, target: float) -> int:
-        """As :meth:`mpiflow.simulation.ising.simulation.SpinSimulation.advance_some`. Collective."""
+        """As ``advance_some`` of spins, a method of the same name. Collective."""
         raise NotImplementedError
 
     @abstractmethod

@@ -76,7 +76,7 @@ class ExactLaw:
     """
 
     def __init__(self, beta: float, structure: Structure = "langevin") -> None:
-        self.beta, self.structure = _checked(beta, structure)
+        self.beta, self.structure = checked(beta, structure)
 
     def mobility(self, m: np.ndarray) -> np.ndarray:
         return self.beta * (1 - m) * (1 + m)
@@ -85,7 +85,7 @@ class ExactLaw:
         return -2 * self.beta * np.asarray(m, float)
 
     def entropy_derivative(self, m: np.ndarray) -> np.ndarray:
-        return _artanh(m) / self.beta
+        return artanh(m) / self.beta
 
     def entropy(self, m: np.ndarray) -> np.ndarray:
         m = np.asarray(m, float)
@@ -166,12 +166,12 @@ class FiniteLaw:
         return self.law.entropy(m) + free - self.own * m * m / (2 * (n - 1))
 
 
-def _artanh(m: np.ndarray) -> np.ndarray:
+def artanh(m: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):  # the ends are infinite
         return np.arctanh(m)
 
 
-def _checked(beta: float, structure: Structure) -> tuple[float, Structure]:
+def checked(beta: float, structure: Structure) -> tuple[float, Structure]:
     if not (beta > 0 and math.isfinite(beta)):
         raise InputError("beta", beta, "a finite number above 0", "Try 1.")
     if structure not in get_args(Structure):

@@ -248,7 +248,7 @@ def test_a_small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_check_that_hangs_ends_the_process() -> None:
     code = (
-        "import time; from pathlib import Path; from mpiflow import doctor\n"
+        "import time; from pathlib import Path; from mpiflow.commands import doctor\n"
         "doctor.PATIENCE = 0.5\n"
         "def stuck(site): time.sleep(60)\n"
         "doctor._run(stuck, (), doctor.Site(doctor._Alone(), Path()))\n"
@@ -261,7 +261,7 @@ def test_a_check_that_hangs_ends_the_process() -> None:
 def test_without_mpi_the_rest_is_still_examined(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['mpi4py'] = None\n"
-        "from pathlib import Path; from mpiflow import doctor\n"
+        "from pathlib import Path; from mpiflow.commands import doctor\n"
         f"doctor.sys.exit(doctor.main(Path({str(tmp_path)!r}), as_json=True))\n"
     )
     done = run_alone([sys.executable, "-c", code])

@@ -85,7 +85,7 @@ def test_a_folder_that_takes_nothing(
 def run(folder: Path, **environment: str | None) -> str:
     """The folder of a process, and whether a kernel works there."""
     program = (
-        "from mpiflow import device, kernel_cache\n"
+        "from mpiflow.core import device, kernel_cache\n"
         "from mpiflow.solvers.mean_field import exponential\n"
         "import numpy as np\n"
         "assert 0 < exponential(np.uint64(2**63)) < 1\n"
@@ -125,13 +125,13 @@ def test_constants_count_as_source(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         there = package / path.relative_to(ROOT / "mpiflow")
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, there)
-    monkeypatch.setattr(kernel_cache, "__file__", str(package / "kernel_cache.py"))
+    monkeypatch.setattr(kernel_cache, "__file__", str(package / "core" / "kernel_cache.py"))
     digest = kernel_cache.digest.__wrapped__
     before = digest()
     assert before == kernel_cache.digest()
     for name, changes in (
-        ("systems/alloy.py", True), ("noise.py", True), ("systems/ising.py", True),
-        ("exports.py", False), ("cli.py", False),
+        ("systems/alloy.py", True), ("core/noise.py", True), ("systems/ising.py", True),
+        ("commands/export.py", False), ("cli.py", False),
     ):  # fmt: skip
         with open(package / name, "a") as file:
             file.write("# another\n")

@@ -12,7 +12,7 @@ from mpi4py import MPI
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (
     "import sys\n"
-    "from mpiflow import streams\n"
+    "from mpiflow.core import streams\n"
     "from mpiflow.run.progress import Progress\n"
     "streams.forgive()\n"
     "with open(sys.argv[1], 'w') as file:\n"

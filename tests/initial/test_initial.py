@@ -14,11 +14,11 @@ import pytest
 from exact import P_FLOOR, Z_CEILING, chi_square, deviate
 from mpi4py import MPI
 
-from mpiflow import initial
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, factorisations
 from mpiflow.core.noise import site_counter, stream_key, words
+from mpiflow.initial import spins as initial
 
 
 def ensemble(count: int, *shape: int) -> Block:

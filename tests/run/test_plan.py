@@ -378,7 +378,7 @@ def test_learned_fields_are_cut_as_planned(
     comm.Barrier()
     config = learned(mpi_tmp_path / "model", **options)
     made = plan(config, comm.size)
-    field = predict.build(config, predict.load(config, comm), comm).field
+    field = predict.build(config, comm).field
     shapes = comm.allgather(field.state.shape)
     rows = [shape[1] for shape in shapes]
     assert (min(rows), max(rows)) == (made.smallest[0], made.largest[0])
@@ -433,12 +433,12 @@ def test_memory_of_a_learned_field(
 EMPTY = """
 import sys
 from mpi4py import MPI
-from mpiflow import ensemble_run, plan, run
+from mpiflow.run import ensemble, plan, simulate as run
 from mpiflow.simulation.sizes import interpreter
 system, out, *options = sys.argv[1:]
 options = dict(option.split("=") for option in options)
 config = plan.SYSTEMS[system](**options, out=out, overwrite=True, quiet=True)
-simulate = run.simulate if system == "ising" else ensemble_run.simulate_ensemble
+simulate = run.simulate if system == "ising" else ensemble.simulate_ensemble
 simulate(config, MPI.COMM_SELF)  # compiles, where it is the first time
 with open("/proc/self/status") as file:
     peak = next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))

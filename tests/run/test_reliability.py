@@ -103,7 +103,7 @@ def test_a_second_signal(tmp_path, second, wait, code):
     out = tmp_path / "run.h5"
     program = (
         "import sys, time\n"
-        "from mpiflow import signals\n"
+        "from mpiflow.core import signals\n"
         "signals.listen()\n"  # as main() does, long before MPI
         "print('listening', file=sys.stderr, flush=True)\n"
         "from mpiflow import checkpoint, cli\n"
@@ -140,7 +140,7 @@ def test_a_program_with_nothing_to_lose_does_not_wait(first, number, code):
     program = (
         "import ctypes, sys, time\n"
         f"sys.argv[1:] = [{first!r}]\n"
-        "from mpiflow import cli, signals\n"
+        "from mpiflow import cli; from mpiflow.core import signals\n"
         "def busy(arguments):\n"
         f"    if {number} == 0:\n"
         "        signals.until(time.monotonic() + 0.5)\n"

@@ -46,12 +46,12 @@ PLAIN_SAME_BITS = (
 
 VACANCY_TESTS = "solvers/test_vacancy.py::test"
 PRODUCT = f"{VACANCY_TESTS}_tiled_law_is_the_product_of_exponentials[sides0-tile0]"
-HOPS, TILES = "solvers/vacancy.py", "solvers/tiled_vacancy.py"
+HOPS, TILES = "solvers/vacancy/events.py", "solvers/vacancy/tiled.py"
 
-PACKED, PLAIN, SLICED = (f"solvers/{name}.py" for name in ("multispin", "heatbath", "sliced"))
-SOLVER, PLANES = "solvers/sublattice.py", "solvers/bitplanes.py"
+PACKED, PLAIN, SLICED = (f"solvers/spins/{name}.py" for name in ("multispin", "heatbath", "sliced"))
+SOLVER, PLANES = "solvers/spins/sublattice.py", "solvers/spins/bitplanes.py"
 
-KAC, SUMS = "solvers/kac.py", "solvers/kac_field.py"
+KAC, SUMS = "solvers/kac/steps.py", "solvers/kac/fields.py"
 KAC_LAW = "solvers/test_kac.py::test_a_step_has_the_law_of_its_solver"
 
 #: Mutants of one list are in one copy of the package.
@@ -97,7 +97,7 @@ MUTANTS: list[list[Mutant]] = [
         ),
         Mutant(
             "stale halo between ranks, plain",
-            (Change("block.py", "            self._exchange()\n", "            pass\n"),),
+            (Change("core/block.py", "            self._exchange()\n", "            pass\n"),),
             (Named(PLAIN_SAME_BITS, ranks=2),),
         ),
     ],
@@ -239,7 +239,7 @@ MUTANTS: list[list[Mutant]] = [
             "row counted twice in the energy, packed",
             (
                 Change(
-                    "packed.py",
+                    "core/packed.py",
                     "        for y in range(1, ny + 1):\n            even",
                     "        for y in range(1, ny + 2):\n            even",
                 ),
@@ -266,7 +266,7 @@ MUTANTS: list[list[Mutant]] = [
             "sign of the energy in pairwise barriers",
             (
                 Change(
-                    "systems/barriers.py",
+                    "solvers/vacancy/barrier_kernels.py",
                     "out[d] = model.base[atom] + 0.5",
                     "out[d] = model.base[atom] - 0.5",
                 ),
@@ -338,7 +338,7 @@ MUTANTS: list[list[Mutant]] = [
             "Gillespie: waits 10 % too long",
             (
                 Change(
-                    "solvers/gillespie.py",
+                    "solvers/kac/gillespie.py",
                     "wait = exponential(w0) *",
                     "wait = 1.1 * exponential(w0) *",
                 ),

@@ -38,7 +38,7 @@ MPI_ENVIRONMENT = {
 #: mpiflow, with each frame flushed at once, and a line for each flush and checkpoint.
 CHILD = """
 import sys
-from mpiflow import checkpoint, trajectory
+from mpiflow.files import checkpoint, trajectory
 from mpiflow.cli import main
 class Writer(trajectory.TrajectoryWriter):
     def __init__(self, *a, **k):
@@ -48,8 +48,8 @@ class Writer(trajectory.TrajectoryWriter):
         super().flush()
         if self.comm.rank == 0:
             print("frames", self._frames, file=sys.stderr, flush=True)
-from mpiflow import recording
-recording.TrajectoryWriter = Writer
+from mpiflow.run import follow
+follow.TrajectoryWriter = Writer
 write = checkpoint.write
 def told(out, sim, *rest):
     path = write(out, sim, *rest)

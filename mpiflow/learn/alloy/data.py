@@ -2,8 +2,8 @@
 
 At each temperature: small lattices run from random states; their snapshots are assembled into
 large states and relaxed in windows; one vacancy of each hops for a short time
-(:mod:`mpiflow.scaleup.alloy_partial`). Everything is stopped by time, never by a number of hops: states
-seen after so many hops are those that a vacancy leaves fast, too often by their rates.
+(:mod:`mpiflow.scaleup.alloy_partial`). Everything is stopped by time, never by a number of hops:
+states seen after so many hops are those that a vacancy leaves fast, too often by their rates.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _pools(plan: AlloyPlan, members: np.ndarray, seed: int) -> np.ndarray:
 def pairs_at(
     system: Alloy, model: Barriers, plan: AlloyPlan, hops: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """The pairs of one temperature, arrays named as in :class:`~mpiflow.learn.alloy.model.PairsData`.
+    """The pairs of one temperature, named as in :class:`~mpiflow.learn.alloy.model.PairsData`.
 
     Also ``path`` (frames + 1, 6) and ``times``: mean order of the small lattices in time; and
     ``vacancy_neighbours`` (elements,) of the large states.

@@ -14,8 +14,8 @@ from mpi4py import MPI
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-import mpiflow
 from mpiflow import observables
+from mpiflow._version import __version__
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.files import storage
@@ -138,7 +138,7 @@ def write_model(
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
     """Write ``model.safetensors`` and ``model.json`` of a model of a kind into a directory."""
-    whole = {"kind": kind, "mpiflow_version": mpiflow.__version__, **description}
+    whole = {"kind": kind, "mpiflow_version": __version__, **description}
     text = json.dumps(whole, indent=2) + "\n"
     storage.write_folder(directory, {"model.safetensors": save(dict(tensors)), "model.json": text})
 

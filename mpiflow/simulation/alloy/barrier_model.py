@@ -58,7 +58,7 @@ from mpiflow.systems.alloy import (
 Kind = Literal["constant", "pairwise", "network", "nnk"]
 
 #: The model that comes with mpiflow.
-DEFAULT = Path(__file__).parent / "data" / "barriers_default.safetensors"
+DEFAULT = Path(__file__).parents[2] / "data" / "barriers_default.safetensors"
 #: First bytes of files that people have instead.
 _OTHER_FILES = {b"\x1f\x8b": "compressed with gzip", b"PK": "an archive (.npz, .zip or of torch)"}
 #: Larger files are refused unread; the published one has 0.6 MB.

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from scipy.interpolate import PchipInterpolator
 
-import mpiflow
+from mpiflow._version import __version__
 from mpiflow.core.errors import InputError
 from mpiflow.files import storage
-from mpiflow.systems.field_law import Entropy, Structure, _artanh, _checked
+from mpiflow.systems.field_law import Entropy, Structure, artanh, checked
 
 #: What model.json calls a table.
 KIND = "field-law"
@@ -63,7 +63,7 @@ class TableLaw:
         symmetric: bool = False,
         card: dict[str, Any] | None = None,
     ) -> None:
-        self.beta, self.structure = _checked(beta, structure)
+        self.beta, self.structure = checked(beta, structure)
         self.symmetric, self.card = bool(symmetric), dict(card or {})
         given = {
             "m": m,
@@ -103,7 +103,7 @@ class TableLaw:
 
     def entropy_derivative(self, m: np.ndarray) -> np.ndarray:
         m = self._counted(m)
-        return _artanh(m) / self.beta + self._excess(m)
+        return artanh(m) / self.beta + self._excess(m)
 
     def entropy(self, m: np.ndarray) -> np.ndarray:
         return self._entropy(self._counted(m))
@@ -138,7 +138,7 @@ class TableLaw:
         """Write ``model.safetensors`` and ``model.json`` into a directory."""
         whole = {
             "kind": KIND,
-            "mpiflow_version": mpiflow.__version__,
+            "mpiflow_version": __version__,
             "beta": self.beta,
             "structure": self.structure,
             "symmetric": self.symmetric,

@@ -73,7 +73,7 @@ class Sites:
 
 
 class FieldSimulation:
-    """A :class:`~mpiflow.solvers.field.stochastic.StochasticField` that is run, recorded and resumed.
+    """A :class:`~mpiflow.solvers.field.stochastic.StochasticField` run, recorded and resumed.
 
     Parameters
     ----------

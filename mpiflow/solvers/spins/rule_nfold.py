@@ -353,7 +353,7 @@ class RuleNFold(NFold):
         flips: int | None = None,
         stream: str = "rule-nfold",
     ) -> np.ndarray:
-        """As :meth:`NFold.advance <mpiflow.solvers.spins.nfold.NFold.advance>`; a flip is a change."""
+        """As :meth:`~mpiflow.solvers.spins.nfold.NFold.advance`; a flip is a change."""
         return super().advance(block, seed=seed, until=until, flips=flips, stream=stream)
 
     def _require_states(self, block: Block) -> None:
