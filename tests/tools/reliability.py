@@ -314,19 +314,31 @@ ENDLESS = {
     "curie-weiss": "curie-weiss --size 64 --temperature 1 --time 1e9",
     "alloy serial": "alloy --cells 8 --temperature 2000 --time 1",
     "alloy tiled": "alloy --cells 24 --vacancies 20 --temperature 2000 --time 1 --solver tiled",
+    "alloy tiled, 10^7 hops in a window": "alloy --cells 12 --vacancies 8 --temperature 2000 "
+    "--time 1 --solver tiled --window 1e-3",
+    "alloy tiled, 10^9 windows to a hop": "alloy --cells 8 --temperature 2000 --hops 10 "
+    "--solver tiled --window 1e-19",
+    "field, 639 inner steps in a step": "predict MODEL --structure langevin --size 2048 --dt 1 "
+    "--field 3 --time 1e9 --save-every 1e9",
     "predator-prey": "predator-prey --size 1000 --time 1e9 --save-every 1e9",
     "linear-chain": "linear-chain --size 1000 --time 1e9 --save-every 1e9",
 }
 
 
-def stops(delay: float = 10.0) -> None:
+def stops(names: list[str], delay: float = 10.0) -> None:
     """A table of how soon runs end after SIGTERM, and how far from their walltime."""
+    from free_law import save_free_law
+
     print("| run | after SIGTERM, s | past the walltime, s | exit codes |\n|---|---|---|---|")
-    for name, line in ENDLESS.items():
+    for name in names:
+        line = ENDLESS[name] if "predict" in ENDLESS[name] else f"simulate {ENDLESS[name]}"
         seconds, codes = [], []
         for walltime in (None, delay):
             with tempfile.TemporaryDirectory() as folder:
-                options = ["simulate", *line.split(), "--quiet", "--out", f"{folder}/run.h5"]
+                if "MODEL" in line:
+                    save_free_law(Path(folder) / "model", temperatures=(0.1,))
+                options = line.replace("MODEL", f"{folder}/model").split()
+                options += ["--quiet", "--out", f"{folder}/run.h5"]
                 if walltime is not None:
                     options += ["--walltime", str(walltime)]
                 began = time.monotonic()
@@ -353,6 +365,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="of the runs that are killed")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 4, 8])
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS))
+    parser.add_argument("--runs", nargs="+", default=list(ENDLESS), help="those to stop")
     parser.add_argument("--size", type=int, default=16384)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -367,7 +380,7 @@ def main() -> None:
         number = len(options.counts) ** 2 * len(options.systems)
         print(f"{done} of {number} pairs of {options.counts} ranks: same bits")
     elif options.part == "stops":
-        stops()
+        stops(options.runs)
     elif options.part == "overhead":
         from mpi4py import MPI
 
