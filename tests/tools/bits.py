@@ -233,6 +233,8 @@ def make_inputs(folder: Path) -> None:
     np.save(folder / "field.npy", rng.integers(-64, 65, (24, 24)) / 128)
     np.save(folder / "blocks.npy", (rng.integers(-8, 9, (8, 8)) * 2 / 16).astype(np.float32))
     save_weights(folder / "weights.npy", rng)
+    np.save(folder / "chain.npy", rng.integers(0, 65, 12) / 8)
+    np.save(folder / "prey.npy", rng.integers(0, 65, (2, 24)) / 128)
     for name, more in {"cosh": {}, "radial": {"kernel": "radial"}, "two": {}}.items():
         save_law(folder / name, (0.8, 1.4) if name == "two" else (0.8,), **more)
     for name, system, options in INPUTS:
@@ -381,11 +383,15 @@ def launch(tree: Path, folder: Path, ranks: int, *command: str | Path) -> None:
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
     path = f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}"
+    # In the foreground: what ends this program ends mpirun too.
+    guard = ["timeout", "--foreground", "-k", "10", "1800"]
     subprocess.run(
-        ["timeout", "-k", "10", "1800", "mpirun", "-n", str(ranks), sys.executable, *command],
-        cwd=folder, env={**os.environ, **settings, "PATH": path}, stdin=subprocess.DEVNULL,
+        [*guard, "mpirun", "-n", str(ranks), sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, **settings, "PATH": path},
+        stdin=subprocess.DEVNULL,
         check=True,
-    )  # fmt: skip
+    )
 
 
 #: Options of a driver that name the results of others.

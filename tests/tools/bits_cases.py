@@ -202,12 +202,17 @@ CASES = [
     Case("chain", "--profile", resumed=("", "--override dt=0.02 --override force=3")),
     Case("chain members", "--members 3 --profile --initial-displacement 1", resumed=AGAIN),
     Case("chain loose", "--coupling 0 --noise 2 --force 1 --friction 0.3 --dt 0.02"),
+    Case("chain from run", "--initial inputs/chain.h5 --initial-frame 2 --members 2 --profile"),
+    Case("chain from array", "--initial inputs/chain.npy --profile"),
     Case("curie-weiss", "", resumed=("", "--override temperature=0.8")),
     Case("curie-weiss members", "--members 3 --initial-magnetization 0.5", resumed=AGAIN),
     Case("curie-weiss field", "--size 5x7 --field 0.2 --coupling -1 --temperature 0.6"),
+    Case("curie-weiss from run", "--initial inputs/curie.h5 --initial-member 1"),
     Case("predator-prey published", "--profile", resumed=AGAIN),
     Case("predator-prey pde", "--form pde --prey-diffusion 0.01 --profile", resumed=AGAIN),
     Case("predator-prey members", "--members 3 --noise 0.1 --prey-diffusion 0.02", resumed=AGAIN),
+    Case("predator-prey from run", "--initial inputs/prey.h5 --initial-frame 1 --profile"),
+    Case("predator-prey from array", "--initial inputs/prey.npy --profile"),
     Case("predator-prey wave", "--initial-prey 0.4 --initial-wave 0.3 --growth 2 --dt 0.005"),
 ]
 
@@ -224,6 +229,9 @@ INPUTS = (
     ("members", "alloy", "--vacancies 3 --members 2 --species"),
     ("tiled", "alloy", "--cells 16x8x8 --vacancies 6 --species"),
     ("field", "field", "inputs/cosh"),
+    ("chain", "chain", "--profile --members 3"),
+    ("curie", "curie-weiss", "--members 3"),
+    ("prey", "predator-prey", "--profile --members 3"),
     ("few", "kac", "--size 20 --coarse 4 --time 1"),
     *(
         (f"kac{n}", "kac", f"--size 48 --coarse 4 --seed {n} --temperature {t}")
