@@ -51,6 +51,12 @@ def inlined(function: Callable[..., Any]) -> Any:
     return kernel_cache.attach(numba.njit(function, inline="always", **_OPTIONS))
 
 
+def outside(function: Callable[..., Any]) -> Any:
+    """A rule or a kernel made of a user's function: never kept on disk, where only the source of
+    this package tells old from new."""
+    return numba.njit(getattr(function, "py_func", function), **_OPTIONS)
+
+
 def intrinsic(emit: Callable[..., None]) -> Any:
     """A part of CPU kernels written one instruction after the other, where a loop is too slow.
 

@@ -73,9 +73,8 @@ STREAMS = {
     # The same inside patches; step = draw. Site 2^63: which patch.
     "predator-prey-partial": 33,
     "predator-prey-start": 34,  # their initial states; step = 0, site = 0
-    # Passes of rules from outside; step = half pass, site = (y // 2, x // 2), two rows a call. Of
-    # rules too large for a table: the second word of a site that takes a new state: step + 2^62,
-    # site = (y, x).
+    # Passes of spin rules; step = half pass, site = (y // 2, x // 2), two rows a call. Of rules
+    # too large for a table: site = (y, x), step + 2^54 times the changes of the site in the pass.
     "rule-sublattice": 37,
     # Waiting times and event choice; step = event, site 0: time and place, 1: the new state.
     "rule-nfold": 38,
