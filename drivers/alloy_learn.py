@@ -21,6 +21,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.figures import relaxation_figure
 from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.learn import pair_goodness
 from mpiflow.learn.alloy.data import AlloyPlan, joined, moving, pairs_at
 from mpiflow.learn.alloy.model import default_schedule, train_alloy
 from mpiflow.learn.training import Schedule
@@ -101,6 +102,7 @@ def main() -> None:
         f"of {plan.sites} sites with {plan.repeats} pairs each, lambda = {plan.patches}, "
         f"barriers {model.name}, {comm.size} ranks."
     )
+    lines += ["", pair_goodness.table({"alloy": [learned.card]})]
     table = "\n".join(lines)
     print(table)
     (out / "table.md").write_text(table + "\n")

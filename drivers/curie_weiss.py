@@ -43,6 +43,7 @@ import json
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,14 +56,15 @@ from mpiflow.experiments import results as report
 from mpiflow.experiments.ising import farm, results_directory
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure.curie_weiss import (
     LearnedLaw,
     MagnetizationModel,
     MeanFieldPlan,
     after_flips,
     generate_pairs,
+    learn,
     learned_law,
-    train_magnetization,
 )
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule
@@ -137,7 +139,7 @@ def main() -> None:
         plans = {task: plan_of(task, options) for task in tasks}
     out = results_directory(options.out, comm)
     facts = {"states": options.states, "repeats": options.repeats, "steps": options.steps}
-    facts |= {"frames": options.frames, "epochs": options.epochs}
+    facts |= {"frames": options.frames, "epochs": options.epochs, "cards": True}
     kept = report.Kept(out / "parts", facts)
     epochs = Schedule(epochs=options.epochs)
     total = len(tasks[comm.rank :: comm.size])
@@ -150,8 +152,11 @@ def main() -> None:
             pairs = generate_pairs(SYSTEM, plans[task], seed=seed)
             assert pairs is not None
             kind = "naive" if method == "naive" else "partial"
-            sde, _ = train_magnetization(pairs, method=kind, seed=seed, schedule=epochs)  # type: ignore[arg-type]
             steps = steps_of(method, options)
+            model = learn(
+                SYSTEM, pairs, method=kind, seed=seed, dt=FRAME / steps, schedule=epochs  # type: ignore[arg-type]
+            )  # fmt: skip
+            sde, card = model.sde, np.array(json.dumps(model.card | {"method": method}))
             law = learned_law(
                 sde, MAGNETIZATIONS, dt=FRAME / steps, steps=steps, frames=options.frames
             )
@@ -159,18 +164,28 @@ def main() -> None:
             progress.update(done, patch=patch, method=method, seed=seed)
             rest = np.array([*law.stationary, law.gap])
             weights = {f"sde.{name}": value.numpy() for name, value in sde.state_dict().items()}
-            return {"grid": law.grid, "mean": law.mean, "std": law.std, "rest": rest, **weights}
+            return {
+                "grid": law.grid,
+                "mean": law.mean,
+                "std": law.std,
+                "rest": rest,
+                "card": card,
+                **weights,
+            }
 
         results = farm(tasks, work, comm, kept)
     if comm.rank == 0:
         exact = solve(options.frames)
+        cards: dict[str, list[dict[str, Any]]] = {}
         for task, part in results.items():
             model = model_of(task, part, plans[task], options)
             patch, method, seed = task
+            cards.setdefault(f"{method}, {patch}", []).append(model.card)
             model.save(out / "models" / f"{method.replace(' ', '_')}_{patch}_{seed}")
             if task == tasks[0]:
                 write_rollout(out / "rollout.h5", model, exact, options)
-        write(out, {task: law_of(part) for task, part in results.items()}, exact, options)
+        laws = {task: law_of(part) for task, part in results.items()}
+        write(out, laws, exact, pair_goodness.table(cards), options)
 
 
 def law_of(part: dict[str, np.ndarray]) -> LearnedLaw:
@@ -181,13 +196,12 @@ def law_of(part: dict[str, np.ndarray]) -> LearnedLaw:
 def model_of(
     task: Task, part: dict[str, np.ndarray], plan: MeanFieldPlan, options: argparse.Namespace
 ) -> MagnetizationModel:
-    _, method, seed = task
+    _, method, _ = task
     sde = MacroscopicSDE(1, width=32, factor=1.0 if method == "naive" else float(plan.patches))
     sde.load_state_dict(
         {k[4:]: torch.as_tensor(value) for k, value in part.items() if k.startswith("sde.")}
     )
-    system = {"temperature": SYSTEM.temperature, "field": SYSTEM.field}
-    card = {"system": system, "method": method, "seed": seed}
+    card = json.loads(str(part["card"]))
     return MagnetizationModel(sde, plan, FRAME / steps_of(method, options), card)
 
 
@@ -248,9 +262,9 @@ def compare(law: LearnedLaw, exact: Exact) -> dict[str, float]:
 
 
 def write(
-    out: Path, laws: dict[Task, LearnedLaw], exact: Exact, options: argparse.Namespace
+    out: Path, laws: dict[Task, LearnedLaw], exact: Exact, fits: str, options: argparse.Namespace
 ) -> None:
-    """Print and write the table, results.json and the figure."""
+    """Print and write the table, how well models fit, results.json and the figure."""
     perfect = exact.as_published(exact.mean, exact.std)
     known = dict(zip(QUANTITIES[3:], (*exact.stationary, 1.0 / exact.gap), strict=True))
     titles = ["patch", "method", "published", SAMPLED, "error alone", *QUANTITIES[2:]]
@@ -278,7 +292,7 @@ def write(
                 errors[method].append(values)
         rows.append(row)
     entries.append(report.entry(f"{SAMPLED}, of the exact law", perfect, exact=perfect))
-    report.write(out, report.table(titles, rows), entries)
+    report.write(out, report.table(titles, rows) + "\n" + fits, entries)
     draw(out / "curie_weiss.png", laws, exact, errors, options)
 
 

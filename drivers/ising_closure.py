@@ -23,6 +23,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
 from mpiflow.experiments import results as report
 from mpiflow.experiments.figures import latent_figure
+from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.training import Schedule
 from mpiflow.systems.ising import Ising
@@ -91,16 +92,20 @@ def main() -> None:
         experiment.write_truth(out / "truth.h5", truth, SYSTEM, plan.large, options.seed)
         for (patch, method, seed), model in models.items():
             model.save(out / "models" / f"{method}_{patch}_{seed}")
-        write(out, results, options, times)
+        cards: dict[str, list[dict[str, Any]]] = {}
+        for (patch, method, _), model in models.items():
+            cards.setdefault(f"{method}, {patch}", []).append(model.card)
+        write(out, results, pair_goodness.table(cards), options, times)
 
 
 def write(
     out: Path,
     results: experiment.Results[experiment.Comparison],
+    fits: str,
     options: argparse.Namespace,
     times: np.ndarray,
 ) -> None:
-    """Print and write the table, results.json and one figure for each patch side."""
+    """Print and write the tables, results.json and one figure for each patch side."""
     lines = [
         "| patch | method | published | test error | observables alone | spread error "
         "| noise floor | clipped |",
@@ -143,7 +148,7 @@ def write(
             groups=MAGNETIZATIONS,
             title=f"Ising 64^2, T=2.5, h=0.1, learned from {patch}^2",
         )
-    report.write(out, "\n".join(lines), entries)
+    report.write(out, "\n".join(lines) + "\n\n" + fits, entries)
 
 
 def parse() -> argparse.Namespace:

@@ -25,6 +25,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.ising import farm, results_directory
 from mpiflow.learn.generator import fit as learn
+from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
 from mpiflow.learn.generator.law import learn_weak
 from mpiflow.learn.generator.model import Generator, in_gauge, true_kernel
@@ -188,7 +189,8 @@ def learned(
     else:
         solution = learn.solve(model, rates, tolerance=1e-5)
         result = {"constants": model.report(), "errors": learn.errors(model, solution)}
-    model.card = {"source": source, "gamma": gamma, "block": BLOCK, "seed": options.seed}
+    model.card |= {"source": source, "gamma": gamma, "block": BLOCK, "seed": options.seed}
+    result |= {name: model.card[name] for name in ("goodness", "doubts")}
     model.save(out / "models" / "_".join(map(str, task)))
     result |= compared(model, task, options, micro)
     worst = max(run[-1] for run in result["rollout"])
@@ -365,6 +367,7 @@ def report(
         entry(f"kernel error, {name}", r["kernel"], errors.get("kernel"))
         entry(f"worst rollout error, {name}", max(last) / 100)
         entry(f"rms of F, {name}", r["law"])
+    lines += ["", *generator_goodness.table({", ".join(map(str, t)): r for t, r in found.items()})]
     lines += ["", "| estimate of the rates | kernel error |", "|---|---|"]
     notes = {
         "order 1": "forward differences as they are, no noise",

@@ -33,6 +33,7 @@ import argparse
 import json
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,14 +47,9 @@ from mpiflow.experiments import results as report
 from mpiflow.experiments.ising import Results, farm, results_directory
 from mpiflow.files.schema import CLOCK, Variable
 from mpiflow.files.trajectory import TrajectoryWriter
-from mpiflow.learn.closure.predator_prey import (
-    LATENTS,
-    PatchAutoencoder,
-    PredatorPreyModel,
-    PredatorPreyPlan,
-    learn,
-)
-from mpiflow.learn.sde import MacroscopicSDE
+from mpiflow.learn import pair_goodness
+from mpiflow.learn.closure import predator_prey
+from mpiflow.learn.closure.predator_prey import LATENTS, PredatorPreyModel, PredatorPreyPlan, learn
 from mpiflow.run.progress import Progress
 from mpiflow.solvers.lines.predator_prey import PredatorPreySimulation
 from mpiflow.systems.predator_prey import PredatorPrey
@@ -80,6 +76,7 @@ def main() -> None:
     out = results_directory(options.out, comm)
     facts = {k: v for k, v in vars(options).items() if k not in ("out", "smoke")}
     facts |= {"plan": plan_of("published", options), "systems": SYSTEMS, "sets": SETS}
+    facts["cards"] = True
     kept = report.Kept(out / "parts", {**facts, "lambdas": LAMBDAS, "every": EVERY})
     pairs = list(product(CASES, range(options.seeds)))
     with Progress(3.0, "predators and prey", comm) as progress:
@@ -138,24 +135,22 @@ def train(task: tuple[str, str, int], options: argparse.Namespace) -> Arrays:
         for name, value in module.state_dict().items()
     }
     losses = {"reconstruction": model.reconstruction, "loss": model.loss}
-    return {**arrays, **{k: np.array(v) for k, v in losses.items()}, "variance": model.variance}
+    arrays |= {k: np.array(v) for k, v in losses.items()}
+    return {**arrays, "variance": model.variance, "card": np.array(json.dumps(model.card))}
 
 
 def built(case: str, arrays: Arrays, options: argparse.Namespace) -> PredatorPreyModel:
     plan = plan_of(case, options)
-    autoencoder = PatchAutoencoder(plan.large, plan.patch)
-    sde = MacroscopicSDE(LATENTS, factor=float(plan.patches))
-    for part, module in (("autoencoder", autoencoder), ("sde", sde)):
-        prefix = f"{part}."
-        module.load_state_dict(
-            {
-                name.removeprefix(prefix): torch.as_tensor(value)
-                for name, value in arrays.items()
-                if name.startswith(prefix)
-            }
-        )
-    numbers = (float(arrays["reconstruction"]), float(arrays["loss"]), arrays["variance"])
-    return PredatorPreyModel(autoencoder, sde, plan, *numbers)
+    description = {
+        "factor": float(plan.patches),
+        "plan": vars(plan),
+        "reconstruction": float(arrays["reconstruction"]),
+        "loss": float(arrays["loss"]),
+        "variance": arrays["variance"],
+        "card": json.loads(str(arrays["card"])),
+    }
+    tensors = {k: torch.as_tensor(v) for k, v in arrays.items() if "." in k}
+    return predator_prey.built(description, tensors)
 
 
 def frames(options: argparse.Namespace) -> np.ndarray:
@@ -296,7 +291,12 @@ def write(
         ]
     titles = ["lambda", "discretisation", "MMD published form", "unbiased"]
     titles += ["unbiased, observables alone", "spread ratio (theory)", "p value"]
-    text = report.table(titles, rows) + "\n" + "\n".join(lines)
+    cards: dict[str, list[dict[str, Any]]] = {}
+    for (case, seed), model in models.items():
+        cards.setdefault(case, []).append(model.card)
+        model.save(out / "models" / f"{case}_{seed}")
+    fits = pair_goodness.table(cards)
+    text = report.table(titles, rows) + "\n" + "\n".join(lines) + "\n\n" + fits
     report.write(out, text, entries)
     draw(out / "predator_prey.png", found, options)
 

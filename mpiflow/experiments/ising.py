@@ -35,6 +35,7 @@ from mpiflow.learn.closure.model import (
     train_autoencoder,
     train_sde,
 )
+from mpiflow.learn.pair_goodness import judge
 from mpiflow.learn.training import Schedule
 from mpiflow.run.progress import Progress
 from mpiflow.simulation.ising.simulation import Simulation
@@ -231,8 +232,8 @@ def learn(
                 "validation_losses": log.validation,
                 "best_epoch": log.best_epoch,
                 "stopped_early": log.stopped_early,
-                "residuals": sde.residuals(*seen),
                 "relaxation": sde.relaxation(seen[0]),
+                **judge(sde, *seen),
             }
             model = MacroscopicModel(autoencoder, sde, pairs.plan, pairs.step, card)
             description, tensors = model.parts()

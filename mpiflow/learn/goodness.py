@@ -50,6 +50,7 @@ from mpiflow.learn.onsagerflow.increments import (
     total,
 )
 from mpiflow.learn.onsagerflow.model import OnsagerFlow
+from mpiflow.learn.residuals import around, found_by, ratio, share
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -73,9 +74,6 @@ _NAMES: tuple[str, ...] = (
 _NAMES += ("along", "along2", "q2")
 #: How many functions the richer law has.
 _TERMS = 20 + 4
-#: A law does not hold beyond these, if it is beyond five standard errors, too.
-LEAST_EXPLAINED, MOST_OFF, MOST_CORRELATED, SURE = 0.95, 0.05, 0.02, 5.0
-PART_OFF = 0.1
 #: Which blocks count, from m and y = beta mu: (n, M, M) to the same.
 Kept = Callable[[np.ndarray, np.ndarray, FieldRun], np.ndarray]
 
@@ -154,7 +152,7 @@ class Goodness:
             ("time_correlation", of["time"], of["noise"]),
             ("space_correlation", of["space"], of["v"]),
         ):
-            out[name] = _ratio(lambda a: a[0] / a[1], above, below)
+            out[name] = ratio(lambda a: a[0] / a[1], above, below)
         for name, rest, square, size in (
             ("drift_of_parts", "along", "along2", "drift"),
             ("variance_of_parts", None, "q2", "v"),
@@ -167,7 +165,7 @@ class Goodness:
                 # Successive increments share frames.
                 and (error := np.sqrt(apart * of[square][p::SEGMENTS].sum())) > 0
             ]
-        out["kurtosis"] = _ratio(lambda a: a[0] * a[2] / a[1] ** 2, of["z4"], of["z2"], of["n"])
+        out["kurtosis"] = ratio(lambda a: a[0] * a[2] / a[1] ** 2, of["z4"], of["z2"], of["n"])
         extra = of["flips"].sum() / max(1.0, of["n"].sum()) if flips else 0.0
         out["expected_kurtosis"] = 3.0 + float(extra)
         return out
@@ -177,55 +175,27 @@ class Goodness:
         used = np.flatnonzero(of["v"] > 0)
         if min(np.sum(used % 2 == half) for half in (0, 1)) < 2:
             return None
-        square, score, gain = self.square, self.score, np.zeros(len(used))
-        for half in (0, 1):
-            other = square[1 - half :: 2].sum(axis=0)
-            size = np.sqrt(np.maximum(np.diag(other), 1e-300))
-            scaled = other / np.outer(size, size) + 1e-6 * np.eye(len(other))
-            c = np.linalg.solve(scaled, score[1 - half :: 2].sum(axis=0) / size) / size
-            for place in np.flatnonzero(used % 2 == half):
-                group = used[place]
-                gain[place] = 2 * c @ score[group] - c @ square[group] @ c
-        found = [(float(gain.sum()), float(np.sqrt(len(gain)) * gain.std(ddof=1)))]
+        found = [found_by(self.square, self.score, used)]
         # What the four quarters of runs find by a factor of d each, less what noise would.
         known, along, noise = (
             of[name].reshape(-1, SEGMENTS).sum(axis=0) for name in ("drift", "along", "along2")
         )
         known_there, along, noise = (a[known > 0] for a in (known, along, apart * noise))
-        ratio = along / known_there
-        error = 2 * math.sqrt(float((ratio**2 * noise).sum()))
-        found.append((float((along * ratio - noise / known_there).sum()), error))
-        missing, error = max(found)
-        whole = float(known.sum()) + max(0.0, missing)
-        return [1 - max(0.0, missing) / whole, error / whole]
+        off = along / known_there
+        error = 2 * math.sqrt(float((off**2 * noise).sum()))
+        found.append((float((along * off - noise / known_there).sum()), error))
+        return share(float(known.sum()), found)
 
 
 def _functions(m: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, slice]:
     """Those of the richer law, (functions, values), and of which frames they are."""
     some = slice(min(1, len(m) - 1), None)
     past = np.diff(m, axis=0, prepend=m[:1])[some]
-    here, around = m[some], _around(m[some])
-    first = (np.ones_like(here), here, around, np.tanh(u[some]))
+    here, near = m[some], around(m[some])
+    first = (np.ones_like(here), here, near, np.tanh(u[some]))
     functions = [a * b * c for a, b, c in combinations_with_replacement(first, 3)]
-    functions += [past, past * here**2, _around(past), past * around**2]
+    functions += [past, past * here**2, around(past), past * near**2]
     return np.stack([f.ravel() for f in functions]), some
-
-
-def _around(m: np.ndarray) -> np.ndarray:
-    """The mean of the four neighbours."""
-    rolled = [np.roll(m, by, axis) for by in (1, -1) for axis in (-1, -2)]
-    return np.asarray(sum(rolled) / 4)
-
-
-def _ratio(of: Callable[[list[float]], float], *columns: np.ndarray) -> list[float] | None:
-    """A function of sums over groups, and its error by the jackknife."""
-    columns = tuple(c[columns[-1] != 0] for c in columns)
-    n = len(columns[0])
-    if n < 2:
-        return None
-    value = of([c.sum() for c in columns])
-    left = np.array([of([c.sum() - c[i] for c in columns]) for i in range(n)])
-    return [float(value), float(np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum()))]
 
 
 def goodness(
@@ -252,34 +222,3 @@ def goodness(
         of.reduce(comm)
         out[t] = of.report(flips, int(lags[-1]))
     return out
-
-
-def doubts(report: dict[str, Any]) -> list[str]:
-    """In which respects a law does not hold, of one temperature; none if it does."""
-    found = []
-    explained = report["explained_drift"]
-    if explained is not None:
-        value, error = explained
-        if value < LEAST_EXPLAINED and 1 - value > SURE * error:
-            found.append(f"it explains {value:.0%} of the predictable drift")
-    for name, what in (("drift_of_parts", "drift"), ("variance_of_parts", "noise")):
-        sure = [(abs(v - 1), v) for v, e in report[name] if abs(v - 1) > max(PART_OFF, SURE * e)]
-        if sure:
-            found.append(
-                f"in a quarter of the runs its {what} is off by a factor of {max(sure)[1]:.2f}"
-            )
-    for name, expected, most, text in (
-        ("variance", 1.0, MOST_OFF, "the noise has {:.2f} times its variance"),
-        ("mean", 0.0, MOST_OFF, "residuals have the mean {:.2f} in units of the noise"),
-        ("time_correlation", 0.0, MOST_CORRELATED, "residuals are correlated in time: {:.3f}"),
-        ("space_correlation", 0.0, MOST_CORRELATED, "neighbours' residuals are correlated: {:.3f}"),
-        ("kurtosis", report["expected_kurtosis"], 0.1 * report["expected_kurtosis"],
-         f"the kurtosis of residuals is {{:.2f}}, not {report['expected_kurtosis']:.2f}"),
-    ):  # fmt: skip
-        if report[name] is not None:
-            value, error = report[name]
-            # Fewer extremes than expected, as of Gaussian noise, do no harm.
-            off = value - expected if name == "kurtosis" else abs(value - expected)
-            if off > max(most, SURE * error):
-                found.append(text.format(value))
-    return found

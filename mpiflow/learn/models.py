@@ -14,6 +14,7 @@ KINDS = {
     "ising-closure": ("mpiflow.learn.closure.model", "load_model"),
     "onsagerflow": ("mpiflow.learn.onsagerflow.model", "load_onsagerflow"),
     "curie-weiss": ("mpiflow.learn.closure.curie_weiss", "load_magnetization"),
+    "predator-prey": ("mpiflow.learn.closure.predator_prey", "load_predator_prey"),
     "alloy-sro": ("mpiflow.learn.alloy.model", "load_alloy_model"),
     "field-generator": ("mpiflow.learn.generator.model", "load_generator"),
     "field-law": ("mpiflow.systems.field_law", "load_law"),
@@ -29,7 +30,8 @@ def load_model(directory: str | Path) -> Any:
     :class:`~mpiflow.learn.alloy.model.AlloyModel`,
     :class:`~mpiflow.learn.generator.model.Generator`,
     :class:`~mpiflow.learn.onsagerflow.model.OnsagerFlow`,
-    :class:`~mpiflow.learn.closure.curie_weiss.MagnetizationModel` or
+    :class:`~mpiflow.learn.closure.curie_weiss.MagnetizationModel`,
+    :class:`~mpiflow.learn.closure.predator_prey.PredatorPreyModel` or
     :class:`~mpiflow.simulation.field.law_files.TableLaw`
 
     Raises

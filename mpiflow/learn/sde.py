@@ -33,8 +33,6 @@ FLOOR = 1e-3
 CHUNK = 1024
 #: Excess of a variance that a step may make before a rollout warns, and states that tell it.
 MOST_EXCESS, SLOPES = 0.05, 64
-#: States whose residuals are looked at, at most.
-JUDGED = 4096
 
 
 class LearnedSDE(nn.Module):
@@ -137,31 +135,31 @@ class LearnedSDE(nn.Module):
         return (white**2).sum(dim=1).mean(dim=1) + 2.0 * log_det
 
     @torch.no_grad()
-    def residuals(
+    def white(
         self,
         z: np.ndarray,
         increments: np.ndarray,
         dt: np.ndarray,
         context: np.ndarray | None = None,
-    ) -> dict[str, list[float]]:
-        """Mean, variance and kurtosis of each normalised residual: 0, 1 and 3 if the law holds.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        r"""Residuals and drifts of pairs in units of their noise, both (B, P, d) float64.
 
-        Of up to :data:`JUDGED` states with their pairs, shapes as of :meth:`forward`. A mean is
-        in units of the noise, and its error one over the root of the number of pairs.
+        :math:`(\lambda \delta t \Sigma)^{-1/2}` times :math:`\Delta - \mu\,\delta t` and
+        :math:`\mu\,\delta t`, with the inverse of the Cholesky factor; shapes as of
+        :meth:`forward`. :mod:`mpiflow.learn.pair_goodness` says what the residuals of a law that
+        holds are like.
         """
         self.eval()
-        some = np.linspace(0, len(z) - 1, min(len(z), JUDGED)).astype(int)
-        at, step, time = (self.mean.new_tensor(a[some]) for a in (z, increments, dt))
-        given = () if context is None else (self.mean.new_tensor(context[some]),)
-        rest = step - self.drift(at, *given)[:, None] * time[..., None]
-        scaled = rest / (self.factor * time[..., None]).sqrt()
+        at, step, time = (self.mean.new_tensor(a) for a in (z, increments, dt))
+        given = () if context is None else (self.mean.new_tensor(context),)
+        drift = self.drift(at, *given)[:, None] * time[..., None]
         factor = self.cholesky(at, *given)
-        white = torch.linalg.solve_triangular(factor, scaled.mT, upper=False).double()
-        white = white.transpose(0, 1).flatten(1)  # (d, states times pairs)
-        mean = white.mean(dim=1)
-        second, fourth = (((white - mean[:, None]) ** n).mean(dim=1) for n in (2, 4))
-        found = {"mean": mean, "variance": second, "kurtosis": fourth / second**2}
-        return {name: [round(float(v), 4) for v in values] for name, values in found.items()}
+        unit = (self.factor * time[..., None]).sqrt()
+        rest, moved = (
+            torch.linalg.solve_triangular(factor, (a / unit).mT, upper=False).mT.double().numpy()
+            for a in (step - drift, drift)
+        )
+        return rest, moved
 
     @torch.no_grad()
     def relaxation(self, z: np.ndarray, context: np.ndarray | None = None) -> float:

@@ -221,6 +221,8 @@ def test_it_learns_the_process_at_all_temperatures_and_sizes() -> None:
     model, log = train_alloy(sampled_pairs(50_000, seed=1, repeats=3), seed=1)
     assert log.best_epoch > 0
     check_learned(model, [1000.0, 1350.0, 2200.0], 250, mean=0.045, spread=0.2, half=0.15)
+    # The process is of the kind: doubts would be of the training; their chance is below 1e-8.
+    assert model.card["doubts"] == []
 
 
 @pytest.mark.validate

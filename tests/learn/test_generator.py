@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -17,6 +18,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.learn.generator import fit as learn
+from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
 from mpiflow.learn.generator.law import Polynomials, cells, learn_weak
 from mpiflow.learn.generator.model import (
@@ -275,6 +277,76 @@ def test_forward_increments_are_right_for_dynamic_noise_and_central_ones_wrong()
     assert 0.4 < np.sqrt(np.mean(np.square(scores))) < 2.2
     # Forward and backward increments cancel at equilibrium.
     assert found(noisy_runs(0), 2)[0] < 0.5 * true
+
+
+# -- whether it holds ----------------------------------------------------------------------
+# Chance of a doubt about a law that holds below 1e-8: residuals.CHANCE for each of six values.
+
+
+def hidden(data: FieldData) -> FieldData:
+    """Time passes twice as fast in the first half, which no m tells."""
+    half = len(data.times) // 2
+    fields = np.concatenate([data.fields[:, :half:2], data.fields[:, half:]], axis=1)
+    times = data.interval * np.arange(fields.shape[1])
+    return FieldData(fields, times, data.temperature, data.field)
+
+
+def with_memory(data: FieldData, share: float) -> FieldData:
+    """Differences to the mean over runs that go on from frame to frame: coloured noise."""
+    rng, fields, kept = (
+        np.random.default_rng(5),
+        data.fields.copy(),
+        np.zeros(data.fields[:, 0].shape),
+    )
+    for frame in range(fields.shape[1]):
+        kept = share * kept + 0.15 * rng.normal(size=kept.shape)
+        fields[:, frame] += kept
+    return replace(data, fields=fields)
+
+
+@pytest.mark.parametrize("kind", ["exact", "measured", "dynamic"])
+def test_a_law_that_holds_is_not_doubted(kind: str) -> None:
+    if kind == "exact":
+        rates = solved().rates(4)
+    elif kind == "measured":
+        rates = solved(0.1, 5.0).with_noise(0.05, 4).rates(window=5, instrument=True)
+        assert rates.apart == 5
+    else:
+        rates = noisy_runs(3).rates(1)
+    model = Generator("strong", "free", POINTS, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learn.solve(model, rates, tolerance=1e-4)
+    of = model.card["goodness"]
+    assert model.card["doubts"] == []
+    known, error = of["explained_drift"]
+    assert 1 - known < 0.01 + of["sure"] * error < 0.6
+    assert of["time_correlation"][0] < 0.01 + of["sure"] * of["time_correlation"][1] < 0.06
+    assert len(of["drift_of_parts"]) == 4
+
+
+@pytest.mark.parametrize("case", ["quench", "quench, noise", "short J", "central", "correlated"])
+def test_one_that_does_not_says_in_what(case: str, tmp_path: Path) -> None:
+    radius, wanted = 4.0, "correlated in time"
+    if case == "quench":
+        rates, wanted = hidden(solved(0.1, 5.0)).rates(4), "in a quarter of the runs its drift"
+    elif case == "quench, noise":
+        data = hidden(solved(0.1, 5.0)).with_noise(0.02, 1)
+        rates = data.rates(window=5, instrument=True)
+    elif case == "short J":  # wrong couplings
+        rates, radius = solved().rates(4), 1.5
+    elif case == "central":
+        rates, wanted = noisy_runs(0).rates(2), "of the predictable drift"
+    else:
+        rates = with_memory(solved(), 0.5).rates(1)
+    model = Generator("strong", "radial", POINTS, radius)
+    with pytest.warns(UserWarning, match="do not obey an equation of this kind"):
+        learn.solve(model, rates, tolerance=1e-3)
+    assert any(wanted in text for text in model.card["doubts"])
+    model.save(tmp_path / "model")
+    assert load_generator(tmp_path / "model").card == model.card
+    told = "\n".join(generator_goodness.table({"mine": model.card}))
+    assert "; ".join(model.card["doubts"]) in told
 
 
 # -- network, rollouts ---------------------------------------------------------------------

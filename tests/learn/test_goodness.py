@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpiflow.learn.goodness import doubts
 from mpiflow.learn.onsagerflow.fit import learn
 from mpiflow.learn.onsagerflow.from_files import table
 from mpiflow.learn.onsagerflow.increments import FieldRun
 from mpiflow.learn.onsagerflow.model import OnsagerFlow, load_onsagerflow
+from mpiflow.learn.residuals import doubts
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import ExactLaw
 from mpiflow.systems.kac import kac_kernel

@@ -28,6 +28,7 @@ from mpiflow.learn.closure.predator_prey import (
     train_sde,
     training_states,
 )
+from mpiflow.learn.models import load_model
 from mpiflow.learn.training import Schedule
 from mpiflow.run.ensemble import build_ensemble
 from mpiflow.simulation.ensemble_options import PredatorPreyConfig
@@ -449,8 +450,16 @@ def test_lambda_is_a_factor_of_sigma_and_nothing_else() -> None:
     torch.testing.assert_close(diagonal, torch.full_like(diagonal, 5**0.5), rtol=1e-3, atol=0)
 
 
-def test_models_are_learned_and_predict_with_any_lambda() -> None:
+def test_models_are_learned_and_predict_with_any_lambda(tmp_path: Path) -> None:
     model = learn(SMALL, PLAN, seed=18, epochs=3)
+    assert len(model.card["goodness"]["variance"]) == 4
+    assert model.card["doubts"] == []  # 60 states are too few for one
+    assert model.card["system"]["sites"] == 40
+    model.save(tmp_path)
+    again = load_model(tmp_path)
+    assert (again.card, again.plan, again.loss) == (model.card, PLAN, model.loss)
+    for old, new in zip(model.sde.parameters(), again.sde.parameters(), strict=True):
+        assert torch.equal(old, new)
     z0 = model.autoencoder.latents(random_states(SMALL, 400, 18))
     z0[:] = z0[0]
     save = np.array([0, 1])

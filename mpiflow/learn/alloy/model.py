@@ -39,6 +39,7 @@ import torch
 from mpiflow.core.errors import InputError
 from mpiflow.learn.alloy.onsager_net import OnsagerSDE
 from mpiflow.learn.closure.model import read_model, write_model
+from mpiflow.learn.pair_goodness import judge
 from mpiflow.learn.training import Schedule, TrainingLog, fit
 from mpiflow.systems.alloy import ELEMENTS, NEIGHBOURS, pair_names
 
@@ -252,7 +253,8 @@ class AlloyModel:
     sites : number of sites whose noise ``sde`` has
     counts, vacancy_neighbours : see :class:`PairsData`
     step : time step of predictions, in units of t_0
-    card : where the model comes from: seed, lambda, losses
+    card : where the model comes from: seed, lambda, losses; and how well it fits
+        (:mod:`mpiflow.learn.pair_goodness`)
     """
 
     sde: OnsagerSDE
@@ -465,7 +467,7 @@ def train_alloy(
         "mean_times": mean_times,
         "validation_loss": log.best_validation,
         "best_epoch": log.best_epoch,
-        "residuals": sde.residuals(pairs.z0, pairs.increments, tau, data[3]),
+        **judge(sde, pairs.z0, pairs.increments, tau, data[3]),
     }
     step = float(tau.mean())
     model = AlloyModel(sde, law, pairs.sites, pairs.counts, pairs.vacancy_neighbours, step, card)

@@ -24,6 +24,7 @@ from mpiflow.core.lattice import split
 from mpiflow.core.noise import uniforms
 from mpiflow.initial import spins as initial
 from mpiflow.learn.closure.model import Method, read_model, write_model
+from mpiflow.learn.pair_goodness import judge
 from mpiflow.learn.sde import LearnedSDE, MacroscopicSDE
 from mpiflow.learn.training import Schedule, TrainingLog, fit
 from mpiflow.scaleup import spins as scaleup
@@ -213,8 +214,7 @@ def train_magnetization(
     schedule: Schedule | None = None,
 ) -> tuple[MacroscopicSDE, TrainingLog]:
     """Train the SDE of M; lambda is K for ``partial`` and 1 for ``naive``."""
-    z = 2.0 * pairs.up[:, None] / pairs.plan.large**2 - 1.0
-    increments = pairs.increments(method)[:, :, None]
+    z, increments = _latents(pairs, method)
     torch.manual_seed(seed)
     factor = float(pairs.plan.patches) if method == "partial" else 1.0
     sde = MacroscopicSDE(1, width=32, factor=factor)
@@ -232,7 +232,8 @@ class MagnetizationModel:
     sde : the trained networks
     plan : how the training data were made
     dt : time step of predictions
-    card : where the model comes from: system, seed, method
+    card : where the model comes from: system, seed, method, lambda, losses; and how well it fits
+        (:mod:`mpiflow.learn.pair_goodness`)
     """
 
     sde: MacroscopicSDE
@@ -251,6 +252,44 @@ class MagnetizationModel:
         }
         tensors = {name: value.contiguous() for name, value in self.sde.state_dict().items()}
         write_model(directory, KIND, description, tensors)
+
+
+def learn(
+    system: CurieWeiss,
+    pairs: MeanFieldPairs,
+    *,
+    method: Method = "partial",
+    seed: int = 0,
+    dt: float | None = None,
+    schedule: Schedule | None = None,
+) -> MagnetizationModel:
+    """The model of a training set, with its card; warns if it does not hold for the pairs.
+
+    Parameters
+    ----------
+    system : of which the pairs are
+    dt : step of predictions, by default the mean time of the pairs
+    method, seed, schedule : as of :func:`train_magnetization`
+    """
+    sde, log = train_magnetization(pairs, method=method, seed=seed, schedule=schedule)
+    z, increments = _latents(pairs, method)
+    card = {
+        "system": {"temperature": system.temperature, "field": system.field},
+        "method": method,
+        "factor": sde.factor,
+        "seed": seed,
+        "validation_loss": log.best_validation,
+        "best_epoch": log.best_epoch,
+        "relaxation": sde.relaxation(z),
+        **judge(sde, z, increments, pairs.elapsed),
+    }
+    return MagnetizationModel(sde, pairs.plan, dt or float(pairs.elapsed.mean()), card)
+
+
+def _latents(pairs: MeanFieldPairs, method: Method) -> tuple[np.ndarray, np.ndarray]:
+    """M of the states, and its increments: (N, 1), (N, P, 1)."""
+    z = 2.0 * pairs.up[:, None] / pairs.plan.large**2 - 1.0
+    return z, pairs.increments(method)[:, :, None]
 
 
 def load_magnetization(directory: str | Path) -> MagnetizationModel:

@@ -41,7 +41,8 @@ class MacroscopicModel:
     autoencoder, sde : the trained networks
     plan : how the training data were made
     dt : time step of predictions, the mean time of the partial evolutions
-    card : where the model comes from: system, seed, method, lambda, losses
+    card : where the model comes from: system, seed, method, lambda, losses; and how well it fits
+        (:mod:`mpiflow.learn.pair_goodness`)
     """
 
     autoencoder: ClosureAutoencoder

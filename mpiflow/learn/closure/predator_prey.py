@@ -11,7 +11,10 @@ The published loss adds eps = 1e-5 to lambda Sigma dt, which blurs that: see the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +22,15 @@ from torch import nn
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import uniforms
+from mpiflow.learn.closure.model import read_model, write_model
+from mpiflow.learn.pair_goodness import judge
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule, TrainingLog, fit, mlp
 from mpiflow.solvers.lines.predator_prey import PredatorPreySimulation, evolve_patches
 from mpiflow.systems.predator_prey import PredatorPrey, upsample
 
+#: What model.json calls a model of this module.
+KIND = "predator-prey"
 #: Latent variables: two means, and the encoder's value of u and of v.
 LATENTS = 4
 #: States that are evolved and encoded together.
@@ -195,6 +202,8 @@ class PredatorPreyModel:
     plan : how the training data were made
     reconstruction, loss : best validation losses of either
     variance : (4,) of the training increments
+    card : where the model comes from: system, seed, lambda, losses; and how well it fits
+        (:mod:`mpiflow.learn.pair_goodness`)
     """
 
     autoencoder: PatchAutoencoder
@@ -203,6 +212,7 @@ class PredatorPreyModel:
     reconstruction: float
     loss: float
     variance: np.ndarray
+    card: dict[str, Any] = field(default_factory=dict)
 
     def rollout(
         self, z0: np.ndarray, *, factor: float, save: np.ndarray, seed: int
@@ -222,6 +232,44 @@ class PredatorPreyModel:
             seed=seed,
             noise=(self.sde.factor / factor) ** 0.5,
         )
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``model.safetensors`` and ``model.json`` into a directory."""
+        tensors = {
+            f"{part}.{name}": value.contiguous()
+            for part, module in (("autoencoder", self.autoencoder), ("sde", self.sde))
+            for name, value in module.state_dict().items()
+        }
+        description = {
+            "factor": self.sde.factor,
+            "plan": asdict(self.plan),
+            "reconstruction": self.reconstruction,
+            "loss": self.loss,
+            "variance": self.variance.tolist(),
+            "card": self.card,
+        }
+        write_model(directory, KIND, description, tensors)
+
+
+def load_predator_prey(directory: str | Path) -> PredatorPreyModel:
+    """Load a model that :meth:`PredatorPreyModel.save` wrote; InputError if it cannot be."""
+    return read_model(directory, KIND, built)
+
+
+def built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> PredatorPreyModel:
+    """The model of a description and tensors as of :meth:`PredatorPreyModel.save`."""
+    plan = PredatorPreyPlan(**description["plan"])
+    autoencoder = PatchAutoencoder(plan.large, plan.patch)
+    sde = MacroscopicSDE(LATENTS, factor=description["factor"])
+    for part, module in (("autoencoder", autoencoder), ("sde", sde)):
+        prefix = f"{part}."
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+        module.eval()
+    variance = np.array(description["variance"])
+    losses = (description["reconstruction"], description["loss"])
+    return PredatorPreyModel(autoencoder, sde, plan, *losses, variance, description["card"])
 
 
 def train_sde(
@@ -257,6 +305,15 @@ def learn(
     schedule = Schedule(epochs=epochs, batch=256, learning_rate=4e-3)
     sde, log = train_sde(data, factor=float(plan.patches), seed=seed, schedule=schedule)
     variance = data[1].var(axis=(0, 1), dtype=float)
-    return PredatorPreyModel(
-        autoencoder, sde, plan, first.best_validation, log.best_validation, variance
-    )
+    losses = (first.best_validation, log.best_validation)
+    card = {
+        "system": asdict(system),
+        "seed": seed,
+        "factor": sde.factor,
+        "reconstruction_loss": losses[0],
+        "validation_loss": losses[1],
+        "best_epoch": log.best_epoch,
+        "relaxation": sde.relaxation(data[0]),
+        **judge(sde, *data),
+    }
+    return PredatorPreyModel(autoencoder, sde, plan, *losses, variance, card)

@@ -59,6 +59,8 @@ class Rates:
     beta, field, run : (n,), inverse temperature, external field and number of the run
     interval : dt if ``rate`` is (m(t + dt) - m(t)) / dt, of which the error of order dt is to be
         removed; 0 if there is none worth removing
+    apart : how many rows further in a run a rate has no frame in common with this one but, of
+        forward increments, an end
     """
 
     state: np.ndarray
@@ -68,6 +70,7 @@ class Rates:
     field: np.ndarray
     run: np.ndarray
     interval: float = 0.0
+    apart: int = 1
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,7 @@ class FieldData:
             np.asarray(self.field, float)[run],
             run,
             self.interval if order == 1 and not window else 0.0,
+            -(-int(np.ptp(offsets) + (order != 1 or window > 0)) // every),
         )
 
 

@@ -33,6 +33,7 @@ from mpi4py import MPI
 from mpiflow.core import noise
 from mpiflow.core.errors import InputError
 from mpiflow.learn.generator.data import FieldData, Rates
+from mpiflow.learn.generator.goodness import judge
 from mpiflow.learn.generator.model import CONSTANTS, DOUBLE, Generator, in_gauge
 from mpiflow.learn.training import Schedule, TrainingLog, fit
 
@@ -146,8 +147,12 @@ def solve(
     smoothing: float | None = None,
     steps: int = 30,
     tolerance: float = 1e-7,
+    judged: bool = True,
 ) -> Solution:
     r"""Set kernel and constants (of a network: the kernel only) by Newton steps.
+
+    The model's card says how well it fits, with a warning if it does not
+    (:mod:`mpiflow.learn.generator.goodness`).
 
     Parameters
     ----------
@@ -155,6 +160,7 @@ def solve(
         weight of delta: what the data do not show is as smooth as can be. By default it is what
         makes the data most likely [MacKay, Neural Computation 4, 415 (1992)]: none without noise
     tolerance : of the last step, relative to the weights
+    judged : False where a law is still to come
 
     Raises
     ------
@@ -217,6 +223,8 @@ def solve(
     runs = (runs - runs.mean(axis=0)) @ free
     inverse = free @ np.linalg.solve(jacobian, runs.T)
     factor = len(runs) / max(1, len(runs) - 1)
+    if judged:
+        model.card |= judge(model, rates)
     return Solution(factor * inverse @ inverse.T, float(np.sqrt(residual)), done)
 
 

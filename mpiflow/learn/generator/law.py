@@ -31,6 +31,7 @@ from mpiflow.core import noise
 from mpiflow.core.errors import InputError
 from mpiflow.learn.generator.data import Rates
 from mpiflow.learn.generator.fit import CHUNK, Solution, conditions, polish, set_units, solve
+from mpiflow.learn.generator.goodness import judge
 from mpiflow.learn.generator.model import DOUBLE, Generator
 from mpiflow.learn.training import Schedule, fit
 
@@ -181,7 +182,7 @@ def learn_weak(
     if model.network is None:
         raise InputError("prior", model.prior, "mlp", "Use solve for the strong ones.")
     law = Polynomials(model, rates, degree)
-    solution = solve(law, rates, tolerance=tolerance)
+    solution = solve(law, rates, tolerance=tolerance, judged=False)
     with torch.no_grad():
         model.weights.copy_(law.own_weights())
     kept, out = _split(rates)
@@ -218,6 +219,7 @@ def learn_weak(
     model.load_state_dict(state)
     model.weights.requires_grad_(True)
     model.eval()
+    model.card |= judge(model, rates)
     p = len(model.weights)
     return replace(solution, covariance=solution.covariance[:p, :p])
 

@@ -44,7 +44,7 @@ import scipy.fft
 import scipy.linalg
 
 from mpiflow.core.errors import InputError
-from mpiflow.learn.goodness import doubts, goodness
+from mpiflow.learn.goodness import goodness
 from mpiflow.learn.onsagerflow.increments import (
     LAGS,
     FieldRun,
@@ -55,6 +55,7 @@ from mpiflow.learn.onsagerflow.increments import (
     total,
 )
 from mpiflow.learn.onsagerflow.model import EDGE, Form, OnsagerFlow, Structure, _rows
+from mpiflow.learn.residuals import doubts
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -48,6 +48,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.learn.closure.model import read_model, write_model
 from mpiflow.learn.generator.model import KernelKind, kernel_basis
 from mpiflow.learn.onsagerflow.functions import Networks
+from mpiflow.learn.residuals import warn_of
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import Entropy, FiniteLaw, Law, Structure
 
@@ -366,14 +367,8 @@ class OnsagerFlow:
 
     def warn_of_doubts(self) -> None:
         """Warn if the data that it was learned from do not obey such a law."""
-        if found := self.card.get("doubts"):
-            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-            warnings.warn(
-                "the data do not obey an equation of this kind, so that errors of the law say "
-                f"nothing of its predictions: {'; '.join(found[:3])}{more}. Its card has the rest; "
-                "larger blocks, other temperatures or a longer interval may do",
-                UserWarning, stacklevel=3,
-            )  # fmt: skip
+        remedy = "larger blocks, other temperatures or a longer interval may do"
+        warn_of(self.card.get("doubts", []), remedy)
 
     def _warn(self, m: np.ndarray | float, temperature: np.ndarray | float) -> None:
         known, given = self.form.temperatures, np.asarray(temperature, float)
