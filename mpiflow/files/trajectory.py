@@ -636,7 +636,7 @@ class Trajectory:
                 f"ranks: {about['ranks']}",
                 f"random      seed {about['seed']}, {about['rng']}, {same}",
                 f"size        {self.path.stat().st_size / 1e6:.3g} MB",
-                *([f"started     from {inputs.origin(config)}"] * ("initial" in files)),
+                *([f"started     from {inputs.origin(config)}"] if "initial" in files else []),
                 *([f"changed     {CHANGED.format(self.path)}"] if self.changed else []),
                 *segments.describe(self.segments, self.time),
                 "variables",
