@@ -267,6 +267,40 @@ def _place(target: Path, path: Path) -> None:
         target.replace(path)
 
 
+def reserve(file: Path, start: int, size: int) -> None:
+    """Give a file room for ``size`` bytes from ``start``, its end, on; OSError if there is none.
+
+    What :func:`require_room` has seen others may take before the write; and where HDF5 meets a full
+    disk in a write the last frames may be lost. Here the file holds its room, as zeros behind its
+    end, until it is cut there again.
+
+    Raises
+    ------
+    OSError : no room, also by a quota; the file is immutable, or would be larger than this process
+        may write. Then it is as it was
+    """
+    with _growing(file, start + size) as handle:
+        length = os.fstat(handle).st_size
+        try:
+            os.posix_fallocate(handle, start, size)
+        except OSError:
+            os.ftruncate(handle, length)
+            raise
+
+
+@contextlib.contextmanager
+def _growing(file: Path, end: int) -> Iterator[int]:
+    """A descriptor of a file that may be written, and may grow to so many bytes."""
+    handle = os.open(file, os.O_WRONLY)
+    try:
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if most != resource.RLIM_INFINITY and end > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
+        yield handle
+    finally:
+        os.close(handle)
+
+
 def require_room(folder: Path, size: int, file: Path | None = None) -> None:
     """Raise OSError unless ``size`` more bytes fit, quotas included.
 
@@ -279,14 +313,8 @@ def require_room(folder: Path, size: int, file: Path | None = None) -> None:
         size that this process may write
     """
     if file is not None:
-        handle = os.open(file, os.O_WRONLY)
-        try:
-            length = os.fstat(handle).st_size
-        finally:
-            os.close(handle)
-        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        if most != resource.RLIM_INFINITY and length + size > most:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
+        with _growing(file, file.stat().st_size + size):
+            pass
     probe = folder / f".room.{secrets.token_hex(4)}"
     handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

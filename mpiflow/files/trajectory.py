@@ -47,7 +47,7 @@ from mpiflow.files.schema import (
 )
 from mpiflow.files.sealing import Continuation, place, readable, reopen, seal
 from mpiflow.files.segments import Segment
-from mpiflow.files.storage import Lock, lead_nowhere, probe, require_room
+from mpiflow.files.storage import Lock, lead_nowhere, probe, require_room, reserve
 
 Box = tuple[slice, ...]
 Backend = Literal["auto", "parallel", "gather"]
@@ -246,6 +246,8 @@ class TrajectoryWriter:
         with self._written():
             if self._file is not None:
                 self._file.flush()
+                if not self.parallel:  # what was reserved and is not needed
+                    os.truncate(self.path, self._file.id.get_filesize())
         self._frames += len(held)
 
     @contextlib.contextmanager
@@ -273,7 +275,10 @@ class TrajectoryWriter:
 
     def _require_room(self, size: int) -> None:
         try:
-            require_room(self.path.parent, size + _ROOM, self.path)
+            if self.parallel or self._file is None:  # MPI-IO does not say where the file ends
+                require_room(self.path.parent, size + _ROOM, self.path)
+            else:
+                reserve(self.path, self._file.id.get_filesize(), size + _ROOM)
         except OSError as error:
             allowed = f"{(size + _ROOM) / 1e6:.3g} MB of room for the next frames"
             raise self._lost(str(error.strerror), allowed) from error

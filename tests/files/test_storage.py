@@ -54,6 +54,22 @@ def test_room(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_room_that_a_file_holds(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"data")
+    storage.reserve(path, 4, 2**16)
+    assert path.read_bytes() == b"data" + bytes(2**16)
+    os.truncate(path, 4)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            storage.reserve(path, 4, 2**16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"data"
+
+
 def test_a_lock_is_held_by_one_and_ends_with_its_process(tmp_path):
     path = tmp_path / "run.h5"
     lock = storage.Lock(path)

@@ -495,6 +495,23 @@ def test_a_full_disk_is_said_before_hdf5_meets_it(tmp_path, monkeypatch):
         assert not trajectory.complete
 
 
+def test_the_room_of_the_next_frames_is_held_by_the_file(tmp_path, monkeypatch):
+    """Nobody else can take it before they are written; what is not needed is given back."""
+    path, sizes = tmp_path / "run.h5", []
+
+    def spy(*given) -> None:
+        storage.reserve(*given)
+        sizes.append(path.stat().st_size)
+
+    monkeypatch.setattr("mpiflow.files.trajectory.reserve", spy)
+    with small(path, flush_interval=0, backend="gather") as out:
+        for t in range(20):
+            out.append(t, {"magnetization": 0.5})
+            assert len(Trajectory(path)) == t + 1
+            assert path.stat().st_size < 2**20 < sizes[-1] < 2**21
+    assert len(sizes) == 20
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_limit_of_the_size_of_files(tmp_path, ranks, mpirun):
     """It is the whole file that meets it, not the next frames."""
