@@ -54,6 +54,14 @@ SOLVER, PLANES = "solvers/spins/sublattice.py", "solvers/spins/bitplanes.py"
 KAC, SUMS = "solvers/kac/steps.py", "solvers/kac/fields.py"
 KAC_LAW = "solvers/test_kac.py::test_a_step_has_the_law_of_its_solver"
 
+RULE_PASSES, RULE_ROWS, RULE_EVENTS, RULE_TRIALS = (
+    f"solvers/spins/rule_{name}.py" for name in ("sublattice", "kernels", "nfold", "compiled")
+)
+RULE_STEP = "solvers/test_rule_sublattice.py::test_kernels_have_the_law_of_the_splitting[0.5-1"
+RULE_TRIAL = "solvers/test_rule_compiled.py::test_compiled_kernels_have_the_law_of_the_splitting"
+RULE_TIME = "solvers/test_rule_nfold.py::test_the_law_is_the_master_equation[1.5"
+EPIDEMIC, VOTER = "Epidemic(contagion=0.8)]", "Voter(noise=0.1, states=3)]"
+
 #: Mutants of one list are in one copy of the package.
 MUTANTS: list[list[Mutant]] = [
     [
@@ -344,6 +352,61 @@ MUTANTS: list[list[Mutant]] = [
                 ),
             ),
             (Named("solvers/test_gillespie.py::test_magnetisation_of_free_spins"),),
+        ),
+    ],
+    [
+        Mutant(
+            "two half passes of a rule with the same numbers",
+            (Change(RULE_PASSES, "Pass(BLACK, number + 2, 1", "Pass(BLACK, number, 1"),),
+            (Named(f"{RULE_STEP}-{EPIDEMIC}"),),
+        ),
+        Mutant(
+            "share of a class not brought up to date, n-fold way of a rule",
+            (
+                Change(
+                    RULE_EVENTS,
+                    "_set_leaf(tree, old, np.int64(counts[old]) * rates[old])",
+                    "_set_leaf(tree, old, tree[(tree.size >> 1) + np.int64(old)])",
+                ),
+            ),
+            (Named(f"{RULE_TIME}-{EPIDEMIC}"),),
+        ),
+        Mutant(
+            "a weight twice, compiled",
+            (Change(RULE_TRIALS, "            left -= share\n", "            left += share\n"),),
+            (
+                Named(
+                    f"{RULE_TRIAL}[0.5-1-Potts(temperature=0.9, states=3, coupling=1.0, field=0.2)]"
+                ),
+            ),
+        ),
+    ],
+    [
+        Mutant(
+            "one neighbour twice, one never, rule",
+            (Change(RULE_ROWS, "row[x + np.uint64(1)]", "row[west]"),),
+            (
+                Named(
+                    "solvers/test_rule_sublattice.py::test_the_documented_bits_on_a_torus"
+                    f"[shape2-inf-{EPIDEMIC[:-1]}-cpu]"
+                ),
+            ),
+        ),
+        Mutant(
+            "images beside an edge left behind, n-fold way of a rule",
+            (Change(RULE_EVENTS, "field[y, nx + halo] = state", "field[y, nx + halo] += 0"),),
+            (Named(f"{RULE_TIME}-{EPIDEMIC}"),),
+        ),
+        Mutant(
+            "waiting times of the first state for all events of a pass, compiled",
+            (
+                Change(
+                    RULE_TRIALS,
+                    "                if new != now:\n",
+                    "                if new != own:\n",
+                ),
+            ),
+            (Named(f"{RULE_TRIAL}[3.0-2-{VOTER}"),),
         ),
     ],
 ]
