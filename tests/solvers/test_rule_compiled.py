@@ -122,6 +122,12 @@ def test_same_bits_on_any_ranks(comm: MPI.Intracomm, rule: SpinRule) -> None:
         assert np.array_equal(ours, due)
 
 
+def test_what_users_compile_is_not_kept_on_disk() -> None:
+    """There only the source of the package tells an old function from a new one."""
+    kernels = rule_compiled.kernels(MANY[0])
+    assert type(kernels.rows._cache).__name__ == "NullCache"
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 

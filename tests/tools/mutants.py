@@ -395,7 +395,7 @@ MUTANTS: list[list[Mutant]] = [
         Mutant(
             "images beside an edge left behind, n-fold way of a rule",
             (Change(RULE_EVENTS, "field[y, nx + halo] = state", "field[y, nx + halo] += 0"),),
-            (Named(f"{RULE_TIME}-{EPIDEMIC}"),),
+            (Named(f"{RULE_TIME}-{VOTER}"),),
         ),
         Mutant(
             "waiting times of the first state for all events of a pass, compiled",

@@ -18,13 +18,15 @@ from typing import Any
 from numba import cuda, types
 from numba.core.types import Tuple, UniTuple
 from numba.cuda import dispatcher
+from rule_law import Voter
 
 from mpiflow.core import device, packed
 from mpiflow.solvers.kac import cuda as kac_cuda
-from mpiflow.solvers.spins import heatbath, multispin, rule_sublattice, sliced
+from mpiflow.solvers.spins import heatbath, multispin, rule_compiled, rule_kernels, sliced
 from mpiflow.solvers.spins.bitplanes import PLANES, Thresholds
 from mpiflow.solvers.vacancy import barrier_kernels
 from mpiflow.systems.ising import Ising
+from mpiflow.systems.potts import Potts
 
 TARGET = (9, 0)
 # Rules are compiled for "the current device": the one kind of it that we mean.
@@ -46,6 +48,7 @@ LIST, COUNTS = array(u64, 1), array(i64, 1)
 PACKED = (*[WORDS] * 3, i64, UniTuple(i64, 3), UniTuple(i64, 2), array(i64, 2), LIST, LIST)
 SLICED = (WORDS, WORDS, i64, i64, i64, LIST, LIST)
 PLAIN = (SPINS, SPINS, i64, array(i64, 2), LIST, i64, i64, LIST, u64, i64, UniTuple(u64, 10))
+RULE = (SPINS, *PLAIN[2:9], i64, i64, i64, i64)
 MODEL = (i64, array(f64, 1), array(f64, 2), array(f32, 2), array(u16, 2), array(i64, 2), i64, i64)
 WALK = (UniTuple(i64, 4), array(i32, 1), array(i64, 1), array(i32, 1), i64, i64)
 SUMS, FIELD = array(i32, 3), (i64, array(i32, 2), i64, i64)
@@ -56,8 +59,16 @@ NOISE = (u64, u64, LIST, LIST, u64, i64)
 KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
     "plain": (heatbath.update_cuda, (*PLAIN, COUNTS)),
     "rule": (
-        rule_sublattice.update_cuda,
-        (SPINS, *PLAIN[2:9], *[i64] * 4, LIST, i64, i64, COUNTS),
+        rule_kernels.update_cuda,
+        (*RULE, LIST, i64, i64, array(i64, 2)),
+    ),
+    "rule, weights compiled in": (
+        rule_compiled.kernels(Potts(1.0, states=127)).cuda,
+        (*RULE, UniTuple(f64, 6), f64, u64, array(i64, 2)),
+    ),
+    "rule, rates compiled in": (
+        rule_compiled.kernels(Voter(states=20)).cuda,
+        (*RULE, UniTuple(f64, 1), f64, u64, array(i64, 2)),
     ),
     "packed": (multispin.update_packed_cuda, (*PACKED, MASKS, LIST, COUNTS)),
     "packed, compiled in": (
