@@ -58,9 +58,9 @@ class RuleSublattice:
 
     The result is a pure function of (seed, stream, member, step, site): the same bits on any number
     of ranks and threads, and of a rule in a table on CPU and CUDA (CUDA: simulated and assembled,
-    not yet run on a GPU). The function of a larger rule runs on the device itself, and bits agree where its
-    arithmetic does: products, quotients, comparisons and parameters do, as those of Potts; ``exp``,
-    ``cos`` and sums of products need not, nor the logarithms of waiting times of rates.
+    not yet run on a GPU). The function of a larger rule runs on the device itself, and bits agree
+    where its arithmetic does: products, quotients, comparisons and parameters do, as those of
+    Potts; ``exp``, ``cos`` and sums of products need not, nor the logarithms of waiting times.
 
     Parameters
     ----------
