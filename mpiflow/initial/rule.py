@@ -10,7 +10,9 @@ import numpy as np
 from mpiflow.core.block import Block
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import site_counter, stream_key, threefry
+from mpiflow.core.noise import Word, site_counter, stream_key, threefry
+from mpiflow.initial.spins import _count as count_words
+from mpiflow.initial.spins import bounds_of_smallest
 from mpiflow.systems.rule import SpinRule
 
 
@@ -35,12 +37,45 @@ def independent(
     fractions : probability of each state, (q,), adding up to 1; equal ones if left out
     """
     with block.agreed():
-        bounds = _bounds(rule, fractions)
+        parts = _running(rule, fractions)
+    bounds = np.array([round(math.ldexp(part, 63)) for part in parts], np.uint64)
+    _fill(block, rule, seed, 1, np.tile(bounds, (block.batch, 1)))
+
+
+def shuffled(
+    block: Block, rule: SpinRule, *, seed: int, fractions: Sequence[float] | None = None
+) -> None:
+    """As many sites in each state as the fractions say, all arrangements equally likely.
+
+    As :func:`mpiflow.initial.shuffled` of spins: the sites with the smallest words take the first
+    state. Collective for ``exchange`` blocks.
+
+    Parameters
+    ----------
+    fractions : of the sites in each state, (q,), adding up to 1; equal ones if left out. Running
+        sums are rounded to whole sites.
+    """
+    with block.agreed():
+        parts = _running(rule, fractions)
     key = stream_key(seed, "initial")
+    boxes = block.origins, block.members, block.lattice.shape
+
+    def count(left: np.ndarray, bounds: np.ndarray, shift: Word, counts: np.ndarray) -> None:
+        count_words(*boxes, key, block.shape, left, bounds, shift, counts)
+
+    bounds = np.empty((block.batch, len(parts)), np.uint64)
+    for i, part in enumerate(parts):
+        wanted = np.full(block.batch, round(part * block.lattice.sites), np.int64)
+        bounds[:, i] = bounds_of_smallest(block, wanted, count)
+    _fill(block, rule, seed, 0, bounds)
+
+
+def _fill(block: Block, rule: SpinRule, seed: int, shift: int, bounds: np.ndarray) -> None:
+    """Each site takes the state that its word, without its lowest bits, is among the bounds of."""
+    key, boxes = stream_key(seed, "initial"), (block.origins, block.members, block.lattice.shape)
     for rows in block.bands():
         states = np.empty(_shape(block, rows), np.int8)
-        boxes = block.origins, block.members, block.lattice.shape
-        _draw(*boxes, key, rows.start, int(rule.lowest), bounds, states)
+        _draw(*boxes, key, rows.start, int(rule.lowest), np.uint64(shift), bounds, states)
         block.store(rows, states)
     block.fill_halo()
 
@@ -49,8 +84,8 @@ def _shape(block: Block, rows: slice) -> tuple[int, int, int]:
     return block.batch, rows.stop - rows.start, block.shape[1]
 
 
-def _bounds(rule: SpinRule, fractions: Sequence[float] | None) -> np.ndarray:
-    """Running sums in units of 2^-63 that random words are compared with, (q,) uint64."""
+def _running(rule: SpinRule, fractions: Sequence[float] | None) -> list[float]:
+    """Running sums of the fractions, but for the last, which is 1."""
     q = rule.states
     if fractions is None:
         fractions = (1.0 / q,) * q
@@ -63,8 +98,7 @@ def _bounds(rule: SpinRule, fractions: Sequence[float] | None) -> np.ndarray:
             "Leave them out for equal ones.",
         )
     total = math.fsum(given)
-    sums = [math.fsum(given[: i + 1]) / total for i in range(q)]
-    return np.array([round(math.ldexp(part, 63)) for part in sums], np.uint64)
+    return [math.fsum(given[: i + 1]) / total for i in range(q - 1)]
 
 
 @kernel
@@ -75,6 +109,7 @@ def _draw(
     key: np.ndarray,
     top: int,
     lowest: int,
+    shift: Word,
     bounds: np.ndarray,
     states: np.ndarray,
 ) -> None:
@@ -84,8 +119,8 @@ def _draw(
             gy = (origins[b, 0] + top + i) % ly
             for j in range(states.shape[2]):
                 counter = site_counter(gy, (origins[b, 1] + j) % lx)
-                word = threefry(key[0], key[1] + members[b], np.uint64(0), counter)[0]
+                word = threefry(key[0], key[1] + members[b], np.uint64(0), counter)[0] >> shift
                 state = 0
-                for k in range(bounds.size - 1):
-                    state += int(word >> np.uint64(1) >= bounds[k])
+                for k in range(bounds.shape[1]):
+                    state += int(word >= bounds[b, k])
                 states[b, i, j] = state + lowest

@@ -326,31 +326,3 @@ def test_odd_lattices_and_wrong_blocks() -> None:
         block = block_with(0)
         block.array = block.array.astype(np.int64)
         solver(block, 1, seed=0)
-
-
-# -- initial states ------------------------------------------------------------------------------
-
-
-def test_independent_states_have_their_fractions() -> None:
-    """Counts of 4e5 sites, a fixed seed; a state of fraction 0 is not drawn at all."""
-    block = Block.periodic(np.zeros((4, 320, 320), np.int8), np.arange(4))
-    for fractions in ([0.5, 0.2, 0.3], [0.0, 0.25, 0.75], [1.0, 0.0, 0.0], None):
-        initial_rule.independent(block, CAPEL, seed=12, fractions=fractions)
-        due = 4 * 320**2 * np.array(fractions or [1 / 3] * 3)
-        seen = np.array([(block.spins() == value).sum() for value in CAPEL.values])
-        assert ((seen == 0) == (due == 0)).all()
-        if (due > 0).sum() > 1:
-            assert chi_square(seen, due) > RARE
-    initial_rule.uniform(block, CAPEL, value=-1)
-    assert (block.array == -1).all()
-
-
-@pytest.mark.parametrize(
-    "fractions", [[0.5, 0.5], [0.5, 0.2, 0.2], [1.2, -0.2, 0.0], [math.nan] * 3]
-)
-def test_impossible_fractions(fractions: list[float]) -> None:
-    block = Block.periodic(np.zeros((1, 4, 4), np.int8), np.arange(1))
-    with pytest.raises(InputError, match="3 numbers, 0 or more, that add up to 1"):
-        initial_rule.independent(block, POTTS, seed=0, fractions=fractions)
-    with pytest.raises(InputError, match="value=3: allowed is 0 to 2"):
-        initial_rule.uniform(block, POTTS, value=3)
