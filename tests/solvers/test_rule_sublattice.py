@@ -140,6 +140,7 @@ def test_where_a_run_is_cut_changes_nothing(rule: SpinRule) -> None:
     straight = Block.periodic(whole, np.arange(5))
     total = solver.advance(straight, 7, seed=4, first_step=10)
     for cuts in ([1, 6], [3, 0, 2, 2], [1] * 7):
+        assert not solver.advance(straight, 0, seed=4, first_step=17).any()
         block, changes, step = Block.periodic(whole, np.arange(5)), 0, 10
         for count in cuts:
             changes = changes + solver.advance(block, count, seed=4, first_step=step)

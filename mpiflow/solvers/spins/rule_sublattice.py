@@ -174,8 +174,6 @@ def require_states(block: Block, system: SpinRule) -> None:
     if block.halo < system.halo:
         raise InputError("halo", block.halo, f"{system.halo} or more", "Make a block with it.")
     with block.agreed():
-        if block.device.is_cuda and block._sound:
-            return
         host = block.host()
         if host.dtype != np.int8:
             raise InputError("states", str(host.dtype), "an array of int8", "Make the block so.")
@@ -187,4 +185,3 @@ def require_states(block: Block, system: SpinRule) -> None:
             wrong = host[(host < lowest) | (host > highest)][0].item()
             allowed = f"whole numbers from {lowest} to {highest}"
             raise InputError("states", wrong, allowed, "Look at the initial state.")
-        block._sound = True

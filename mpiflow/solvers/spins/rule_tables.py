@@ -286,7 +286,7 @@ def classes(rule: SpinRule) -> Classes:
     """
     q = rule.states
     if rule.by_rate:
-        rows = Rows(np.ascontiguousarray(table(rule).reshape(-1, q)), q, 1)
+        rows = Rows(table(rule).reshape(-1, q).copy(), q, 1)
         leaving = _sum(rows.values)
     else:
         rows = Rows(shares(rule), 1, 0)
