@@ -354,7 +354,7 @@ def worker(only: str, halves: Path | None) -> None:
         try:
             parts = job()
         except (Exception, SystemExit) as error:
-            if comm.rank == 0:
+            if comm.rank == 0 and type(error).__name__ != "InputError":
                 traceback.print_exc()
             parts = {"failed": f"{type(error).__name__}: {error}"}
         if comm.rank == 0:

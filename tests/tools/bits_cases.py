@@ -44,7 +44,8 @@ class Case(NamedTuple):
     resumed: tuple[str, ...] = ()
 
 
-_TILED = "--solver tiled --cells 16x8x8 --vacancies 6"
+_SLABS = "--solver tiled --cells 32x4x4 --vacancies 6"
+_TILES = "--solver tiled --cells 16x8x8 --vacancies 6 --tile 8x8x8"
 CASES = [
     # Kernels of Ising.
     Case("ising plain", "--kernel plain --size 26x44 --spins", resumed=AGAIN),
@@ -140,22 +141,22 @@ CASES = [
     # Alloys.
     Case("alloy serial", "--vacancies 3 --species", ONE, ("", "--override temperature=2500")),
     Case("alloy hops serial", "--vacancies 3 --species", ONE, AGAIN),
-    Case("alloy hops tiled", f"{_TILED} --species", resumed=AGAIN),
+    Case("alloy hops tiled", f"{_SLABS} --species", resumed=AGAIN),
     Case("alloy serial members", "--members 3 --species", resumed=AGAIN),
     Case("alloy serial composition", "--composition 20,50,30 --species", ONE),
     Case("alloy serial counts", "--composition 100,131,198 --vacancies 3 --species", ONE),
     Case("alloy serial cold", "--temperature 900 --time 8e-9 --save-every 2e-9 --species", ONE),
     Case(
         "alloy tiled window",
-        f"{_TILED} --window 1e-10 --species",
+        f"{_SLABS} --window 1e-10 --species",
         resumed=("", "--override window=5e-11"),
     ),
-    Case("alloy tiled chosen", f"{_TILED} --species", resumed=AGAIN),
-    Case("alloy tiled tiles", f"{_TILED} --window 1e-10 --tile 8x8x8 --species"),
-    Case("alloy tiled tiles chosen", f"{_TILED} --tile 8x8x8 --species", resumed=AGAIN),
-    Case("alloy tiled members", f"{_TILED} --members 3 --window 1e-10 --species", resumed=AGAIN),
-    Case("alloy tiled members chosen", f"{_TILED} --members 3 --species"),
-    Case("alloy tiled grid", f"{_TILED} --tile 8x8x8 --ranks-grid 2,2,1 --species", (4,)),
+    Case("alloy tiled chosen", f"{_SLABS} --species", resumed=AGAIN),
+    Case("alloy tiled tiles", f"{_TILES} --window 1e-10 --species"),
+    Case("alloy tiled tiles chosen", f"{_TILES} --species", resumed=AGAIN),
+    Case("alloy tiled members", f"{_SLABS} --members 3 --window 1e-10 --species", resumed=AGAIN),
+    Case("alloy tiled members chosen", f"{_SLABS} --members 3 --species"),
+    Case("alloy tiled grid", f"{_TILES} --ranks-grid 2,2,1", (4,)),
     *(
         Case(f"alloy serial {name}", f"--barriers inputs/{file} --species {more}", ONE)
         for name, file, more in (
@@ -166,7 +167,7 @@ CASES = [
     ),
     Case(
         "alloy tiled published",
-        "--solver tiled --cells 16x4x4 --barriers inputs/weights.npy --window 1e-10 --species",
+        f"{_SLABS} --vacancies 2 --barriers inputs/weights.npy --window 1e-10 --species",
     ),
     *(
         Case(
@@ -175,7 +176,7 @@ CASES = [
         )
         for solver, options in (
             ("members", "--members 2"),
-            ("tiled", "--solver tiled --cells 16x8x8 --window 1e-10"),
+            ("tiled", "--solver tiled --cells 32x4x4 --window 1e-10"),
         )
         for file, more in (
             (f"{solver}.lammpstrj", ""),
@@ -227,12 +228,12 @@ INPUTS = (
     ("spins", "ising", "--size 24 --members 3 --spins --time 1 --save-every 0.5"),
     ("bits", "ising", "--size 24 --spin-bits --coarse 4"),
     ("members", "alloy", "--vacancies 3 --members 2 --species"),
-    ("tiled", "alloy", "--cells 16x8x8 --vacancies 6 --species"),
+    ("tiled", "alloy", "--cells 32x4x4 --vacancies 6 --species"),
     ("field", "field", "inputs/cosh"),
     ("chain", "chain", "--profile --members 3"),
     ("curie", "curie-weiss", "--members 3"),
     ("prey", "predator-prey", "--profile --members 3"),
-    ("few", "kac", "--size 20 --coarse 4 --time 1"),
+    *((f"few{n}", "kac", f"--size 20 --coarse 4 --seed {n}") for n in (0, 1)),
     *(
         (f"kac{n}", "kac", f"--size 48 --coarse 4 --seed {n} --temperature {t}")
         for n, t in enumerate((0.8, 0.8, 1.2))
@@ -243,7 +244,7 @@ MODELS = (
     ("cosh", "kac0 kac1 kac2", "--structure cosh --kernel free --radius 3", ALL),
     ("langevin", "kac0 kac1 kac2", "--structure langevin --kernel radial --lags 1,2", ALL),
     ("asymmetric", "kac0 kac2", "--asymmetric --mobility-terms 2 --entropy-terms 2", ALL),
-    ("network", "few", "--network --radius 2", (2,)),
+    ("network", "few0 few1", "--network --radius 2", (2,)),
 )
 #: Exports: name, run, options.
 EXPORTS = (
