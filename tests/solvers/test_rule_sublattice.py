@@ -161,6 +161,22 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, members: int) -
     assert np.array_equal(together.array, alone.array)
 
 
+@of_each
+@pytest.mark.parametrize("origin", [(5, 4), (20, 19)])
+def test_a_patch_with_a_wide_margin_is_the_full_run(
+    rule: SpinRule, origin: tuple[int, int]
+) -> None:
+    """In its true surroundings, also over the edge: three half passes a step reach three sites."""
+    whole, solver = random_states(rule, 13, 1, 24, 24), RuleSublattice(rule, 0.8)
+    full = Block.periodic(whole, np.array([3]))
+    patch = Block.cut(whole, origin, (13, 14), np.array([3]))
+    solver.advance(full, 2, seed=5, first_step=9)
+    solver.advance(patch, 2, seed=5, first_step=9)
+    rolled = np.roll(full.spins()[0], (-origin[0], -origin[1]), (0, 1))[:13, :14]
+    assert np.array_equal(patch.spins()[0, 6:-6, 6:-6], rolled[6:-6, 6:-6])
+    assert not np.array_equal(patch.spins()[0], rolled)
+
+
 def test_members_are_their_own_trajectories() -> None:
     whole, solver = random_states(CAPEL, 5, 3, 6, 6), RuleSublattice(CAPEL, 0.5)
     block = Block.periodic(whole, np.array([4, 2, 9]))
