@@ -95,6 +95,11 @@ def test_a_rule_that_is_none_is_refused(content: dict[str, Any], message: str) -
         check_rule(made(**content))
 
 
+def test_a_rule_says_how_many_states_it_has() -> None:
+    with pytest.raises(InputError, match="states=None: allowed is 2 to 127"):
+        check_rule(type("Made", (SpinRule,), {"weight": returns(1.0)})())
+
+
 def test_only_rules_are_rules() -> None:
     with pytest.raises(InputError, match="system='Ising': allowed is a SpinRule"):
         check_rule(Ising(2.0))  # type: ignore[arg-type]

@@ -45,9 +45,10 @@ def check_rule(rule: SpinRule) -> None:
     """
     if not isinstance(rule, SpinRule):
         raise InputError("system", type(rule).__name__, "a SpinRule", "Inherit from SpinRule.")
-    whole = isinstance(rule.states, int | np.integer) and not isinstance(rule.states, bool)
+    states = getattr(rule, "states", None)
+    whole = isinstance(states, int | np.integer) and not isinstance(states, bool)
     if not (whole and 2 <= rule.states <= MOST_STATES):
-        raise InputError("states", rule.states, f"2 to {MOST_STATES}", "Try 3.")
+        raise InputError("states", states, f"2 to {MOST_STATES}", "Try 3.")
     last = MOST_STATES + 1 - rule.states
     if not (isinstance(rule.lowest, int | np.integer) and -MOST_STATES <= rule.lowest <= last):
         allowed = f"a whole number from {-MOST_STATES} to {last}, so that a byte holds all states"
@@ -168,15 +169,13 @@ def _look_at(rule: SpinRule) -> None:
     """Ask a function that is too large for a table at some neighbourhoods, the same ones always."""
     function, numbers = function_of(rule), numbers_of(rule)
     values = rule.values.astype(int).tolist()
-    near = np.random.default_rng(0).choice(values, (_SAMPLES, 4))
-    near[: min(_SAMPLES, len(values))] = rule.values[:_SAMPLES, None]  # neighbours all alike
-    for row in near.tolist():
+    alike = [[value] * 4 for value in values]
+    for row in alike + np.random.default_rng(0).choice(values, (_SAMPLES, 4)).tolist():
         if rule.by_rate:
             own = row[0]
             _ask(function, ((own, new, *row) for new in values if new != own), numbers)
-        else:
-            if not _ask(function, ((state, *row) for state in values), numbers).any():
-                raise _no_weight(row)
+        elif not _ask(function, ((state, *row) for state in values), numbers).any():
+            raise _no_weight(row)
 
 
 # -- what words are compared with -----------------------------------------------------------------
