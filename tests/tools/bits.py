@@ -189,10 +189,11 @@ def in_halves(case: Case, change: str, halves: Path | None) -> Callable[[], Part
 
 
 def stow(out: Path, folder: Path) -> Parts:
-    """Copy a run with its checkpoints into another folder."""
-    points = sorted(out.parent.glob(f"checkpoints/{out.name}.*"))
+    """Copy a run with its checkpoints into another folder, in place of one of its name there."""
+    for old in (folder / "checkpoints").glob(f"{out.name}.*"):
+        old.unlink()
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for path in (out, *points):
+    for path in (out, *sorted(out.parent.glob(f"checkpoints/{out.name}.*"))):
         shutil.copy(path, folder / path.relative_to(out.parent))
     return {}
 
@@ -358,8 +359,9 @@ def worker(only: str, halves: Path | None) -> None:
                 traceback.print_exc()
             parts = {"failed": f"{type(error).__name__}: {error}"}
         if comm.rank == 0:
-            here = str(Path.cwd().parent)
-            found[name] = {key: text.replace(here, "FOLDER") for key, text in parts.items()}
+            for place in {Path.cwd().parent, halves} - {None}:
+                parts = {key: text.replace(str(place), "FOLDER") for key, text in parts.items()}
+            found[name] = parts
             print(f"{name} {comm.size} {total(found[name])}", flush=True)
     if comm.rank == 0:
         Path("parts.json").write_text(json.dumps(found))
