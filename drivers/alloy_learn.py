@@ -20,7 +20,7 @@ import numpy as np
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.figures import relaxation_figure
-from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.results import farm, results_directory
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.alloy.data import AlloyPlan, joined, moving, pairs_at
 from mpiflow.learn.alloy.model import default_schedule, train_alloy

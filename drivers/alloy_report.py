@@ -20,8 +20,9 @@ import numpy as np
 from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
+from mpiflow.experiments.alloy import published_order
 from mpiflow.experiments.figures import relaxation_figure, temperature_figure
-from mpiflow.experiments.ising import published_order, results_directory
+from mpiflow.experiments.results import results_directory
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
 from mpiflow.learn.alloy.model import AlloyModel, load_alloy_model

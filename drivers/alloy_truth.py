@@ -23,8 +23,9 @@ from mpi4py import MPI
 from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
+from mpiflow.experiments.alloy import published_order
 from mpiflow.experiments.figures import relaxation_figure
-from mpiflow.experiments.ising import farm, published_order, results_directory
+from mpiflow.experiments.results import farm, results_directory
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.run.alloy import record_alloy

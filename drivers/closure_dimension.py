@@ -41,6 +41,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
 from mpiflow.experiments import results as report
+from mpiflow.experiments.results import Results, farm, results_directory
 from mpiflow.learn.closure import encoders
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.sde import MacroscopicSDE
@@ -51,7 +52,7 @@ from mpiflow.systems.ising import Ising
 
 #: Data set, encoder, closures, seed.
 Task = tuple[str, str, int, int]
-Found = experiment.Results[dict[str, np.ndarray]]
+Found = Results[dict[str, np.ndarray]]
 SYSTEM = Ising(temperature=2.5, field=0.1)
 MAGNETIZATIONS = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75)
 #: Published test error of two closures, over all four latents and 500 frames.
@@ -85,7 +86,7 @@ def main() -> None:
             "full": DataPlan(states=options.states, repeats=8),
             "small": DataPlan(states=max(10, 2 * options.states // 5), repeats=8),
         }
-    out = experiment.results_directory(options.out, comm)
+    out = results_directory(options.out, comm)
     facts = {
         "states": options.states,
         "replicas": options.replicas,
@@ -106,7 +107,7 @@ def main() -> None:
     ]
     with Progress(max(1, len(tasks[comm.rank :: comm.size])), f"{len(tasks)} models", comm) as bar:
         work = worker(plans, truth, options, bar)
-        results: Found = experiment.farm(tasks, work, comm, kept)
+        results: Found = farm(tasks, work, comm, kept)
     if comm.rank == 0:
         experiment.write_truth(out / "truth.h5", truth, SYSTEM, plans["full"].large, options.seed)
         write(out, results, truth, options)

@@ -19,6 +19,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
 from mpiflow.experiments.figures import latent_figure
+from mpiflow.experiments.results import Results, results_directory
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.closure.model import Method
 from mpiflow.learn.training import Schedule
@@ -38,7 +39,7 @@ def main() -> None:
         schedule = Schedule(epochs=options.epochs)
         if options.replicas < 2:
             raise InputError("replicas", options.replicas, "2 or more", "Leave it out.")
-    out = experiment.results_directory(options.out, comm)
+    out = results_directory(options.out, comm)
     start = time.monotonic()
     data = experiment.generate(SYSTEM, {(PATCH, SEED): plan}, comm)
     tasks: list[experiment.Task] = [(PATCH, method, SEED) for method in METHODS]
@@ -82,7 +83,7 @@ def main() -> None:
         print(f"{comm.size} ranks, {time.monotonic() - start:.0f} s")
 
 
-def table_of(results: experiment.Results[experiment.Comparison]) -> str:
+def table_of(results: Results[experiment.Comparison]) -> str:
     """Relative squared error of the mean and relative error of the spread."""
     lines = [
         "| method | test error | observables alone | spread error | noise floor |",

@@ -23,6 +23,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
 from mpiflow.experiments import results as report
 from mpiflow.experiments.figures import latent_figure
+from mpiflow.experiments.results import Results, results_directory
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.training import Schedule
@@ -61,7 +62,7 @@ def main() -> None:
         for name, least in (("seeds", 1), ("replicas", 2), ("steps", 1)):
             if getattr(options, name) < least:
                 raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
-    out = experiment.results_directory(options.out, comm)
+    out = results_directory(options.out, comm)
     facts = {name: value for name, value in vars(options).items() if name not in LATER}
     kept = report.Kept(out / "parts", facts)
     data = experiment.generate(SYSTEM, plans, comm, kept)
@@ -100,7 +101,7 @@ def main() -> None:
 
 def write(
     out: Path,
-    results: experiment.Results[experiment.Comparison],
+    results: Results[experiment.Comparison],
     fits: str,
     options: argparse.Namespace,
     times: np.ndarray,

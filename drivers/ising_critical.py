@@ -49,7 +49,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
 from mpiflow.experiments import finite_size
 from mpiflow.experiments import results as report
-from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.results import farm, results_directory
 from mpiflow.experiments.upsampling import Relaxation, relax, whole_lattices
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import TrajectoryWriter

@@ -28,7 +28,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import equilibrium
 from mpiflow.experiments import results as report
-from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.results import farm, results_directory
 from mpiflow.learn.closure import equilibrium as eq
 from mpiflow.learn.closure import mirror
 from mpiflow.systems.ising import Ising

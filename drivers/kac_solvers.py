@@ -31,7 +31,7 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.ising import results_directory
+from mpiflow.experiments.results import results_directory
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.kac import Kac
 

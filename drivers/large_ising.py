@@ -27,7 +27,7 @@ from mpiflow import Ising, Simulation, initial, metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.figures import power_law_figure
-from mpiflow.experiments.ising import results_directory
+from mpiflow.experiments.results import results_directory
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.run.simulate import record
 from mpiflow.systems.ising import CRITICAL_TEMPERATURE, onsager_energy

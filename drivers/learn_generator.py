@@ -23,7 +23,7 @@ from mpi4py import MPI
 from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.results import farm, results_directory
 from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts

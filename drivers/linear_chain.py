@@ -42,7 +42,7 @@ from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG, uniforms
 from mpiflow.experiments import results as report
-from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.results import farm, results_directory
 from mpiflow.files.schema import Variable
 from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.learn.closure.linear import Coefficients, LinearSDE, minimum, pair_sums

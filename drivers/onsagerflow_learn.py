@@ -27,7 +27,7 @@ from scipy.optimize import brentq
 from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.results import farm, results_directory
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.learn.generator.model import true_kernel
 from mpiflow.learn.onsagerflow.fit import binned, learn, local_means

@@ -32,7 +32,7 @@ from scipy.stats import ks_2samp
 from mpiflow import initial, metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.results import farm, results_directory
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.learn.onsagerflow.fit import learn
 from mpiflow.learn.onsagerflow.increments import FieldRun

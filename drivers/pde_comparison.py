@@ -25,7 +25,7 @@ from mpi4py import MPI
 from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.experiments.figures import field_figure, limits_figure
-from mpiflow.experiments.ising import results_directory
+from mpiflow.experiments.results import results_directory
 from mpiflow.files.schema import STANDARD, block_centres
 from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
 from mpiflow.run.simulate import record

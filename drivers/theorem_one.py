@@ -35,7 +35,7 @@ from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
 from mpiflow.experiments import results as report
-from mpiflow.experiments.ising import farm, results_directory
+from mpiflow.experiments.results import farm, results_directory
 from mpiflow.experiments.short_time import (
     Surroundings,
     evolve,

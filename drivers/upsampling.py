@@ -44,8 +44,17 @@ from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.core.noise import RNG
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
 from mpiflow.experiments import upsampling
-from mpiflow.experiments.ising import Results, farm, results_directory
-from mpiflow.experiments.results import Entry, Kept, entry, figure, table, write
+from mpiflow.experiments.results import (
+    Entry,
+    Kept,
+    Results,
+    entry,
+    farm,
+    figure,
+    results_directory,
+    table,
+    write,
+)
 from mpiflow.experiments.upsampling import COLUMNS, RADII, WAVELENGTHS, Difference, Relaxation
 from mpiflow.files.schema import STANDARD, Variable
 from mpiflow.files.trajectory import TrajectoryWriter

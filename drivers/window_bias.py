@@ -22,7 +22,7 @@ from mpiflow.core import parallel
 from mpiflow.core.block import Block, gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
-from mpiflow.experiments.ising import results_directory
+from mpiflow.experiments.results import results_directory
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.tiled import TiledNFold
 

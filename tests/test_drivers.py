@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +109,19 @@ NEEDS = {
     "alloy_report": {"--truth": "alloy_truth", "--model": "alloy_learn"},
     "onsagerflow_validate": {"--model": "onsagerflow_learn/models/cosh-radial"},
 }
+#: Drivers that learn nothing: torch would take them 200 MB a rank.
+WITHOUT_TORCH = (
+    "alloy_truth",
+    "alloy_window",
+    "ising_critical",
+    "kac_solvers",
+    "large_ising",
+    "pde_comparison",
+    "surroundings",
+    "theorem_one",
+    "upsampling",
+    "window_bias",
+)
 TITLES = (
     "| exponents at T_c |",
     "| lambda |",
@@ -128,14 +143,29 @@ TITLES = (
 def test_smoke(mpirun: Run, tmp_path: Path) -> None:
     """One after the other on the same two ranks: starting them would take longer than they do."""
     jobs: list[tuple[str, list[str]]] = []
-    for name in sorted(LEAVES, key=lambda name: name in NEEDS):  # those that need others last
+    # Those without torch first, for it stays loaded; those that need others last.
+    for name in sorted(LEAVES, key=lambda name: (name in NEEDS) - (name in WITHOUT_TORCH)):
         needed = NEEDS.get(name, {}).items()
         jobs.append((name, [str(a) for o, place in needed for a in (o, tmp_path / place)]))
-    runner = ROOT / "tests" / "smoke.py"
+    runner = ROOT / "tests" / "tools" / "smoke.py"
     done = mpirun(2, "python", runner, tmp_path, json.dumps(jobs), timeout=800, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr  # type: ignore[attr-defined]
     for name in LEAVES:
         require_results(name, tmp_path / name)
+    for name in WITHOUT_TORCH:
+        assert f"-- torch after {name}" not in done.stdout, name  # type: ignore[attr-defined]
+
+
+def test_drivers_that_do_not_learn_start_without_torch() -> None:
+    paths = [str(ROOT / "drivers" / f"{name}.py") for name in WITHOUT_TORCH]
+    code = (
+        "import runpy, sys\n"
+        f"for path in {paths}:\n"
+        "    runpy.run_path(path)\n"
+        "    assert 'torch' not in sys.modules, path\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def require_results(name: str, out: Path) -> None:

@@ -55,6 +55,7 @@ COMMUNICATES = {
     "commands.doctor": ANY,
     "learn.training": ANY,  # gradients
     "experiments.ising": ANY,
+    "experiments.results": frozenset({"allgather", "bcast"}),  # work dealt to ranks
     "learn.onsagerflow.increments": frozenset({"allreduce"}),  # sums over increments
     # gather() is an explicit request for the whole lattice; the rest finds this rank's GPU.
     "simulation.ising.simulation": frozenset({"gather"}),
@@ -242,6 +243,11 @@ def test_the_unpickler_calls_nothing(name: str) -> None:
             "torch pydantic typer",
         ),
         ("import mpiflow.core.lattice", "mpi4py numba numpy"),
+        ("import mpiflow.experiments.results", "mpi4py.MPI torch numba matplotlib"),
+        (
+            "from mpiflow.experiments import alloy, figures, finite_size, short_time, upsampling",
+            "torch matplotlib",
+        ),
     ],
 )
 def test_imports_are_no_heavier_than_needed(statement: str, absent: str) -> None:

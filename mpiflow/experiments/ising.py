@@ -5,12 +5,11 @@ Work is dealt to ranks by index, so results do not depend on their number.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,7 @@ from mpiflow import metrics, observables
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
-from mpiflow.core.parallel import agreed, end_on_signals
-from mpiflow.experiments.results import Kept
-from mpiflow.files import storage
+from mpiflow.experiments.results import Kept, Results, farm, once, reporter
 from mpiflow.files.schema import STANDARD, Variable
 from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.initial import spins as initial
@@ -43,76 +40,6 @@ from mpiflow.systems.ising import Ising
 
 #: A model to train: patch side, method, seed.
 Task = tuple[int, Method, int]
-T = TypeVar("T")
-Results = dict[Any, T]
-
-
-def results_directory(path: str | Path, comm: MPI.Intracomm) -> Path:
-    """Make a driver's directory for results before the work begins. Collective.
-
-    From here on a signal ends the driver with one line.
-    """
-    path = Path(path)
-    end_on_signals(f"ended before the results were complete; what is finished is in {path}")
-    with agreed(comm):
-        if comm.rank == 0:
-            storage.probe_folder(path, files=("table.md", "results.json"))
-            storage.write_folder(path, {})
-    return path
-
-
-def published_order(
-    path: Path, sites: int, pairs: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Final mean and spread (6,) and half-times (6,) in s of a published table of order in time.
-
-    None without the table or a model of so many sites in it.
-    """
-    if not path.is_file():
-        return None
-    with path.open() as file:
-        rows = [row for row in csv.DictReader(file) if int(row["n_atoms"]) == sites]
-    if not rows:
-        return None
-    times = np.array([float(row["kmc_time_s"]) for row in rows])
-    mean, std = (
-        np.array([[float(row[f"{kind}_{pair}"]) for pair in pairs] for row in rows])
-        for kind in ("mean", "std")
-    )
-    late = times >= 0.5 * times[-1]
-    final = mean[late].mean(axis=0)
-    return final, std[late].mean(axis=0), metrics.half_time(times, mean, final)
-
-
-def farm(
-    tasks: Sequence[Any],
-    work: Callable[[Any], T],
-    comm: MPI.Intracomm,
-    kept: Kept | None = None,
-) -> Results[T]:
-    """``{task: work(task)}`` on every rank; task i runs on rank i modulo ranks. Collective.
-
-    Parameters
-    ----------
-    kept : where results are kept, which must be dictionaries of arrays or numbers then, and
-        taken from if they are there
-    """
-
-    def done(task: Any) -> Any:
-        if kept is None:
-            return work(task)
-        name = "-".join(map(str, task)) if isinstance(task, tuple) else str(task)
-        result = kept.get(name)
-        if result is None:
-            kept.put(name, **work(task))  # type: ignore[arg-type]
-            result = kept.get(name)  # the same types, new or old
-        if result is None:
-            raise OSError(f"{kept.directory}: {name} could not be read back")
-        return result
-
-    mine = {task: done(task) for task in tasks[comm.rank :: comm.size]}
-    everywhere = comm.allgather(mine)
-    return {task: everywhere[i % comm.size][task] for i, task in enumerate(tasks)}
 
 
 def generate(
@@ -130,7 +57,7 @@ def generate(
     with Progress(total, "training data", comm) as progress:
         before = 0
         for (patch, seed), plan in plans.items():
-            report = _reporter(progress, before, plan.states, patch=patch, seed=seed)
+            report = reporter(progress, before, plan.states, patch=patch, seed=seed)
 
             def make(
                 plan: DataPlan = plan, seed: int = seed, report: Callable[[float], None] = report
@@ -140,37 +67,10 @@ def generate(
                     return None
                 return {name: value for name, value in vars(pairs).items() if name != "plan"}
 
-            arrays = comm.bcast(_once(f"pairs-{patch}-{seed}", make, comm, kept))
+            arrays = comm.bcast(once(f"pairs-{patch}-{seed}", make, comm, kept))
             data[patch, seed] = PairData(plan, **arrays)
             before += plan.states
     return data
-
-
-def _once(
-    name: str,
-    make: Callable[[], dict[str, np.ndarray] | None],
-    comm: MPI.Intracomm,
-    kept: Kept | None,
-) -> dict[str, np.ndarray] | None:
-    """Arrays on rank 0, from what is kept or from ``make``, which is collective. Collective."""
-    found = kept.get(name) if kept is not None and comm.rank == 0 else None
-    if comm.bcast(found is not None):
-        return found
-    made = make()
-    if kept is not None and made is not None:
-        kept.put(name, **made)
-    return made
-
-
-def _reporter(
-    progress: Progress, before: float, amount: float, **facts: Any
-) -> Callable[[float], None]:
-    """Report a share of one piece of work as part of the whole."""
-
-    def report(share: float) -> None:
-        progress.update(before + share * amount, **facts)
-
-    return report
 
 
 def learn(
@@ -209,7 +109,7 @@ def learn(
             if (patch, seed) not in autoencoders:
                 autoencoders[patch, seed] = train_autoencoder(pairs, closures=closures, seed=seed)
             autoencoder, reconstruction = autoencoders[patch, seed]
-            report = _reporter(progress, done, epochs, patch=patch, method=method, seed=seed)
+            report = reporter(progress, done, epochs, patch=patch, method=method, seed=seed)
             sde, log = train_sde(
                 pairs,
                 autoencoder,
@@ -318,7 +218,7 @@ def simulate_truth(
             return None
         return {"table": np.moveaxis(gathered.reshape(-1, len(times), width), 0, 1)}
 
-    arrays = _once("truth", make, comm, kept)
+    arrays = once("truth", make, comm, kept)
     if arrays is None:
         return None
     table = arrays["table"]

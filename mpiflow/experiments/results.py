@@ -1,23 +1,48 @@
-"""What a driver leaves behind: results.json, table.md, figures; and parts kept for a restart."""
+"""What drivers share: their work dealt to ranks, and what they leave. Needs no torch.
+
+A driver leaves results.json, table.md and figures in its directory, and parts by which it goes on
+after it was stopped.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
 
 from mpiflow import metrics
 from mpiflow._version import __version__
+from mpiflow.core.parallel import agreed, end_on_signals
 from mpiflow.files import storage
+from mpiflow.run.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from mpi4py import MPI
 
+#: One quantity of results.json, as :func:`entry` makes it.
 Entry = dict[str, Any]
+T = TypeVar("T")
+#: What was found for each task.
+Results = dict[Any, T]
+
+
+def results_directory(path: str | Path, comm: MPI.Intracomm) -> Path:
+    """Make a driver's directory for results before the work begins. Collective.
+
+    From here on a signal ends the driver with one line.
+    """
+    path = Path(path)
+    end_on_signals(f"ended before the results were complete; what is finished is in {path}")
+    with agreed(comm):
+        if comm.rank == 0:
+            storage.probe_folder(path, files=("table.md", "results.json"))
+            storage.write_folder(path, {})
+    return path
 
 
 def entry(
@@ -116,3 +141,69 @@ class Kept:
         storage.commit(
             self._path(name), lambda file: np.savez(file, allow_pickle=False, facts=facts, **arrays)
         )
+
+
+def farm(
+    tasks: Sequence[Any],
+    work: Callable[[Any], T],
+    comm: MPI.Intracomm,
+    kept: Kept | None = None,
+) -> Results[T]:
+    """``{task: work(task)}`` on every rank; task i runs on rank i modulo ranks. Collective.
+
+    Parameters
+    ----------
+    kept : where results are kept, which must be dictionaries of arrays or numbers then, and
+        taken from if they are there
+    """
+
+    def done(task: Any) -> Any:
+        if kept is None:
+            return work(task)
+        name = "-".join(map(str, task)) if isinstance(task, tuple) else str(task)
+        result = kept.get(name)
+        if result is None:
+            kept.put(name, **work(task))  # type: ignore[arg-type]
+            result = kept.get(name)  # the same types, new or old
+        if result is None:
+            raise OSError(f"{kept.directory}: {name} could not be read back")
+        return result
+
+    mine = {task: done(task) for task in tasks[comm.rank :: comm.size]}
+    everywhere = comm.allgather(mine)
+    return {task: everywhere[i % comm.size][task] for i, task in enumerate(tasks)}
+
+
+def once(
+    name: str,
+    make: Callable[[], dict[str, np.ndarray] | None],
+    comm: MPI.Intracomm,
+    kept: Kept | None,
+) -> dict[str, np.ndarray] | None:
+    """Arrays on rank 0, None on the others; made by all ranks unless they are kept. Collective.
+
+    Parameters
+    ----------
+    make : collective; returns arrays on rank 0 and None on the others
+    """
+    found = kept.get(name) if kept is not None and comm.rank == 0 else None
+    if comm.bcast(found is not None):
+        return found
+    made = make()
+    if kept is not None and made is not None:
+        kept.put(name, **made)
+    return made
+
+
+def reporter(
+    progress: Progress, before: float, amount: float, **facts: Any
+) -> Callable[[float], None]:
+    """A function that reports the share, 0 to 1, that is done of one piece of the whole work.
+
+    The piece begins after ``before`` of the whole and is ``amount`` of it; ``facts`` are shown.
+    """
+
+    def report(share: float) -> None:
+        progress.update(before + share * amount, **facts)
+
+    return report

@@ -10,7 +10,7 @@ import pytest
 from mpi4py import MPI
 
 from mpiflow.experiments import results as report
-from mpiflow.experiments.ising import farm
+from mpiflow.experiments.results import farm
 
 
 def test_entries_have_mean_and_error_over_seeds() -> None:

@@ -15,6 +15,7 @@ from mpiflow import observables
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
+from mpiflow.experiments import results
 from mpiflow.learn.closure.closure import ClosureAutoencoder
 from mpiflow.learn.closure.dataset import (
     DataPlan,
@@ -267,7 +268,7 @@ def test_farm_runs_each_task_once_and_tells_everyone(comm: MPI.Intracomm) -> Non
         return task * task
 
     tasks = [3, 1, 4, 15, 9]
-    assert experiment.farm(tasks, work, comm) == {t: t * t for t in tasks}
+    assert results.farm(tasks, work, comm) == {t: t * t for t in tasks}
     assert sorted(chain.from_iterable(comm.allgather(ran))) == sorted(tasks)
 
 

@@ -168,7 +168,7 @@ def test_a_driver_ends_with_a_line_also_after_a_run_of_its_own(tmp_path):
     program = (
         "import ctypes, sys\n"
         "from mpiflow import Ising, Simulation, initial, parallel, record\n"
-        "from mpiflow.experiments.ising import results_directory\n"
+        "from mpiflow.experiments.results import results_directory\n"
         "out = results_directory(sys.argv[1], parallel.start())\n"
         "sim = Simulation(Ising(2.3), 8)\n"
         "sim.set_spins(initial.shuffled)\n"

@@ -1,5 +1,7 @@
 """Runs drivers with --smoke, one after the other in the same processes. No test by itself.
 
+Says after each driver if torch has been loaded by then.
+
 mpirun -n 2 python tests/tools/smoke.py OUT '[["demo", []], ["alloy_report", ["--truth", "OUT/x"]]]'
 """
 
@@ -22,6 +24,8 @@ def main() -> None:
         print(f"== {name}", flush=True)  # the last one is the one that failed
         sys.argv = [driver, "--smoke", *options, "--out", str(out / name)]
         runpy.run_path(driver, run_name="__main__")
+        if "torch" in sys.modules:
+            print(f"-- torch after {name}", flush=True)
         MPI.COMM_WORLD.Barrier()
 
 
