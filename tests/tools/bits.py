@@ -2,10 +2,10 @@
 
 A change that must not change results, as moving modules is, is held against the state before it:
 
-    python tests/tools/bits.py --out /tmp/before.json       # before; five minutes
+    python tests/tools/bits.py --out /tmp/before.json       # before; six minutes
     python tests/tools/bits.py --compare /tmp/before.json   # after: what differs; exit code 1
     python tests/tools/bits.py --only 'kac.*fft' --ranks 1  # some of them
-    python tests/tools/bits.py --drivers --compare ...      # the drivers too, with --smoke
+    python tests/tools/bits.py --drivers --compare ...      # the drivers too, seven minutes
 
 Nothing is imported from mpiflow but its command line and its public names, and ``--tree`` runs the
 package of another checkout, so that the same tool works before and after. A line has the name of a
@@ -138,6 +138,11 @@ def of_file(path: Path) -> Parts:
     if path.suffix == ".json":
         return dict(of_json("", json.loads(path.read_text())))
     return {"bytes": digest(path.read_bytes().replace(os.fsencode(path.parent), b"FOLDER"))}
+
+
+def without(parts: Parts, folder: Path) -> Parts:
+    """The same without the place where the files were."""
+    return {key: text.replace(str(folder), "FOLDER") for key, text in parts.items()}
 
 
 # -- one launch: all cases on so many ranks --------------------------------------------------------
@@ -359,9 +364,9 @@ def worker(only: str, halves: Path | None) -> None:
                 traceback.print_exc()
             parts = {"failed": f"{type(error).__name__}: {error}"}
         if comm.rank == 0:
-            for place in {Path.cwd().parent, halves} - {None}:
-                parts = {key: text.replace(str(place), "FOLDER") for key, text in parts.items()}
-            found[name] = parts
+            found[name] = without(parts, Path.cwd().parent)
+            if halves is not None:
+                found[name] = without(found[name], halves)
             print(f"{name} {comm.size} {total(found[name])}", flush=True)
     if comm.rank == 0:
         Path("parts.json").write_text(json.dumps(found))
@@ -374,8 +379,11 @@ def total(parts: Parts) -> str:
 # -- all launches, and comparison ------------------------------------------------------------------
 
 
-def launch(tree: Path, folder: Path, ranks: int, *command: str | Path) -> None:
-    """Start a program on so many ranks in a folder, with the package of a checkout."""
+def launch(tree: Path, folder: Path, ranks: int, *command: str | Path, says: Any = None) -> None:
+    """Start a program on so many ranks in a folder, with the package of a checkout.
+
+    What it prints goes to ``says``, a file.
+    """
     settings = {
         "PYTHONPATH": str(tree),
         "OMP_NUM_THREADS": "1",
@@ -394,6 +402,8 @@ def launch(tree: Path, folder: Path, ranks: int, *command: str | Path) -> None:
         cwd=folder,
         env={**os.environ, **settings, "PATH": path},
         stdin=subprocess.DEVNULL,
+        stdout=says,
+        stderr=says,
         check=True,
     )
 
@@ -409,12 +419,19 @@ _TIMES = re.compile(r"second|speed|cost|wall| s\b|faster|minutes|per core", re.I
 
 def run_drivers(tree: Path, folder: Path) -> dict[str, Parts]:
     """What the drivers leave with --smoke: results, runs, models."""
-    names = sorted((path.stem for path in (tree / "drivers").glob("*.py")), key=NEEDS.__contains__)
+    names = sorted(path.stem for path in (tree / "drivers").glob("*.py"))
+    names.sort(key=NEEDS.__contains__)  # those that need others last
     jobs = [
         (name, [str(a) for o, place in NEEDS.get(name, {}).items() for a in (o, folder / place)])
         for name in names
     ]
-    launch(tree, folder, 2, next((tree / "tests").rglob("smoke.py")), folder, json.dumps(jobs))
+    runner = next((tree / "tests").rglob("smoke.py"))
+    with (folder / "log.txt").open("w") as log:
+        try:
+            launch(tree, folder, 2, runner, folder, json.dumps(jobs), says=log)
+        except subprocess.CalledProcessError:
+            print((folder / "log.txt").read_text()[-5000:], file=sys.stderr)
+            raise
     return {f"driver {name}": left_by_driver(folder / name) for name in names}
 
 
@@ -429,7 +446,7 @@ def left_by_driver(out: Path) -> Parts:
         else:
             continue
         parts |= {f"{path.relative_to(out)} {key}": text for key, text in found.items()}
-    return parts
+    return without(parts, out.parent)
 
 
 def run_all(tree: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, Parts]]:
