@@ -175,29 +175,53 @@ def check_launcher() -> None:
 # -- errors ----------------------------------------------------------------------------
 
 
-def raise_together(comm: MPI.Intracomm, error: InputError | None) -> None:
-    """If any rank has an error, raise the lowest rank's on all ranks. Collective."""
+def raise_together(comm: MPI.Intracomm, error: InputError | None, *, alone: bool = False) -> None:
+    """If any rank has an error, raise the lowest rank's on all ranks. Collective.
+
+    Parameters
+    ----------
+    alone : other ranks may never come, because they wait for the rank with the error elsewhere, as
+        in a library that speaks MPI itself. After :data:`PATIENCE` seconds it ends all ranks with
+        its message.
+    """
+    import numpy as np
     from mpi4py import MPI
 
-    first = comm.allreduce(comm.size if error is None else comm.rank, op=MPI.MIN)
+    first = np.array(comm.size if error is None else comm.rank)
+    request = comm.Iallreduce(MPI.IN_PLACE, first, op=MPI.MIN)
+    if error is not None and alone:
+        _meet(request, comm, f"mpiflow: {error}")
+    request.Wait()
     if first < comm.size:
-        error = comm.bcast(error, root=first)
+        error = comm.bcast(error, root=int(first))
         assert error is not None  # noqa: S101 - for the type checker
         raise error
 
 
 @contextmanager
-def agreed(comm: MPI.Intracomm) -> Iterator[None]:
+def agreed(comm: MPI.Intracomm, *, alone: bool = False) -> Iterator[None]:
     """An :class:`InputError` raised inside on any rank is raised on all. Collective.
 
-    The body must not communicate: a rank that fails in it leaves it early.
+    The body must not communicate: a rank that fails in it leaves it early. A library inside of it
+    may, with ``alone``: see :func:`raise_together`.
     """
     error = None
     try:
         yield
     except InputError as caught:
         error = caught
-    raise_together(comm, error)
+    raise_together(comm, error, alone=alone)
+
+
+def _meet(request: MPI.Request, comm: MPI.Intracomm, message: str) -> None:
+    """Wait until all ranks have met this error; end them, with the message, if some never come."""
+    # The lowest rank that waits is the one to speak.
+    deadline = time.monotonic() + PATIENCE * (1 + comm.rank / comm.size)
+    while not request.Test():
+        if time.monotonic() > deadline:
+            _say(f"{message}\nmpiflow: only rank {comm.rank} of {comm.size} met this error")
+            comm.Abort(BAD_INPUT)
+        time.sleep(0.001)
 
 
 def install_abort_hook() -> None:
@@ -246,13 +270,7 @@ def _end_with_message(comm: MPI.Intracomm | None, message: str) -> None:
     if comm.rank == 0:
         _say(message)
     # A launcher kills the rest when one rank exits: rank 0 must have spoken by then.
-    arrived = comm.Ibarrier()
-    deadline = time.monotonic() + PATIENCE
-    while not arrived.Test():
-        if time.monotonic() > deadline:
-            _say(f"{message}\nmpiflow: only rank {comm.rank} of {comm.size} met this error")
-            comm.Abort(BAD_INPUT)
-        time.sleep(0.001)
+    _meet(comm.Ibarrier(), comm, message)
 
 
 def ender(code: int | None, remark: str, patience: float = 0.25) -> Callable[[int], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -19,6 +20,9 @@ from mpiflow.core.errors import InputError
 #: Of file systems that have no locks: then there is nothing to hold. 524 is what NFS may say.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, 524)
 _ACCESS_LIST = "system.posix_acl_access"
+#: Of file systems that cannot give room to a file: they have to be asked in another way.
+_NO_ROOM_HELD = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 
 
 def refusal(path: Path, error: OSError, name: str = "out") -> InputError:
@@ -288,17 +292,50 @@ def reserve(file: Path, start: int, size: int) -> None:
             raise
 
 
+def hold(file: Path, size: int) -> None:
+    """As :func:`reserve`, behind the end of a file to which other processes are writing, too.
+
+    The end stays where it is, and the room is the file's until it has grown into it. Not the call
+    of :mod:`os`: where a file system has none, the system's library writes zeros, and an end seen
+    late would put them over what others have written. There :func:`require_room` has to do.
+    """
+    end = file.stat().st_size
+    with _growing(file, end + size) as handle:
+        code = _hold(handle, end, size)
+    if code in _NO_ROOM_HELD:
+        require_room(file.parent, size)
+    elif code:
+        raise OSError(code, os.strerror(code), str(file))
+
+
+def _hold(handle: int, start: int, size: int) -> int:
+    """Linux's ``fallocate`` with the file's size kept; 0 or its error."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if call is None:
+        return errno.ENOSYS
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    while call(handle, _KEEP_SIZE, start, size):
+        if (code := ctypes.get_errno()) != errno.EINTR:  # a signal, which is noted elsewhere
+            return code
+    return 0
+
+
 @contextlib.contextmanager
 def _growing(file: Path, end: int) -> Iterator[int]:
     """A descriptor of a file that may be written, and may grow to so many bytes."""
     handle = os.open(file, os.O_WRONLY)
     try:
-        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        if most != resource.RLIM_INFINITY and end > most:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
+        require_limit(file, end)
         yield handle
     finally:
         os.close(handle)
+
+
+def require_limit(file: Path, end: int) -> None:
+    """Raise OSError unless this process may write files of so many bytes."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if most != resource.RLIM_INFINITY and end > most:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
 
 
 def require_room(folder: Path, size: int, file: Path | None = None) -> None:

@@ -20,6 +20,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import time as clock
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ from mpiflow.files.schema import (
 )
 from mpiflow.files.sealing import Continuation, place, readable, reopen, seal
 from mpiflow.files.segments import Segment
-from mpiflow.files.storage import Lock, lead_nowhere, probe, require_room, reserve
+from mpiflow.files.storage import Lock, hold, lead_nowhere, probe, require_limit, reserve
 
 Box = tuple[slice, ...]
 Backend = Literal["auto", "parallel", "gather"]
@@ -55,8 +56,12 @@ Value = np.ndarray | float | tuple[np.ndarray, Box]
 
 # Frames held back between flushes never take more memory than this, over all ranks.
 _HELD_BYTES = 2**23
-# Free space that HDF5 may need for its own tables in a flush.
-_ROOM = 2**20
+# Free space that HDF5 may need for its own tables in a flush, and with each chunk: its place in
+# the index, and what a chunk that does not compress has more.
+_ROOM, _CHUNK_ROOM = 2**20, 2**12
+# Files that could not be written: garbage collection would close them on one rank, and that waits
+# for the others.
+_abandoned: list[h5py.File] = []
 
 
 def _parallel(backend: Backend, ranks: int) -> bool:
@@ -206,7 +211,10 @@ class TrajectoryWriter:
         """Write a variable without time, whole or in parts as in :meth:`append`."""
         if name not in self._static:
             raise InputError("name", name, f"one of {sorted(self._static)}", "Declare it first.")
-        self._store(name, self._parts([(self._static[name], value)])[name])
+        values = self._parts([(self._static[name], value)])[name]
+        self._require_room(math.prod(self._shapes[name]) * values.itemsize)
+        with self._written():
+            self._store(name, values)
         self._missing.discard(name)
 
     def flush(self) -> None:
@@ -231,9 +239,7 @@ class TrajectoryWriter:
     def _flush(self) -> None:
         held, self._held = self._held, []
         if held:
-            with agreed(self.comm):
-                if self.comm.rank == 0:
-                    self._require_room(len(held) * self._frame_bytes)
+            self._require_room(self._needed(len(held)))
             for name in self._per_frame:
                 # A large field is held alone: no second copy.
                 parts = [frame[name] for _, frame in held]
@@ -254,14 +260,17 @@ class TrajectoryWriter:
     def _written(self) -> Iterator[None]:
         """An error of a write on any rank is a message on all. Collective.
 
-        Quotas, limits and file systems may change between the probe and the write.
+        Quotas, limits and file systems may change between the probe and the write. Then HDF5 may
+        fail on one rank and wait for it on the others, for ever: that one ends them.
         """
         try:
-            with agreed(self.comm):
+            with agreed(self.comm, alone=True):
                 try:
                     yield
                 except (OSError, RuntimeError) as error:
-                    reason = f"Writing said: {error}"
+                    number = re.search(r"errno = (\d+)", str(error))  # of HDF5, among addresses
+                    said = os.strerror(int(number[1])) if number else error
+                    reason = f"Writing said: {said}"
                     raise self._lost(reason, "a file that takes the next frames") from error
         except InputError:
             self._abandon()
@@ -271,17 +280,39 @@ class TrajectoryWriter:
         """Leave the file as it is, never closed: as it would be had the program been killed."""
         leave_files_open()
         lead_nowhere(self.path)
-        self._broken, self._file = self._file, None
+        if self._file is not None:
+            _abandoned.append(self._file)
+        self._file = None
+
+    def _needed(self, frames: int) -> int:
+        """Bytes of the chunks that so many frames more will allocate, on a rank with the file."""
+        if self._file is None:
+            return 0
+        size = 0
+        for name in ("time", *self._per_frame):
+            dataset = self._file[name]
+            lead, *sides = dataset.chunks
+            new = -(-(self._frames + frames) // lead) - -(-self._frames // lead)
+            pieces = (-(-n // c) for n, c in zip(dataset.shape[1:], sides, strict=True))
+            chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize
+            size += new * math.prod(pieces) * (chunk + _CHUNK_ROOM)
+        return size
 
     def _require_room(self, size: int) -> None:
-        try:
-            if self.parallel or self._file is None:  # MPI-IO does not say where the file ends
-                require_room(self.path.parent, size + _ROOM, self.path)
-            else:
-                reserve(self.path, self._file.id.get_filesize(), size + _ROOM)
-        except OSError as error:
-            allowed = f"{(size + _ROOM) / 1e6:.3g} MB of room for the next frames"
-            raise self._lost(str(error.strerror), allowed) from error
+        """Let the file hold room for so many bytes more, or raise on all ranks. Collective."""
+        size += _ROOM
+        with agreed(self.comm):
+            try:
+                if self.comm.rank > 0:
+                    if self.parallel:  # limits may differ
+                        require_limit(self.path, self.path.stat().st_size + size)
+                elif self.parallel or self._file is None:  # MPI-IO does not say where it ends
+                    hold(self.path, size)
+                else:
+                    reserve(self.path, self._file.id.get_filesize(), size)
+            except OSError as error:
+                allowed = f"{size / 1e6:.3g} MB of room for the next frames"
+                raise self._lost(str(error.strerror), allowed) from error
 
     def _lost(self, reason: str, allowed: str) -> InputError:
         text = f"{self._frames} frames are saved. {reason}: make room, then resume."

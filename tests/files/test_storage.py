@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -68,6 +69,27 @@ def test_room_that_a_file_holds(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"data"
+
+
+def test_room_behind_an_end_that_others_move(tmp_path, monkeypatch):
+    path, asked = tmp_path / "a", []
+    path.write_bytes(b"data")
+    storage.hold(path, 2**16)
+    assert path.read_bytes() == b"data"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            storage.hold(path, 2**16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.setattr(storage, "_hold", lambda *_: errno.EDQUOT)
+    with pytest.raises(OSError, match=os.strerror(errno.EDQUOT)):
+        storage.hold(path, 1)
+    monkeypatch.setattr(storage, "_hold", lambda *_: errno.EOPNOTSUPP)
+    monkeypatch.setattr(storage, "require_room", lambda *given: asked.append(given))
+    storage.hold(path, 2**16)
+    assert asked == [(tmp_path, 2**16)]
 
 
 def test_a_lock_is_held_by_one_and_ends_with_its_process(tmp_path):

@@ -512,6 +512,94 @@ def test_the_room_of_the_next_frames_is_held_by_the_file(tmp_path, monkeypatch):
     assert len(sizes) == 20
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_room_is_asked_for_whole_chunks(comm, mpi_tmp_path, backend, monkeypatch):
+    """Chunks are allocated early: twenty small variables take more than their frame."""
+    path, sizes = mpi_tmp_path / "run.h5", []
+    given = "hold" if backend == "parallel" else "reserve"
+    real = getattr(storage, given)
+
+    def spy(file: Path, *rest: int) -> None:
+        real(file, *rest)
+        sizes.append(rest[-1])
+
+    monkeypatch.setattr(f"mpiflow.files.trajectory.{given}", spy)
+    names = [f"v{i}" for i in range(20)]
+    variables = [Variable(name, ("member",), "float64") for name in names]
+    with TrajectoryWriter(
+        path, comm=comm, dims={"member": 8}, variables=variables, attributes=ABOUT,
+        flush_interval=0, backend=backend,
+    ) as out:  # fmt: skip
+        before = path.stat().st_size
+        out.append(0, dict.fromkeys(names, np.zeros(8)))
+        comm.Barrier()
+        grown = path.stat().st_size - before
+    assert len(sizes) == (comm.rank == 0)
+    assert sizes == [] or 20 * 2**16 < grown < sizes[0]
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not PARALLEL, reason="h5py without MPI")
+def test_the_room_of_the_next_frames_is_held_for_all_ranks(comm, mpi_tmp_path, monkeypatch):
+    """What others take after it was asked for is not missing in the flush."""
+    path, ends = mpi_tmp_path / "run.h5", []
+
+    def spy(handle: int, start: int, size: int) -> int:
+        ends.append(start - path.stat().st_size)
+        return held(handle, start, size)
+
+    held = storage._hold
+    monkeypatch.setattr(storage, "_hold", spy)
+    with small(path, comm, backend="parallel", flush_interval=0) as out:
+        for t in range(3):
+            out.append(t, {"magnetization": 0.5})
+        assert ends == [0] * 3 * (comm.rank == 0)
+
+        def full(file: Path, size: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("mpiflow.files.trajectory.hold", full)
+        with pytest.raises(InputError, match="3 frames are saved. No space left on device: make"):
+            out.append(3, {"magnetization": 0.25})
+    comm.Barrier()
+    with Trajectory(path) as trajectory:
+        assert trajectory["magnetization"].tolist() == [0.5] * 3
+
+
+def test_a_rank_that_alone_cannot_write_ends_all(tmp_path, mpirun):
+    """Others wait for it inside of HDF5, as in a collective allocation of chunks."""
+    if MPI.COMM_WORLD.size > 1:
+        pytest.skip("starts mpirun itself")
+    path = tmp_path / "run.h5"
+    program = (
+        "import json, sys\n"
+        "from mpiflow.core import parallel\n"
+        "from mpiflow.files.schema import STANDARD\n"
+        "from mpiflow.files.trajectory import TrajectoryWriter\n"
+        "comm, parallel.PATIENCE = parallel.start(), 0.5\n"
+        "inside = comm.Dup()\n"
+        "class Writer(TrajectoryWriter):\n"
+        "    def _store(self, *given):\n"
+        "        if self._frames and comm.rank == 1:\n"
+        "            raise OSError('Unable to extend (errno = 28, buf = 0x55fc02e6ebe8)')\n"
+        "        if self._frames:\n"
+        "            inside.Barrier()\n"
+        "        super()._store(*given)\n"
+        "with Writer(sys.argv[1], comm=comm, dims={}, variables=[STANDARD['magnetization']],\n"
+        "            attributes=json.loads(sys.argv[2]), flush_interval=0) as out:\n"
+        "    out.append(0, {'magnetization': 0.5})\n"
+        "    out.append(1, {'magnetization': 0.5})\n"
+    )
+    done = mpirun(2, "python", "-c", program, path, json.dumps(ABOUT), check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    said = "1 frames are saved. Writing said: No space left on device: make room, then resume."
+    assert done.stderr.count(said) == 1
+    with Trajectory(path) as trajectory:
+        assert trajectory["magnetization"].tolist() == [0.5]
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_limit_of_the_size_of_files(tmp_path, ranks, mpirun):
     """It is the whole file that meets it, not the next frames."""
