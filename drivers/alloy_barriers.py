@@ -21,7 +21,6 @@ barriers.safetensors, results.json, table.md.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,7 +36,8 @@ from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.results import Entry, Report, entry, farm, results_directory
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.simulation.alloy.barrier_model import (
     BarrierModel,
@@ -130,13 +130,13 @@ def main() -> None:
         for temperature, until in options.times.items()
     }
     if comm.rank == 0:
-        entries = errors(model, train, test) + biases(laws)
-        model = replace(model, card=card(options, teacher, entries))
+        report = Report(out)
+        report.entries += errors(model, train, test) + biases(laws)
+        model = replace(model, card=card(options, teacher, report.entries))
         sha256 = save_barrier_model(model, out / "barriers.safetensors", overwrite=True)
-        table = report(entries, laws, speeds({"teacher": rules, "compact": model.parameters}, test))
-        print(f"{table}\n\nbarriers.safetensors has the SHA-256 {sha256}")
-        (out / "table.md").write_text(table + "\n")
-        (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+        add_tables(report, laws, speeds({"teacher": rules, "compact": model.parameters}, test))
+        report.write()
+        say(f"\nbarriers.safetensors has the SHA-256 {sha256}")
 
 
 def load_teacher(options: argparse.Namespace) -> BarrierModel:
@@ -306,23 +306,13 @@ def predictions(model: Barriers, types: np.ndarray) -> np.ndarray:
     return out
 
 
-def entry(quantity: str, ours: float, stderr: float | None, exact: float) -> dict[str, Any]:
-    return {
-        "quantity": quantity,
-        "ours": float(ours),
-        "stderr": None if stderr is None else float(stderr),
-        "published": None,
-        "exact": float(exact),
-    }
-
-
-def errors(model: BarrierModel, train: Data, test: Data) -> list[dict[str, Any]]:
+def errors(model: BarrierModel, train: Data, test: Data) -> list[Entry]:
     """Errors of the barriers in meV, at all hops."""
 
     def add(name: str, value: np.ndarray) -> None:
-        entries.append(entry(f"{name} [meV]", 1e3 * value, None, 0.0))
+        entries.append(entry(f"{name} [meV]", 1e3 * value, exact=0.0))
 
-    entries: list[dict[str, Any]] = []
+    entries: list[Entry] = []
     for name, data in {"training": train, "test": test}.items():
         guess = predictions(model.parameters, data.types)
         ok = np.isfinite(data.target)
@@ -379,7 +369,7 @@ def run_kmc(
     return Law(until, everyone[:, :6], everyone[:, 6], float(everyone[:, 7].mean()))
 
 
-def biases(laws: dict[float, list[Law]]) -> list[dict[str, Any]]:
+def biases(laws: dict[float, list[Law]]) -> list[Entry]:
     """Short-range orders and time per hop: ``ours`` the model's, ``exact`` the teacher's."""
     entries = []
     for temperature, (teacher, compact) in laws.items():
@@ -391,9 +381,9 @@ def biases(laws: dict[float, list[Law]]) -> list[dict[str, Any]]:
     return entries
 
 
-def compared(name: str, teacher: np.ndarray, compact: np.ndarray) -> dict[str, Any]:
+def compared(name: str, teacher: np.ndarray, compact: np.ndarray) -> Entry:
     stderr = np.hypot(metrics.standard_error(teacher), metrics.standard_error(compact))
-    return entry(name, compact.mean(), stderr, teacher.mean())
+    return entry(name, compact.mean(), stderr=stderr, exact=teacher.mean())
 
 
 def speeds(models: dict[str, Barriers], data: Data) -> dict[str, float]:
@@ -408,30 +398,29 @@ def speeds(models: dict[str, Barriers], data: Data) -> dict[str, float]:
     return best
 
 
-def report(
-    entries: list[dict[str, Any]], laws: dict[float, list[Law]], cost: dict[str, float]
-) -> str:
-    lines = ["| barriers | ours |", "|---|---|"]
-    lines += [f"| {e['quantity']} | {e['ours']:.2f} |" for e in entries if "meV" in e["quantity"]]
-    names = alloy.pair_names(ELEMENTS)
-    lines += ["", f"| T | model | {' | '.join(names)} | time per hop [s] | hops/s |"]
-    lines += ["|" + "---|" * (len(names) + 4)]
+def add_tables(report: Report, laws: dict[float, list[Law]], cost: dict[str, float]) -> None:
+    """Tables of the entries, which the report has, of both models' laws and of what they cost."""
+    report.table("barriers", "ours")
+    for e in report.entries:
+        if "meV" in e["quantity"]:
+            report.row(e["quantity"], f"{e['ours']:.2f}")
+    report.table("T", "model", *alloy.pair_names(ELEMENTS), "time per hop [s]", "hops/s")
     for temperature, pair in laws.items():
         for name, law in zip(("teacher", "compact"), pair, strict=True):
             columns = [(c.mean(), metrics.standard_error(c)) for c in law.orders.T]
-            cells = " | ".join(f"{mean:+.4f} ± {error:.4f}" for mean, error in columns)
+            cells = [f"{mean:+.4f} ± {error:.4f}" for mean, error in columns]
             wait = f"{law.waits.mean():.4g} ± {metrics.standard_error(law.waits):.2g}"
-            lines.append(f"| {temperature:g} | {name} | {cells} | {wait} | {law.speed:.3g} |")
-        mine = [e for e in entries if f"{temperature:g} K" in e["quantity"]]
+            report.row(f"{temperature:g}", name, *cells, wait, f"{law.speed:.3g}")
+        mine = [e for e in report.entries if f"{temperature:g} K" in e["quantity"]]
         off = [f"{(e['ours'] - e['exact']) / e['stderr']:+.1f}" for e in mine]
-        lines.append(f"| {temperature:g} | bias in standard errors | {' | '.join(off)} | |")
-    lines += ["", "| evaluation | us |", "|---|---|"]
-    lines += [f"| {name} | {value:.2f} |" for name, value in cost.items()]
-    return "\n".join(lines)
+        report.row(f"{temperature:g}", "bias in standard errors", *off, "")
+    report.table("evaluation", "us")
+    for name, value in cost.items():
+        report.row(name, f"{value:.2f}")
 
 
 def card(
-    options: argparse.Namespace, teacher: BarrierModel, entries: list[dict[str, Any]]
+    options: argparse.Namespace, teacher: BarrierModel, entries: list[Entry]
 ) -> dict[str, Any]:
     """Where the model comes from and how good it is."""
     given = f"--seed {options.seed} --runs {options.runs} --random {options.random}"
@@ -460,9 +449,8 @@ def say(message: str) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/alloy_barriers")
     add = parser.add_argument
-    add("--out", default="results/alloy_barriers", help="directory for the results")
     add("--teacher", help="weights.npy of the published network")
     add("--seed", type=int, default=0, help="of all random numbers")
     add("--runs", type=int, default=700, help="KMC runs for training, a tenth more to test")
@@ -470,7 +458,6 @@ def parse() -> argparse.Namespace:
     add("--steps", type=int, default=150_000, help="of the fit")
     add("--members", type=int, default=400, help="lattices of each comparison")
     add("--date", default=datetime.now(UTC).date().isoformat(), help="for the file's card")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.times = dict(TIMES)
     if options.smoke:

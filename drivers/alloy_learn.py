@@ -12,7 +12,6 @@ results.json (losses and cost) and alloy_learn.png (the paths of the small latti
 from __future__ import annotations
 
 import argparse
-import json
 import time as clock
 
 import numpy as np
@@ -20,7 +19,8 @@ import numpy as np
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.figures import relaxation_figure
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.options import add_barriers, driver_parser, list_of
+from mpiflow.experiments.results import Report, farm, results_directory
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.alloy.data import AlloyPlan, joined, moving, pairs_at
 from mpiflow.learn.alloy.model import default_schedule, train_alloy
@@ -83,30 +83,26 @@ def main() -> None:
     learned.card |= {"barriers": model.name, "barriers_sha256": model.sha256}
     learned.save(out / "model")
     np.savez_compressed(out / "pairs.npz", **pairs_arrays(pairs))
-    entries = [
-        {"quantity": name, "ours": value, "stderr": None, "published": None, "exact": None}
-        for name, value in (
-            ("pairs", pairs.dt.size),
-            ("validation loss", log.best_validation),
-            ("seconds of data", made),
-            ("seconds of training", trained),
-        )
-    ]
-    lines = ["| quantity | ours |", "|---|---|"]
-    lines += [f"| {entry['quantity']} | {entry['ours']:.6g} |" for entry in entries]
+    report = Report(out)
+    report.table("quantity", "ours")
+    for name, value in (
+        ("pairs", pairs.dt.size),
+        ("validation loss", log.best_validation),
+        ("seconds of data", made),
+        ("seconds of training", trained),
+    ):
+        report.add(name, value)
+        report.row(name, f"{value:.6g}")
     still = ", ".join(f"{t:g}" for t in data if t not in kept)
     if still:
-        lines.append(f"\nLeft out, for vacancies hardly move in a pair's time: {still} K.")
-    lines.append(
-        f"\n{len(data)} temperatures from {min(data):g} to {max(data):g} K, {plan.states} states "
+        report.say(f"Left out, for vacancies hardly move in a pair's time: {still} K.")
+    report.say(
+        f"{len(data)} temperatures from {min(data):g} to {max(data):g} K, {plan.states} states "
         f"of {plan.sites} sites with {plan.repeats} pairs each, lambda = {plan.patches}, "
         f"barriers {model.name}, {comm.size} ranks."
     )
-    lines += ["", pair_goodness.table({"alloy": [learned.card]})]
-    table = "\n".join(lines)
-    print(table)
-    (out / "table.md").write_text(table + "\n")
-    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+    report.say(pair_goodness.table({"alloy": [learned.card]}))
+    report.write()
     curves = {
         f"{t:g} K": (part["times"] / part["times"][-1], part["path"], 0.0 * part["path"])
         for t, part in data.items()
@@ -125,22 +121,16 @@ def pairs_arrays(pairs: object) -> dict[str, np.ndarray]:
 
 
 def parse() -> argparse.Namespace:
-    def floats(text: str) -> list[float]:
-        return [float(word) for word in text.split(",")]
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/alloy_learn")
     add = parser.add_argument
-    add("--out", default="results/alloy_learn", help="directory for the results")
-    add("--temperatures", type=floats, default=[float(t) for t in TEMPERATURES], help="K")
+    add("--temperatures", type=list_of(float), default=[float(t) for t in TEMPERATURES], help="K")
     add("--budget", type=float, default=1.0, help="hops of the small lattices, 1 for the default")
     add("--seeds", type=int, default=40, help="small lattices at each temperature")
     add("--states", type=int, default=4000, help="large states at each temperature")
     add("--repeats", type=int, default=24, help="pairs of each state")
     add("--epochs", type=int, default=0, help="of training; 0 for the default")
-    add("--barriers", default="default", help="barrier model, as of mpiflow simulate alloy")
-    add("--axis-order", default="paper", choices=["nkk", "paper"], help="of published weights")
+    add_barriers(parser)
     add("--seed", type=int, default=0, help="of data and training")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.temperatures, options.budget = [1800.0, 2000.0, 2200.0], 0.02

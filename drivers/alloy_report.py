@@ -22,7 +22,8 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.alloy import published_order
 from mpiflow.experiments.figures import relaxation_figure, temperature_figure
-from mpiflow.experiments.results import results_directory
+from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.results import Report, results_directory
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
 from mpiflow.learn.alloy.model import AlloyModel, load_alloy_model
@@ -43,7 +44,7 @@ def main() -> None:
         model = load_alloy_model(Path(options.model) / "model")
     out = results_directory(options.out, comm)
     if comm.rank == 0:  # seconds of work
-        Report(options, model, truth, out).write()
+        Comparison(options, model, truth, out).write()
 
 
 def sizes_of(folder: Path) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -64,7 +65,7 @@ def sizes_of(folder: Path) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     return {sites: (times[sites], np.array(series[sites])) for sites in sorted(series)}
 
 
-class Report:
+class Comparison:
     """The table, figures and entries."""
 
     def __init__(
@@ -75,11 +76,10 @@ class Report:
         out: Path,
     ) -> None:
         self.options, self.model, self.truth, self.out = options, model, truth, out
-        self.entries: list[dict[str, object]] = []
-        self.lines = [
-            "| sites | quantity | learned (ours) | microscopic truth | published model | off |",
-            "|---|---|---|---|---|---|",
-        ]
+        self.report = Report(out)
+        self.report.table(
+            "sites", "quantity", "learned (ours)", "microscopic truth", "published model", "off"
+        )
 
     def add(
         self,
@@ -102,31 +102,18 @@ class Report:
             off = f"{difference:+.4f}" if absolute else f"{100 * difference / abs(value):+.1f} %"
         sites, _, quantity = name.partition(" ")
         shown = text(value) + (f" ± {error / unit:.4f}" if np.isfinite(error) else "")
-        self.lines.append(
-            f"| {sites} | {quantity} | {text(learned)} | {shown} | {text(published)} | {off} |"
-        )
-        self.entries.append(
-            {
-                "quantity": name,
-                "ours": float(learned),
-                "stderr": float(error) if np.isfinite(error) else None,
-                "published": None if published is None else float(published),
-                "exact": float(value) if np.isfinite(value) else None,
-            }
-        )
+        self.report.row(sites, quantity, text(learned), shown, text(published), off)
+        self.report.add(name, learned, error, published=published, exact=value)
 
     def write(self) -> None:
         held = self.sizes()
         self.temperatures()
-        self.lines.append(
-            f"\nAt {self.options.temperature:g} K; stationary from {self.options.stationary:g} s; "
+        self.report.say(
+            f"At {self.options.temperature:g} K; stationary from {self.options.stationary:g} s; "
             f"{self.options.members} learned trajectories of each size. The error bars are those "
             f"of the truth. States that had to be held in the range of the data: {held}."
         )
-        table = "\n".join(self.lines)
-        print(table)
-        (self.out / "table.md").write_text(table + "\n")
-        (self.out / "results.json").write_text(json.dumps(self.entries, indent=2) + "\n")
+        self.report.write()
 
     def sizes(self) -> int:
         """All sizes of the truth at one temperature; Fig. 7 (c)."""
@@ -291,9 +278,10 @@ def published_temperatures() -> dict[float, list[float]] | None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(
+        __doc__, "results/alloy_report", "few trajectories, and the smoke runs' times"
+    )
     add = parser.add_argument
-    add("--out", default="results/alloy_report", help="directory for the results")
     add("--truth", default="results/alloy_truth", help="results of drivers/alloy_truth.py")
     add("--hops", help="results of drivers/alloy_truth.py --temperatures, if elsewhere")
     add("--model", default="results/alloy_learn", help="results of drivers/alloy_learn.py")
@@ -304,7 +292,6 @@ def parse() -> argparse.Namespace:
         "--units", type=float, default=5000.0, help="length of the runs at all temperatures, in t_0"
     )
     add("--seed", type=int, default=0, help="of the rollouts")
-    add("--smoke", action="store_true", help="few trajectories, and the smoke runs' times")
     options = parser.parse_args()
     if options.smoke:
         options.stationary, options.members, options.units = 1e-8, 10, 20.0

@@ -13,7 +13,6 @@ results.json, table.md, every run, and alloy_truth.png.
 from __future__ import annotations
 
 import argparse
-import json
 import time as clock
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.alloy import published_order
 from mpiflow.experiments.figures import relaxation_figure
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.options import add_barriers, driver_parser, list_of
+from mpiflow.experiments.results import Report, farm, results_directory
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.run.alloy import record_alloy
@@ -65,7 +65,7 @@ def main() -> None:
     tasks = [(t, seed) for t in options.temperatures for seed in range(options.seeds)]
     farm(tasks, lambda task: count_hops(options, model, *task, out), comm)
     if comm.rank == 0:
-        report(out, options, model, spent, comm.size)
+        finish(out, options, model, spent, comm.size)
 
 
 def start_of(
@@ -125,7 +125,7 @@ def runs_of(out: Path, sites: int, seeds: range) -> tuple[np.ndarray, np.ndarray
     return times, np.array(series)
 
 
-def report(
+def finish(
     out: Path,
     options: argparse.Namespace,
     model: BarrierModel,
@@ -133,26 +133,15 @@ def report(
     ranks: int,
 ) -> None:
     """Print and write the table, results.json and the figure."""
-    entries: list[dict[str, object]] = []
-    lines = [
-        "| sites | quantity | ours | published model |",
-        "|---|---|---|---|",
-    ]
+    report = Report(out)
+    report.table("sites", "quantity", "ours", "published model")
 
     def add(sites: int, name: str, value: float, error: float, other: float | None) -> None:
         scale = 1e7 if "half-time" in name else 1.0
-        entries.append(
-            {
-                "quantity": f"{sites} {name}",
-                "ours": float(value),
-                "stderr": None if np.isnan(error) else float(error),
-                "published": None if other is None or np.isnan(other) else float(other),
-                "exact": None,
-            }
-        )
+        report.add(f"{sites} {name}", value, error, published=other)
         ours = f"{value * scale:.4f}" + ("" if np.isnan(error) else f" ± {error * scale:.4f}")
         theirs = "" if other is None or np.isnan(other) else f"{other * scale:.4f}"
-        lines.append(f"| {sites} | {name} | {ours} | {theirs} |")
+        report.row(f"{sites}", name, ours, theirs)
 
     curves = {}
     for cells, count in zip(options.cells, options.runs, strict=True):
@@ -183,15 +172,12 @@ def report(
             error = metrics.standard_error(values[:, i])
             add(1024, f"{temperature:g} K {pair}, last half", values[:, i].mean(), error, None)
     size = ", ".join(f"{2 * c**3}: {s:.0f} s" for c, s in spent.items())
-    lines.append(
-        f"\n{options.temperature:g} K to {options.time:g} s, stationary from "
+    report.say(
+        f"{options.temperature:g} K to {options.time:g} s, stationary from "
         f"{options.stationary:g} s, barriers {model.name} ({model.axis_order or 'symmetric'}), "
         f"runs {', '.join(map(str, options.runs))}, {ranks} ranks. Wall time of all runs: {size}."
     )
-    table = "\n".join(lines)
-    print(table)
-    (out / "table.md").write_text(table + "\n")
-    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+    report.write()
     if curves:
         relaxation_figure(out / "alloy_truth.png", curves, PAIRS, title="microscopic SRO")
 
@@ -203,28 +189,20 @@ def hops_of(out: Path, temperature: float, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def parse() -> argparse.Namespace:
-    def numbers(text: str) -> list[int]:
-        return [int(word) for word in text.split(",")] if text else []
-
-    def floats(text: str) -> list[float]:
-        return [float(word) for word in text.split(",")] if text else []
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/alloy_truth")
     add = parser.add_argument
-    add("--out", default="results/alloy_truth", help="directory for the results")
+    numbers, floats = list_of(int, empty=True), list_of(float, empty=True)
     add("--cells", type=numbers, default=[8, 16, 32, 64], help="cells a side of each size")
     add("--runs", type=numbers, default=[256, 64, 16, 8], help="independent runs of each size")
     add("--temperature", type=float, default=2000.0, help="K")
     add("--time", type=float, default=5e-6, help="s")
     add("--stationary", type=float, default=3e-6, help="means from this time on, s")
     add("--frames", type=int, default=100, help="frames of each run")
-    add("--barriers", default="default", help="barrier model, as of mpiflow simulate alloy")
-    add("--axis-order", default="paper", choices=["nkk", "paper"], help="of published weights")
+    add_barriers(parser)
     add("--temperatures", type=floats, default=[], help="K, of runs counted in hops")
     add("--hops", type=int, default=20_000_000, help="hops of these")
     add("--seeds", type=int, default=4, help="of these")
     add("--seed", type=int, default=0, help="first seed")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.cells, options.runs, options.frames = [4, 20], [4, 2], 5

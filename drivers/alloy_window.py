@@ -12,7 +12,6 @@ Writes into --out: results.json, table.md.
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from mpi4py import MPI
 from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.options import add_barriers, driver_parser, list_of
+from mpiflow.experiments.results import Report, farm, results_directory
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.simulation.alloy.barrier_model import BarrierModel, load_barrier_model
 from mpiflow.simulation.alloy.simulation import AlloySimulation
@@ -55,11 +55,10 @@ def main() -> None:
         return
     exact = np.array([found[*SERIAL, seed] for seed in range(options.seeds)])
     mean, error = exact.mean(axis=0), exact.std(axis=0, ddof=1) / np.sqrt(options.seeds)
-    lines = ["| tile | window [hops] | " + " | ".join(QUANTITIES) + " |"]
-    lines.append("|---|---|" + "---|" * len(QUANTITIES))
+    report = Report(out)
+    report.table("tile", "window [hops]", *QUANTITIES)
     serial = [f"{m:.4g} ± {e:.2g}" for m, e in zip(mean, error, strict=True)]
-    lines.append("| serial | | " + " | ".join(serial) + " |")
-    entries = []
+    report.row("serial", "", *serial)
     for tile, window in cases[1:]:
         values = np.array([found[tile, window, seed] for seed in range(options.seeds)])
         cells = []
@@ -68,24 +67,14 @@ def main() -> None:
             ratio = 100 * (values[:, i] - exact[:, i]) / abs(mean[i])
             bias, stderr = float(ratio.mean()), metrics.standard_error(ratio)
             cells.append(f"{bias:+.2f} ± {stderr:.2f} %")
-            entries.append(
-                {
-                    "quantity": f"bias in percent, tile {tile}, window {window:g} hops, {name}",
-                    "ours": bias,
-                    "stderr": stderr,
-                    "published": None,
-                    "exact": 0.0,
-                }
-            )
-        lines.append(f"| {tile} | {window:g} | " + " | ".join(cells) + " |")
-    lines.append(
-        f"\n{2 * options.cells**3} sites, {options.temperature:g} K, to {options.time:g} s, "
+            case = f"tile {tile}, window {window:g} hops"
+            report.add(f"bias in percent, {case}, {name}", bias, stderr, exact=0.0)
+        report.row(f"{tile}", f"{window:g}", *cells)
+    report.say(
+        f"{2 * options.cells**3} sites, {options.temperature:g} K, to {options.time:g} s, "
         f"{options.seeds} seeds, barriers {model.name}, r^2 in (half a lattice constant)^2."
     )
-    table = "\n".join(lines)
-    print(table)
-    (out / "table.md").write_text(table + "\n")
-    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+    report.write()
 
 
 def run(
@@ -123,26 +112,17 @@ def run(
 
 
 def parse() -> argparse.Namespace:
-    def floats(text: str) -> list[float]:
-        return [float(word) for word in text.split(",")]
-
-    def numbers(text: str) -> list[int]:
-        return [int(word) for word in text.split(",")]
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--out", default="results/alloy_window", help="directory for the results")
+    parser = driver_parser(__doc__, "results/alloy_window")
+    add, floats = parser.add_argument, list_of(float)
     add("--cells", type=int, default=32, help="cells a side")
     add("--vacancies", type=int, help="of a lattice, one for each 1024 sites if left out")
     add("--temperature", type=float, default=2000.0, help="K")
     add("--time", type=float, default=4e-7, help="s: half the way to equilibrium")
-    add("--tiles", type=numbers, default=[8, 16], help="points a side of the tiles")
+    add("--tiles", type=list_of(int), default=[8, 16], help="points a side of the tiles")
     add("--windows", type=floats, default=[64.0, 32.0, 16.0, 8.0, 4.0], help="hops of a vacancy")
     add("--seeds", type=int, default=24, help="independent runs of each case")
     add("--parts", type=int, default=4, help="parts in which the log of a run is followed")
-    add("--barriers", default="default", help="barrier model, as of mpiflow simulate alloy")
-    add("--axis-order", default="paper", choices=["nkk", "paper"], help="of published weights")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    add_barriers(parser)
     options = parser.parse_args()
     if options.smoke:
         options.cells, options.time, options.seeds = 8, 4e-9, 2

@@ -41,6 +41,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
 from mpiflow.experiments import results as report
+from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import Results, farm, results_directory
 from mpiflow.learn.closure import encoders
 from mpiflow.learn.closure.dataset import DataPlan
@@ -295,15 +296,13 @@ def draw(
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/closure_dimension")
     add = parser.add_argument
-    add("--out", default="results/closure_dimension", help="directory for the results")
     add("--seeds", type=int, default=3, help="data sets and trainings, 3 or more")
     add("--states", type=int, default=10_000, help="large states; the small set has 2/5 of them")
     add("--replicas", type=int, default=140, help="true trajectories for each magnetization")
     add("--steps", type=int, default=100, help="frames, 6 units of time apart")
     add("--seed", type=int, default=20251112, help="seed of the truth and of the rollouts")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.models, options.epochs, options.drift_members = MODELS, 60, DRIFT_MEMBERS
     # As many steps for the small set as for the full one.

@@ -53,6 +53,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
 from mpiflow.experiments import results as report
+from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import farm, results_directory
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import TrajectoryWriter
@@ -368,9 +369,8 @@ def write_rollout(
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/curie_weiss")
     add = parser.add_argument
-    add("--out", default="results/curie_weiss", help="directory for the results")
     add("--patches", type=int, nargs="+", default=[8, 16, 32, 64], help="patch sides")
     add("--seeds", type=int, default=3, help="independent data sets and trainings")
     add("--states", type=int, default=10_000, help="large states in each training set")
@@ -379,7 +379,6 @@ def parse() -> argparse.Namespace:
     add("--frames", type=int, default=500, help=f"frames, {FRAME} units of time apart")
     add("--epochs", type=int, default=60, help="most epochs of a training")
     add("--seed", type=int, default=20251112, help="seed of the rollout")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.patches, options.seeds, options.states, options.repeats = [16], 2, 200, 8

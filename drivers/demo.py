@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
 from mpiflow.experiments.figures import latent_figure
-from mpiflow.experiments.results import Results, results_directory
+from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.results import Report, Results, results_directory
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.closure.model import Method
 from mpiflow.learn.training import Schedule
@@ -76,38 +78,32 @@ def main() -> None:
             groups=MAGNETIZATIONS,
             title="Ising 64^2, T=2.5, h=0.1, learned from 16^2 patches",
         )
-        table = table_of(results)
-        (out / "table.md").write_text(table + "\n")
-        print(table)
-        print(f"{out}/: truth.h5 rollout.h5 model/ table.md demo.png")
+        report_on(results, out).write()
+        print(f"{out}/: truth.h5 rollout.h5 model/ results.json table.md demo.png")
         print(f"{comm.size} ranks, {time.monotonic() - start:.0f} s")
 
 
-def table_of(results: Results[experiment.Comparison]) -> str:
+def report_on(results: Results[experiment.Comparison], out: Path) -> Report:
     """Relative squared error of the mean and relative error of the spread."""
-    lines = [
-        "| method | test error | observables alone | spread error | noise floor |",
-        "|---|---|---|---|---|",
-    ]
+    report = Report(out)
+    report.table("method", "test error", "observables alone", "spread error", "noise floor")
     for method in METHODS:
-        r = results[PATCH, method, SEED]
-        lines.append(
-            f"| {'ours' if method == 'partial' else 'naive'} | {r.error:.5f} "
-            f"| {r.observable_error:.5f} | {r.spread_error:.3f} | {r.floor:.1e} |"
-        )
-    return "\n".join(lines)
+        r, name = results[PATCH, method, SEED], "ours" if method == "partial" else "naive"
+        numbers = f"{r.error:.5f}", f"{r.observable_error:.5f}", f"{r.spread_error:.3f}"
+        report.row(name, *numbers, f"{r.floor:.1e}")
+        report.add(f"{name}: test error", r.error)
+        report.add(f"{name}: spread error", r.spread_error)
+    return report
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "demo-out")
     add = parser.add_argument
-    add("--out", default="demo-out", help="directory for the results")
     add("--states", type=int, default=16_000, help="large states in the training set")
     add("--epochs", type=int, default=50, help="most epochs of the SDE training")
     add("--replicas", type=int, default=100, help="true trajectories for each magnetization")
     add("--time", type=float, default=300.0, help="time to predict, in attempts per spin")
     add("--seed", type=int, default=20251112, help="seed of the truth and of the rollouts")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.states, options.epochs, options.replicas, options.time = 200, 3, 4, 10.0

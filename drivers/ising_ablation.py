@@ -30,6 +30,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import equilibrium
 from mpiflow.experiments import results as report
+from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import farm, results_directory
 from mpiflow.learn.closure import equilibrium as eq
 from mpiflow.learn.closure import mirror
@@ -156,9 +157,8 @@ def write(
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/ising_ablation")
     add = parser.add_argument
-    add("--out", default="results/ising_ablation", help="directory for the results")
     add("--seeds", type=int, default=3, help="data sets and trainings, 2 or more")
     add("--states", type=int, default=20_480, help="states in each training set")
     add(
@@ -168,7 +168,6 @@ def parse() -> argparse.Namespace:
         help="whole evolutions of a state; K times that of patches",
     )
     add("--seed", type=int, default=1)
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.burn, options.every = 1500.0, 50.0
     options.watch = equilibrium.Watch(burn=4000.0, every=20.0, frames=801)

@@ -23,6 +23,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
 from mpiflow.experiments import results as report
 from mpiflow.experiments.figures import latent_figure
+from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import Results, results_directory
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure.dataset import DataPlan
@@ -153,9 +154,8 @@ def write(
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/ising_closure")
     add = parser.add_argument
-    add("--out", default="results/ising_closure", help="directory for the results")
     add("--patches", type=int, nargs="+", default=[8, 16, 32, 64], help="patch sides")
     add("--seeds", type=int, default=3, help="independent data sets and trainings")
     add("--states", type=int, default=20_000, help="large states in each training set")
@@ -173,7 +173,6 @@ def parse() -> argparse.Namespace:
     add("--replicas", type=int, default=500, help="true trajectories for each magnetization")
     add("--steps", type=int, default=500, help="frames, 6 units of time apart")
     add("--seed", type=int, default=20251112, help="seed of the truth and of the rollouts")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.patches, options.seeds, options.states, options.repeats = [16], 2, 200, 2

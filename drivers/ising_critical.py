@@ -49,6 +49,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
 from mpiflow.experiments import finite_size
 from mpiflow.experiments import results as report
+from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import farm, results_directory
 from mpiflow.experiments.upsampling import Relaxation, relax, whole_lattices
 from mpiflow.files.schema import STANDARD
@@ -482,14 +483,12 @@ def write_rollout(path: Path, data: dict[Any, Any], options: argparse.Namespace)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/ising_critical")
     add = parser.add_argument
-    add("--out", default="results/ising_critical", help="directory for the results")
     add("--sides", type=int, nargs="+", default=[*STATES], help="sides of the lattices")
     add("--seeds", type=int, default=3, help="independent data sets and rollouts")
     add("--share", type=float, default=0.0, help="share of L^2.17 that grown states relax at least")
     add("--seed", type=int, default=1)
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.less = 1
     if options.smoke:

@@ -15,13 +15,11 @@ results.json, table.md, kac_solvers.png, cost.png.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -31,7 +29,8 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.results import results_directory
+from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.results import Report, figure, results_directory
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.kac import Kac
 
@@ -180,45 +179,35 @@ def write(out: Path, results: dict[Case, dict[Method, Runs]], options: argparse.
         for method, other in runs.items()
         if method != GILLESPIE
     }
-    lines = [
-        "| T | h | gamma | solver | eps or tau | max z | m(end) - exact | spread / exact "
-        "| KS p | T^2 p | fewer operations | fewer than Algorithm 1 | less time |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    entries: list[dict[str, Any]] = []
+    report = Report(out)
+    report.table(
+        *("T", "h", "gamma", "solver", "eps or tau", "max z", "m(end) - exact", "spread / exact"),
+        *("KS p", "T^2 p", "fewer operations", "fewer than Algorithm 1", "less time"),
+    )
     for (case, (name, step)), found in compared.items():
         temperature, field, gamma = case
         where = f"T={temperature:g} h={field:g} gamma={ratio(gamma)} {name} {step:g}"
-        entries += [
-            entry(f"m(end) less Gillespie's, {where}", *found.final, exact=0.0),
-            entry(f"fewer operations than Gillespie, {where}", found.fewer),
-        ]
-        lines.append(
-            f"| {temperature:g} | {field:g} | {ratio(gamma)} | {name} | {step:g} "
-            f"| {found.largest_z:.1f} | {found.final[0]:+.4f} ± {found.final[1]:.4f} "
-            f"| {found.spread[0]:.2f} ± {found.spread[1]:.2f} | {found.ks:.2g} "
-            f"| {found.curve:.2g} | {found.fewer:.1f} | {found.fewer_than_printed:.0f} "
-            f"| {found.faster:.1f} |"
+        report.add(f"m(end) less Gillespie's, {where}", *found.final, exact=0.0)
+        report.add(f"fewer operations than Gillespie, {where}", found.fewer)
+        report.row(
+            f"{temperature:g}",
+            f"{field:g}",
+            ratio(gamma),
+            name,
+            f"{step:g}",
+            f"{found.largest_z:.1f}",
+            f"{found.final[0]:+.4f} ± {found.final[1]:.4f}",
+            f"{found.spread[0]:.2f} ± {found.spread[1]:.2f}",
+            f"{found.ks:.2g}",
+            f"{found.curve:.2g}",
+            f"{found.fewer:.1f}",
+            f"{found.fewer_than_printed:.0f}",
+            f"{found.faster:.1f}",
         )
-    lines += ["", *summary(results, compared), ""]
-    table = "\n".join(lines)
-    print(table)
-    (out / "table.md").write_text(table)
-    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+    report.say("\n".join(summary(results, compared)))
+    report.write()
     draw_curves(out / "kac_solvers.png", results)
     draw_cost(out / "cost.png", compared)
-
-
-def entry(
-    quantity: str, ours: float, stderr: float | None = None, exact: float | None = None
-) -> dict[str, Any]:
-    return {
-        "quantity": quantity,
-        "ours": ours,
-        "stderr": stderr,
-        "published": None,
-        "exact": exact,
-    }
 
 
 def ratio(gamma: float) -> str:
@@ -253,20 +242,12 @@ def summary(
         yield text + ".  "
 
 
-def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, np.ndarray]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(made)
-    return made, made.subplots(rows, columns, squeeze=False)
-
-
 def draw_curves(path: Path, results: dict[Case, dict[Method, Runs]]) -> None:
     """Mean magnetisations and their spreads over the trials; a row for each range."""
     gammas = sorted({case[2] for case in results})
     columns = sorted({case[:2] for case in results})
-    made, axes = figure(len(gammas), len(columns), (3.6 * len(columns), 3.1 * len(gammas)))
+    made = figure(3.6 * len(columns), 3.1 * len(gammas))
+    axes = made.subplots(len(gammas), len(columns), squeeze=False)
     for case, runs in results.items():
         panel = axes[gammas.index(case[2]), columns.index(case[:2])]
         panel.set_title(f"T = {case[0]:g}, h = {case[1]:g}, gamma = {ratio(case[2])}", fontsize=9)
@@ -289,9 +270,10 @@ def draw_curves(path: Path, results: dict[Case, dict[Method, Runs]]) -> None:
 
 def draw_cost(path: Path, compared: dict[tuple[Case, Method], Comparison]) -> None:
     """Largest deviation in standard errors against operations saved, a line for each case."""
-    made, axes = figure(1, 2, (9, 3.8))
+    made = figure(9, 3.8)
+    axes = made.subplots(1, 2)
     cases = list(dict.fromkeys(case for case, _ in compared))
-    for panel, name in zip(axes[0], ("tau-leap", "midpoint"), strict=True):
+    for panel, name in zip(axes, ("tau-leap", "midpoint"), strict=True):
         for case in cases:
             points = sorted(
                 (found.fewer, found.largest_z)
@@ -305,14 +287,13 @@ def draw_cost(path: Path, compared: dict[tuple[Case, Method], Comparison]) -> No
         panel.axvline(20, color="0.5", lw=0.8)
         panel.set(xlim=(0.2, 300), ylim=(0.5, 100), title=name)
         panel.set(xlabel="times fewer operations", ylabel="largest |z| of means")
-    axes[0, 0].legend(fontsize=6)
+    axes[0].legend(fontsize=6)
     made.savefig(path, dpi=130)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/kac_solvers")
     add = parser.add_argument
-    add("--out", default="results/kac_solvers", help="directory for the results")
     add("--size", type=int, default=128, help="sites a side")
     add("--trials", type=int, default=20, help="lattices for each solver")
     add("--time", type=float, default=5, help="end, a whole number")
@@ -322,7 +303,6 @@ def parse() -> argparse.Namespace:
     add("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01], help="of tau-leaping")
     add("--tau", type=float, nargs="+", default=[0.5, 0.25], help="of midpoint")
     add("--seed", type=int, default=1)
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.size, options.trials, options.time = 64, 8, 2

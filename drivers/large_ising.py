@@ -13,7 +13,6 @@ Bloete, Phys. Rev. Lett. 76, 4548 (1996)]. Error bars are over independent seeds
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import resource
 import time as clock
@@ -23,11 +22,12 @@ import numpy as np
 from mpi4py import MPI
 from scipy.optimize import curve_fit
 
-from mpiflow import Ising, Simulation, initial, metrics
+from mpiflow import Ising, Simulation, initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.figures import power_law_figure
-from mpiflow.experiments.results import results_directory
+from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.results import Report, results_directory, with_error
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.run.simulate import record
 from mpiflow.systems.ising import CRITICAL_TEMPERATURE, onsager_energy
@@ -55,7 +55,7 @@ def main() -> None:
     }
     memory = comm.gather(peak_memory() - imported)
     if comm.rank == 0:
-        report(out, options, results, comm.size, max(memory or [0.0]))
+        finish(out, options, results, comm.size, max(memory or [0.0]))
 
 
 def run(
@@ -96,7 +96,7 @@ def fit_growth(times: np.ndarray, length: np.ndarray) -> np.ndarray:
     return np.asarray(law)
 
 
-def report(
+def finish(
     out: Path,
     options: argparse.Namespace,
     results: dict[str, list[tuple[Path, float]]],
@@ -117,37 +117,24 @@ def report(
     times, length, moment = times[late], np.array(lengths)[:, late], np.array(moments)[:, late]
     growth = np.array([fit_growth(times, values) for values in length])
     decay = np.array([np.polyfit(np.log(times), np.log(m), 1) for m in moment])
-    entries = []
-    lines = ["| law | ours | expected | runs |", "|---|---|---|---|"]
+    report = Report(out)
+    report.table("law", "ours", "expected", "runs")
     for name, exponents, exact in (
         ("domain length ~ t^n", growth[:, 2], GROWTH),
         ("critical m(t) ~ t^-x", -decay[:, 0], DECAY),
     ):
-        mean, error = float(exponents.mean()), metrics.standard_error(exponents)
-        entries.append(
-            {
-                "quantity": name,
-                "ours": mean,
-                "stderr": None if np.isnan(error) else error,
-                "published": None,
-                "exact": exact,
-            }
-        )
-        ours = f"{mean:.4f}" if np.isnan(error) else f"{mean:.4f} ± {error:.4f}"
-        lines.append(f"| {name} | {ours} | {exact:.4f} | {options.seeds} |")
+        report.add(name, exponents, exact=exact)
+        report.row(name, with_error(exponents, ".4f"), f"{exact:.4f}", f"{options.seeds}")
     seconds = [spent for runs in results.values() for _, spent in runs]
     sites = options.size**2
-    lines.append(
-        f"\n{options.size} x {options.size} spins, {options.sweeps} sweeps, a frame every "
+    report.say(
+        f"{options.size} x {options.size} spins, {options.sweeps} sweeps, a frame every "
         f"{options.every} with means of {options.coarse} x {options.coarse} sites, {ranks} ranks: "
         f"{np.median(seconds):.1f} s a run (median; {min(seconds):.1f} to {max(seconds):.1f}), "
         f"{sites * options.sweeps / np.median(seconds) * 1e-9:.1f} updates/ns all in, "
         f"{memory:.0f} MB a rank beyond the imported packages."
     )
-    table = "\n".join(lines)
-    print(table)
-    (out / "table.md").write_text(table + "\n")
-    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+    report.write()
     l0, a, n = growth.mean(axis=0)
     slope, offset = decay.mean(axis=0)
     power_law_figure(
@@ -165,9 +152,8 @@ def peak_memory() -> float:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/large_ising")
     add = parser.add_argument
-    add("--out", default="results/large_ising", help="directory for the results")
     add("--size", type=int, default=16384, help="sites a side")
     add("--temperature", type=float, default=1.0, help="temperature of the quench, below Tc")
     add("--sweeps", type=int, default=1000, help="checkerboard sweeps of each run")
@@ -175,7 +161,6 @@ def parse() -> argparse.Namespace:
     add("--first", type=int, default=50, help="first sweep that the fits use")
     add("--coarse", type=int, default=128, help="sites a side of a coarse block")
     add("--seeds", type=int, default=4, help="independent runs of each law")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.size, options.sweeps, options.every, options.first = 256, 80, 4, 8

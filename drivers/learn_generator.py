@@ -11,7 +11,6 @@ learn_generator.png and models/.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from mpi4py import MPI
 from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.results import Report, farm, figure, results_directory
 from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
@@ -67,8 +67,8 @@ def main() -> None:
     extra = farm(["order 1", "order 2", "order 4", "rollout", "least squares", "central"],
                  lambda name: estimator(name, options, micro), comm)  # fmt: skip
     if comm.rank == 0:
-        report(out, found, extra, options, [task for task in tasks if task not in found])
-        figure(out / "learn_generator.png", found, options)
+        finish(out, found, extra, options, [task for task in tasks if task not in found])
+        draw(out / "learn_generator.png", found, options)
 
 
 # -- data ----------------------------------------------------------------------------------
@@ -324,26 +324,21 @@ def estimator(name: str, options: argparse.Namespace, micro: dict[float, FieldDa
 # -- report --------------------------------------------------------------------------------
 
 
-def report(
+def finish(
     out: Path, found: dict[Task, dict[str, Any]], extra: dict[str, float],
     options: argparse.Namespace, failed: list[Task],
 ) -> None:  # fmt: skip
     """table.md and results.json."""
-    lines = [
+    report = Report(out)
+    report.say(
         "Relative errors in percent, of the kernel with the one expected from the spread between "
         f"runs; rollouts at t = {options.end:g}: mean (worst) over held-out initial states, and at "
-        "(T, h) = " + ", ".join(map(str, HELD_OUT)) + ", the last outside of what was learned.",
-        "",
-        "| data | gamma | prior | kernel | kernel error | shape error | A - 1 | B + C - 1 | D - 1 "
-        "| F, rms | rollout | held out T, h |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    entries: list[dict[str, Any]] = []
-
-    def entry(quantity: str, ours: float, stderr: float | None = None) -> None:
-        whole = {"quantity": quantity, "ours": ours, "stderr": stderr}
-        entries.append(whole | {"published": None, "exact": None})
-
+        "(T, h) = " + ", ".join(map(str, HELD_OUT)) + ", the last outside of what was learned."
+    )
+    report.table(
+        *("data", "gamma", "prior", "kernel", "kernel error", "shape error", "A - 1", "B + C - 1"),
+        *("D - 1", "F, rms", "rollout", "held out T, h"),
+    )
     for task, r in found.items():
         source, gamma, prior, kernel = task
         constants, errors = r.get("constants", r.get("structure", {})), r.get("errors", {})
@@ -362,13 +357,14 @@ def report(
         held = ", ".join(f"{100 * run[-1]:.2f}" for run in r.get("held out", []))
         cells += [f"{r['law']:.1e}", f"{np.mean(last):.2f} ({max(last):.2f})", held or "-"]
         source = source if source == "micro" else f"{100 * float(source):g} % noise"
-        lines.append(f"| {source} | {gamma:g} | {prior} | {kernel} | " + " | ".join(cells) + " |")
+        report.row(source, f"{gamma:g}", prior, kernel, *cells)
         name = f"{source}, gamma {gamma:g}, {prior}, {kernel}"
-        entry(f"kernel error, {name}", r["kernel"], errors.get("kernel"))
-        entry(f"worst rollout error, {name}", max(last) / 100)
-        entry(f"rms of F, {name}", r["law"])
-    lines += ["", *generator_goodness.table({", ".join(map(str, t)): r for t, r in found.items()})]
-    lines += ["", "| estimate of the rates | kernel error |", "|---|---|"]
+        report.add(f"kernel error, {name}", r["kernel"], errors.get("kernel"))
+        report.add(f"worst rollout error, {name}", max(last) / 100)
+        report.add(f"rms of F, {name}", r["law"])
+    goodness = generator_goodness.table({", ".join(map(str, t)): r for t, r in found.items()})
+    report.say("\n".join(goodness))
+    report.table("estimate of the rates", "kernel error")
     notes = {
         "order 1": "forward differences as they are, no noise",
         "order 2": "central differences, no noise",
@@ -378,50 +374,38 @@ def report(
         "central": "central differences of microscopic runs",
     }
     for name, error in extra.items():
-        lines.append(f"| {notes[name]} | {100 * error:.2f} |")
-        entry(f"kernel error, {notes[name]}", error)
-    lines += ["", *verification(found)]
+        report.row(notes[name], f"{100 * error:.2f}")
+        report.add(f"kernel error, {notes[name]}", error)
+    verification(report, found)
     if failed:
         names = "; ".join(" ".join(map(str, task)) for task in failed)
-        lines += ["", f"Without a solution, and left out: {names}."]
-    table = "\n".join(lines)
-    print(table)
-    (out / "table.md").write_text(table + "\n")
-    (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+        report.say(f"Without a solution, and left out: {names}.")
+    report.write()
 
 
-def verification(found: dict[Task, dict[str, Any]]) -> list[str]:
+def verification(report: Report, found: dict[Task, dict[str, Any]]) -> None:
     """How the learned structure is verified."""
-    lines = [
+    report.say(
         "How the structure is verified. (1) Only G = B J + C delta is identified (strong: "
         "B J + delta); mass and centre of J are a gauge, so kernels are compared in one. (2) A "
         "network that is told nothing must have dF/dm = -A + (C/B) dF/dI everywhere and "
         "artanh(F + A m) / beta - h linear in I; its unexplained part is below. (3) Temperatures "
-        "and fields that were not learned from are predicted, above.",
-        "",
-        "| data | kernel | A | B | C | unexplained |",
-        "|---|---|---|---|---|---|",
-    ]
+        "and fields that were not learned from are predicted, above."
+    )
+    report.table("data", "kernel", "A", "B", "C", "unexplained")
     for (source, _, _, kernel), r in found.items():
         if "structure" in r:
-            values = " | ".join(f"{v:.4f}" for v in r["structure"].values())
-            lines.append(f"| {source} | {kernel} | {values} |")
-    lines += ["", "| micro, gamma | prior | kernel | against spins | equation against spins |"]
-    lines.append("|---|---|---|---|---|")
+            report.row(source, kernel, *(f"{v:.4f}" for v in r["structure"].values()))
+    report.table("micro, gamma", "prior", "kernel", "against spins", "equation against spins")
     for (_, gamma, prior, kernel), r in found.items():
         if "floor" in r:
             pair = (f"{100 * np.mean(r[k]):.2f}" for k in ("against spins", "floor"))
-            lines.append(f"| {gamma:g} | {prior} | {kernel} | " + " | ".join(pair) + " |")
-    return lines
+            report.row(f"{gamma:g}", prior, kernel, *pair)
 
 
-def figure(path: Path, found: dict[Task, dict[str, Any]], options: argparse.Namespace) -> None:
+def draw(path: Path, found: dict[Task, dict[str, Any]], options: argparse.Namespace) -> None:
     """Kernels along an axis, and errors of rollouts in time."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    picture = Figure(figsize=(10.4, 7.2), layout="constrained")
-    FigureCanvasAgg(picture)
+    picture = figure(10.4, 7.2)
     axes = picture.subplots(2, 2)
     gamma, kernel = options.gammas[0], options.kernels[0]
     sources = [f"{options.noise[-1]:g}", "micro"]
@@ -457,9 +441,8 @@ def check(options: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/learn_generator")
     add = parser.add_argument
-    add("--out", default="results/learn_generator", help="directory for the results")
     add("--micro", nargs="+", help="Trajectory files of kac runs, instead of own runs")
     add("--gammas", type=float, nargs="+", default=[16.0, 32.0], help="ranges of J in sites")
     add("--kernels", nargs="+", default=["radial", "free", "spectral"], help="parametrisations")
@@ -474,7 +457,6 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=int, default=12, help="of 20 steps of L-BFGS of the network")
     add("--no-mirror", action="store_true", help="do not tell the network F(-I,-m,-h) = -F(I,m,h)")
     add("--seed", type=int, default=1, help="of everything")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.end = END
     if options.smoke:

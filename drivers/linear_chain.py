@@ -42,6 +42,7 @@ from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG, uniforms
 from mpiflow.experiments import results as report
+from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import farm, results_directory
 from mpiflow.files.schema import Variable
 from mpiflow.files.trajectory import TrajectoryWriter
@@ -254,14 +255,12 @@ def draw(
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/linear_chain")
     add = parser.add_argument
-    add("--out", default="results/linear_chain", help="directory for the results")
     add("--seeds", type=int, default=20, help="data sets, 3 or more")
     add("--chains", type=int, default=250, help="chains of a data set, of each size")
     add("--members", type=int, default=400, help="trajectories of the comparison")
     add("--seed", type=int, default=1)
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.end, options.predicted = END, PREDICTED
     if options.smoke:

@@ -27,7 +27,8 @@ from scipy.optimize import brentq
 from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.options import driver_parser, list_of
+from mpiflow.experiments.results import Report, farm, figure, results_directory
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.learn.generator.model import true_kernel
 from mpiflow.learn.onsagerflow.fit import binned, learn, local_means
@@ -46,7 +47,6 @@ EVERY, TAU = 0.1, 0.05
 M = np.linspace(-0.9, 0.9, 73)
 #: Of nearest neighbours: high, nearer to the critical 2.269, and below it.
 ISING_TEMPERATURES = (5.0, 3.0, 1.8)
-Entry = dict[str, Any]
 
 
 def main() -> None:
@@ -57,33 +57,21 @@ def main() -> None:
             allowed = f"a multiple of block={options.block}, {2 * options.radius + 1} or more times"
             raise InputError("size", options.size, allowed, "Use a larger lattice.")
     out = results_directory(options.out, comm)
-    entries: list[Entry] = []
-    lines: list[str] = []
+    report = Report(out)
     begun = clock.monotonic()
     runs = kac_runs(options, comm, out / "runs")
     spent = clock.monotonic() - begun
-    models = kac_models(options, comm, runs, out, entries, lines)
-    cost = single_mobility(options, comm, runs, models["cosh, free"], entries, lines)
-    ising = nearest_neighbours(options, comm, out, entries, lines)
+    report.say(
+        f"{len(runs)} runs of {options.size}^2 spins to t = {options.time:g} in blocks of "
+        f"{options.block}^2, gamma = {options.gamma:g} sites, T of {options.temperatures}: "
+        f"{spent:.0f} s on {comm.size} ranks."
+    )
+    models = kac_models(options, comm, runs, report)
+    cost = single_mobility(options, comm, runs, models["cosh, free"], report)
+    ising = nearest_neighbours(options, comm, report)
     if comm.rank == 0:
-        lines.insert(0, f"{len(runs)} runs of {options.size}^2 spins to t = {options.time:g} in "
-                     f"blocks of {options.block}^2, gamma = {options.gamma:g} sites, T of "
-                     f"{options.temperatures}: {spent:.0f} s on {comm.size} ranks.\n")  # fmt: skip
-        table = "\n".join(lines)
-        print(table)
-        (out / "table.md").write_text(table + "\n")
-        (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
-        figure(out / "onsagerflow_learn.png", options, models, cost, ising)
-
-
-def entry(quantity: str, ours: float, stderr: float | None, exact: float | None) -> Entry:
-    return {
-        "quantity": quantity,
-        "ours": float(ours),
-        "stderr": stderr,
-        "published": None,
-        "exact": exact,
-    }
+        report.write()
+        draw(out / "onsagerflow_learn.png", options, models, cost, ising)
 
 
 # -- microscopic runs ----------------------------------------------------------------------
@@ -158,9 +146,7 @@ def kac_models(
     options: argparse.Namespace,
     comm: MPI.Intracomm,
     runs: Sequence[FieldRun],
-    out: Path,
-    entries: list[Entry],
-    lines: list[str],
+    report: Report,
 ) -> dict[str, OnsagerFlow]:
     """Every way of learning, against the exact law."""
     ways: dict[str, dict[str, Any]] = {
@@ -172,11 +158,10 @@ def kac_models(
     points = options.size // options.block
     exact = true_kernel(Kac(1.0, options.gamma), points, options.block)
     models = {}
-    lines += [
-        "| learned | K: rms, largest error | s': rms, largest | J: relative L2 | its own errors of "
-        "K, s', J | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
+    report.table(
+        *("learned", "K: rms, largest error", "s': rms, largest", "J: relative L2"),
+        *("its own errors of K, s', J", "seconds"),
+    )
     for name, form in ways.items():
         begun = clock.monotonic()
         if name.endswith("network"):
@@ -194,7 +179,7 @@ def kac_models(
         if comm.rank > 0:
             continue
         print(f"{name}: learned in {spent:.0f} s", file=sys.stderr, flush=True)
-        model.save(out / "models" / name.replace(", ", "-"))
+        model.save(report.out / "models" / name.replace(", ", "-"))
         errors = against_exact(model, options.temperatures)
         distance = float(np.linalg.norm(model.kernel_on(points) - exact) / np.linalg.norm(exact))
         own = model.card["temperatures"].values()  # networks do not know their errors
@@ -202,15 +187,18 @@ def kac_models(
             np.nan if (worst := [v[k] for v in own])[0] is None else max(worst)
             for k in ("mobility_error", "entropy_error")
         ]
-        lines.append(
-            f"| {name} | {errors['K'][0]:.2%}, {errors['K'][1]:.2%} | {errors['s'][0]:.2%}, "
-            f"{errors['s'][1]:.2%} | {distance:.2%} | {known[0]:.2%}, {known[1]:.2%}, "
-            f"{model.kernel_error:.2%} | {spent:.0f} |"
+        report.row(
+            name,
+            f"{errors['K'][0]:.2%}, {errors['K'][1]:.2%}",
+            f"{errors['s'][0]:.2%}, {errors['s'][1]:.2%}",
+            f"{distance:.2%}",
+            f"{known[0]:.2%}, {known[1]:.2%}, {model.kernel_error:.2%}",
+            f"{spent:.0f}",
         )
         for part, (rms, largest) in errors.items():
-            entries.append(entry(f"{name}: relative rms error of {part}", rms, None, 0.0))
-            entries.append(entry(f"{name}: largest relative error of {part}", largest, None, 0.0))
-        entries.append(entry(f"{name}: relative L2 error of J", distance, None, 0.0))
+            report.add(f"{name}: relative rms error of {part}", rms, exact=0.0)
+            report.add(f"{name}: largest relative error of {part}", largest, exact=0.0)
+        report.add(f"{name}: relative L2 error of J", distance, exact=0.0)
     return models
 
 
@@ -239,8 +227,7 @@ def single_mobility(
     comm: MPI.Intracomm,
     runs: Sequence[FieldRun],
     model: OnsagerFlow,
-    entries: list[Entry],
-    lines: list[str],
+    report: Report,
 ) -> dict[str, np.ndarray]:
     """Drift and variance in bins of y = beta mu against both structures with the same K, s', J."""
     t = options.temperatures[0]
@@ -250,12 +237,11 @@ def single_mobility(
     y = np.broadcast_to(0.5 * (y_edges[1:] + y_edges[:-1]), local.m.shape)
     good = (local.count > 10000 * options.share) & (abs(local.m) < 0.9)
     found: dict[str, np.ndarray] = {"y": y[0]}
-    lines += [
-        f"\nWhat a single K(m) costs, T = {t:g}, blocks in bins of m and y = beta mu:\n",
-        "| structure | drift: rms error, relative | at 0.5 < abs(y) < 1 | variance: rms error, "
-        "relative | at 0.5 < abs(y) < 1 |",
-        "|---|---|---|---|---|",
-    ]
+    report.say(f"What a single K(m) costs, T = {t:g}, blocks in bins of m and y = beta mu:")
+    report.table(
+        *("structure", "drift: rms error, relative", "at 0.5 < abs(y) < 1"),
+        *("variance: rms error, relative", "at 0.5 < abs(y) < 1"),
+    )
     far = good & (abs(y) > 0.5)
     for name in ("cosh", "langevin"):
         law = model.with_structure(name)
@@ -269,10 +255,9 @@ def single_mobility(
                 size = np.sqrt(np.mean(seen[where] ** 2)) if where.any() else np.nan
                 off = np.sqrt(np.mean((seen - expected)[where] ** 2)) / size
                 numbers.append(off)
-                if comm.rank == 0:
-                    label = f"{name}, {text} y: relative rms error of the {quantity}"
-                    entries.append(entry(label, off, None, 0.0))
-        lines.append(f"| {name} | " + " | ".join(f"{v:.2%}" for v in numbers) + " |")
+                label = f"{name}, {text} y: relative rms error of the {quantity}"
+                report.add(label, off, exact=0.0)
+        report.row(name, *(f"{v:.2%}" for v in numbers))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # empty bins
             kept = np.where(good, gaps["variance"][1], np.nan)
@@ -285,18 +270,14 @@ def single_mobility(
 
 
 def nearest_neighbours(
-    options: argparse.Namespace,
-    comm: MPI.Intracomm,
-    out: Path,
-    entries: list[Entry],
-    lines: list[str],
+    options: argparse.Namespace, comm: MPI.Intracomm, report: Report
 ) -> dict[float, dict[str, np.ndarray]]:
     """K(m) and s'(m) of blocks of nearest-neighbour spins against what is usually assumed."""
     ways = 2 * options.fields + 1
 
     def run(task: tuple[float, int]) -> str:
         t, i = task
-        path = out / "runs" / f"ising_T{t:g}_{i}.h5"
+        path = report.out / "runs" / f"ising_T{t:g}_{i}.h5"
         # In fields that hold m from -0.93 to 0.93 at high T; at low T two phases in weak ones.
         strength = (i - options.fields) / max(1, options.fields)
         h = bethe_field(t, 0.93 * strength) if t > 2.269 else 0.1 * strength
@@ -311,13 +292,14 @@ def nearest_neighbours(
 
     tasks = [(t, i) for t in ISING_TEMPERATURES for i in range(ways)]
     paths = farm(tasks, run, comm)
-    lines += [
-        "\nNearest neighbours, blocks of 8^2: K / beta is the variance rate of a block, over m "
-        "from -0.9 to 0.9:\n",
-        "| T | K / beta at m = 0, 0.5, 0.8 | K / beta = 1 - m^2 is off by | best K ~ 1 - m^2 | "
-        "best K = const | learned K | s' / T artanh(m) at 0.3, 0.8 | drift explained |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    report.say(
+        "Nearest neighbours, blocks of 8^2: K / beta is the variance rate of a block, over m "
+        "from -0.9 to 0.9:"
+    )
+    report.table(
+        *("T", "K / beta at m = 0, 0.5, 0.8", "K / beta = 1 - m^2 is off by", "best K ~ 1 - m^2"),
+        *("best K = const", "learned K", "s' / T artanh(m) at 0.3, 0.8", "drift explained"),
+    )
     found = {}
     for t in ISING_TEMPERATURES:
         runs = runs_from_files([paths[t, i] for i in range(ways)])
@@ -337,15 +319,16 @@ def nearest_neighbours(
         gaps["learned"] = float(np.sqrt(np.mean((model.mobility(m, t) * t / v - 1) ** 2)))
         at = [float(np.interp(x, m, v)) for x in (0.0, 0.5, 0.8)]
         slope = [float(model.entropy_derivative(x, t) / (t * np.arctanh(x))) for x in (0.3, 0.8)]
-        lines.append(
-            f"| {t:g} | {at[0]:.3f}, {at[1]:.3f}, {at[2]:.3f} | {gaps['1 - m^2']:.0%} | "
-            f"{gaps['scaled 1 - m^2']:.0%} | {gaps['constant']:.0%} | "
-            f"{gaps['learned']:.1%} | {slope[0]:.3f}, {slope[1]:.3f} | {explained:.1%} |"
+        report.row(
+            f"{t:g}",
+            f"{at[0]:.3f}, {at[1]:.3f}, {at[2]:.3f}",
+            *(f"{gaps[name]:.0%}" for name in ("1 - m^2", "scaled 1 - m^2", "constant")),
+            f"{gaps['learned']:.1%}",
+            f"{slope[0]:.3f}, {slope[1]:.3f}",
+            f"{explained:.1%}",
         )
-        if comm.rank == 0:
-            for name, gap in gaps.items():
-                label = f"nearest neighbours, T={t:g}: rms error of K, {name}"
-                entries.append(entry(label, gap, None, 0.0))
+        for name, gap in gaps.items():
+            report.add(f"nearest neighbours, T={t:g}: rms error of K, {name}", gap, exact=0.0)
         found[t] = {"m": m, "v": v, "error": table.half_variance_error[good],
                     "learned": model.mobility(M, t) * t}  # fmt: skip
     return found
@@ -382,18 +365,14 @@ def drift_explained(model: OnsagerFlow, runs: Sequence[FieldRun], t: float) -> f
 # -- picture -------------------------------------------------------------------------------
 
 
-def figure(
+def draw(
     path: Path,
     options: argparse.Namespace,
     models: dict[str, OnsagerFlow],
     cost: dict[str, np.ndarray],
     ising: dict[float, dict[str, np.ndarray]],
 ) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(13.0, 7.4), layout="constrained")
-    FigureCanvasAgg(page)
+    page = figure(13.0, 7.4)
     (of_k, of_s, of_j), (of_v, of_ising, of_ratio) = page.subplots(2, 3)
     points = options.size // options.block
     exact = true_kernel(Kac(1.0, options.gamma), points, options.block)
@@ -427,15 +406,18 @@ def figure(
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--out", default="results/onsagerflow_learn", help="directory for the results")
+    parser = driver_parser(__doc__, "results/onsagerflow_learn")
+    add, floats = parser.add_argument, list_of(float)
     add("--gamma", type=float, default=16.0, help="width of the coupling in sites")
     add("--block", type=int, default=8, help="sites a side of a block")
     add("--size", type=int, default=512, help="sites a side of the Kac lattices")
     add("--radius", type=int, default=8, help="reach of the learned J, in blocks")
-    add("--temperatures", type=lambda t: [float(w) for w in t.split(",")],
-        default=[0.8, 1.0, 1.25, 2.0], help="temperatures of the Kac runs")  # fmt: skip
+    add(
+        "--temperatures",
+        type=floats,
+        default=[0.8, 1.0, 1.25, 2.0],
+        help="temperatures of the Kac runs",
+    )
     add("--degree", type=int, default=1, help="of the coefficients in 1 / T")
     add("--runs", type=int, default=48, help="runs at each temperature, a multiple of 4")
     add("--time", type=float, default=5.0, help="length of a run")
@@ -443,7 +425,6 @@ def parse() -> argparse.Namespace:
     add("--fields", type=int, default=6, help="fields h > 0 of the nearest-neighbour runs")
     add("--epochs", type=int, default=6, help="passes over the data of the network")
     add("--seed", type=int, default=0, help="of all runs")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.share = 0.01 if options.smoke else 1.0  # of the increments that a bin needs
     if options.smoke:

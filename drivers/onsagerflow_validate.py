@@ -32,7 +32,8 @@ from scipy.stats import ks_2samp
 from mpiflow import initial, metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.options import driver_parser, list_of
+from mpiflow.experiments.results import Report, farm, figure, results_directory
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.learn.onsagerflow.fit import learn
 from mpiflow.learn.onsagerflow.increments import FieldRun
@@ -58,7 +59,6 @@ LEARNED = ("langevin", "cosh")
 DETERMINISTIC = ("nonlocal equation", "Allen-Cahn")
 #: Edges of the rings of S(k), in waves a side.
 RINGS = np.array([0.5, 2.5, 4.5, 7.5, 11.5, 16.5, 23.5, 33.5, 48.5, 64.5])
-Entry = dict[str, Any]
 Series = dict[str, np.ndarray]
 
 
@@ -69,19 +69,14 @@ def main() -> None:
         check(options)
         model = load_onsagerflow(options.model)
     out = results_directory(options.out, comm)
-    entries: list[Entry] = []
-    lines: list[str] = []
+    report = Report(out)
     pictures = {
-        name: Validation(name, options, comm, out, model).compare(entries, lines)
-        for name in options.cases
+        name: Validation(name, options, comm, out, model).compare(report) for name in options.cases
     }
-    passages = metastability(options, comm, entries, lines)
+    passages = metastability(options, comm, report)
     if comm.rank == 0:
-        table = "\n".join(lines)
-        print(table)
-        (out / "table.md").write_text(table + "\n")
-        (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
-        figure(out / "onsagerflow_validate.png", pictures, passages)
+        report.write()
+        draw(out / "onsagerflow_validate.png", pictures, passages)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -92,16 +87,6 @@ def check(options: argparse.Namespace) -> None:
         value, unit = getattr(options, whole), getattr(options, part)
         if unit < 1 or value % unit:
             raise InputError(whole, value, f"a multiple of {part}={unit}", "Change one of them.")
-
-
-def entry(quantity: str, ours: float, stderr: float | None, exact: float | None) -> Entry:
-    return {
-        "quantity": quantity,
-        "ours": float(ours),
-        "stderr": stderr,
-        "published": None,
-        "exact": exact,
-    }
 
 
 # -- a large lattice -----------------------------------------------------------------------
@@ -218,7 +203,7 @@ class Validation:
             "last": fields[-1],
         }
 
-    def compare(self, entries: list[Entry], lines: list[str]) -> dict[str, Any]:
+    def compare(self, report: Report) -> dict[str, Any]:
         times, truth_fields = self.spins()
         if self.comm.rank > 0:
             self.comm.Barrier()
@@ -229,29 +214,24 @@ class Validation:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # m beyond what was learned
                 series[name] = self.observed(self.predicted(name, truth_fields[0], times))
-        self.rows(times, series, entries, lines)
+        self.rows(times, series, report)
         self.comm.Barrier()
         return {"times": times, "series": series, "block": self.block}
 
-    def rows(
-        self,
-        times: np.ndarray,
-        series: dict[str, Series],
-        entries: list[Entry],
-        lines: list[str],
-    ) -> None:
+    def rows(self, times: np.ndarray, series: dict[str, Series], report: Report) -> None:
         """The table: largest differences over t > 0, of the mean over members."""
         truth = series["spins"]
-        lines += [
-            f"\n{self.name}: {self.options.size}^2 spins, T = {self.temperature:g}, h = "
+        report.say(
+            f"{self.name}: {self.options.size}^2 spins, T = {self.temperature:g}, h = "
             f"{self.field:g}, {self.options.blocks}^2 blocks, t = 0 to {times[-1]:g}; "
             f"m = {truth['magnetization'][0, 0]:.4f} to {truth['magnetization'][-1, 0]:.4f}; "
-            f"spins: {self.seconds['spins']:.0f} core seconds\n",
-            "| equation | magnetization, relative | free energy, relative | phase fraction | "
-            "S(k, t): largest, beyond 3 sigma | correlation, relative L2 at the end | KS of "
-            "blocks | MMD^2 | core seconds | times faster |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-        ]
+            f"spins: {self.seconds['spins']:.0f} core seconds"
+        )
+        report.table(
+            *("equation", "magnetization, relative", "free energy, relative", "phase fraction"),
+            *("S(k, t): largest, beyond 3 sigma", "correlation, relative L2 at the end"),
+            *("KS of blocks", "MMD^2", "core seconds", "times faster"),
+        )
         scale = abs(truth["free energy"] - truth["free energy"][0]).max()
         sample = np.random.default_rng(0).permutation(self.options.blocks**2)[:2000]
         for name, found in series.items():
@@ -281,14 +261,20 @@ class Validation:
             unit = b.std()
             off["MMD^2"] = metrics.squared_mmd(a[sample] / unit, b[sample] / unit)
             faster = self.seconds["spins"] / self.seconds[name]
-            lines.append(
-                f"| {name} | {off['magnetization']:.2%} | {off['free energy']:.2%} | "
-                f"{off['phase fraction']:.4f} | {off['S']:.1%}, {off['S beyond statistics']:.1%} | "
-                f"{off['correlation']:.2%} | {off['KS']:.4f} | {off['MMD^2']:.1e} | "
-                f"{self.seconds[name]:.2f} | {faster:.0f} |"
+            report.row(
+                name,
+                f"{off['magnetization']:.2%}",
+                f"{off['free energy']:.2%}",
+                f"{off['phase fraction']:.4f}",
+                f"{off['S']:.1%}, {off['S beyond statistics']:.1%}",
+                f"{off['correlation']:.2%}",
+                f"{off['KS']:.4f}",
+                f"{off['MMD^2']:.1e}",
+                f"{self.seconds[name]:.2f}",
+                f"{faster:.0f}",
             )
             for key, value in off.items():
-                entries.append(entry(f"{self.name}, {name}: {key}", value, None, 0.0))
+                report.add(f"{self.name}, {name}: {key}", value, exact=0.0)
 
 
 # -- metastability -------------------------------------------------------------------------
@@ -353,7 +339,7 @@ def box_model(options: argparse.Namespace, comm: MPI.Intracomm) -> OnsagerFlow:
 
 
 def metastability(
-    options: argparse.Namespace, comm: MPI.Intracomm, entries: list[Entry], lines: list[str]
+    options: argparse.Namespace, comm: MPI.Intracomm, report: Report
 ) -> dict[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """First passages from m* to -m* / 2 in a box, of spins and of the law learned elsewhere."""
     begun = clock.monotonic()
@@ -400,14 +386,13 @@ def metastability(
     tasks = [(t, k, p) for t in options.box_temperatures for k in kinds for p in range(parts)]
     done = farm(tasks, run, comm)
     found: dict[float, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    lines += [
-        f"\nFirst passage from m* to -m* / 2 in a box of {side}^2 spins, gamma = "
+    report.say(
+        f"First passage from m* to -m* / 2 in a box of {side}^2 spins, gamma = "
         f"{options.box_gamma:g}, blocks of {block}^2; law learned from {options.box_learn}^2 spins "
-        f"at these temperatures in {learned_in:.0f} s; deterministic equations never pass\n",
-        "| T | spins | " + " | ".join(f"{k}: mean, ratio | KS, 5 % limit" for k in kinds[1:])
-        + " | m / m* at t = 200: nonlocal, Allen-Cahn |",
-        "|---|" + "---|" * (2 * len(kinds)),
-    ]  # fmt: skip
+        f"at these temperatures in {learned_in:.0f} s; deterministic equations never pass"
+    )
+    titles = [title for k in kinds[1:] for title in (f"{k}: mean, ratio", "KS, 5 % limit")]
+    report.table("T", "spins", *titles, "m / m* at t = 200: nonlocal, Allen-Cahn")
     for t in options.box_temperatures:
         found[t] = {
             k: tuple(np.concatenate([done[t, k, p][i] for p in range(parts)]) for i in (0, 1))  # type: ignore[misc]
@@ -422,8 +407,7 @@ def metastability(
             gap, limit = passage_distance(found[t]["spins"], found[t][k])
             cells += [f"{mean:.1f} ± {own:.1f}, {ratio:.2f} ± {spread:.2f}", f"{gap:.3f}, "
                       f"{limit:.3f}"]  # fmt: skip
-            if comm.rank == 0:
-                entries.append(entry(f"mean first passage, T={t:g}, {k}", mean, own, truth))
+            report.add(f"mean first passage, T={t:g}, {k}", mean, own, exact=truth)
         ends = []
         for kind in (NonlocalEquation, LocalEquation):
             equation = kind(
@@ -432,7 +416,7 @@ def metastability(
             last = next(m for _, m in equation.evolve(np.full(shape, phase(t)), [200.0]))
             ends.append(f"{last.mean() / phase(t):.3f}")
         cells.append(", ".join(ends))
-        lines.append("| " + " | ".join(cells) + " |")
+        report.row(*cells)
     return found
 
 
@@ -458,16 +442,12 @@ COLOURS = {"spins": "k", "langevin": "#2b78c8", "cosh": "#d7263d", "exact law": 
            "nonlocal equation": "#f2a52c", "Allen-Cahn": "#9a5fb0"}  # fmt: skip
 
 
-def figure(
+def draw(
     path: Path,
     pictures: dict[str, dict[str, Any]],
     passages: dict[float, dict[str, tuple[np.ndarray, np.ndarray]]],
 ) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(17.0, 4.0 * (len(pictures) + 1)), layout="constrained")
-    FigureCanvasAgg(page)
+    page = figure(17.0, 4.0 * (len(pictures) + 1))
     rows = page.subplots(len(pictures) + 1, 5)
     for axes, (name, picture) in zip(rows, pictures.items(), strict=False):
         times, series = picture["times"], picture["series"]
@@ -511,29 +491,31 @@ def figure(
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
+    parser = driver_parser(__doc__, "results/onsagerflow_validate")
+    add, floats = parser.add_argument, list_of(float)
     add("--model", required=True, help="a law of drivers/onsagerflow_learn.py")
-    add("--out", default="results/onsagerflow_validate", help="directory for the results")
     add("--size", type=int, default=16384, help="spins a side")
     add("--blocks", type=int, default=128, help="blocks a side")
     add("--width", type=float, default=2.0, help="gamma in blocks: that of the learned law")
     add("--time", type=float, default=5.0, help="length of the large runs")
     add("--members", type=int, default=8, help="realisations of the stochastic fields")
-    add("--cases", type=lambda t: t.split(","), default=list(CASES), help="quench, waves")
+    add("--cases", type=list_of(str), default=list(CASES), help="quench, waves")
     add("--seed", type=int, default=0, help="of all runs")
     add("--box", type=int, default=32, help="spins a side of the box that flips")
     add("--box-block", type=int, default=4, help="spins a side of its blocks")
     add("--box-gamma", type=float, default=4.0, help="width of its coupling in sites")
     add("--box-radius", type=int, default=4, help="reach of its learned J in blocks")
-    add("--box-temperatures", type=lambda t: [float(w) for w in t.split(",")],
-        default=[0.98, 0.95, 0.93, 0.91], help="its temperatures, below 1")  # fmt: skip
+    add(
+        "--box-temperatures",
+        type=floats,
+        default=[0.98, 0.95, 0.93, 0.91],
+        help="its temperatures, below 1",
+    )
     add("--box-members", type=int, default=200, help="boxes")
     add("--box-learn", type=int, default=512, help="spins a side of what its law is learned from")
     add("--box-runs", type=int, default=4, help="such runs at each temperature")
     add("--box-frames", type=int, default=200, help="frames of each, 0.1 apart")
     add("--horizon", type=float, default=40000.0, help="longest time to wait for a passage")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.size, options.blocks, options.time, options.members = 256, 32, 1.0, 2

@@ -25,7 +25,8 @@ from mpi4py import MPI
 from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.experiments.figures import field_figure, limits_figure
-from mpiflow.experiments.results import results_directory
+from mpiflow.experiments.options import driver_parser, list_of
+from mpiflow.experiments.results import Report, results_directory
 from mpiflow.files.schema import STANDARD, block_centres
 from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
 from mpiflow.run.simulate import record
@@ -61,20 +62,8 @@ class Study:
         self.options, self.comm, self.out = options, comm, out
         self.blocks, self.grid = options.blocks, options.grid
         self.times = np.arange(0.0, options.time + 1e-9, EVERY)
-        self.entries: list[dict[str, object]] = []
-        self.lines: list[str] = []
+        self.report = Report(out)
         self.limits: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
-
-    def add(self, quantity: str, ours: float, error: float | None, exact: float | None) -> None:
-        self.entries.append(
-            {
-                "quantity": quantity,
-                "ours": float(ours),
-                "stderr": error,
-                "published": None,
-                "exact": exact,
-            }
-        )
 
     # -- runs ----------------------------------------------------------------------------
 
@@ -210,20 +199,17 @@ class Study:
             for name in ("magnetization", "free energy", "phase fraction")
         }
         title = f"h={field:g}, T={temperature:g}, gamma=1/{1 / width:g}"
-        if not self.lines:
-            self.lines += [
-                "| case | rms of m at the end | rms difference | of it sampling | relative L2 | "
-                "magnetization | free energy | phase fraction | seconds spins, equation |",
-                "|---|---|---|---|---|---|---|---|---|",
-            ]
-        self.lines.append(
-            f"| {title} | {norm:.4f} | {off:.4f} | {sampling:.4f} | {off / norm:.4f} | "
-            + " | ".join(f"{gap:.4f}" for gap in gaps.values())
-            + f" | {spent[0]:.1f}, {spent[1]:.1f} |"
-        )
-        self.add(f"{title}: relative L2 at the end", off / norm, None, sampling / norm)
+        if not self.report.lines:
+            self.report.table(
+                *("case", "rms of m at the end", "rms difference", "of it sampling"),
+                *("relative L2", *gaps, "seconds spins, equation"),
+            )
+        numbers = (norm, off, sampling, off / norm, *gaps.values())
+        seconds = f"{spent[0]:.1f}, {spent[1]:.1f}"
+        self.report.row(title, *(f"{value:.4f}" for value in numbers), seconds)
+        self.report.add(f"{title}: relative L2 at the end", off / norm, exact=sampling / norm)
         for name, gap in gaps.items():
-            self.add(f"{title}: largest difference of {name}", gap, None, 0.0)
+            self.report.add(f"{title}: largest difference of {name}", gap, exact=0.0)
         name = f"case_h{field:g}_T{temperature:g}_gamma{1 / width:g}.png"
         if name in self.options.pictures or not self.options.pictures:
             field_figure(self.out / name, self.times, data, pde, title=title)
@@ -244,16 +230,13 @@ class Study:
         power = float(np.polyfit(np.log(sizes), np.log(found), 1)[0])
         if self.comm.rank > 0:
             return
-        self.lines += [
-            "\n| L | rms difference of blocks, T=4, h=1, gamma=1/64 | sampling |",
-            "|---|---|---|",
-        ]
+        self.report.table("L", "rms difference of blocks, T=4, h=1, gamma=1/64", "sampling")
         for size, value, error, exact in zip(sizes, found, errors, theory, strict=True):
             bar = f" ± {error:.1g}" if np.isfinite(error) else ""
-            self.lines.append(f"| {size} | {value:.6f}{bar} | {exact:.6f} |")
-            self.add(f"rms difference, L={size}", value, None if np.isnan(error) else error, exact)
-        self.lines.append(f"\nFitted power of L: {power:.3f}; theory -1.")
-        self.add("power of L", power, None, -1.0)
+            self.report.row(f"{size}", f"{value:.6f}{bar}", f"{exact:.6f}")
+            self.report.add(f"rms difference, L={size}", value, error, exact=exact)
+        self.report.say(f"Fitted power of L: {power:.3f}; theory -1.")
+        self.report.add("power of L", power, exact=-1.0)
         self.limits["L"] = np.array(sizes, float), np.array(found), -1.0
 
     def short_ranges(self) -> None:
@@ -277,40 +260,34 @@ class Study:
                 rows[amplitude].append(float(np.sqrt(((ends[0] - ends[1]) ** 2).mean()) / norm))
         if self.comm.rank > 0:
             return
-        self.lines += [
-            "\n| gamma | local against nonlocal equation, m_0 of 0.01 | power | of 0.5 |",
-            "|---|---|---|---|",
-        ]
+        title = "local against nonlocal equation, m_0 of 0.01"
+        self.report.table("gamma", title, "power", "of 0.5")
         powers = np.log2(np.divide(rows[0.01][:-1], rows[0.01][1:]))
         local = ["", *(f"{power:.2f}" for power in powers)]
         for width, small, power, large in zip(widths, rows[0.01], local, rows[0.5], strict=True):
-            self.lines.append(f"| 1/{1 / width:g} | {small:.2e} | {power} | {large:.1e} |")
-            self.add(f"local equation, gamma=1/{1 / width:g}, m_0 of 0.01", small, None, 0.0)
-            self.add(f"local equation, gamma=1/{1 / width:g}, m_0 of 0.5", large, None, 0.0)
-        self.lines.append("\nPower of gamma from one line to the next, for small m; theory 4.")
-        self.add("power of gamma", float(powers[-1]), None, 4.0)
+            self.report.row(f"1/{1 / width:g}", f"{small:.2e}", power, f"{large:.1e}")
+            name = f"local equation, gamma=1/{1 / width:g}"
+            self.report.add(f"{name}, m_0 of 0.01", small, exact=0.0)
+            self.report.add(f"{name}, m_0 of 0.5", large, exact=0.0)
+        self.report.say("Power of gamma from one line to the next, for small m; theory 4.")
+        self.report.add("power of gamma", powers[-1], exact=4.0)
         self.limits["gamma"] = widths, np.array(rows[0.01]), 4.0
 
     def write(self) -> None:
         if self.comm.rank > 0:
             return
         limits_figure(self.out / "limits.png", self.limits, "relative or rms difference")
-        table = "\n".join(self.lines)
-        print(table)
-        (self.out / "table.md").write_text(table + "\n")
-        (self.out / "results.json").write_text(json.dumps(self.entries, indent=2) + "\n")
+        self.report.write()
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/pde_comparison")
     add = parser.add_argument
-    add("--out", default="results/pde_comparison", help="directory for the results")
     add("--size", type=int, default=1024, help="L of the cases")
-    add("--sizes", type=lambda t: [int(w) for w in t.split(",")], default=[1024, 4096])
+    add("--sizes", type=list_of(int), default=[1024, 4096])
     add("--runs", type=int, default=4, help="runs of each size but the largest, which has one")
     add("--tau", type=float, default=0.125, help="step of the spins (midpoint)")
     add("--seed", type=int, default=0, help="of initial fields and runs")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.blocks, options.grid, options.time = BLOCKS, GRID, TIME
     options.local_grid = 1024

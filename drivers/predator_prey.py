@@ -44,6 +44,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
 from mpiflow.experiments import results as report
+from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import Results, farm, results_directory
 from mpiflow.files.schema import CLOCK, Variable
 from mpiflow.files.trajectory import TrajectoryWriter
@@ -380,14 +381,12 @@ def write_means(
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/predator_prey")
     add = parser.add_argument
-    add("--out", default="results/predator_prey", help="directory for the results")
     add("--seeds", type=int, default=4, help="data sets and trainings, 3 or more")
     add("--members", type=int, default=50, help="trajectories of each initial condition")
     add("--epochs", type=int, default=40, help="most epochs of a training")
     add("--seed", type=int, default=1)
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.trajectories, options.steps, options.draws, options.rounds = 50, 3000, 64, 999
     if options.smoke:

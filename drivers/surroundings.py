@@ -38,6 +38,7 @@ from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import BIT_RNG
 from mpiflow.experiments import results as report
+from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import farm, results_directory
 from mpiflow.experiments.short_time import stationary_variance
 from mpiflow.files.schema import STANDARD
@@ -409,14 +410,12 @@ def write_truth(
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/surroundings")
     add = parser.add_argument
-    add("--out", default="results/surroundings", help="directory for the results")
     add("--seeds", type=int, default=3, help="independent sets of lattices, 3 or more")
     add("--lattices", type=int, default=512, help="lattices of each set")
     add("--states", type=int, default=160, help=f"states of each, {BETWEEN} sweeps apart")
     add("--seed", type=int, default=1)
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     options.cases, options.sweeps = list(CASES), max(SWEEPS.values())
     if options.smoke:

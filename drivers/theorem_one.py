@@ -35,6 +35,7 @@ from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
 from mpiflow.experiments import results as report
+from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import farm, results_directory
 from mpiflow.experiments.short_time import (
     Surroundings,
@@ -449,13 +450,11 @@ def write_truth(path: Path, part: Part, options: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/theorem_one")
     add = parser.add_argument
-    add("--out", default="results/theorem_one", help="directory for the results")
     add("--groups", type=int, default=4, help=f"groups of {TOGETHER} states of each kind")
     add("--replicas", type=int, default=64, help="evolutions of each state")
     add("--seed", type=int, default=1)
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.groups, options.replicas = 2, 4

@@ -44,6 +44,7 @@ from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.core.noise import RNG
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
 from mpiflow.experiments import upsampling
+from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import (
     Entry,
     Kept,
@@ -671,10 +672,9 @@ def write_levels(path: Path, options: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/upsampling")
     add = parser.add_argument
     times, windows = [0.5, 1, 2, 4, 8, 16, 32, 64], [0.5, 2, 8]
-    add("--out", default="results/upsampling", help="directory for the results")
     add("--largest", type=int, default=1024, help="sites a side of the last level compared")
     add("--beyond", type=int, default=8192, help="sites a side of one lattice cut over ranks")
     add("--times", type=float, nargs="+", default=times, help="relaxation of whole lattices")
@@ -683,7 +683,6 @@ def parse() -> argparse.Namespace:
     add("--groups", type=int, default=8, help="independent groups of direct states")
     add("--thin", type=int, default=1, help="divide the numbers of states by this")
     add("--seed", type=int, default=20251112, help="of everything")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.largest, options.beyond, options.times, options.window_times = 128, 256, [1, 4], [1]

@@ -11,7 +11,6 @@ into --out: results.json, table.md.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -22,7 +21,8 @@ from mpiflow.core import parallel
 from mpiflow.core.block import Block, gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
-from mpiflow.experiments.results import results_directory
+from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.results import Report, results_directory
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.tiled import TiledNFold
 
@@ -41,9 +41,8 @@ def main() -> None:
                 "replicas", options.replicas, f"{4 * comm.size} or more", "Leave it out."
             )
     out = results_directory(options.out, comm)
-    lines = ["| T | tile | t | " + " | ".join(f"W = {w:g}" for w in WINDOWS) + " |"]
-    lines.append("|---|---|---|" + "---|" * len(WINDOWS))
-    entries = []
+    report = Report(out)
+    report.table("T", "tile", "t", *(f"W = {w:g}" for w in WINDOWS))
     for temperature in options.temperatures:
         exact = walls(options, comm, 1, lambda seed, n, t=temperature: serial(t, seed, n))
         for tile in options.tiles:
@@ -66,21 +65,10 @@ def main() -> None:
                     stderr = 100 * np.hypot(metrics.standard_error(values[:, i]), error) / mean
                     cells.append(f"{bias:+.2f} ± {stderr:.2f}")
                     case = f"T={temperature:g} tile={tile} t={time:g} W={window:g}"
-                    entries.append(
-                        {
-                            "quantity": f"bias in percent, {case}",
-                            "ours": float(bias),
-                            "stderr": float(stderr),
-                            "published": None,
-                            "exact": 0.0,
-                        }
-                    )
-                lines.append(f"| {temperature:g} | {tile} | {time:g} | " + " | ".join(cells) + " |")
+                    report.add(f"bias in percent, {case}", bias, stderr, exact=0.0)
+                report.row(f"{temperature:g}", f"{tile}", f"{time:g}", *cells)
     if comm.rank == 0:
-        table = "\n".join(lines)
-        print(table)
-        (out / "table.md").write_text(table + "\n")
-        (out / "results.json").write_text(json.dumps(entries, indent=2) + "\n")
+        report.write()
 
 
 def walls(
@@ -126,14 +114,12 @@ def windows(temperature: float, window: float, tile: int, seed: int) -> Solver:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = driver_parser(__doc__, "results/window_bias")
     add = parser.add_argument
-    add("--out", default="results/window_bias", help="directory for the results")
     add("--size", type=int, default=128, help="sites a side")
     add("--replicas", type=int, default=2000, help="lattices for each solver")
     add("--temperatures", type=float, nargs="+", default=[1.0, 1.5], help="below Tc")
     add("--tiles", type=int, nargs="+", default=[64, 8], help="sides of the tiles")
-    add("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     if options.smoke:
         options.size, options.replicas, options.tiles = 32, 16, [8]

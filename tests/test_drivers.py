@@ -60,7 +60,14 @@ LEAVES = {
     "surroundings": ["results.json", "table.md", "surroundings.png", "truth.h5"],
     "upsampling": ["results.json", "table.md", "upsampling.png", "levels.h5"],
     "pde_comparison": ["results.json", "table.md", "case_h1_T4_gamma32.png", "limits.png"],
-    "demo": ["truth.h5", "rollout.h5", "demo.png", "table.md", "model/model.safetensors"],
+    "demo": [
+        "truth.h5",
+        "rollout.h5",
+        "demo.png",
+        "results.json",
+        "table.md",
+        "model/model.safetensors",
+    ],
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
     "window_bias": ["results.json", "table.md"],
     "large_ising": ["quench_0.h5", "critical_1.h5", "results.json", "table.md", "large_ising.png"],
@@ -71,15 +78,16 @@ def test_every_driver_is_tested() -> None:
     assert {p.stem for p in (ROOT / "drivers").glob("*.py")} == set(LEAVES)
 
 
-#: Entries of results.json. Three errors of two methods; two laws; four windows at two times; 13
-#: errors of barriers and seven averages at two temperatures; 18 quantities of two sizes and six
-#: pairs at two temperatures; what learning cost; the truth's, and pairs at three; 12 quantities
-#: of two windows.
-#: Five errors of four laws, eight of two structures, four of nearest neighbours at three T; eight
-#: of five equations in two cases, and two passages at two T. Three exponents of four kinds, three
-#: moments at two sides and five T; three cases of predator-prey; qualities of upsampled states;
-#: errors of three kinds of states; eight surroundings at two T.
+#: Entries of results.json. Two errors of two methods of the demo, three of two; two laws; four
+#: windows at two times; 13 errors of barriers and seven averages at two temperatures; 18
+#: quantities of two sizes and six pairs at two temperatures; what learning cost; the truth's,
+#: and pairs at three; 12 quantities of two windows. Five errors of four laws, eight of two
+#: structures, four of nearest neighbours at three T; eight of five equations in two cases, and
+#: two passages at two T. Three exponents of four kinds, three moments at two sides and five T;
+#: three cases of predator-prey; qualities of upsampled states; errors of three kinds of states;
+#: eight surroundings at two T.
 ENTRIES = {
+    "demo": 2 * 2,
     "ising_closure": 6,
     "large_ising": 2,
     "window_bias": 8,
@@ -173,11 +181,10 @@ def require_results(name: str, out: Path) -> None:
         assert (out / file).stat().st_size > 0, (name, file)
     table = (out / "table.md").read_text()
     assert any(title in table for title in TITLES), name
-    if "results.json" in LEAVES[name]:
-        entries = json.loads((out / "results.json").read_text())
-        assert len(entries) == ENTRIES[name], name
-        for entry in entries:
-            assert set(entry) == {"quantity", "ours", "stderr", "published", "exact"}, name
+    entries = json.loads((out / "results.json").read_text())
+    assert len(entries) == ENTRIES[name], name
+    for entry in entries:
+        assert set(entry) == {"quantity", "ours", "stderr", "published", "exact"}, name
 
 
 @pytest.mark.timeout(600)

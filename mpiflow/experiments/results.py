@@ -95,6 +95,53 @@ def write(out: Path, text: str, entries: Sequence[Entry]) -> None:
     storage.write_folder(out, {"table.md": table_text, "results.json": results})
 
 
+class Report:
+    """What a driver found, as it will stand in table.md and results.json.
+
+    Parameters
+    ----------
+    out : the driver's directory
+
+    Attributes
+    ----------
+    entries : of results.json, in order
+    lines : of table.md, in order
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.entries: list[Entry] = []
+        self.lines: list[str] = []
+
+    def add(
+        self,
+        quantity: str,
+        ours: float | np.ndarray | Sequence[float],
+        stderr: float | None = None,
+        *,
+        published: float | None = None,
+        exact: float | None = None,
+    ) -> None:
+        """One more :func:`entry`."""
+        self.entries.append(entry(quantity, ours, stderr=stderr, published=published, exact=exact))
+
+    def say(self, text: str) -> None:
+        """One more paragraph, or a table that was made by :func:`table`."""
+        self.lines += ["", text] if self.lines else [text]
+
+    def table(self, *titles: str) -> None:
+        """Begin a table, whose rows follow."""
+        self.say(table(titles, []).rstrip())
+
+    def row(self, *cells: str) -> None:
+        """One more row of the table begun last."""
+        self.lines.append("| " + " | ".join(cells) + " |")
+
+    def write(self) -> None:
+        """Print the tables and write them with the entries; on one rank."""
+        write(self.out, "\n".join(self.lines), self.entries)
+
+
 def figure(width: float, height: float) -> Figure:
     """An empty figure that needs no screen; save it with ``savefig(path, dpi=130)``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -39,6 +39,22 @@ def test_tables_and_results_are_written(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "empty.png").stat().st_size > 0
 
 
+def test_a_report_grows_by_paragraphs_rows_and_entries(tmp_path: Path) -> None:
+    found = report.Report(tmp_path)
+    found.say("Two laws.")
+    found.table("law", "ours")
+    found.row("growth", "0.5")
+    found.add("growth", [0.4, 0.6], exact=0.5)
+    found.add("decay", np.float32(0.25), np.nan, published=0.3)
+    found.say("At last.")
+    found.write()
+    text = "Two laws.\n\n| law | ours |\n| --- | --- |\n| growth | 0.5 |\n\nAt last.\n"
+    assert (tmp_path / "table.md").read_text() == text
+    growth, decay = json.loads((tmp_path / "results.json").read_text())
+    assert growth == report.entry("growth", [0.4, 0.6], exact=0.5)
+    assert decay == report.entry("decay", 0.25, published=0.3)
+
+
 def test_kept_parts_are_taken_up_only_with_the_same_facts(tmp_path: Path) -> None:
     calls = []
 
