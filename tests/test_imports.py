@@ -80,7 +80,6 @@ TAKES_A_COMMUNICATOR = {
     "learn.alloy.data",
     "learn.generator.data",
     "learn.onsagerflow.from_files",
-    "learn.generator.fit",
     "learn.goodness",
     "learn.onsagerflow.fit",
     "learn.onsagerflow.net",
@@ -244,6 +243,7 @@ def test_the_unpickler_calls_nothing(name: str) -> None:
         ),
         ("import mpiflow.core.lattice", "mpi4py numba numpy"),
         ("import mpiflow.experiments.results", "mpi4py.MPI torch numba matplotlib"),
+        ("import mpiflow.learn.models, mpiflow.learn.kernels", "mpi4py.MPI torch numba"),
         (
             "from mpiflow.experiments import alloy, figures, finite_size, short_time, upsampling",
             "torch matplotlib",

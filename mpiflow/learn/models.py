@@ -1,14 +1,21 @@
-"""Saved models of all kinds."""
+"""Saved models of all kinds: a folder with ``model.safetensors`` and ``model.json``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mpiflow._version import __version__
 from mpiflow.core.errors import InputError
+from mpiflow.files import storage
 
+if TYPE_CHECKING:
+    import torch
+
+M = TypeVar("M")
 #: What model.json calls a kind: where it is loaded.
 KINDS = {
     "ising-closure": ("mpiflow.learn.closure.model", "load_model"),
@@ -17,7 +24,7 @@ KINDS = {
     "predator-prey": ("mpiflow.learn.closure.predator_prey", "load_predator_prey"),
     "alloy-sro": ("mpiflow.learn.alloy.model", "load_alloy_model"),
     "field-generator": ("mpiflow.learn.generator.model", "load_generator"),
-    "field-law": ("mpiflow.systems.field_law", "load_law"),
+    "field-law": ("mpiflow.simulation.field.law_files", "load_law"),
 }
 
 
@@ -49,3 +56,58 @@ def load_model(directory: str | Path) -> Any:
         remedy = f"Reading its kind said: {error!r}."
         raise InputError("model", str(directory), known, remedy) from error
     return getattr(import_module(module), function)(directory)
+
+
+def write_model(
+    directory: str | Path,
+    kind: str,
+    description: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Write ``model.safetensors`` and ``model.json`` of a model of a kind into a directory.
+
+    Parameters
+    ----------
+    kind : its key in :data:`KINDS`
+    description : what JSON can hold, for :func:`read_model`
+    tensors : by name
+    """
+    from safetensors.torch import save
+
+    whole = {"kind": kind, "mpiflow_version": __version__, **description}
+    text = json.dumps(whole, indent=2) + "\n"
+    storage.write_folder(directory, {"model.safetensors": save(dict(tensors)), "model.json": text})
+
+
+def read_model(
+    directory: str | Path,
+    kind: str,
+    build: Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], M],
+) -> M:
+    """Build a model from what :func:`write_model` wrote.
+
+    Raises
+    ------
+    InputError : there is no model of this kind, or a damaged one
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    if not (directory / "model.json").is_file():
+        raise InputError(
+            "model", str(directory), "a directory with model.json", "Train and save one first."
+        )
+    try:
+        description = json.loads((directory / "model.json").read_text())
+        if description.get("kind") != kind:
+            raise InputError(
+                "model", str(directory), f"kind '{kind}'", "Use the tool that made it."
+            )
+        return build(description, load_file(directory / "model.safetensors"))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            "model", str(directory), "an undamaged mpiflow model", f"Loading said: {error!r}."
+        ) from error

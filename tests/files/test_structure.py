@@ -14,7 +14,6 @@ import pytest
 
 from mpiflow.cli import invoke
 from mpiflow.core.errors import InputError
-from mpiflow.experiments import figures as plots
 from mpiflow.files import structure
 from mpiflow.files.schema import STANDARD, TIME
 from mpiflow.files.structure import Snapshot, grid_of, read_structure, species_of
@@ -489,41 +488,6 @@ def test_members_of_an_ensemble_are_exported(tmp_path: Path) -> None:
 def test_one_number_of_cells_is_a_cube() -> None:
     assert structure.cells_of({"cells": 5}) == (5, 5, 5)
     assert structure.cells_of({"cells": [4, 5, 6]}) == (4, 5, 6)
-
-
-# -- pictures ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("vacancies", [0, 1, 40])
-def test_a_picture_shows_the_elements_and_the_vacancies(tmp_path: Path, vacancies: int) -> None:
-    colors = pytest.importorskip("matplotlib.colors")
-    image = pytest.importorskip("matplotlib.image")
-    grid = a_state(4, 5, 6, vacancies=vacancies)
-    grid[7, 9, 11] = 0 if vacancies else 1  # the nearest corner
-    plots.alloy_figure(grid, tmp_path / "alloy.png", title="NbMoTa", pixels=300)
-    picture = image.imread(tmp_path / "alloy.png")[..., :3]
-
-    def near(colour: str) -> int:
-        return int((np.abs(picture - colors.to_rgb(colour)).max(axis=2) < 0.06).sum())
-
-    for colour in plots.ELEMENT_COLOURS[:3]:
-        assert near(colour) > 100
-    red = near(plots.VACANCY_COLOUR)
-    plots.alloy_figure(np.where(grid == 0, 1, grid), tmp_path / "full.png", pixels=300)
-    picture = image.imread(tmp_path / "full.png")[..., :3]
-    assert red > near(plots.VACANCY_COLOUR) or vacancies == 0
-
-
-def test_nearer_atoms_hide_farther_ones(tmp_path: Path) -> None:
-    """Two spheres on a line of sight: only the colour of the nearer one is left."""
-    colours = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    for order in (slice(None), slice(None, None, -1)):
-        image, _ = plots._render(
-            np.zeros((2, 2)), np.array([0.0, 3.0])[order], np.ones(2), colours[order], 60
-        )
-        opaque = image[image[..., 3] == 1.0]
-        assert len(opaque) > 100
-        assert (opaque[:, 2] > opaque[:, 0]).all()
 
 
 # -- files as people have them -----------------------------------------------------------------

@@ -21,14 +21,9 @@ from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
 from mpiflow.learn.generator.law import Polynomials, cells, learn_weak
-from mpiflow.learn.generator.model import (
-    Generator,
-    in_gauge,
-    kernel_basis,
-    load_generator,
-    true_kernel,
-)
-from mpiflow.learn.training import Schedule
+from mpiflow.learn.generator.model import Generator, in_gauge, load_generator, true_kernel
+from mpiflow.learn.kernels import kernel_basis
+from mpiflow.learn.training import Schedule, fit
 from mpiflow.systems.kac import Kac
 
 POINTS, BLOCK, SYSTEM = 16, 8, Kac(1.0, 8.0)
@@ -181,6 +176,14 @@ def test_instruments_share_no_frame_with_what_they_stand_for() -> None:
             assert abs(product.mean()) < 5 * product.std() / np.sqrt(product.size)
 
 
+def columns(model: Generator, rates: Rates) -> list[torch.Tensor]:
+    """What the loss takes of each point of the fields: I, m, beta, h and rate."""
+    rows = [np.repeat(v, POINTS**2) for v in (rates.beta, rates.field)]
+    given = (rates.state.ravel(), *rows, rates.rate.ravel())
+    drive = model.drive(torch.as_tensor(rates.state)).flatten()
+    return [drive, *map(torch.as_tensor, given)]
+
+
 @pytest.mark.parametrize("prior", ["strong", "linear"])
 def test_scores_are_the_gradient_of_the_loss(prior: str) -> None:
     data = solved().select([0, 1])
@@ -189,9 +192,7 @@ def test_scores_are_the_gradient_of_the_loss(prior: str) -> None:
     with torch.no_grad():
         model.weights.add_(0.02)
     scores, square = learn._scores(model, rates)
-    phi = learn.features(model, rates.state).transpose(0, 2, 3, 1).reshape(-1, len(model.weights))
-    rows = [np.repeat(v, POINTS**2) for v in (rates.beta, rates.field)]
-    loss = learn.sample_loss(model, (phi, rates.state.ravel(), *rows, rates.rate.ravel()))()
+    loss = model(*columns(model, rates)).mean()
     assert loss.item() == pytest.approx(square)
     gradient = torch.autograd.grad(loss, [model.weights, model.constants])
     whole = torch.cat(gradient).numpy() * rates.state.size
@@ -372,10 +373,9 @@ def test_a_network_learns_kernel_and_law() -> None:
     torch.manual_seed(0)
     rates = solved().rates(4)
     model = Generator("mlp", "radial", POINTS, 4, width=24)
-    data = learn.samples(model, rates, 2000, 0)
-    learn.descend(model, data, schedule=Schedule(epochs=40, batch=128, learning_rate=1e-2))
-    learn.polish(model, learn.sample_loss(model, data), 150)
-    assert learn.sample_loss(model, data)().item() < 1e-3
+    schedule = Schedule(epochs=10, batch=128, learning_rate=1e-2)
+    learn_weak(model, rates, degree=5, bins=20, rounds=4, schedule=schedule)
+    assert model(*columns(model, rates)).mean().item() < 1e-3
     assert distance(model.kernel_array(), in_gauge(TRUTH)[0]) < 0.12
     before = model.kernel_array()
     learn.solve(model, replace(rates, **some(rates, 8)), tolerance=1e-3)
@@ -469,8 +469,10 @@ def test_it_trains_over_ranks(prior: str, comm: MPI.Intracomm) -> None:
     for ranks in (None, comm):
         torch.manual_seed(0)
         model = Generator(prior, "radial", POINTS, 4, width=8)  # type: ignore[arg-type]
-        data = learn.samples(model, solved().rates(2), 400, 0)
-        logs.append(learn.descend(model, data, schedule=Schedule(epochs=2, batch=51), comm=ranks))
+        data = [column.detach().numpy()[::40] for column in columns(model, solved().rates(2))]
+        model.weights.requires_grad_(False)  # as where the kernel was found by solve
+        model.float()
+        logs.append(fit(model, data, seed=0, schedule=Schedule(epochs=2, batch=51), comm=ranks))
         results.append(torch.cat([p.detach().ravel() for p in model.parameters()]))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(logs[0].validation, logs[1].validation, rtol=1e-3)

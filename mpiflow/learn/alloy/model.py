@@ -38,7 +38,7 @@ import torch
 
 from mpiflow.core.errors import InputError
 from mpiflow.learn.alloy.onsager_net import OnsagerSDE
-from mpiflow.learn.closure.model import read_model, write_model
+from mpiflow.learn.models import read_model, write_model
 from mpiflow.learn.pair_goodness import judge
 from mpiflow.learn.training import Schedule, TrainingLog, fit
 from mpiflow.systems.alloy import ELEMENTS, NEIGHBOURS, pair_names

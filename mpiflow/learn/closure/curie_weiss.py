@@ -23,7 +23,8 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
 from mpiflow.core.noise import uniforms
 from mpiflow.initial import spins as initial
-from mpiflow.learn.closure.model import Method, read_model, write_model
+from mpiflow.learn.closure.model import Method
+from mpiflow.learn.models import read_model, write_model
 from mpiflow.learn.pair_goodness import judge
 from mpiflow.learn.sde import LearnedSDE, MacroscopicSDE
 from mpiflow.learn.training import Schedule, TrainingLog, fit

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from mpi4py import MPI
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
 from mpiflow import observables
-from mpiflow._version import __version__
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
-from mpiflow.files import storage
 from mpiflow.learn.closure.closure import OBSERVABLES, ClosureAutoencoder
 from mpiflow.learn.closure.dataset import DataPlan, PairData, class_densities
+from mpiflow.learn.models import read_model, write_model
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule, TrainingLog, fit
 
 Method = Literal["partial", "naive"]
-M = TypeVar("M")
 #: What model.json calls a model of this module.
 KIND = "ising-closure"
 #: Latent variables that are not closures.
@@ -130,44 +125,6 @@ def built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
     sde.eval()
     plan = DataPlan(**description["plan"])
     return MacroscopicModel(autoencoder, sde, plan, description["dt"], description["card"])
-
-
-def write_model(
-    directory: str | Path,
-    kind: str,
-    description: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-) -> None:
-    """Write ``model.safetensors`` and ``model.json`` of a model of a kind into a directory."""
-    whole = {"kind": kind, "mpiflow_version": __version__, **description}
-    text = json.dumps(whole, indent=2) + "\n"
-    storage.write_folder(directory, {"model.safetensors": save(dict(tensors)), "model.json": text})
-
-
-def read_model(
-    directory: str | Path,
-    kind: str,
-    build: Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], M],
-) -> M:
-    """Build a model from what :func:`write_model` wrote, or say in one line why not."""
-    directory = Path(directory)
-    if not (directory / "model.json").is_file():
-        raise InputError(
-            "model", str(directory), "a directory with model.json", "Train and save one first."
-        )
-    try:
-        description = json.loads((directory / "model.json").read_text())
-        if description.get("kind") != kind:
-            raise InputError(
-                "model", str(directory), f"kind '{kind}'", "Use the tool that made it."
-            )
-        return build(description, load_file(directory / "model.safetensors"))
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            "model", str(directory), "an undamaged mpiflow model", f"Loading said: {error!r}."
-        ) from error
 
 
 def train_autoencoder(

@@ -22,7 +22,7 @@ from torch import nn
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import uniforms
-from mpiflow.learn.closure.model import read_model, write_model
+from mpiflow.learn.models import read_model, write_model
 from mpiflow.learn.pair_goodness import judge
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule, TrainingLog, fit, mlp

@@ -28,14 +28,12 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 import torch
-from mpi4py import MPI
 
 from mpiflow.core import noise
 from mpiflow.core.errors import InputError
 from mpiflow.learn.generator.data import FieldData, Rates
 from mpiflow.learn.generator.goodness import judge
 from mpiflow.learn.generator.model import CONSTANTS, DOUBLE, Generator, in_gauge
-from mpiflow.learn.training import Schedule, TrainingLog, fit
 
 #: Fields at a time; fields that the Jacobian is taken from.
 CHUNK, JACOBIAN = 32, 96
@@ -256,73 +254,6 @@ def errors(model: Generator, solution: Solution, draws: int = 200, seed: int = 0
     return out | {"kernel": float(np.sqrt(variance) / np.linalg.norm(own @ flat))}
 
 
-def samples(
-    model: Generator, rates: Rates, count: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Random points of the fields: phi_p * m (n, P), m, beta, h and rate (n,) float64."""
-    n = len(rates.state)
-    fields = min(n, max(1, count // 64))
-    each = min(model.points**2, -(-count // fields))
-    uniform = noise.uniforms(seed, "sample", 1, 0, np.arange(n))[:, 0]
-    columns: list[list[np.ndarray]] = [[], [], [], [], []]
-    for i in np.argsort(uniform)[:fields]:
-        draw = noise.uniforms(seed, "sample", 2, int(i), np.arange(model.points**2))[:, 0]
-        at = np.argsort(draw)[:each]
-        phi = features(model, rates.state[i : i + 1])[0].reshape(len(model.weights), -1)
-        values = (
-            phi[:, at].T,
-            rates.state[i].ravel()[at],
-            np.full(each, rates.beta[i]),
-            np.full(each, rates.field[i]),
-            rates.rate[i].ravel()[at],
-        )
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-    phi, m, beta, h, rate = (np.concatenate(column) for column in columns)
-    return phi, m, beta, h, rate
-
-
-def descend(
-    model: Generator,
-    data: tuple[np.ndarray, ...],
-    *,
-    seed: int = 0,
-    schedule: Schedule | None = None,
-    comm: MPI.Intracomm | None = None,
-    progress: Callable[[int, float, float], None] | None = None,
-) -> TrainingLog:
-    """Minimise loss (19) of :func:`samples` by AdamW, on one rank or with DDP over ranks.
-
-    Single precision; for any prior, but :func:`solve` is faster and exact for the strong ones.
-    """
-    _set_scales(model, data)
-    order = np.argsort(noise.uniforms(seed, "sample", 3, 0, np.arange(len(data[0])))[:, 0])
-    model.float()
-    log = fit(model, [a[order] for a in data], seed=seed, schedule=schedule, comm=comm,
-              progress=progress)  # fmt: skip
-    model.double()
-    return log
-
-
-def _set_scales(model: Generator, data: tuple[np.ndarray, ...]) -> None:
-    """Units of the network's inputs and output, and a kernel to start from.
-
-    For Gaussian fields the linear regression of the rates on all phi_p * m is proportional to
-    the kernel, whatever the law [Brillinger 1982].
-    """
-    phi, m, beta, h, rate = data
-    with torch.no_grad():
-        if model.network is not None:
-            # m goes with the centre, so that only off-centre weights are proportional to J.
-            design = phi - phi.mean(axis=0)
-            normal = design.T @ design
-            normal += 1e-6 * np.trace(normal) / len(normal) * np.eye(len(normal))
-            w = np.linalg.solve(normal, design.T @ (rate - rate.mean()))
-            if (w @ model.sums - w @ model.centres) > 0:
-                model.weights.copy_(torch.as_tensor(w))
-        set_units(model, phi @ model.own_weights().numpy(), m, beta, h, rate)
-
-
 def set_units(model: Generator, *points: np.ndarray) -> None:
     """Units of a network's inputs I, m, beta, h and of its output, the rate, all (n,)."""
     inputs, rate = np.stack(points[:4]), points[4]
@@ -357,12 +288,6 @@ def polish(
 
     optimizer.step(closure)
     return seen
-
-
-def sample_loss(model: Generator, data: tuple[np.ndarray, ...]) -> Callable[[], torch.Tensor]:
-    """Loss (19) on all of :func:`samples`, for :func:`polish`."""
-    tensors = [torch.as_tensor(a, dtype=DOUBLE) for a in data]
-    return lambda: model(*tensors).mean()
 
 
 def rollout_loss(

@@ -29,11 +29,7 @@ block, and b = 1 - c for the strong form; b = beta (1 - c), C = beta c, D = beta
 one. For a network only J is known. D is known only from runs with a field, and A apart from G(0)
 only from fields that are large enough for the tanh to bend: small ones relax by A - beta G(0).
 
-Kernels are even under all symmetries of the square, J(x) = sum_p w_p phi_p(x):
-
-- ``free``: one weight for each orbit of offsets up to ``radius`` points along an axis;
-- ``radial``: piecewise linear in the distance, knots at 0, 1, ..., and 0 beyond ``radius``;
-- ``spectral``: its transform is piecewise linear in \|k\|, knots at each 2 pi / M.
+Kernels are sums J(x) = sum_p w_p phi_p(x) of those of :mod:`mpiflow.learn.kernels`.
 """
 
 from __future__ import annotations
@@ -47,31 +43,16 @@ import torch
 from torch import nn
 
 from mpiflow.core.errors import InputError
-from mpiflow.learn.closure.model import read_model, write_model
+from mpiflow.learn.kernels import KernelKind, kernel_basis
+from mpiflow.learn.models import read_model, write_model
 from mpiflow.learn.training import mlp
 from mpiflow.systems.kac import Kac
 
 KIND = "field-generator"
 Prior = Literal["strong", "linear", "mlp"]
-KernelKind = Literal["free", "radial", "spectral"]
 #: Constants of each prior beside the kernel.
 CONSTANTS: dict[str, tuple[str, ...]] = {"strong": ("A",), "linear": ("A", "D"), "mlp": ()}
 DOUBLE = torch.float64
-
-
-def kernel_basis(kind: KernelKind, points: int, radius: float) -> np.ndarray:
-    """The kernels phi_p, (P, M, M) float64, with x = 0 at [0, 0]; see the module."""
-    line = np.minimum(np.arange(points), points - np.arange(points))
-    far, near = np.maximum.outer(line, line), np.minimum.outer(line, line)
-    distance = np.hypot(far, near)
-    if kind == "free":
-        orbit = np.where(far <= radius, far * points + near, -1)
-        labels = np.unique(orbit[orbit >= 0])
-        return np.array([orbit == label for label in labels], float)
-    hats = np.maximum(0.0, 1.0 - abs(distance - np.arange(points)[:, None, None]))
-    if kind == "radial":
-        return hats[: int(np.ceil(radius))]
-    return np.fft.ifft2(hats[hats.any(axis=(1, 2))]).real
 
 
 def true_kernel(system: Kac, points: int, block: int) -> np.ndarray:
@@ -282,18 +263,17 @@ class Generator(nn.Module):
 
     def forward(
         self,
-        features: torch.Tensor,
+        drive: torch.Tensor,
         m: torch.Tensor,
         beta: torch.Tensor,
         h: torch.Tensor,
         rate: torch.Tensor,
         weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Loss (19) of samples in units of the rates' variance, times ``weight``.
+        """Loss (19) of samples (n,) in units of the rates' variance, times ``weight``.
 
-        ``features`` are phi_p * m (n, P), or (n,) their sum with the weights; the rest (n,).
+        ``drive`` is the kernel that acts on m, at the places of the samples.
         """
-        drive = features if features.ndim == 1 else features @ self.own_weights()
         loss = ((self.law(drive, m, beta, h) - rate) / self.unit) ** 2
         return loss if weight is None else weight * loss
 

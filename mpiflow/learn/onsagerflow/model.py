@@ -27,7 +27,7 @@ The rest is known in absolute terms, since noise gives K.
 **Forms.** ln kappa = sum of Legendre polynomials of m, so K > 0; beta s' = a artanh m + sum of
 Legendre polynomials; even and odd ones only if the law is symmetric. All coefficients are
 polynomials of 1 / T. Or both are networks (:mod:`mpiflow.learn.onsagerflow.functions`). J is a
-sum of orbits of the square or of radial hats (:func:`mpiflow.learn.generator.model.kernel_basis`),
+sum of orbits of the square or of radial hats (:func:`mpiflow.learn.kernels.kernel_basis`),
 on blocks.
 """
 
@@ -45,8 +45,8 @@ import torch
 from numpy.polynomial import legendre
 
 from mpiflow.core.errors import InputError
-from mpiflow.learn.closure.model import read_model, write_model
-from mpiflow.learn.generator.model import KernelKind, kernel_basis
+from mpiflow.learn.kernels import KernelKind, kernel_basis
+from mpiflow.learn.models import read_model, write_model
 from mpiflow.learn.onsagerflow.functions import Networks
 from mpiflow.learn.residuals import warn_of
 from mpiflow.solvers.field.stochastic import StochasticField
