@@ -28,7 +28,7 @@ from mpiflow.experiments.options import add_barriers, driver_parser, list_of
 from mpiflow.experiments.results import Report, farm, results_directory
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.initial.alloy import counts_of, random_alloy
-from mpiflow.run.alloy import record_alloy
+from mpiflow.run.simulate import record
 from mpiflow.simulation.alloy.barrier_model import BarrierModel, load_barrier_model
 from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.systems.alloy import Alloy, pair_names, row_sums
@@ -94,7 +94,7 @@ def run(
     every = options.time / options.frames
     path = out / f"truth_{sim.sites}_{seed}.h5"
     facts = {"barriers": model.name, "barriers_sha256": model.sha256}
-    record_alloy(sim, path, time=options.time, save_every=every, overwrite=True, attributes=facts)
+    record(sim, path, time=options.time, save_every=every, overwrite=True, attributes=facts)
 
 
 def count_hops(
@@ -102,7 +102,7 @@ def count_hops(
 ) -> None:
     """One lattice of 1024 sites at another temperature, counted in hops."""
     sim = start_of(model, temperature, 8, MPI.COMM_SELF, seed=options.seed + seed)
-    record_alloy(
+    record(
         sim,
         out / f"hops_{temperature:g}_{seed}.h5",
         hops=options.hops,

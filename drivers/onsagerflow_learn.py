@@ -37,8 +37,8 @@ from mpiflow.learn.onsagerflow.model import OnsagerFlow
 from mpiflow.learn.onsagerflow.net import learn_network
 from mpiflow.learn.training import Schedule
 from mpiflow.run.simulate import simulate
+from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import IsingConfig
 from mpiflow.systems.kac import Kac
 
 #: Between frames, and of the microscopic steps.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from mpiflow.learn.closure.model import MacroscopicModel as MacroscopicModel
     from mpiflow.learn.models import load_model as load_model
     from mpiflow.learn.run_dataset import RunDataset as RunDataset
-    from mpiflow.run.alloy import record_alloy as record_alloy
-    from mpiflow.run.predict import predict as predict
     from mpiflow.run.simulate import record as record
     from mpiflow.run.simulate import simulate as simulate
     from mpiflow.run.stopping import Keep as Keep
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
     from mpiflow.systems.predator_prey import PredatorPrey as PredatorPrey
 
     open = open_path
+    predict, record_alloy = simulate, record
 
 #: Public name: the module it lives in, and its name there.
 _PUBLIC = {
@@ -79,9 +78,9 @@ _PUBLIC = {
     "local_relax": ("mpiflow.scaleup.spins", "local_relax"),
     "open": ("mpiflow.files.runs", "open_path"),
     "partial_evolution": ("mpiflow.scaleup.spins", "partial_evolution"),
-    "predict": ("mpiflow.run.predict", "predict"),
+    "predict": ("mpiflow.run.simulate", "simulate"),
     "record": ("mpiflow.run.simulate", "record"),
-    "record_alloy": ("mpiflow.run.alloy", "record_alloy"),
+    "record_alloy": ("mpiflow.run.simulate", "record"),
     "simulate": ("mpiflow.run.simulate", "simulate"),
     "upsample": ("mpiflow.scaleup.spins", "upsample"),
 }

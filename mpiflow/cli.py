@@ -21,17 +21,9 @@ from pydantic_core import PydanticUndefined
 
 from mpiflow._version import __version__
 from mpiflow.core import parallel, signals, streams
-from mpiflow.core.errors import InputError
-from mpiflow.simulation.alloy.options import AlloyConfig
-from mpiflow.simulation.ensemble_options import (
-    ChainConfig,
-    CurieWeissConfig,
-    EnsembleConfig,
-    PredatorPreyConfig,
-)
-from mpiflow.simulation.field.options import FieldConfig
-from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import Config, IsingConfig, did_you_mean
+from mpiflow.core.errors import InputError, did_you_mean
+from mpiflow.simulation import catalogue
+from mpiflow.simulation.options import Config, RunConfig
 
 _STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
 app = typer.Typer(
@@ -178,63 +170,23 @@ def _command(
 # -- commands ------------------------------------------------------------------------------
 
 
-def _simulate(config: IsingConfig | KacConfig) -> None:
+def _simulate(config: RunConfig) -> None:
     from mpiflow.run.simulate import simulate
 
     simulate(config, parallel.start())
 
 
-simulate_app.command("ising", help="Nearest-neighbour Ising model with Glauber dynamics.")(
-    _command(IsingConfig, _simulate)
-)
+def _add_systems() -> None:
+    """A command for each system of the catalogue."""
+    for name, entry in catalogue.systems().items():
+        model = catalogue.options(name)
+        if entry.command == "simulate":
+            simulate_app.command(name, help=entry.help)(_command(model, _simulate))
+        else:  # its first argument is the model that it runs
+            app.command(entry.command, help=entry.help)(_command(model, _simulate, "model"))
 
 
-simulate_app.command("kac", help="Ising model whose spins feel many others (Kac coupling).")(
-    _command(KacConfig, _simulate)
-)
-
-
-def _simulate_alloy(config: AlloyConfig) -> None:
-    from mpiflow.run.alloy import simulate_alloy
-
-    simulate_alloy(config, parallel.start())
-
-
-simulate_app.command("alloy", help="Body-centred cubic alloy whose vacancies hop (KMC).")(
-    _command(AlloyConfig, _simulate_alloy)
-)
-
-
-def _simulate_ensemble(config: EnsembleConfig) -> None:
-    from mpiflow.run.ensemble import simulate_ensemble
-
-    simulate_ensemble(config, parallel.start())
-
-
-simulate_app.command("linear-chain", help="Chains of springs with noise, pushed at one end.")(
-    _command(ChainConfig, _simulate_ensemble)
-)
-
-
-simulate_app.command("curie-weiss", help="Spins that feel all others alike, by exact events.")(
-    _command(CurieWeissConfig, _simulate_ensemble)
-)
-
-
-simulate_app.command("predator-prey", help="Prey and predators on a line, with noise.")(
-    _command(PredatorPreyConfig, _simulate_ensemble)
-)
-
-
-def _predict(config: FieldConfig) -> None:
-    from mpiflow.run.predict import predict
-
-    predict(config, parallel.start())
-
-
-app.command("predict", help="Run a learned stochastic field and write a Trajectory file.")(
-    _command(FieldConfig, _predict, "model")
-)
+_add_systems()
 
 
 @learn_app.command("onsagerflow")

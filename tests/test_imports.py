@@ -48,7 +48,6 @@ COMMUNICATES = {
     "run.follow": ANY,
     "run.stopping": ANY,  # one answer for all ranks
     "run.resume": ANY,
-    "run.alloy": ANY,
     "run.progress": ANY,
     "run.plan_time": ANY,
     "commands.bench.spins": ANY,
@@ -58,7 +57,7 @@ COMMUNICATES = {
     "experiments.results": frozenset({"allgather", "bcast"}),  # work dealt to ranks
     "learn.onsagerflow.increments": frozenset({"allreduce"}),  # sums over increments
     # gather() is an explicit request for the whole lattice; the rest finds this rank's GPU.
-    "simulation.ising.simulation": frozenset({"gather"}),
+    "simulation.spins.simulation": frozenset({"gather"}),
     "simulation.alloy.simulation": frozenset({"gather", "bcast", "allreduce"}),
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
@@ -70,12 +69,17 @@ TAKES_A_COMMUNICATOR = {
     "commands.bench.kac",
     "commands.bench.field",
     "simulation.kac.simulation",
+    "simulation.ising.simulation",
     "solvers.field.mesoscopic",
     "solvers.field.stochastic",
     "simulation.field.simulation",
-    "simulation.ensemble",
-    "run.ensemble",
-    "run.predict",
+    "simulation.ensemble.simulation",
+    "simulation.base",
+    "simulation.catalogue",
+    "simulation.ising.build",
+    "simulation.kac.build",
+    "simulation.alloy.build",
+    "simulation.spins.build",
     "learn.onsagerflow.build",
     "learn.alloy.data",
     "learn.generator.data",

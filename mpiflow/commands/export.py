@@ -25,12 +25,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpiflow.core.errors import InputError
+from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.files import segments, structure
 from mpiflow.files.schema import Variable
 from mpiflow.files.storage import whole_file
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.simulation.options import did_you_mean, idle
+from mpiflow.simulation.options import idle
 from mpiflow.systems.alloy import LATTICE_CONSTANT, is_site
 
 #: Formats, and the options of :func:`export` that each knows.

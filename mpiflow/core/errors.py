@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """A value that cannot be used.
@@ -21,3 +24,11 @@ class InputError(ValueError):
         # An exception with four arguments does not unpickle by default, and
         # errors travel between processes.
         return type(self), (self.name, self.value, self.allowed, self.remedy)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'Did you mean ...?', or nothing when no known word is close."""
+    names = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), names, n=1)
+    match = [names[name] for name in found]
+    return f"Did you mean {match[0]}?" if match else ""

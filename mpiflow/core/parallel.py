@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
+from mpi4py import MPI
+
 from mpiflow.core import signals, streams
 from mpiflow.core.errors import InputError
 
@@ -327,3 +330,9 @@ def arrival(comm: MPI.Intracomm, before: float, time: float, behind: np.ndarray)
 def _say(message: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # a log that cannot be written any more
         print(message, file=sys.stderr, flush=True)
+
+
+def say(comm: MPI.Intracomm, text: str) -> None:
+    """A line on standard error, from rank 0."""
+    if comm.rank == 0:
+        print(f"mpiflow: {text}", file=sys.stderr, flush=True)

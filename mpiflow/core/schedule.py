@@ -28,6 +28,11 @@ MOST_FRAMES, MOST_CHECKPOINTS, MOST_STEPS = 10**9, 10**6, 10**15
 _ROUNDING = 1e-12
 
 
+def number_to_json(value: float | None) -> float | str | None:
+    """A number as JSON has it, which knows no infinity."""
+    return "inf" if value is not None and math.isinf(value) else value
+
+
 @lru_cache(maxsize=256)
 def _exact(value: float) -> Fraction:
     text = repr(float(value))
@@ -63,6 +68,42 @@ def require_few(name: str, every: float, duration: float, most: int, what: str) 
             f"{duration / most:.3g} or more: at most {most:.0e} {what} in a run of {duration:g}"
         )
         raise InputError(name, every, allowed, "Leave it out, or take a longer one.")
+
+
+def whole_steps(
+    name: str,
+    duration: float,
+    step: float | None,
+    *,
+    now: float = 0.0,
+    what: str = "the time step",
+    other: str = "another step",
+    unit: str = "",
+) -> int:
+    """Whole steps in a duration; with no steps of one length 1, and 0 for 0.
+
+    Parameters
+    ----------
+    now : the time, whose differences round
+    what, other, unit : of the message
+
+    Raises
+    ------
+    InputError : it is no multiple of the step, or steps are too many
+    """
+    if not (duration >= 0 and math.isfinite(duration)):
+        raise InputError(name, duration, f"a finite number{unit and ' of seconds'}, 0 or more",
+            f"Try {'1e-7' if unit else '10'}.")  # fmt: skip
+    if duration == 0 or step is None:
+        return int(duration > 0)
+    if duration > MOST_STEPS * step:
+        allowed = f"at most {MOST_STEPS:.0e} steps of {step:g}{unit}"
+        raise InputError(name, duration, allowed, "Take a longer step.")
+    steps, rounding = round(duration / step), 1e-12 * now
+    if steps < 1 or not math.isclose(steps * step, duration, rel_tol=1e-9, abs_tol=rounding):
+        near = f"Use {max(1, steps) * step:.12g}, or {other}."
+        raise InputError(name, duration, f"a multiple of {what} {step:g}{unit}", near)
+    return steps
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ counts up; the last two are kept. The bytes do not depend on the number of ranks
 ============  ================================================================================
 attributes    ``config_json``, ``facts_json``, ``segments_json``, ``run`` (name of this run, also in
               its Trajectory), versions, and the numbers of the simulation and of its recording
-``sites``     (members, Ly, Lx / 8 rounded up) uint8, a bit a spin, the first in the highest bit;
-              or (members, nx, ny, nz) int8; of a field of blocks (members, ny, nx) float64 or
-              int32
+``sites``     the state of the simulation, one number of any kind a site, (members, *sides); of
+              spins (members, Ly, Lx / 8 rounded up) uint8, a bit a spin, the first in the highest
+              bit
 others        a row for each member: flips, clocks, order of events
 ============  ================================================================================
 """
@@ -31,12 +31,9 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import observables
 from mpiflow._version import __version__
-from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Shape
-from mpiflow.core.packed import PackedBlock
 from mpiflow.core.parallel import agreed
 from mpiflow.core.schedule import Number, State
 from mpiflow.files import storage
@@ -48,8 +45,6 @@ KEPT = 2
 _TAIL_BYTES = 128
 _TAIL = re.compile(rb"mpiflow checkpoint (\d+)\nsha256 ([0-9a-f]{64})\nbytes (\d+)\n\0*", re.DOTALL)
 _CHUNK = 2**20
-
-Box = tuple[slice, ...]
 
 
 class Resumable(Protocol):
@@ -65,6 +60,8 @@ class Resumable(Protocol):
     def local_members(self) -> slice: ...
     @property
     def block(self) -> Any: ...
+    def site_bits(self) -> np.ndarray | None: ...
+    def local_box(self) -> tuple[slice, ...]: ...
     def state_of(self) -> State: ...
     def restore(self, state: State) -> None: ...
 
@@ -210,7 +207,7 @@ def _image(arrays: Mapping[str, np.ndarray], texts: Mapping[str, Any]) -> memory
             options: dict[str, Any] = {}
             if array.size:
                 options = {"chunks": _chunks(array), "fletcher32": True}
-            if array.ndim == 4:  # bits of spins do not get smaller, bytes of species do
+            if array.dtype == np.int8:  # bits of spins do not get smaller, bytes of species do
                 options |= {"compression": "gzip", "compression_opts": 1}
             file.create_dataset(name, data=array, **options)
     return image.getbuffer()
@@ -225,32 +222,18 @@ def _chunks(array: np.ndarray) -> Shape:
     return tuple(reversed(sides))
 
 
-def _is_spins(sim: Resumable) -> bool:
-    return sim.lattice.ndim == 2 and isinstance(sim.block, Block | PackedBlock)
-
-
-def _box(sim: Resumable) -> Box:
-    """This rank's sites in the whole lattice."""
-    layout = sim.block.layout
-    if layout is None:
-        return tuple(slice(0, side) for side in sim.lattice.shape)
-    return tuple(layout.slices(sim.comm.rank))
-
-
 def _gather_sites(sim: Resumable) -> np.ndarray:
     """All sites on rank 0, packed where they are before they travel; elsewhere nothing."""
-    spins, block, comm = _is_spins(sim), sim.block, sim.comm
-    if spins:
-        piece = observables.spin_bits(block)
-    else:
-        piece = np.ascontiguousarray(block.spins())
-    places = comm.gather((sim.local_members, _box(sim)))
+    comm, bits = sim.comm, sim.site_bits()
+    packed = bits is not None
+    piece = bits if bits is not None else np.ascontiguousarray(sim.block.spins())
+    places = comm.gather((sim.local_members, sim.local_box()))
     if places is None:
         if piece.size:
             comm.Send([piece, MPI.BYTE], 0, tag=1)
         return piece
     shape: Shape = (sim.members, *sim.lattice.shape)
-    if spins:
+    if packed:
         shape = (*shape[:-1], -(-shape[-1] // 8))
         if comm.size == 1:
             return piece
@@ -258,12 +241,12 @@ def _gather_sites(sim: Resumable) -> np.ndarray:
     for rank, (members, box) in enumerate(places):
         if rank > 0:
             sides = [s.stop - s.start for s in (members, *box)]
-            if spins:
+            if packed:
                 sides[-1] = -(-sides[-1] // 8)
             piece = np.empty(sides, whole.dtype)
             if piece.size:
                 comm.Recv([piece, MPI.BYTE], rank, tag=1)
-        if spins:
+        if packed:
             _or_bits(whole[members, box[0]], piece, box[1].start)
         else:
             whole[(members, *box)] = piece
@@ -427,13 +410,15 @@ def load(point: Checkpoint, sim: Resumable) -> None:
 
 
 def _read_state(file: h5py.File, point: Checkpoint, sim: Resumable) -> State:
-    members, (first, *rest) = sim.local_members, _box(sim)
+    members, (first, *rest) = sim.local_members, sim.local_box()
     block, sites = sim.block, file["sites"]
+    whole = (sim.members, *sim.lattice.shape)
+    packed = sites.shape != whole  # a bit a site
     for rows in block.bands():
         there = slice(first.start + rows.start, first.start + rows.stop)
         if not block.batch:
             break
-        if _is_spins(sim):
+        if packed:
             columns = rest[0]
             part = sites[members, there, columns.start // 8 : -(-columns.stop // 8)]
             skip = columns.start % 8

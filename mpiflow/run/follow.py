@@ -6,106 +6,26 @@ import json
 import math
 import os
 import time as clock
-from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from mpi4py import MPI
 
 from mpiflow._version import __version__
 from mpiflow.core import inputs
 from mpiflow.core.errors import InputError
-from mpiflow.core.parallel import FAILED, agreed
+from mpiflow.core.parallel import FAILED, agreed, say
 from mpiflow.core.schedule import MOST_CHECKPOINTS, Number, Schedule, after, require_few
 from mpiflow.files import checkpoint, segments
-from mpiflow.files.checkpoint import Checkpoint, Resumable
-from mpiflow.files.schema import TIME, Variable
+from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.files.sealing import Continuation
 from mpiflow.files.segments import FREE
-from mpiflow.files.trajectory import Backend, Trajectory, TrajectoryWriter, Value
+from mpiflow.files.trajectory import Backend, Trajectory, TrajectoryWriter
 from mpiflow.run.progress import Progress
-from mpiflow.run.stopping import Keep, Stopped, Watch, begin, say
+from mpiflow.run.stopping import Keep, Stopped, Watch, begin
+from mpiflow.simulation.base import Content, Motion
 from mpiflow.simulation.options import RunConfig, number_to_json
-
-
-@dataclass(frozen=True)
-class Walk:
-    """A simulation on its way, in the unit that its frames are counted in.
-
-    Attributes
-    ----------
-    sim : what moves
-    schedule : of the frames, from the beginning of the run
-    position, move : where it is, and go to a place. Collective
-    grain : it can be interrupted after whole multiples of this; 0: anywhere, None: nowhere
-    unit : time or hops
-    some : where stretches of work are counted in events: go on towards a place, at most so many
-        of them in each member, and return how many the busiest member of this rank made. The
-        place is on the way to a frame, whose place comes last. Collective
-    """
-
-    sim: Resumable
-    schedule: Schedule
-    position: Callable[[], float]
-    move: Callable[[float], None]
-    grain: float | None
-    unit: str = "time"
-    some: Callable[[float, int, float], int] | None = None
-
-    def go(self, target: float, watch: Watch) -> float | None:
-        """A stretch of work on the way to ``target``; how many events it had, if they count."""
-        here = self.position()
-        if self.some is None:
-            place = self.stop(target, watch.ahead(here))
-            if here < place:
-                self.move(place)
-            return None
-        place = min(target, here + watch.to_checkpoint(here))
-        most = watch.events
-        if most is not None and here < place:
-            return self.some(place, most, target)
-        if here < place:
-            self.move(place)
-        return 0
-
-    def stop(self, target: float, stride: float) -> float:
-        """The next place to look up at, on the way to ``target``."""
-        if self.grain is None or math.isinf(stride):
-            return target
-        here = self.position()
-        if self.grain > 0:
-            stride = max(1, math.ceil(stride / self.grain * (1 - 1e-9))) * self.grain
-            target = max(target, here)  # hops of a window may have overtaken it
-        place = here + stride
-        return target if place > target - 0.5 * self.grain or place <= here else place
-
-    def reaches(self, target: float) -> bool:
-        """Whether whole steps lead from here to a place."""
-        if not self.grain:
-            return True
-        left = target - self.position()
-        steps = round(left / self.grain)
-        rounding = 1e-12 * abs(target)  # of a difference of two late times
-        return math.isclose(steps * self.grain, left, rel_tol=1e-9, abs_tol=rounding)
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a Trajectory holds of a simulation.
-
-    Attributes
-    ----------
-    frame : the present time, this rank's part of all values, and what a progress bar shows
-    """
-
-    dims: dict[str, int]
-    coordinates: dict[str, np.ndarray]
-    variables: list[Variable]
-    attributes: dict[str, Any]
-    frame: Callable[[], tuple[float, dict[str, Value], dict[str, Any]]]
-    time: Variable = TIME
 
 
 def _complete(out: Path, comm: MPI.Intracomm) -> bool:
@@ -132,18 +52,18 @@ class Course(NamedTuple):
     odd: int | None = None
 
 
-def continued(walk: Walk, point: Checkpoint | None, changed: Container[str] = ()) -> Course:
+def continued(motion: Motion, point: Checkpoint | None, changed: Container[str] = ()) -> Course:
     """The frames that are still due.
 
     Where steps do not lead to those that are due, frames are counted from here, where the first is.
     """
-    new, here = walk.schedule, walk.position()
+    new, here = motion.schedule, motion.position()
     if point is None:
         return Course(new, 0)
     numbers = point.numbers
-    if bool(numbers["by_hops"]) != (walk.unit == "hops"):
+    if bool(numbers["by_hops"]) != (motion.unit == "hops"):
         unit = "hops" if numbers["by_hops"] else "time"
-        raise InputError("time, hops", walk.unit, unit, f"The run counts {unit}: give --{unit}.")
+        raise InputError("time, hops", motion.unit, unit, f"The run counts {unit}: give --{unit}.")
     old = Schedule(float(numbers["start"]), float(numbers["end"]), float(numbers["every"]))
     # An end between two regular frames leaves a frame that a longer run does not count.
     number = min(int(numbers["next"]), old.regular + 1)
@@ -161,12 +81,12 @@ def continued(walk: Walk, point: Checkpoint | None, changed: Container[str] = ()
         number = int(numbers["next"])
     elif number < int(numbers["next"]):
         odd = int(numbers["frames"]) - 1
-    if not walk.reaches(end):
-        grain = walk.grain or 0.0
+    if not motion.reaches(end):
+        grain = motion.stop_interval or 0.0
         near = after(here, max(1, round((end - here) / grain)), grain)
         allowed = f"{here:g}, where it goes on, and whole steps of {grain:g} more"
         raise InputError("time", end, allowed, f"Use {near:.12g}, or another step.")
-    if here < end and not walk.reaches(schedule.target(number)):
+    if here < end and not motion.reaches(schedule.target(number)):
         schedule, number, apart, odd = Schedule(here, end, new.every), 0, True, None
     schedule.check()
     return Course(schedule, number, apart, odd)
@@ -177,11 +97,11 @@ def _origin(point: Checkpoint) -> float:
     return float(point.numbers.get("origin", point.numbers["start"]))
 
 
-def _parts(walk: Walk, course: Course, config: str, point: Checkpoint | None) -> str:
+def _parts(motion: Motion, course: Course, config: str, point: Checkpoint | None) -> str:
     """``segments_json`` of a run that starts or goes on with a configuration."""
     every, now = course.schedule.every, json.loads(config)
     if point is None:
-        return json.dumps([segments.entry(0, walk.sim.time, every, walk.unit, now)])
+        return json.dumps([segments.entry(0, motion.sim.time, every, motion.unit, now)])
     numbers, frames = point.numbers, int(point.numbers["frames"])
     known = point.config.get("inputs") or {}
     moved = {n for n, sha in (now.get("inputs") or {}).items() if known.get(n) == sha}
@@ -191,14 +111,15 @@ def _parts(walk: Walk, course: Course, config: str, point: Checkpoint | None) ->
     else:  # of an older mpiflow
         start = 0.0 if numbers["by_hops"] else _origin(point)
         old_every = float(numbers["every"])
-        before = [segments.entry(0, start, old_every, walk.unit, point.config)]
-    new = segments.entry(frames, float(numbers["time"]), every, walk.unit, now)
+        before = [segments.entry(0, start, old_every, motion.unit, point.config)]
+    new = segments.entry(frames, float(numbers["time"]), every, motion.unit, now)
     return json.dumps(segments.gone_on(before, new, apart=course.apart, odd=course.odd))
 
 
 def follow(
-    walk: Walk,
+    motion: Motion,
     content: Content,
+    attributes: Mapping[str, Any],
     out: str | Path,
     *,
     facts: Mapping[str, Any],
@@ -213,6 +134,7 @@ def follow(
 
     Parameters
     ----------
+    attributes : of the root of the file
     facts : what must be the same where the run goes on, for the checkpoints
     point : a checkpoint that has been loaded: go on from there
     keep : write checkpoints, also at the end, and stop with one on a signal or at a walltime
@@ -222,18 +144,18 @@ def follow(
     ------
     Stopped : on all ranks; the file is that of the last frame, and the checkpoint can go on
     """
-    sim, out = walk.sim, Path(os.path.realpath(out))
+    sim, out = motion.sim, Path(os.path.realpath(out))
     comm = sim.comm
     with agreed(comm):
         if comm.rank == 0:
             checkpoint.probe(out, overwrite or point is not None, keep is not None)
-    course = continued(walk, point, changed)
+    course = continued(motion, point, changed)
     schedule, number = course.schedule, course.number
     if keep is not None and keep.every is not None:
         length = schedule.end - schedule.start
         require_few("checkpoint_every", keep.every, length, MOST_CHECKPOINTS, "checkpoints")
     if number > schedule.last and _complete(out, comm):
-        say(comm, f"{out.name} is complete: give a longer --{walk.unit} to go on")
+        say(comm, f"{out.name} is complete: give a longer --{motion.unit} to go on")
         return
     start = origin = schedule.start
     resume = None
@@ -241,7 +163,7 @@ def follow(
         resume = Continuation(int(point.numbers["frames"]), point.run)
         origin = _origin(point)
     facts_json = json.dumps(dict(facts))
-    parts = _parts(walk, course, content.attributes["config_json"], point)
+    parts = _parts(motion, course, attributes["config_json"], point)
     if course.odd is not None and progress:
         say(comm, f"frame {course.odd} of {out.name}, that of an earlier end, lies between two "
             "that are due: it is kept, as an odd frame")  # fmt: skip
@@ -251,7 +173,7 @@ def follow(
         dims=content.dims,
         variables=content.variables,
         coordinates=content.coordinates,
-        attributes={**content.attributes, "segments_json": parts},
+        attributes={**attributes, "segments_json": parts},
         overwrite=overwrite,
         resume=resume,
         backend=writer,
@@ -272,36 +194,38 @@ def follow(
                 "start": start,
                 "end": schedule.end,
                 "every": schedule.every,
-                "by_hops": int(walk.unit == "hops"),
+                "by_hops": int(motion.unit == "hops"),
             }
             texts = {
-                "config_json": content.attributes["config_json"],
+                "config_json": attributes["config_json"],
                 "facts_json": facts_json,
                 "segments_json": parts,
                 "run": trajectory.run,
             }
             path = checkpoint.write(out, sim, texts, numbers)
-            watch.saved(walk.position(), clock.monotonic() - began)
+            watch.saved(motion.position(), clock.monotonic() - began)
             return path
 
-        first = 1.0 if walk.some else walk.grain or schedule.every
+        first = 1.0 if motion.some else motion.stop_interval or schedule.every
         with (
             Progress(schedule.end - start, out.name, comm, show=progress) as bar,
-            Watch(keep, comm, first, walk.position()) as watch,
+            Watch(keep, comm, first, motion.position()) as watch,
         ):
             while number <= schedule.last:
                 target = schedule.target(number)
-                events = walk.go(target, watch) if number > 0 else None
-                if number == 0 or walk.position() >= target:
-                    time, values, shown = content.frame()
+                events = _go(motion, target, watch) if number > 0 else None
+                if number == 0 or motion.position() >= target:
+                    time, values, shown, said = content.frame()
+                    for text in said if progress else ():
+                        say(comm, text)
                     # A window may hold more hops than lie between frames.
                     if time > trajectory.last_time:
                         trajectory.append(time, values)
-                    bar.update(walk.position() - start, t=time, **shown)
+                    bar.update(motion.position() - start, t=time, **shown)
                     number += 1
                 else:
-                    bar.update(walk.position() - start)
-                verdict = watch.look(walk.position(), events)
+                    bar.update(motion.position() - start)
+                verdict = watch.look(motion.position(), events)
                 if number > schedule.last:
                     continue
                 path = None
@@ -309,7 +233,7 @@ def follow(
                     path = save()
                 if verdict.reason:
                     trajectory.close(complete=False)
-                    place = f"{verdict.reason}: stopped at {walk.unit} {walk.position():g}"
+                    place = f"{verdict.reason}: stopped at {motion.unit} {motion.position():g}"
                     if path is None:
                         say(comm, f"{place}, without a checkpoint")
                         raise SystemExit(FAILED)
@@ -318,6 +242,23 @@ def follow(
                     raise Stopped(verdict.reason)
             if keep is not None:
                 save()
+
+
+def _go(motion: Motion, target: float, watch: Watch) -> float | None:
+    """A stretch of work on the way to ``target``; how many events it had, if they count."""
+    here = motion.position()
+    if motion.some is None:
+        place = motion.stop(target, watch.ahead(here))
+        if here < place:
+            motion.move(place)
+        return None
+    place = min(target, here + watch.to_checkpoint(here))
+    most = watch.events
+    if most is not None and here < place:
+        return motion.some(place, most, target)
+    if here < place:
+        motion.move(place)
+    return 0
 
 
 # -- the same run as before --------------------------------------------------------------------

@@ -12,12 +12,9 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.parallel import agreed
 from mpiflow.files import checkpoint
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.run.plan import SYSTEMS
-from mpiflow.simulation.alloy.options import AlloyConfig
-from mpiflow.simulation.ensemble_options import EnsembleConfig
-from mpiflow.simulation.field.options import FieldConfig
-from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import IsingConfig, RunConfig
+from mpiflow.run.simulate import simulate
+from mpiflow.simulation import catalogue
+from mpiflow.simulation.options import RunConfig
 
 
 def resume(
@@ -46,31 +43,16 @@ def resume(
             with Trajectory(path) as trajectory:
                 stored = trajectory.config
         config = configuration(stored, out, changes)
-    if isinstance(config, AlloyConfig):
-        from mpiflow.run.alloy import simulate_alloy
-
-        return simulate_alloy(config, comm, changed=changes)
-    if isinstance(config, FieldConfig):
-        from mpiflow.run.predict import predict
-
-        return predict(config, comm, changed=changes)
-    if isinstance(config, EnsembleConfig):
-        from mpiflow.run.ensemble import simulate_ensemble
-
-        return simulate_ensemble(config, comm, changed=changes)
-    from mpiflow.run.simulate import simulate
-
-    assert isinstance(config, IsingConfig | KacConfig)  # noqa: S101 - for the type checker
     return simulate(config, comm, changed=changes)
 
 
 def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run from the one in its file, with changes."""
     system = stored.get("system")
-    if system not in SYSTEMS or "out" not in stored:
+    if "out" not in stored or "system" not in stored:
         remedy = "A run that Python made goes on in Python: see record(point=...)."
         raise InputError("file", str(out), "a run of mpiflow simulate or predict", remedy)
-    model = SYSTEMS[str(system)]
+    model = catalogue.options(str(system))
     values = {**stored, "overwrite": False, **changes, "out": out, "resume": True}
     if "time" in changes and stored.get("hops") is not None:
         raise InputError("time", changes["time"], "hops", "The run counts hops: give --hops.")

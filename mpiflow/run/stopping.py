@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -210,9 +209,3 @@ def uptime() -> float:
 
 
 _IMPORTED = time.monotonic()
-
-
-def say(comm: MPI.Intracomm, text: str) -> None:
-    """A line on standard error, from rank 0."""
-    if comm.rank == 0:
-        print(f"mpiflow: {text}", file=sys.stderr, flush=True)

@@ -7,11 +7,9 @@ same names as keys, and the Trajectory file stores the whole configuration.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
-from collections.abc import Iterable
 from datetime import time as clock_time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -29,9 +27,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticSerializationError
 
 from mpiflow.core import inputs
-from mpiflow.core.errors import InputError
-from mpiflow.core.lattice import Lattice, Layout
-from mpiflow.core.schedule import MOST_CHECKPOINTS, MOST_STEPS, Schedule, require_few, spacing
+from mpiflow.core.errors import InputError, did_you_mean
+from mpiflow.core.schedule import (
+    MOST_CHECKPOINTS,
+    MOST_STEPS,
+    Schedule,
+    number_to_json,
+    require_few,
+)
 from mpiflow.core.toml_files import read_toml
 
 if TYPE_CHECKING:  # it imports h5py: not for the sake of --help
@@ -79,10 +82,6 @@ def _pair(value: Any) -> Any:
 def _sides(value: Any) -> Any:
     value = _pair(value)
     return value if isinstance(value, list | tuple) else (value, value)
-
-
-def number_to_json(value: float | None) -> float | str | None:
-    return "inf" if value is not None and math.isinf(value) else value  # JSON has no infinity
 
 
 #: As Slurm writes times, days first: D-HH, D-HH:MM, D-HH:MM:SS; without days HH:MM:SS and MM:SS.
@@ -230,6 +229,21 @@ class RunConfig(Config):
     #: SHA-256 of the input files, by option: found when the run starts, see mpiflow.core.inputs.
     inputs: dict[str, str] = {}
 
+    #: Options that say what is saved besides the observables.
+    SAVED: ClassVar[tuple[str, ...]] = ()
+    if TYPE_CHECKING:  # each has its own
+        system: str
+        save_every: float | None
+
+    def extent(self) -> dict[str, Any]:
+        """How far the run goes, and how often it saves: arguments of ``record``."""
+        names = [n for n in ("time", "hops", "save_every") if n in type(self).model_fields]
+        return {name: getattr(self, name) for name in names}
+
+    def saved(self) -> dict[str, Any]:
+        """What is saved besides: arguments of ``record``."""
+        return {name: getattr(self, name) for name in self.SAVED}
+
     def files(self) -> dict[str, tuple[Path, ...]]:
         """The files that the run is made from, by the option that names them."""
         return {}
@@ -349,198 +363,6 @@ class StartConfig(RunConfig):
                 raise idle(name, getattr(self, name), why)
 
 
-class SpinConfig(StartConfig):
-    """Options of all systems of spins on a square lattice."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("shuffled", "random", "up", "gaussian")
-
-    size: Sides = option(
-        ...,
-        "Sites a side, or LYxLX.",
-        metavar="SIZE",
-        allowed="a number of sites a side, or LYxLX",
-        remedy="Try 64, or 64x128.",
-    )
-    temperature: float = option(
-        ...,
-        "Temperature.",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 1.",
-    )
-    field: float = option(0.0, "External field h.", allowed="a finite number", remedy="Try 0.1.")
-    time: float = option(
-        ...,
-        "Time to simulate, in attempts per spin.",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 10.",
-    )
-    save_every: float = option(
-        None,
-        "Time between saved frames.",
-        shown=f"a {FRAMES}th of the time, in whole steps",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 1.",
-    )
-    coarse: int | None = option(
-        None,
-        "Save means of blocks of this many sites a side too.",
-        shown="none",
-        ge=1,
-        allowed="a divisor of every side of the lattice",
-        remedy="Try 8.",
-    )
-    spins: bool = option(
-        False, "Save all spins too, one byte each.", allowed="true or false", remedy="Try true."
-    )
-    spin_bits: bool = option(
-        False,
-        "Save all spins too, one bit each; for sides of a multiple of 8.",
-        allowed="true or false",
-        remedy="Try true.",
-    )
-    initial: str = option(
-        "shuffled",
-        "shuffled (exact magnetization), random, up, gaussian (smooth random field), or the "
-        "path of a .npy file (spins, or their means) or of a run saved with --spins.",
-        metavar="KIND|PATH",
-        allowed="shuffled, random, up, gaussian, or the path of a file",
-        remedy="Try shuffled.",
-    )
-    initial_magnetization: float = option(
-        0.0,
-        "Mean spin of the initial state: to the nearest spin of shuffled and gaussian, on average "
-        "of random, whose spins are independent.",
-        ge=-1,
-        le=1,
-        allowed="-1 to 1",
-        remedy="Try 0.5.",
-    )
-    correlation_length: float | None = option(
-        None,
-        "Correlation length of the gaussian initial state, in sites.",
-        shown="8 for gaussian",
-        gt=0,
-        allowed="a number above 0",
-        remedy="Try 8.",
-    )
-
-    def _check_initial(self) -> None:
-        if self.initial in ("shuffled", "random", "gaussian"):
-            if self.initial == "gaussian":
-                self._fill("correlation_length", 8.0)
-        elif self.initial_magnetization:
-            raise idle(
-                "initial_magnetization",
-                self.initial_magnetization,
-                f"with initial {self.initial}, which fixes every spin",
-            )
-        if self.initial != "gaussian" and self.correlation_length is not None:
-            raise idle(
-                "correlation_length",
-                self.correlation_length,
-                f"with initial {self.initial}; gaussian has one",
-            )
-        self._check_file()
-
-    def _check_lattice(self) -> Lattice:
-        """The lattice; coarse blocks divide its sides."""
-        lattice = Lattice(self.size)
-        Layout(lattice, (1, 1), self.coarse or 1)
-        if self.spin_bits and any(side % 8 for side in self.size):
-            raise InputError("spin_bits", self.size, "sides of a multiple of 8", "Use --spins.")
-        if self.spin_bits and self.spins:
-            raise idle("spin_bits", True, "with spins, which are the same")
-        return lattice
-
-
-class IsingConfig(SpinConfig):
-    """``mpiflow simulate ising``: what to simulate, and what to save of it."""
-
-    system: Literal["ising"] = "ising"
-
-    temperature: float = option(
-        ...,
-        "Temperature in units of J / k_B.",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 2.269 (critical).",
-    )
-    coupling: float = option(
-        1.0,
-        "Coupling J: 1 is the ferromagnet, -1 the antiferromagnet.",
-        allowed="a finite number",
-        remedy="Try 1.",
-    )
-    solver: Literal["sublattice", "nfold", "tiled-nfold"] = option(
-        "sublattice",
-        "sublattice: fixed step, any number of ranks. nfold: exact, one rank for each lattice. "
-        "tiled-nfold: events in tiles, any number of ranks, for low temperature.",
-        allowed="'sublattice', 'nfold' or 'tiled-nfold'",
-        remedy="Use sublattice.",
-    )
-    kernel: Literal["auto", "packed", "sliced", "plain"] = option(
-        "auto",
-        "Of the sublattice solver: packed (bits; a multiple of 8 rows and 128 columns), sliced "
-        "(bits; many small lattices) or plain (bytes, any size). Same law, each its own bits.",
-        allowed="'auto', 'packed', 'sliced' or 'plain'",
-        remedy="Leave it out.",
-    )
-    tile: int | None = option(
-        None,
-        "Side of the tiles of tiled-nfold, in sites.",
-        shown="64 for tiled-nfold",
-        ge=2,
-        allowed="2 to 255, an even number of times in every side",
-        remedy="Try 64.",
-    )
-    dt: Step | None = option(
-        None,
-        "Time step of the sublattice solver in attempts per spin, inf for checkerboard sweeps; "
-        "window of tiled-nfold.",
-        shown="0.25, tiled-nfold 1",
-        gt=0,
-        allow_inf_nan=True,
-        allowed="a number above 0, or inf",
-        remedy="Try 0.25.",
-    )
-    ranks_grid: Grid | None = option(
-        None,
-        "Ranks along y and x.",
-        metavar="NY,NX",
-        shown="the shortest boundaries",
-        allowed="two positive numbers NY,NX whose product is the number of ranks",
-        remedy="Leave it out to let mpiflow choose.",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        lattice = self._check_lattice()
-        if self.solver == "sublattice":
-            lattice.require_bipartite()
-            self._fill("dt", 0.25)
-        elif self.kernel != "auto":
-            raise idle("kernel", self.kernel, f"with the {self.solver} solver, which has one")
-        if self.solver == "tiled-nfold":
-            self._fill("dt", 1.0)  # no bias seen at this window (docs/performance.md)
-            self._fill("tile", 64)
-        elif self.tile is not None:
-            raise idle("tile", self.tile, f"with the {self.solver} solver, which has none")
-        if self.solver == "nfold" and self.dt is not None:
-            raise idle("dt", self.dt, "with the nfold solver, which has no step")
-        step = self.dt if self.dt is not None and math.isfinite(self.dt) else 1.0
-        if self.solver == "nfold":
-            self._fill("save_every", spacing(self.time, FRAMES))
-        self._fill("save_every", spacing(self.time, FRAMES, step))
-        self._check_intervals(self.time, self.save_every, "dt")
-        self._check_initial()
-        if self.ranks_grid is not None and self.members > 1:
-            raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
-        return self
-
-
 def _truth_fits(value: Any, truth: bool) -> bool:
     """Whether a value is a truth value just where one is wanted: true is no 1, and 1 not true."""
     if isinstance(value, list | tuple):
@@ -548,14 +370,6 @@ def _truth_fits(value: Any, truth: bool) -> bool:
     if isinstance(value, str):
         return not truth or value.lower() in ("true", "false")
     return truth == (type(value).__name__ in ("bool", "bool_")) or value is None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'Did you mean ...?', or nothing when no known word is close."""
-    names = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), names, n=1)
-    match = [names[name] for name in found]
-    return f"Did you mean {match[0]}?" if match else ""
 
 
 def idle(name: str, value: object, why: str) -> InputError:

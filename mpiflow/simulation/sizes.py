@@ -12,25 +12,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import h5py
 import numpy as np
 
-from mpiflow.core.lattice import Shape
-from mpiflow.core.packed import WORD_SITES
+from mpiflow.core import inputs
+from mpiflow.core.lattice import Layout, Shape
 from mpiflow.files.schema import STANDARD
+from mpiflow.simulation import catalogue
 from mpiflow.simulation import disk as plan_disk
-from mpiflow.simulation.alloy.options import AlloyConfig
-from mpiflow.simulation.ensemble_options import CurieWeissConfig, EnsembleConfig
-from mpiflow.simulation.field.options import FieldConfig
-from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import IsingConfig, RunConfig, SpinConfig
-from mpiflow.solvers.vacancy.tiled import TiledKMC
-from mpiflow.systems.ising import CLASSES
-from mpiflow.systems.kac import kac_kernel
-
-RunConfigs = IsingConfig | KacConfig | AlloyConfig | FieldConfig | EnsembleConfig
+from mpiflow.simulation.options import RunConfig
 
 #: Bytes that the kernels of a run take, from the cache, and more where they are compiled: 25 to 47
 #: MB and up to 115 MB in all systems. Of Python, MPI and the packages see :func:`interpreter`.
@@ -41,6 +33,7 @@ LARGE, _WITH_TORCH, _WITHOUT = 2_000_000_000, 480_000_000, 245_000_000
 _EMPTY = """
 import importlib, sys
 from mpi4py import MPI
+importlib.import_module("mpiflow.run.simulate")
 importlib.import_module(sys.argv[1])
 with open("/proc/self/status") as file:
     print(next(line.split()[1] for line in file if line.startswith("VmHWM")))
@@ -74,21 +67,19 @@ class Stored:
     compressed: int
 
 
-def interpreter(config: RunConfigs) -> tuple[int, int]:
+def interpreter(config: RunConfig) -> tuple[int, int]:
     """Bytes of a rank without a state, and where kernels are compiled.
 
     Python, MPI and the packages take what they do on this machine: a process that imports what the
     run will is started once, for a second or two. That of the caller may hold anything.
     """
-    run = empty_process(
-        "mpiflow.run.predict" if isinstance(config, FieldConfig) else "mpiflow.run.simulate"
-    )
+    run = empty_process(catalogue.entry(config.system).build.partition(":")[0])
     return run + KERNELS, run + KERNELS + COMPILING
 
 
 @functools.cache
 def empty_process(module: str) -> int:
-    """Largest resident set of a process that has started MPI and imported a module, in bytes."""
+    """Largest resident set of a process that is ready to build a system there, in bytes."""
     mpi = ("OMPI_", "PMI", "PRTE_", "SLURM_", "HYD")  # a process of its own, no rank of this job
     env = {k: v for k, v in os.environ.items() if not k.startswith(mpi)}
     command = [sys.executable, "-c", _EMPTY, module]
@@ -98,117 +89,35 @@ def empty_process(module: str) -> int:
         )
         return 1024 * int(done.stdout.split()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, LookupError):
-        return _WITH_TORCH if module == "mpiflow.run.predict" else _WITHOUT
+        return _WITH_TORCH if ".learn." in module else _WITHOUT
 
 
 # -- memory ----------------------------------------------------------------------------------
 
 
-def spin_memory(
-    config: IsingConfig | KacConfig, kernel: str, tile: Shape, batch: int
-) -> dict[str, int]:
-    """Bytes of the state and of what advances it."""
-    ny, nx = tile
-    sites = batch * ny * nx
-    padded = batch * (ny + 2) * (nx + 2)
-    if kernel == "packed":
-        padded = 16 * batch * (ny + 2) * (nx // WORD_SITES + 2)
-        sites_bytes, black = sites // 8, padded // 2
-    else:
-        sites_bytes, black = sites, padded
-    memory = {"field": sites_bytes, "halo": padded - sites_bytes}
-    if isinstance(config, KacConfig):
-        return memory | {"fields of sites": _kac_memory(config, ny, nx, batch)}
-    if config.solver == "sublattice" and not math.isinf(config.dt or 1.0):
-        # A copy of what is looked at, and for a moment one more.
-        memory["looking at a frame"] = 2 * black
-    elif config.solver == "nfold":
-        memory["lists of sites"] = 13 * sites + 160 * batch
-    elif config.solver == "tiled-nfold":
-        side = config.tile or 64
-        tiles = sites // side**2
-        memory["counts of tiles"] = (
-            tiles * CLASSES * (side + 8) + sites // 8 + 4 * batch * (ny + nx)
-        )
-    return memory
-
-
-def _kac_memory(config: KacConfig, ny: int, nx: int, batch: int) -> int:
-    """The spins in reach, sums over neighbours and external fields."""
-    sites = batch * ny * nx
-    padded = batch * (ny + 2 * kac_kernel(config.gamma).reach) * nx
-    external = 0 if config.field_file is None else 4 * ny * nx
-    if config.solver == "gillespie":
-        return 14 * sites + external
-    band = 4 * min(sites, max(2**21, batch * 128 * nx))
-    if config.method == "fft":
-        band = 40 * sites
-    kept = 4 * sites if config.solver == "midpoint" or config.eps is not None else 0
-    return padded * (2 if config.solver == "midpoint" else 1) + band + kept + external
-
-
-def alloy_memory(config: AlloyConfig, tile: Shape, batch: int) -> dict[str, int]:
-    """Bytes of the state and of what knows its vacancies."""
-    points, padded = math.prod(tile), math.prod(n + 2 * TiledKMC.halo for n in tile)
-    mine = -(-(config.vacancies or 1) * points // math.prod(2 * n for n in config.cells))
-    lists = batch if config.solver == "serial" else 1
-    return {
-        "field": batch * points,
-        "halo": batch * (padded - points),
-        # The list, the tree and the table of known rates of vacancies.
-        "vacancies": lists * (160 * mine + 1536 * min(1024, 4 * mine)),
-    }
-
-
-def field_memory(
-    config: FieldConfig, structure: str, rows: int, batch: int, ranks: int
-) -> dict[str, int]:
-    """Bytes of the state, of J and of what is needed for a moment.
-
-    Measured with tracemalloc in bytes a block.
-    """
-    (ny, nx), langevin = config.shape, structure == "langevin"
-    blocks, cut = batch * rows * nx, ranks if config.members == 1 else 1
-    step = 56 if cut > 1 else 40  # transposes need copies
-    looking = 64 if langevin else 48
-    return {
-        "field": (8 if langevin else 4) * blocks,
-        "coupling": 8 * ny * -(-(nx // 2 + 1) // cut),
-        "means": 8 * blocks,
-        "step or frame": max(step, looking) * blocks,
-    }
-
-
-def ensemble_memory(config: EnsembleConfig, batch: int) -> dict[str, int]:
-    """Bytes of the state, and of the table of rates of a mean field."""
-    if isinstance(config, CurieWeissConfig):
-        return {"field": 40 * batch, "rates": 16 * config.sites}
-    row = 8 * (config.shape[-1] + 2) * len(config.profiles)  # with its halo
-    return {"field": batch * row, "scratch": 2 * row}
-
-
 def file_memory(
-    stored: Sequence[Stored], config: RunConfigs, sites: int, frames: int, ranks: int
+    stored: Sequence[Stored],
+    config: RunConfig,
+    frames: int,
+    ranks: int,
+    *,
+    own: int,
+    making: int,
+    stacked: int = 2,
 ) -> dict[str, int]:
     """A frame in the making, and those that wait to be written, of the rank that has the most.
 
-    ``sites`` are its own; of profiles their bytes.
+    Parameters
+    ----------
+    own : bytes of a rank's part of the fields of a frame
+    making : bytes that are needed to make it
+    stacked : copies of frames that wait, where there are several
     """
     frame = max(1, sum(s.frame for s in stored))
     waiting = min(frames, -(-HELD // frame))
     # Rank 0 alone writes without parallel HDF5, and then receives whole frames.
     alone = config.writer == "gather" or (ranks > 1 and not h5py.get_config().mpi)
-    spins = getattr(config, "spins", False) or getattr(config, "species", False)
-    coarse = getattr(config, "coarse", None)
-    own = sites * spins + 4 * sites // coarse**2 if coarse else sites * spins
-    # Of an alloy also the places of its sites: a mask of all points, and three indices.
-    making = sites * (spins + 28 * isinstance(config, AlloyConfig) * spins)
-    field = isinstance(config, FieldConfig)  # its means are counted, and a step needs more
-    making += 16 * sites // coarse**2 if coarse and not field else 0
-    if isinstance(config, EnsembleConfig):
-        own = making = sites * config.saves_profiles
-    # Several are stacked before they are written.
-    held = waiting * min(frame, own + 512) * (2 if waiting > 1 and not field else 1)
+    held = waiting * min(frame, own + 512) * (stacked if waiting > 1 else 1)
     received = waiting * frame if alone and ranks > 1 else 0
     return {"frame": making, "frames held": held, "frames received": received}
 
@@ -246,84 +155,202 @@ def _kept(block: int) -> float:
     return float(np.interp(math.log2(block), np.log2(blocks), means / 4))
 
 
-def spin_variables(config: SpinConfig, frames: int) -> tuple[Stored, ...]:
-    """What a file of spins holds."""
-    members: Shape = (config.members,) if config.members > 1 else ()
-    (ly, lx), coarse = config.size, config.coarse
-    out = [_numbers(config, "time", (), frames)]
-    for name in ("magnetization", "energy", "domain_wall_density", "flips"):
-        out.append(_numbers(config, name, members, frames))
-    axes = 0
-    if coarse is not None:
-        sides = ly // coarse, lx // coarse
-        name, kept = "coarse_magnetization", _kept(coarse)
-        out.append(_stored(name, (*members, *sides), _itemsize(name), frames, kept))
-        axes += sum(sides)
-    if config.spins:
-        out.append(_stored("spin", (*members, ly, lx), _itemsize("spin"), frames, SPIN))
-        axes += ly + lx
-    if config.spin_bits:
-        out.append(_stored("spin_bits", (*members, ly, lx // 8), 1, frames))
-        axes += ly * (not coarse or coarse > 1) + lx // 8
-    return (*out, _fixed("coordinates", axes + sum(members), 8))
-
-
-def field_variables(config: FieldConfig, structure: str, frames: int) -> tuple[Stored, ...]:
-    """What a file of a learned field holds."""
-    members: Shape = (config.members,) if config.members > 1 else ()
-    kept = _kept(config.block or 1) if structure == "cosh" else REAL / 4
-    name = "coarse_magnetization"
-    return (
-        _numbers(config, "time", (), frames),
-        *(_numbers(config, n, members, frames) for n in ("magnetization", "free_energy")),
-        _stored(name, (*members, *config.shape), _itemsize(name), frames, kept),
-        _fixed("coordinates", sum(config.shape) + sum(members), 8),
-    )
-
-
-def ensemble_variables(config: EnsembleConfig, frames: int) -> tuple[Stored, ...]:
-    """What a file of systems that are whole on a rank holds."""
-    members: Shape = (config.members,) if config.members > 1 else ()
-    out = [_numbers(config, "time", (), frames)]
-    out += [_numbers(config, name, members, frames) for name in config.scalars]
-    along = 0
-    if config.saves_profiles:
-        along = config.shape[-1]
-        for name in config.profiles:
-            out.append(_stored(name, (*members, along), _itemsize(name), frames, DOUBLE / 8))
-    return (*out, _fixed("coordinates", along + sum(members), 8))
-
-
-def alloy_variables(config: AlloyConfig, sites: int, frames: int) -> tuple[Stored, ...]:
-    """What a file of an alloy holds."""
-    members: Shape = (config.members,) if config.members > 1 else ()
-    kinds = len(config.elements)
-    pairs = kinds * (kinds + 1) // 2
-    shapes: dict[str, Shape] = {
-        "sro": (pairs,),
-        "warren_cowley": (pairs,),
-        "long_range_order": (kinds,),
-        "bonds": (kinds + 1, kinds + 1),
-        "hops": (),
-    }
-    out = [_numbers(config, "time", (), frames)]
-    out += [_numbers(config, name, (*members, *shape), frames) for name, shape in shapes.items()]
-    if config.solver == "tiled":
-        out += [_numbers(config, name, (), frames) for name in ("window", "windows")]
-    if config.species:
-        out.append(_stored("species", (*members, sites), 1, frames, SPECIES))
-    places = sites if config.species else 0
-    # Names are references of 16 bytes to text elsewhere in the file.
-    names = pairs + kinds + 2 * (kinds + 1)
-    return (*out, _fixed("coordinates", places + sum(members), 8), _fixed("names", names, 16))
-
-
-def file_bytes(config: RunConfigs, stored: Sequence[Stored], frames: int) -> int:
+def file_bytes(config: RunConfig, stored: Sequence[Stored], frames: int) -> int:
     """Bytes of a finished file, estimated after compression."""
     variables = [(s.frame, frames) for s in stored if s.frame]
     names = {s.name for s in stored}
     dimensions = 1 + (config.members > 1) + 2 * ("coarse_magnetization" in names)
     dimensions += 2 * bool(names & {"spin", "spin_bits"}) + ("species" in names)
     dimensions += any(name.endswith("_profile") for name in names)
-    dimensions += 4 * isinstance(config, AlloyConfig)
+    dimensions += 4 * ("sro" in names)
     return plan_disk.around(variables, dimensions) + sum(s.compressed for s in stored)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What :func:`mpiflow.run.plan_time.measure` found.
+
+    Attributes
+    ----------
+    seconds : of the whole run: the median of a few repeats, the least and the most
+    step, unit : seconds of a unit of the run ("step", "hop", ...)
+    frame : seconds of the observables of a frame, without writing it
+    start : seconds to build the initial state and to compile
+    """
+
+    seconds: tuple[float, float, float]
+    step: float
+    unit: str
+    frame: float
+    start: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need. Bytes and sites are those of the rank that has the most.
+
+    Attributes
+    ----------
+    shape, grid : sides of the lattice, and ranks along them (all 1 for an ensemble)
+    smallest, largest : sides of the smallest and of the largest tile, in :attr:`unit`
+    members, members_here : lattices, and the fewest and the most on a rank
+    kernel : which kernel or solver advances it
+    steps : how many, with their length; "" where a solver has none
+    frames, exact : how many, and whether that is known beforehand
+    memory : bytes of rank 0 by what they are for, without the interpreter
+    first_only : bytes of these that other ranks do without
+    stored : what the file holds
+    checkpoint : bytes of one
+    warnings : what stands in the way on this machine
+    unit, what : what sides are counted in, and what members are, in words
+    whole : a single one is computed by every rank
+    """
+
+    config: RunConfig
+    ranks: int
+    shape: Shape
+    grid: Shape
+    smallest: Shape
+    largest: Shape
+    members_here: tuple[int, int]
+    kernel: str
+    steps: str
+    frames: int
+    exact: bool
+    memory: dict[str, int]
+    first_only: int
+    stored: tuple[Stored, ...]
+    checkpoint: int
+    warnings: tuple[str, ...] = ()
+    timing: Timing | None = field(default=None)
+    unit: str = "sites"
+    what: str = "lattices"
+    whole: bool = False
+
+    @property
+    def rank_bytes(self) -> int:
+        """Memory of rank 0, which needs the most, beyond the interpreter."""
+        return sum(self.memory.values())
+
+    def machine_bytes(self, ranks: int) -> int:
+        """Memory of a machine with so many of the ranks, rank 0 among them."""
+        each = self.rank_bytes - self.first_only + interpreter(self.config)[0]
+        return ranks * each + self.first_only
+
+    @property
+    def raw_bytes(self) -> int:
+        """Of the file's data, before compression."""
+        return sum(s.total for s in self.stored)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of the file, estimated after compression."""
+        return file_bytes(self.config, self.stored, self.frames)
+
+    def one_line(self) -> str:
+        """Frames, disk and memory."""
+        return (
+            f"{_about(self.exact)}{self.frames} frame{'s' * (self.frames != 1)}, "
+            f"{_size(self.raw_bytes)} on disk before compression, "
+            f"{_size(self.rank_bytes)} a rank beyond the interpreter"
+        )
+
+    def text(self) -> str:
+        """A page for people."""
+        config = self.config
+        total = self.machine_bytes(self.ranks)
+        running, compiling = interpreter(config)
+        origin = inputs.origin(config.model_dump()) if "initial" in config.files() else ""
+        rows = [
+            ("system", f"{config.system}, {self.kernel} on {config.device}, {_ranks(self.ranks)}"),
+            ("lattice", self._cut()),
+            ("steps", self.steps),
+            ("start", origin),
+            ("frames", f"{_about(self.exact)}{self.frames}, one every {config.save_every:g}"),
+            ("memory", f"{_size(self.rank_bytes)} of rank 0: " + _parts(self.memory)),
+            ("", f"{_size(self.rank_bytes - self.first_only)} of other ranks" * (self.ranks > 1)),
+            (
+                "",
+                f"{_size(running)} more a rank for Python and MPI, "
+                f"{_size(compiling)} where kernels are compiled",
+            ),
+            ("", f"{_size(total)} in all" + " and on the GPU" * (config.device == "cuda")),
+            (
+                "disk",
+                f"{config.out}: {_size(sum(s.frame for s in self.stored))} a frame, "
+                f"{_size(self.raw_bytes)} before compression, "
+                f"about {_size(self.disk_bytes)} after",
+            ),
+            *(
+                ("", f"{s.name}: {_size(s.total)}, about {_size(s.compressed)} after")
+                for s in self.stored
+                if s.frame >= COMPRESSED_FROM
+            ),
+            ("", f"checkpoint {_size(self.checkpoint)}; the last two are kept"),
+            ("time", self._time()),
+            *(("warning", warning) for warning in self.warnings),
+        ]
+        return "\n".join(f"{name:9} {row}" for name, row in rows if row)
+
+    def _cut(self) -> str:
+        size, unit = _sides(self.shape), self.unit
+        few, most = self.members_here
+        if self.config.members > 1:
+            here = f"{few}" if few == most else f"{few} to {most}"
+            return f"{self.config.members} {self.what} of {size} {unit}, {here} a rank"
+        tiles = _sides(self.largest)
+        if self.smallest != self.largest:
+            tiles = f"{_sides(self.smallest)} to {tiles}"
+        if self.whole:
+            return f"{size} {unit}, whole on every rank"
+        grid = f" in a grid of {_sides(self.grid)} tiles" if self.ranks > 1 else ""
+        return f"{size} {unit}{grid}, {tiles} a rank"
+
+    def _time(self) -> str:
+        t = self.timing
+        if t is None:
+            return "not measured: --measure makes a few steps here"
+        value, low, high = map(_duration, t.seconds)
+        return (
+            f"about {value} ({low} to {high}) from {t.step:.3g} s a {t.unit} and {t.frame:.3g} s a "
+            f"frame, without writing; {t.start:.1f} s to start"
+        )
+
+
+def _about(exact: bool) -> str:
+    return "" if exact else "at most "
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' * (number > 1)}"
+
+
+def _sides(shape: Shape) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _size(count: float) -> str:
+    """Bytes in words: 1 MB is a million."""
+    for unit, scale in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def _parts(memory: dict[str, int]) -> str:
+    return ", ".join(f"{name} {_size(count)}" for name, count in memory.items() if count)
+
+
+def _duration(seconds: float) -> str:
+    for unit, scale in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:.2g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def share(layout: Layout, most: bool) -> Shape:
+    """Sides of the largest (smallest) tile. Of a layout with many ranks too: without a loop."""
+    return tuple(
+        unit * (-(-(side // unit) // n) if most else side // unit // n)
+        for side, unit, n in zip(layout.lattice.shape, layout.units, layout.ranks_grid, strict=True)
+    )

@@ -16,7 +16,7 @@ from mpiflow.cli import invoke
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.simulation.field.options import FieldConfig
-from mpiflow.simulation.options import IsingConfig
+from mpiflow.simulation.ising.options import IsingConfig
 
 MpiRun = Callable[..., subprocess.CompletedProcess[str]]
 one_rank = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")

@@ -23,13 +23,11 @@ from mpiflow.commands import verify
 from mpiflow.core.errors import InputError
 from mpiflow.files import checkpoint, footer, manifest, possible
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.run.alloy import simulate_alloy
-from mpiflow.run.predict import predict
 from mpiflow.run.simulate import simulate
 from mpiflow.simulation.alloy.options import AlloyConfig
 from mpiflow.simulation.field.options import FieldConfig
+from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import IsingConfig
 
 #: Damages of the test below, a seventh of them zeroed pages and a seventh truncations. All of
 #: them: 1400.
@@ -53,11 +51,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     simulate(KacConfig(**spins, size=32, gamma=2.0, time=2.0, out=folder / "kac.h5"))
     field: dict[str, Any] = {"quiet": True, "size": 32, "time": 2.0, "initial_magnetization": 0.3}
     field["model"] = save_free_law(tmp_path_factory.mktemp("model"))
-    predict(FieldConfig(**field, members=2, out=folder / "cosh.h5"))
-    predict(FieldConfig(**field, structure="langevin", out=folder / "langevin.h5"))
+    simulate(FieldConfig(**field, members=2, out=folder / "cosh.h5"))
+    simulate(FieldConfig(**field, structure="langevin", out=folder / "langevin.h5"))
     alloy: dict[str, Any] = {"quiet": True, "cells": 4, "temperature": 2000.0, "species": True}
-    simulate_alloy(AlloyConfig(**alloy, hops=50, vacancies=2, out=folder / "alloy.h5"))
-    simulate_alloy(AlloyConfig(**alloy, time=1e-7, members=2, out=folder / "alloys.h5"))
+    simulate(AlloyConfig(**alloy, hops=50, vacancies=2, out=folder / "alloy.h5"))
+    simulate(AlloyConfig(**alloy, time=1e-7, members=2, out=folder / "alloys.h5"))
     return folder
 
 

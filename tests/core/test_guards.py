@@ -19,15 +19,16 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.packed import PackedBlock
 from mpiflow.files import checkpoint
 from mpiflow.initial.alloy import counts_of, random_alloy
-from mpiflow.run.alloy import record_alloy
-from mpiflow.run.simulate import _initial_remarks, build, record
+from mpiflow.run.simulate import record
 from mpiflow.simulation.alloy.simulation import AlloySimulation
-from mpiflow.simulation.ensemble import Chains, Lines, MeanFields
-from mpiflow.simulation.ensemble_options import ChainConfig, CurieWeissConfig, PredatorPreyConfig
+from mpiflow.simulation.ensemble.options import ChainConfig, CurieWeissConfig, PredatorPreyConfig
+from mpiflow.simulation.ensemble.simulation import Chains, Lines, MeanFields
 from mpiflow.simulation.field.simulation import FieldSimulation
-from mpiflow.simulation.ising.simulation import Simulation, SpinSimulation
+from mpiflow.simulation.ising.options import IsingConfig
+from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.simulation.kac.simulation import KacSimulation
-from mpiflow.simulation.options import IsingConfig
+from mpiflow.simulation import catalogue
+from mpiflow.simulation.spins.simulation import SpinSimulation
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.solvers.kac.gillespie import Gillespie
 from mpiflow.solvers.lines.chain import ChainSimulation
@@ -121,7 +122,7 @@ def test_no_species_no_simulation(solver: str, comm: MPI.Intracomm, mpi_tmp_path
             sim.state_of,
             sim.numbers,
             lambda: list(sim.frames(1e-9, 1e-9)),
-            lambda: record_alloy(sim, out, time=1e-9, progress=False),
+            lambda: record(sim, out, time=1e-9, progress=False),
             match=match,
         )
 
@@ -409,7 +410,7 @@ def test_what_the_initial_state_cannot_have_is_said(tmp_path: Path) -> None:
             size=size, temperature=2.3, time=1, out=tmp_path / "x.h5", seed=1, initial=initial,
             initial_magnetization=m, correlation_length=1.0 if initial == "gaussian" else None,
         )  # fmt: skip
-        return _initial_remarks(build(config, SELF), config)
+        return catalogue.build(config, SELF).remarks
 
     assert remarks(4, 0.3) == [
         "the initial magnetization is 0.25, not 0.3: the nearest that 16 spins have"

@@ -17,22 +17,20 @@ from mpiflow.core.errors import InputError
 from mpiflow.files import checkpoint
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.run import follow as recording
-from mpiflow.run.alloy import simulate_alloy
-from mpiflow.run.ensemble import simulate_ensemble
-from mpiflow.run.predict import predict
 from mpiflow.run.resume import resume
 from mpiflow.run.simulate import simulate
 from mpiflow.simulation.alloy.barrier_model import DEFAULT
 from mpiflow.simulation.alloy.options import AlloyConfig
-from mpiflow.simulation.ensemble_options import (
+from mpiflow.simulation.ensemble.options import (
     ChainConfig,
     CurieWeissConfig,
     EnsembleConfig,
     PredatorPreyConfig,
 )
 from mpiflow.simulation.field.options import FieldConfig
+from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import IsingConfig, RunConfig
+from mpiflow.simulation.options import RunConfig
 
 RUNS: dict[str, Any] = {
     "ising": (IsingConfig, {"size": 8, "temperature": 2, "dt": 0.5, "time": 1, "save_every": 0.5}),
@@ -63,11 +61,11 @@ by_case = pytest.mark.parametrize(("system", "option", "name"), CASES)
 
 def start(config: RunConfig, comm: MPI.Intracomm = MPI.COMM_SELF) -> None:
     if isinstance(config, AlloyConfig):
-        simulate_alloy(config, comm)
+        simulate(config, comm)
     elif isinstance(config, FieldConfig):
-        predict(config, comm)
+        simulate(config, comm)
     elif isinstance(config, EnsembleConfig):
-        simulate_ensemble(config, comm)
+        simulate(config, comm)
     else:
         assert isinstance(config, IsingConfig | KacConfig)
         simulate(config, comm)

@@ -21,15 +21,14 @@ from mpiflow.files import checkpoint
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.run import follow as recording
 from mpiflow.run import stopping
-from mpiflow.run.alloy import simulate_alloy
-from mpiflow.run.ensemble import simulate_ensemble
 from mpiflow.run.resume import resume
 from mpiflow.run.simulate import simulate
 from mpiflow.run.stopping import Keep, Stopped, Verdict, Watch
 from mpiflow.simulation.alloy.options import AlloyConfig
-from mpiflow.simulation.ensemble_options import CurieWeissConfig
+from mpiflow.simulation.ensemble.options import CurieWeissConfig
+from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import IsingConfig, RunConfig
+from mpiflow.simulation.options import RunConfig
 
 WORLD = MPI.COMM_WORLD
 ISING = {"temperature": 2.2, "field": 0.05, "time": 6, "save_every": 1.5, "seed": 5, "dt": 0.25}
@@ -85,12 +84,7 @@ RUNS: dict[str, tuple[type[RunConfig], dict[str, Any], bool]] = {
 
 
 def run(config: RunConfig, comm: MPI.Intracomm) -> None:
-    if isinstance(config, AlloyConfig):
-        simulate_alloy(config, comm)
-    elif isinstance(config, CurieWeissConfig):
-        simulate_ensemble(config, comm)
-    else:
-        simulate(config, comm)
+    simulate(config, comm)
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:

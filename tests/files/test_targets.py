@@ -167,8 +167,8 @@ def test_targets_are_probed_before_the_work(
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("the work has begun")
 
-    work_of = ("run.build", "alloy_run.build_alloy", "ensemble_run.build_ensemble")
-    for place in (*work_of, "exports._xdmf", "exports._fill_netcdf", "plot_run.series_of"):
+    of_commands = ("export._xdmf", "export._fill_netcdf", "plot.series_of")
+    for place in ("simulation.catalogue.build", *(f"commands.{name}" for name in of_commands)):
         monkeypatch.setattr(f"mpiflow.{place}", work)
     out, says = targets(tmp_path)[kind]
     line = [*COMMANDS[name].replace("DONE", str(done)).split(), "--out", str(out)]

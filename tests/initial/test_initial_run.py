@@ -19,17 +19,15 @@ from mpiflow.commands.verify import verify_file
 from mpiflow.core.errors import InputError
 from mpiflow.files.moments import Moment
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.run.alloy import simulate_alloy
-from mpiflow.run.ensemble import simulate_ensemble
 from mpiflow.run.plan import plan
-from mpiflow.run.predict import predict
 from mpiflow.run.resume import resume
 from mpiflow.run.simulate import simulate
 from mpiflow.simulation.alloy.options import AlloyConfig
-from mpiflow.simulation.ensemble_options import ChainConfig, CurieWeissConfig, PredatorPreyConfig
+from mpiflow.simulation.ensemble.options import ChainConfig, CurieWeissConfig, PredatorPreyConfig
 from mpiflow.simulation.field.options import FieldConfig
+from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import IsingConfig, StartConfig
+from mpiflow.simulation.options import StartConfig
 
 ISING = {"size": "8x16", "temperature": 3, "dt": 0.5, "time": 2, "save_every": 0.5}
 KAC = {"size": 8, "gamma": 0, "temperature": 2, "time": 2, "save_every": 0.5}
@@ -59,8 +57,8 @@ def run(system: str, out: Path, comm: MPI.Intracomm = MPI.COMM_SELF, **more: Any
     if system == "onsagerflow":
         more.setdefault("model", out.parent / "model")
     config = model(**more)
-    starts: dict[str, Any] = {"alloy": simulate_alloy, "onsagerflow": predict}
-    starts |= dict.fromkeys(ENSEMBLES, simulate_ensemble)
+    starts: dict[str, Any] = {"alloy": simulate, "onsagerflow": simulate}
+    starts |= dict.fromkeys(ENSEMBLES, simulate)
     starts.get(system, simulate)(config, comm)
     return config
 

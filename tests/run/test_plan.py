@@ -21,17 +21,16 @@ from mpiflow.cli import invoke
 from mpiflow.core.errors import InputError
 from mpiflow.core.packed import PackedBlock
 from mpiflow.files import checkpoint
-from mpiflow.run import alloy as alloy_run
-from mpiflow.run import predict
-from mpiflow.run import simulate as run
 from mpiflow.run.plan import one_line, plan, read
 from mpiflow.run.plan_time import estimate
-from mpiflow.simulation.alloy.barrier_model import load_barrier_model
+from mpiflow.run.simulate import simulate
+from mpiflow.simulation import catalogue
 from mpiflow.simulation.alloy.options import AlloyConfig
 from mpiflow.simulation.field.options import FieldConfig
+from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import IsingConfig
-from mpiflow.simulation.sizes import COMPRESSED_FROM, RunConfigs, interpreter
+from mpiflow.simulation.options import RunConfig
+from mpiflow.simulation.sizes import COMPRESSED_FROM, interpreter
 
 ALONE = MPI.COMM_SELF
 
@@ -51,10 +50,8 @@ def alloy(**options: Any) -> AlloyConfig:
     return AlloyConfig(**values | options)
 
 
-def build(config: RunConfigs, comm: MPI.Intracomm) -> Any:
-    if isinstance(config, AlloyConfig):
-        return alloy_run.build_alloy(config, load_barrier_model("default"), comm)
-    return run.build(config, comm)
+def build(config: RunConfig, comm: MPI.Intracomm) -> Any:
+    return catalogue.build(config, comm).sim
 
 
 RUNS = {
@@ -72,13 +69,10 @@ RUNS = {
 
 
 @pytest.mark.parametrize("config", RUNS.values(), ids=RUNS)
-def test_frames_and_bytes_are_those_of_a_real_run(config: RunConfigs, tmp_path: Path) -> None:
+def test_frames_and_bytes_are_those_of_a_real_run(config: RunConfig, tmp_path: Path) -> None:
     made = plan(config)
     there = config.model_copy(update={"out": tmp_path / "run.h5"})
-    if isinstance(there, AlloyConfig):
-        alloy_run.simulate_alloy(there, ALONE)
-    else:
-        run.simulate(there, ALONE)
+    simulate(there, ALONE)
     with h5py.File(there.out) as file:
         assert made.frames == len(file["time"])
         per_frame = {s.name: s for s in made.stored if s.frame}
@@ -98,7 +92,7 @@ def test_frames_and_bytes_are_those_of_a_real_run(config: RunConfigs, tmp_path: 
 
 
 @pytest.mark.parametrize("config", RUNS.values(), ids=RUNS)
-def test_a_field_takes_the_bytes_planned(config: RunConfigs) -> None:
+def test_a_field_takes_the_bytes_planned(config: RunConfig) -> None:
     made, sim = plan(config), build(config, ALONE)
     block = sim.block
     arrays = block.words if isinstance(block, PackedBlock) else (block.array,)
@@ -124,7 +118,7 @@ CUT = {
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("config", CUT.values(), ids=CUT)
-def test_tiles_are_cut_as_planned(config: RunConfigs, comm: MPI.Intracomm) -> None:
+def test_tiles_are_cut_as_planned(config: RunConfig, comm: MPI.Intracomm) -> None:
     made, sim = plan(config, comm.size), build(config, comm)
     shapes = comm.allgather(sim.block.shape)
     batches = comm.allgather(sim.block.batch)
@@ -247,10 +241,7 @@ def test_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["packed", "plain", "kac leaps", "alloy"])
 def test_the_configuration_of_a_trajectory_is_planned(name: str, tmp_path: Path) -> None:
     config = RUNS[name].model_copy(update={"out": tmp_path / "run.h5"})
-    if isinstance(config, AlloyConfig):
-        alloy_run.simulate_alloy(config, ALONE)
-    else:
-        run.simulate(config, ALONE)
+    simulate(config, ALONE)
     assert plan(read(config.out)) == plan(config)
 
 
@@ -266,7 +257,7 @@ def test_the_configuration_of_a_trajectory_is_planned(name: str, tmp_path: Path)
     ],
     ids=["steps", "events", "leaps", "hops", "time"],
 )
-def test_a_measured_time(config: RunConfigs, comm: MPI.Intracomm) -> None:
+def test_a_measured_time(config: RunConfig, comm: MPI.Intracomm) -> None:
     made = plan(config, comm.size)
     assert "not measured" in made.text()
     timed = estimate(made, comm, seconds=0.02, repeats=3)
@@ -283,9 +274,9 @@ def test_the_estimate_is_about_right(tmp_path: Path) -> None:
     config = ising(size=512, dt=0.5, time=1000.0, save_every=100.0, out=tmp_path / "run.h5")
     timed = estimate(plan(config), ALONE, seconds=0.05).timing
     assert timed is not None
-    run.simulate(config.model_copy(update={"time": 1.0, "save_every": 1.0}), ALONE)  # compiles
+    simulate(config.model_copy(update={"time": 1.0, "save_every": 1.0}), ALONE)  # compiles
     start = time.perf_counter()
-    run.simulate(config.model_copy(update={"overwrite": True}), ALONE)
+    simulate(config.model_copy(update={"overwrite": True}), ALONE)
     spent = time.perf_counter() - start
     # Two cores are shared with whatever else runs.
     assert spent / 5 < timed.seconds[0] < 5 * spent
@@ -347,7 +338,7 @@ def test_a_learned_field_and_its_checkpoints_have_the_sizes_planned(
 ) -> None:
     config = learned(law, **options, out=tmp_path / "run.h5")
     made = plan(config)
-    predict.predict(config, ALONE)
+    simulate.predict(config, ALONE)
     with h5py.File(config.out) as file:
         assert made.frames == len(file["time"])
         found = {name: d for name, d in file.items() if d.maxshape[0] is None}
@@ -378,7 +369,7 @@ def test_learned_fields_are_cut_as_planned(
     comm.Barrier()
     config = learned(mpi_tmp_path / "model", **options)
     made = plan(config, comm.size)
-    field = predict.build(config, comm).field
+    field = simulate.build(config, comm).field
     shapes = comm.allgather(field.state.shape)
     rows = [shape[1] for shape in shapes]
     assert (min(rows), max(rows)) == (made.smallest[0], made.largest[0])
@@ -398,7 +389,7 @@ from mpi4py import MPI
 from mpiflow.simulation.field.options import FieldConfig
 from mpiflow.learn.onsagerflow.model import load_onsagerflow
 from mpiflow.run.plan import plan
-from mpiflow.run.predict import predict
+from mpiflow.run.simulate import simulate
 comm, (folder, structure, members) = MPI.COMM_WORLD, sys.argv[1:]
 def run(blocks):
     config = FieldConfig(
@@ -406,7 +397,7 @@ def run(blocks):
         structure=structure, members=members, initial_magnetization=0.3,
         out=Path(folder) / "run.h5", overwrite=True, quiet=True,
     )
-    predict(config, comm)
+    simulate(config, comm)
     peak = comm.bcast(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak, plan(config, comm.size)
 before, _ = run(16)
@@ -433,12 +424,12 @@ def test_memory_of_a_learned_field(
 EMPTY = """
 import sys
 from mpi4py import MPI
-from mpiflow.run import ensemble, plan, simulate as run
+from mpiflow.run.simulate import simulate
+from mpiflow.simulation import catalogue
 from mpiflow.simulation.sizes import interpreter
 system, out, *options = sys.argv[1:]
 options = dict(option.split("=") for option in options)
-config = plan.SYSTEMS[system](**options, out=out, overwrite=True, quiet=True)
-simulate = run.simulate if system == "ising" else ensemble.simulate_ensemble
+config = catalogue.options(system)(**options, out=out, overwrite=True, quiet=True)
 simulate(config, MPI.COMM_SELF)  # compiles, where it is the first time
 with open("/proc/self/status") as file:
     peak = next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
@@ -487,7 +478,7 @@ def test_what_predict_would_refuse_a_plan_refuses(
     options: dict[str, Any], name: str, law: Path, tmp_path: Path
 ) -> None:
     config = learned(law, **options, out=tmp_path / "x.h5")
-    for attempt in (lambda: plan(config), lambda: predict.predict(config, ALONE)):
+    for attempt in (lambda: plan(config), lambda: simulate.predict(config, ALONE)):
         with pytest.raises(InputError) as error:
             attempt()
         assert error.value.name == name

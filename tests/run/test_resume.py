@@ -23,21 +23,19 @@ from mpiflow.learn.generator import data as field_data
 from mpiflow.learn.onsagerflow.from_files import _long_enough
 from mpiflow.learn.onsagerflow.increments import runs_from_files
 from mpiflow.learn.run_dataset import RunDataset
-from mpiflow.run.alloy import simulate_alloy
-from mpiflow.run.ensemble import simulate_ensemble
 from mpiflow.run.resume import resume
 from mpiflow.run.simulate import simulate
 from mpiflow.run.stopping import Keep
 from mpiflow.simulation.alloy.options import AlloyConfig
-from mpiflow.simulation.ensemble_options import (
+from mpiflow.simulation.ensemble.options import (
     ChainConfig,
     CurieWeissConfig,
-    EnsembleConfig,
     PredatorPreyConfig,
 )
+from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import IsingConfig, RunConfig
+from mpiflow.simulation.options import RunConfig
 from mpiflow.systems.ising import Ising
 
 ISING = {"size": 16, "temperature": 2.3, "seed": 1, "quiet": True}
@@ -60,13 +58,7 @@ STEPS: dict[str, tuple[type[RunConfig], dict[str, Any], str, float, float]] = {
 
 
 def run(config: RunConfig) -> None:
-    if isinstance(config, AlloyConfig):
-        simulate_alloy(config, MPI.COMM_SELF)
-    elif isinstance(config, EnsembleConfig):
-        simulate_ensemble(config, MPI.COMM_SELF)
-    else:
-        assert isinstance(config, IsingConfig | KacConfig)
-        simulate(config, MPI.COMM_SELF)
+    simulate(config, MPI.COMM_SELF)
 
 
 # -- times ---------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from mpiflow.files.trajectory import Trajectory
 from mpiflow.run import progress
 from mpiflow.run.progress import Progress
 from mpiflow.run.simulate import record, simulate
+from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.ising.simulation import Simulation
-from mpiflow.simulation.options import IsingConfig
 from mpiflow.systems.ising import Ising
 
 MpiRun = Callable[..., subprocess.CompletedProcess[str]]

@@ -183,7 +183,7 @@ def test_every_option_has_its_error_message_and_its_help(
 
 def test_toml_and_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[AlloyConfig] = []
-    monkeypatch.setattr("mpiflow.run.alloy.simulate_alloy", lambda given, _: seen.append(given))
+    monkeypatch.setattr("mpiflow.run.simulate.simulate", lambda given, _: seen.append(given))
     file = tmp_path / "run.toml"
     file.write_text(
         'system = "alloy"\ncells = [8, 8, 12]\ntemperature = 1500\ntime = 1e-7\nout = "a.h5"\n'

@@ -18,8 +18,9 @@ from mpiflow.core.errors import InputError
 from mpiflow.files import structure
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.initial.alloy import counts_of, random_alloy
-from mpiflow.run.alloy import build_alloy, record_alloy, simulate_alloy
+from mpiflow.run.simulate import record, simulate
 from mpiflow.simulation.alloy.barrier_model import load_barrier_model
+from mpiflow.simulation.alloy.build import build
 from mpiflow.simulation.alloy.options import AlloyConfig
 from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.systems import alloy, barriers
@@ -76,7 +77,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cells="4x5x6", temperature=2000, vacancies=2, hops=300, save_every=100, species=True,
         seed=3, quiet=True, out=out,
     )  # fmt: skip
-    simulate_alloy(config, MPI.COMM_SELF)
+    simulate(config, MPI.COMM_SELF)
     return out
 
 
@@ -171,12 +172,12 @@ def test_a_frame_at_t_holds_the_state_in_force_then(tmp_path: Path) -> None:
 def test_an_ensemble_has_a_member_dimension(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
     """Dealt to the ranks it is as on one, and member 0 is the single run."""
     options = {"cells": "4x4x5", "vacancies": 1, "solver": "serial", "tile": None}
-    simulate_alloy(config(mpi_tmp_path / "all.h5", **options, members=3), comm)
+    simulate(config(mpi_tmp_path / "all.h5", **options, members=3), comm)
     if comm.rank > 0:
         return
-    simulate_alloy(config(mpi_tmp_path / "one.h5", **options, members=3), MPI.COMM_SELF)
+    simulate(config(mpi_tmp_path / "one.h5", **options, members=3), MPI.COMM_SELF)
     assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
-    simulate_alloy(config(mpi_tmp_path / "single.h5", **options), MPI.COMM_SELF)
+    simulate(config(mpi_tmp_path / "single.h5", **options), MPI.COMM_SELF)
     every, single = contents(mpi_tmp_path / "all.h5"), contents(mpi_tmp_path / "single.h5")
     assert every["sro"].shape == (3, 3, 6)
     assert every["species"].shape == (3, 3, 160)
@@ -202,9 +203,9 @@ def test_a_run_from_python_needs_no_configuration(comm: MPI.Intracomm, mpi_tmp_p
     )  # fmt: skip
     sim.set_species(random_alloy, counts=counts_of(sim.sites, 4, elements=2))
     out = mpi_tmp_path / f"a{comm.rank}.h5"
-    record_alloy(sim, out, time=2e-9, progress=False)
+    record(sim, out, time=2e-9, progress=False)
     # The simulation goes on where it was.
-    record_alloy(sim, out.with_suffix(".b.h5"), hops=50, progress=False)
+    record(sim, out.with_suffix(".b.h5"), hops=50, progress=False)
     a, b = contents(out), contents(out.with_suffix(".b.h5"))
     assert a["time"].tolist() == [0.0, pytest.approx(2e-9)]
     assert a["hops"][-1] == b["hops"][0]
@@ -242,7 +243,7 @@ def test_runs_from_python_that_cannot_be(
     sim = AlloySimulation(Alloy(2000.0), model, 4, members=members, comm=MPI.COMM_SELF)
     sim.set_species(random_alloy, counts=counts_of(sim.sites, 1))
     with pytest.raises(InputError) as caught:
-        record_alloy(sim, tmp_path / "x.h5", progress=False, **options)
+        record(sim, tmp_path / "x.h5", progress=False, **options)
     assert says in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -268,9 +269,9 @@ def test_ranks_and_writers_change_nothing(
     """With the default barriers, species and all."""
     if backend == "parallel" and not h5py.get_config().mpi:
         pytest.skip("this h5py has no MPI")
-    simulate_alloy(config(mpi_tmp_path / "all.h5", **options, writer=backend), comm)
+    simulate(config(mpi_tmp_path / "all.h5", **options, writer=backend), comm)
     if comm.rank == 0:
-        simulate_alloy(config(mpi_tmp_path / "one.h5", **options), MPI.COMM_SELF)
+        simulate(config(mpi_tmp_path / "one.h5", **options), MPI.COMM_SELF)
         assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
         assert contents(mpi_tmp_path / "all.h5")["hops"].max() > 20
 
@@ -478,17 +479,17 @@ def test_an_existing_file_needs_overwrite(tmp_path: Path) -> None:
 def test_many_ranks_and_what_they_cannot_do(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
     out = mpi_tmp_path / "x.h5"
     with pytest.raises(InputError, match="ranks="):
-        simulate_alloy(config(out, solver="serial", tile=None), comm)
+        simulate(config(out, solver="serial", tile=None), comm)
     with pytest.raises(InputError, match="slabs along x"):
-        simulate_alloy(config(out, ranks_grid=(1, 1, comm.size)), comm)
+        simulate(config(out, ranks_grid=(1, 1, comm.size)), comm)
     with pytest.raises(InputError, match="smaller tiles"):
-        simulate_alloy(config(out, tile=24), comm)
+        simulate(config(out, tile=24), comm)
     assert not list(mpi_tmp_path.iterdir())
 
 
 def test_the_first_window_is_that_of_the_state(tmp_path: Path) -> None:
     given = config(tmp_path / "run.h5", time=4e-9, save_every=None)
-    sim = build_alloy(given, load_barrier_model("default"), MPI.COMM_SELF)
+    sim = build(given, MPI.COMM_SELF).sim
     assert given.save_every == pytest.approx(4e-11)
     assert sim.choice is not None
     assert sim.choice.last == pytest.approx(4 * 1.6e-10, rel=0.7)
@@ -498,7 +499,7 @@ def test_the_first_window_is_that_of_the_state(tmp_path: Path) -> None:
 def test_a_chosen_window_divides_the_run_too(tmp_path: Path, time: float, every: float) -> None:
     """Nobody asked for a window, so nobody is told that theirs does not fit."""
     given = config(tmp_path / "run.h5", time=time, save_every=every)
-    simulate_alloy(given, MPI.COMM_SELF)
+    simulate(given, MPI.COMM_SELF)
     count = int(time // every)
     times = contents(tmp_path / "run.h5")["time"]
     np.testing.assert_allclose(times, [*(every * np.arange(count + 1)), time], rtol=1e-12)

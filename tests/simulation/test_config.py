@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpiflow.core.errors import InputError
+from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.simulation.alloy.options import AlloyConfig
-from mpiflow.simulation.ensemble_options import ChainConfig
+from mpiflow.simulation.ensemble.options import ChainConfig
 from mpiflow.simulation.field.options import FieldConfig
+from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
-from mpiflow.simulation.options import FRAMES, Config, IsingConfig, did_you_mean
+from mpiflow.simulation.options import FRAMES, Config
 
 GOOD: dict[str, Any] = {"size": 64, "temperature": 2.5, "time": 50, "out": "run.h5"}
 

@@ -20,12 +20,13 @@ from mpiflow.files import checkpoint
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
 from mpiflow.run import follow as recording
-from mpiflow.run.ensemble import simulate_ensemble
-from mpiflow.run.plan import SYSTEMS, plan, read
+from mpiflow.run.plan import plan, read
 from mpiflow.run.plan_time import estimate
 from mpiflow.run.resume import configuration, resume
+from mpiflow.run.simulate import simulate
 from mpiflow.run.stopping import Stopped, Verdict, Watch
-from mpiflow.simulation.ensemble_options import (
+from mpiflow.simulation import catalogue
+from mpiflow.simulation.ensemble.options import (
     ChainConfig,
     CurieWeissConfig,
     EnsembleConfig,
@@ -47,7 +48,7 @@ def config(system: str, out: str | Path = "run.h5", **options: Any) -> Any:
         "predator-prey": {"size": 40, "time": 1, "save_every": 0.25, "profile": True},
     }
     common = {"seed": 5, "quiet": True, "out": out}
-    return SYSTEMS[system](**short[system] | common | options)
+    return catalogue.options(system)(**short[system] | common | options)
 
 
 SHORT: dict[str, tuple[str, dict[str, Any]]] = {
@@ -145,7 +146,7 @@ def test_options_of_a_file_and_of_the_command_line(tmp_path: Path) -> None:
 def test_help_lists_every_option(system: str, capsys: pytest.CaptureFixture[str]) -> None:
     invoke(["simulate", system, "--help"])
     text = capsys.readouterr().out
-    for name in SYSTEMS[system].options():
+    for name in catalogue.options(system).options():
         assert f"--{name.replace('_', '-')} " in text, name
 
 
@@ -157,9 +158,9 @@ def test_help_lists_every_option(system: str, capsys: pytest.CaptureFixture[str]
 def test_any_ranks_write_the_same(
     system: str, options: dict[str, Any], comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
-    simulate_ensemble(config(system, mpi_tmp_path / "all.h5", **options), comm)
+    simulate(config(system, mpi_tmp_path / "all.h5", **options), comm)
     if comm.rank == 0:
-        simulate_ensemble(config(system, mpi_tmp_path / "one.h5", **options), ALONE)
+        simulate(config(system, mpi_tmp_path / "one.h5", **options), ALONE)
         assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
         points = [checkpoint.paths(mpi_tmp_path / f"{n}.h5")[0] for n in ("all", "one")]
         assert_same(*points)
@@ -195,7 +196,7 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(
     monkeypatch.setattr(Interrupted, "far", 0.0777 if system == "curie-weiss" else 1e-30)
     Interrupted.left = 10**9
     whole, parts = mpi_tmp_path / "whole.h5", mpi_tmp_path / "parts.h5"
-    simulate_ensemble(config(system, whole, **options), comm)
+    simulate(config(system, whole, **options), comm)
     some = comm.Split(0 if comm.rank == 0 else 1)
     for stops in range(100):
         Interrupted.left = 1 + stops
@@ -203,7 +204,7 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(
         if comm.rank == 0 or not alone:
             with contextlib.suppress(Stopped):
                 if stops == 0:
-                    simulate_ensemble(config(system, parts, **options), comm)
+                    simulate(config(system, parts, **options), comm)
                 else:
                     resume(parts, some if alone else comm, {"quiet": True})
                 done = True
@@ -223,15 +224,15 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(
 
 def test_a_change_on_the_way_is_asked_for(tmp_path: Path) -> None:
     out = tmp_path / "run.h5"
-    simulate_ensemble(config("linear-chain", out, noise=0.0, force=0.0,
+    simulate(config("linear-chain", out, noise=0.0, force=0.0,
                              initial_displacement=1.0), ALONE)  # fmt: skip
     again = {"noise": 0.0, "initial_displacement": 1.0, "resume": True}
     with pytest.raises(InputError, match=r"^force=15.0: .*was 0.0.*--override force="):
-        simulate_ensemble(config("linear-chain", out, **again, time=4), ALONE)
+        simulate(config("linear-chain", out, **again, time=4), ALONE)
     # Another step: time goes on from where it was, and is as long as before.
     resume(out, ALONE, {"time": 4, "dt": 0.1, "quiet": True})
     with pytest.raises(InputError, match=r"^profile"):
-        simulate_ensemble(
+        simulate(
             config("linear-chain", out, **again, force=0.0, dt=0.1, time=5, profile=False), ALONE
         )
     resume(out, ALONE, {"time": 5, "dt": 0.05, "quiet": True})
@@ -247,7 +248,7 @@ def test_a_line_that_runs_to_infinity_stops_all_ranks(
 ) -> None:
     wild = config("predator-prey", mpi_tmp_path / "x.h5", form="pde", noise=1.0, members=2, time=50)
     with pytest.raises(InputError, match=r"^noise=1.0: .*infinite.*prey diffusion"):
-        simulate_ensemble(wild, comm)
+        simulate(wild, comm)
 
 
 # -- physics ---------------------------------------------------------------------------------------
@@ -258,7 +259,7 @@ def test_a_chain_has_the_moments_of_its_equation(tmp_path: Path) -> None:
     for start, name in ((3.0, "a.h5"), (None, "b.h5")):
         made = config("linear-chain", tmp_path / name, members=1000, time=40, save_every=10,
                       initial_displacement=start, profile=False, dt=0.1)  # fmt: skip
-        simulate_ensemble(made, ALONE)
+        simulate(made, ALONE)
         with Trajectory(made.out) as run:
             times, m = run["time"], run["displacement"]
         slope, bias, width = made.chain().macroscopic()
@@ -275,7 +276,7 @@ def test_a_chain_has_the_moments_of_its_equation(tmp_path: Path) -> None:
 
 def test_files_hold_what_the_simulation_does(tmp_path: Path) -> None:
     made = config("linear-chain", tmp_path / "run.h5", members=3)
-    simulate_ensemble(made, ALONE)
+    simulate(made, ALONE)
     sim = ChainSimulation(made.chain(), dt=made.dt, seed=5, members=3)
     sim.set(made.chain().resting())
     with Trajectory(made.out) as run:
@@ -291,7 +292,7 @@ def test_spins_obey_their_master_equation(tmp_path: Path) -> None:
     members = 4000
     made = config("curie-weiss", tmp_path / "run.h5", members=members, time=4, save_every=1,
                   initial_magnetization=-0.4, seed=7)  # fmt: skip
-    simulate_ensemble(made, ALONE)
+    simulate(made, ALONE)
     n, system = made.sites, made.model()
     with Trajectory(made.out) as run:
         values = {name: run[name] for name in ("magnetization", "energy", "flips")}
@@ -322,7 +323,7 @@ def test_prey_and_predators_settle_where_both_live(tmp_path: Path) -> None:
     """Without noise and without a wave every cell is the same ordinary equation."""
     made = config("predator-prey", tmp_path / "run.h5", noise=0.0, time=80, save_every=20,
                   initial_wave=0.0)  # fmt: skip
-    simulate_ensemble(made, ALONE)
+    simulate(made, ALONE)
     with Trajectory(made.out) as run:
         assert (run["prey"][0], run["predator"][0]) == (0.5, 0.5)
         assert run["prey"][-1] == pytest.approx(0.4, abs=1e-5)
@@ -339,7 +340,7 @@ def test_prey_and_predators_settle_where_both_live(tmp_path: Path) -> None:
 def test_plans_agree_with_files(system: str, options: dict[str, Any], tmp_path: Path) -> None:
     made = config(system, tmp_path / "run.h5", **options)
     planned = plan(made)
-    simulate_ensemble(made, ALONE)
+    simulate(made, ALONE)
     with h5py.File(made.out) as file:
         assert planned.frames == len(file["time"])
         found = {name: d for name, d in file.items() if d.maxshape[0] is None}
@@ -357,7 +358,7 @@ def test_plans_agree_with_files(system: str, options: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize("system", ["linear-chain", "predator-prey"])
 def test_profiles_shrink_as_planned(system: str, tmp_path: Path) -> None:
     made = config(system, tmp_path / "run.h5", size=1000, time=4, save_every=0.5)
-    simulate_ensemble(made, ALONE)
+    simulate(made, ALONE)
     planned = {s.name: s.compressed for s in plan(made).stored}
     with h5py.File(made.out) as file:
         for name in made.profiles:
@@ -381,7 +382,7 @@ def test_other_commands_know_such_files(
 ) -> None:
     out = tmp_path / "run.h5"
     made = config(system, out, **options)
-    simulate_ensemble(made, ALONE)
+    simulate(made, ALONE)
     capsys.readouterr()
     invoke(["info", str(out)])
     assert f"{system}, complete" in capsys.readouterr().out

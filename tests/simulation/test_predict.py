@@ -25,8 +25,8 @@ from mpiflow.learn.onsagerflow.from_files import learn_from_files
 from mpiflow.learn.onsagerflow.increments import runs_from_files
 from mpiflow.learn.onsagerflow.model import OnsagerFlow
 from mpiflow.run import follow as recording
-from mpiflow.run.predict import predict
 from mpiflow.run.resume import resume
+from mpiflow.run.simulate import simulate
 from mpiflow.run.stopping import Stopped, Verdict, Watch
 from mpiflow.simulation.field.law_files import TableLaw
 from mpiflow.simulation.field.options import FieldConfig
@@ -159,7 +159,7 @@ def test_other_commands_know_such_files(
 ) -> None:
     out = tmp_path / "run.h5"
     config = FieldConfig(**GOOD, model=model, out=out)
-    predict(config, MPI.COMM_SELF)
+    simulate(config, MPI.COMM_SELF)
     capsys.readouterr()
     invoke(["info", str(out)])
     told = capsys.readouterr().out
@@ -206,9 +206,9 @@ def test_any_ranks_write_the_same(
     given = GOOD | {"model": mpi_tmp_path / "model"} | options
     if "initial" in options:
         given |= {"initial": str(mpi_tmp_path / "start.npy"), "initial_magnetization": 0.0}
-    predict(FieldConfig(**given, out=mpi_tmp_path / "all.h5"), comm)
+    simulate(FieldConfig(**given, out=mpi_tmp_path / "all.h5"), comm)
     if comm.rank == 0:
-        predict(FieldConfig(**given, out=mpi_tmp_path / "one.h5"), MPI.COMM_SELF)
+        simulate(FieldConfig(**given, out=mpi_tmp_path / "one.h5"), MPI.COMM_SELF)
         assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
         points = [checkpoint.paths(mpi_tmp_path / f"{n}.h5")[0] for n in ("all", "one")]
         assert_same(*points)
@@ -257,7 +257,7 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(
     given = GOOD | {"model": mpi_tmp_path / "model", **options, "initial_magnetization": 0.0}
     given["initial"] = str(mpi_tmp_path / "start.npy")
     Interrupted.left = 10**9
-    predict(FieldConfig(**given, out=mpi_tmp_path / "whole.h5"), comm)
+    simulate(FieldConfig(**given, out=mpi_tmp_path / "whole.h5"), comm)
     parts = FieldConfig(**given, out=mpi_tmp_path / "parts.h5")
     some = comm.Split(0 if comm.rank == 0 else 1)
     for stops in range(100):
@@ -266,7 +266,7 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(
         if comm.rank == 0 or not alone:
             with contextlib.suppress(Stopped):
                 if stops == 0:
-                    predict(parts, comm)
+                    simulate(parts, comm)
                 else:
                     resume(parts.out, some if alone else comm, {"quiet": True})
                 done = True
@@ -291,7 +291,7 @@ def test_it_stops_inside_of_a_step(model: Path, tmp_path: Path, monkeypatch: Any
         config = FieldConfig(**given, out=tmp_path / f"{name}.h5")
         Interrupted.left = 4
         with pytest.raises(Stopped):
-            predict(config, MPI.COMM_SELF)
+            simulate(config, MPI.COMM_SELF)
         point = checkpoint.newest(config.out, MPI.COMM_SELF)
         assert point is not None
         assert point.numbers["frames"] == 1
@@ -308,7 +308,7 @@ def test_it_stops_inside_of_a_step(model: Path, tmp_path: Path, monkeypatch: Any
 
 def test_time_goes_on_with_another_step(model: Path, tmp_path: Path) -> None:
     config = FieldConfig(**GOOD, model=model, out=tmp_path / "run.h5")
-    predict(config, MPI.COMM_SELF)
+    simulate(config, MPI.COMM_SELF)
     resume(config.out, MPI.COMM_SELF, {"time": 4, "dt": 0.05, "quiet": True})
     resume(config.out, MPI.COMM_SELF, {"time": 6, "dt": 0.25, "quiet": True})
     with Trajectory(config.out) as run:
@@ -318,7 +318,7 @@ def test_time_goes_on_with_another_step(model: Path, tmp_path: Path) -> None:
 def test_another_model_is_refused_where_a_run_goes_on(model: Path, tmp_path: Path) -> None:
     given = GOOD | {"out": tmp_path / "run.h5"}
     config = FieldConfig(**given, model=model)
-    predict(config, MPI.COMM_SELF)
+    simulate(config, MPI.COMM_SELF)
     moved = model.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=r"^model=.*SHA-256 .*not there.*--override model=PATH"):
         resume(config.out, MPI.COMM_SELF, {"time": 4})
@@ -329,7 +329,7 @@ def test_another_model_is_refused_where_a_run_goes_on(model: Path, tmp_path: Pat
             resume(config.out, MPI.COMM_SELF, {"time": 5, "model": str(moved)})
     save_free_law(moved)
     with pytest.raises(InputError, match=r"^temperature=0.9: .*was 0.8"):
-        predict(FieldConfig(**given, model=moved, temperature=0.9, resume=True), MPI.COMM_SELF)
+        simulate(FieldConfig(**given, model=moved, temperature=0.9, resume=True), MPI.COMM_SELF)
 
 
 # -- initial states ------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_members_start_from_their_own_or_from_the_same(
     for name in ("members", "coarse"):
         path = kac / f"{name}.h5"
         config = FieldConfig(**given, initial=str(path), out=tmp_path / f"{name}.h5")
-        predict(config, MPI.COMM_SELF)
+        simulate(config, MPI.COMM_SELF)
         with Trajectory(path) as run, Trajectory(config.out) as field:
             start = run["coarse_magnetization"][-1]
             m = field["coarse_magnetization"]
@@ -392,7 +392,7 @@ def test_members_start_from_their_own_or_from_the_same(
         assert (m[-1, 0, :4] != m[-1, 0, 4:]).any()
     config = FieldConfig(**given | {"members": 3}, initial=str(kac / "members.h5"), out="x.h5")
     with pytest.raises(InputError, match=r"^members=3.*up to 2"):
-        predict(config, MPI.COMM_SELF)
+        simulate(config, MPI.COMM_SELF)
 
 
 def test_blocks_are_merged_and_stretched(model: Path, tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ def test_nothing_is_written_for_what_cannot_be(
         given = {"initial_magnetization": 0} | given | {"initial": str(kac / given["initial"])}
     config = FieldConfig(**GOOD | {"model": model, "out": tmp_path / "x.h5"} | given)
     with pytest.raises(InputError, match=says):
-        predict(config, MPI.COMM_SELF)
+        simulate(config, MPI.COMM_SELF)
     assert not (tmp_path / "x.h5").exists()
 
 
@@ -503,7 +503,7 @@ def test_blocks_of_a_file_that_are_larger(kac: Path, tmp_path: Path) -> None:
     small = save_free_law(tmp_path / "small", spins=(4,))
     given = GOOD | {"initial": str(kac / "coarse.h5"), "initial_magnetization": 0}
     with pytest.raises(InputError, match=r"^block=2: .*multiple of the 4 sites a side"):
-        predict(FieldConfig(**given, model=small, out=tmp_path / "x.h5"), MPI.COMM_SELF)
+        simulate(FieldConfig(**given, model=small, out=tmp_path / "x.h5"), MPI.COMM_SELF)
 
 
 def test_what_was_not_learned_is_said_once(
@@ -511,13 +511,13 @@ def test_what_was_not_learned_is_said_once(
 ) -> None:
     model = save_free_law(tmp_path / "model", largest=0.4)
     given = GOOD | {"model": model, "quiet": False, "temperature": 0.7}
-    predict(FieldConfig(**given, out=tmp_path / "a.h5"), MPI.COMM_SELF)
+    simulate(FieldConfig(**given, out=tmp_path / "a.h5"), MPI.COMM_SELF)
     said = capfd.readouterr().err
     assert said.count("learned from 0.8 to 0.8") == 1
     assert said.count("of 96 blocks is beyond -0.4 to 0.4, where the law was learned") == 1
     assert "site-packages" not in said
     assert "Warning" not in said
-    predict(FieldConfig(**given | {"quiet": True}, out=tmp_path / "b.h5"), MPI.COMM_SELF)
+    simulate(FieldConfig(**given | {"quiet": True}, out=tmp_path / "b.h5"), MPI.COMM_SELF)
     assert capfd.readouterr().err == ""
 
 

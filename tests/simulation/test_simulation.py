@@ -17,7 +17,8 @@ from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, factorisations
 from mpiflow.core.packed import PackedBlock
-from mpiflow.simulation.ising.simulation import Frame, Simulation
+from mpiflow.simulation.ising.simulation import Simulation
+from mpiflow.simulation.spins.simulation import Frame
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising

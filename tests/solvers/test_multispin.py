@@ -36,7 +36,8 @@ from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.lattice import Lattice, Layout, factorisations
 from mpiflow.core.packed import PackedBlock
-from mpiflow.simulation.ising.simulation import Frame, Simulation
+from mpiflow.simulation.ising.simulation import Simulation
+from mpiflow.simulation.spins.simulation import Frame
 from mpiflow.solvers.spins import multispin, sublattice
 from mpiflow.solvers.spins.bitplanes import PLANES, Thresholds, _sfc64, count_neighbours
 from mpiflow.solvers.spins.sublattice import Kind, Run, Sublattice

@@ -30,8 +30,8 @@ from mpiflow.learn.closure.predator_prey import (
 )
 from mpiflow.learn.models import load_model
 from mpiflow.learn.training import Schedule
-from mpiflow.run.ensemble import build_ensemble
-from mpiflow.simulation.ensemble_options import PredatorPreyConfig
+from mpiflow.simulation.ensemble.options import PredatorPreyConfig
+from mpiflow.simulation.ensemble.simulation import build_lines
 from mpiflow.solvers.lines.predator_prey import PredatorPreySimulation, evolve_patches
 from mpiflow.systems.predator_prey import PredatorPrey, upsample
 
@@ -589,7 +589,7 @@ def test_what_a_step_does_to_the_noise_is_known(form: Any) -> None:
 def test_a_long_step_is_said_in_the_log() -> None:
     def remarks(**options: Any) -> list[str]:
         config = PredatorPreyConfig(size=100, time=1, out=Path("x.h5"), **options)
-        return build_ensemble(config, MPI.COMM_SELF).remarks()
+        return build_lines(config, MPI.COMM_SELF).sim.remarks()
 
     assert "of the means 24 %" in " ".join(remarks(dt=0.1))
     assert remarks(dt=0.01) == remarks(dt=0.1, noise=0.0) == []

@@ -20,10 +20,10 @@ from mpiflow.core.schedule import State
 from mpiflow.files import checkpoint
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.initial.alloy import counts_of, random_alloy
-from mpiflow.run import alloy as alloy_run
-from mpiflow.run.alloy import record_alloy, simulate_alloy
 from mpiflow.run.resume import resume
+from mpiflow.run.simulate import record, simulate
 from mpiflow.run.stopping import Stopped
+from mpiflow.simulation.alloy import simulation as alloy_simulation
 from mpiflow.simulation.alloy.barrier_model import load_barrier_model
 from mpiflow.simulation.alloy.options import AlloyConfig
 from mpiflow.simulation.alloy.simulation import AlloySimulation, _later
@@ -187,11 +187,11 @@ def test_a_run_goes_on_from_its_checkpoint(comm: MPI.Intracomm, mpi_tmp_path: Pa
     }  # fmt: skip
     whole, parts = (mpi_tmp_path / f"{name}.h5" for name in ("whole", "parts"))
     if comm.rank == 0:
-        simulate_alloy(AlloyConfig(**options, time=3000.0, out=whole), MPI.COMM_SELF)
+        simulate(AlloyConfig(**options, time=3000.0, out=whole), MPI.COMM_SELF)
     comm.Barrier()
-    simulate_alloy(AlloyConfig(**options, time=1500.0, out=parts), comm)
+    simulate(AlloyConfig(**options, time=1500.0, out=parts), comm)
     longer = AlloyConfig(**options, time=3000.0, out=parts, resume=True)
-    simulate_alloy(longer, comm, changed={"time"})
+    simulate(longer, comm, changed={"time"})
     with Trajectory(whole) as a, Trajectory(parts) as b:
         for name in a.variables:
             assert np.array_equal(a[name], b[name]), name
@@ -258,7 +258,7 @@ def test_a_long_window_is_left_for_a_checkpoint(
         "cells": 8, "tile": 8, "vacancies": 4, "temperature": 2000.0, "solver": "tiled", "seed": 3,
         "window": 50 * first, "time": 150 * first, "save_every": 50 * first, "quiet": True,
     }  # fmt: skip
-    simulate_alloy(AlloyConfig(**options, out=tmp_path / "whole.h5"), MPI.COMM_SELF)
+    simulate(AlloyConfig(**options, out=tmp_path / "whole.h5"), MPI.COMM_SELF)
     asked = 0
 
     def received() -> int:
@@ -267,10 +267,10 @@ def test_a_long_window_is_left_for_a_checkpoint(
         return signal.SIGUSR1 if asked > 60 else 0
 
     monkeypatch.setattr(tiled_vacancy, "STRETCH", 3)
-    monkeypatch.setattr(alloy_run, "STRETCH", 3)
+    monkeypatch.setattr(alloy_simulation, "STRETCH", 3)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(signals, "received", received)
-        simulate_alloy(AlloyConfig(**options, out=tmp_path / "parts.h5"), MPI.COMM_SELF)
+        simulate(AlloyConfig(**options, out=tmp_path / "parts.h5"), MPI.COMM_SELF)
     assert "is taken back after" in capsys.readouterr().err
     point = checkpoint.newest(tmp_path / "parts.h5", MPI.COMM_SELF)
     assert point is not None
@@ -303,7 +303,7 @@ def test_a_window_that_is_given_stays(tmp_path: Path) -> None:
     sim = made(temperature=2000.0, window=window)
     with pytest.raises(InputError, match="Leave it out"):
         sim.choose_windows()
-    record_alloy(sim, tmp_path / "x.h5", time=20 * window, save_every=5 * window, progress=False)
+    record(sim, tmp_path / "x.h5", time=20 * window, save_every=5 * window, progress=False)
     with Trajectory(tmp_path / "x.h5") as run:
         assert run.attributes["window_s"] == window
         assert "window_hops" not in run.attributes

@@ -35,6 +35,7 @@ class AlloyConfig(StartConfig):
     """``mpiflow simulate alloy``: what to simulate, and what to save of it."""
 
     system: Literal["alloy"] = "alloy"
+    SAVED: ClassVar[tuple[str, ...]] = ("species",)
     kinds: ClassVar[tuple[str, ...]] = ("random",)
 
     cells: Three = option(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,13 +16,16 @@ from mpiflow.core import signals
 from mpiflow.core.block import Block, gather_records
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
-from mpiflow.core.guards import Guarded, require_rule
+from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Layout, Shape, factorisations, split
-from mpiflow.core.parallel import arrival, local_rank
-from mpiflow.core.schedule import Clock, Number, Schedule, State
+from mpiflow.core.parallel import agreed, arrival, local_rank, say
+from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
+from mpiflow.files.schema import STANDARD, TIME
+from mpiflow.files.trajectory import Value
+from mpiflow.simulation.base import Content, Motion, Pace, Sample, Simulated
 from mpiflow.solvers.vacancy.events import check, check_species
 from mpiflow.solvers.vacancy.serial import VacancyKMC, total_rates
-from mpiflow.solvers.vacancy.tiled import NO_LIMIT, SMALLEST_TILE, TiledKMC
+from mpiflow.solvers.vacancy.tiled import NO_LIMIT, SMALLEST_TILE, STRETCH, TiledKMC
 from mpiflow.solvers.vacancy.window_choice import AIM, MOST_HOPS, WindowChoice, implied_bias
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
@@ -31,6 +34,7 @@ from mpiflow.systems.barriers import Barriers
 AlloySolver = Literal["serial", "tiled"]
 #: Part of the time of a hop at which it has not been made yet, whatever the rounding.
 BEFORE = 1.0 - 2.0**-40
+TIME_IN_S = replace(TIME, units="s", long_name="time")
 #: Points of a tile along x, where the lattice is not smaller.
 TILE = 16
 
@@ -53,6 +57,9 @@ class AlloyFrame:
     window: float = 0.0
     windows: int = 0
 
+    #: What a file holds of it, for each member.
+    NAMES = ("sro", "warren_cowley", "long_range_order", "bonds", "hops")
+
     def scalars(self) -> dict[str, np.ndarray]:
         """What a Trajectory holds of a frame, by name, with a leading member axis."""
         return {
@@ -64,7 +71,7 @@ class AlloyFrame:
         }
 
 
-class AlloySimulation(Guarded):
+class AlloySimulation(Simulated):
     """Vacancy kinetic Monte Carlo of one lattice, or of many lattices dealt to ranks.
 
     Parameters
@@ -82,6 +89,7 @@ class AlloySimulation(Guarded):
     comm : communicator, ``COMM_WORLD`` unless given; every method is collective on it
     ranks_grid : ranks along each axis, slabs along x if left out and possible
     device : where the tiled solver evaluates barriers, ``cpu`` or ``cuda``
+    barriers_name : of the model, for the log
 
     Attributes
     ----------
@@ -112,8 +120,10 @@ class AlloySimulation(Guarded):
         comm: MPI.Intracomm | None = None,
         ranks_grid: Shape | None = None,
         device: str = "cpu",
+        barriers_name: str = "",
     ) -> None:
         require_rule(system, Alloy)
+        self.barriers_name = barriers_name
         self.system, self.barriers = system, barriers
         self.seed, self.members = seed, members
         self.comm = MPI.COMM_WORLD if comm is None else comm
@@ -136,7 +146,7 @@ class AlloySimulation(Guarded):
             self._check_serial(window, tile, device)
         halo = TiledKMC.halo
         if members == 1:
-            layout = self._layout(ranks_grid)
+            layout = cut(self.lattice, self.comm.size, self.tile, ranks_grid)
             self.block = Block.tile(layout, self.comm, halo=halo)
             self.block.load(np.full((1, *self.block.shape), alloy.NOT_A_SITE, np.int8))
         else:
@@ -158,6 +168,8 @@ class AlloySimulation(Guarded):
         self.lattice_constant = alloy.LATTICE_CONSTANT
         self.taken_back = 0
         self._rest = 0.0  # of chosen windows: the time is this much later than its float
+        #: Whether its file has them: an older version knew one window for the whole run.
+        self.knows_windows = self.tiled
         self._hops = np.zeros(self.block.batch, np.int64)
         self._counts: np.ndarray | None = None
 
@@ -172,33 +184,6 @@ class AlloySimulation(Guarded):
                 raise InputError(name, value, "no value with the serial solver", "Leave it out.")
         if device != "cpu":
             raise InputError("device", device, "'cpu' for the serial solver", "Use tiled.")
-
-    def _layout(self, ranks_grid: Shape | None) -> Layout:
-        """Whole tiles on every rank. Tiles that do not fit the lattice are the solver's matter."""
-        ranks, sides = self.comm.size, self.lattice.shape
-        fitting = all(n > 0 and side % n == 0 for side, n in zip(sides, self.tile, strict=True))
-        unit: Shape = self.tile if fitting else (2, 2, 2)
-        if ranks_grid is not None and math.prod(ranks_grid) != ranks:
-            raise InputError(
-                "ranks_grid",
-                ranks_grid,
-                f"a grid of {ranks} ranks",
-                "Start as many ranks as the grid has.",
-            )
-        most = tuple(side // n for side, n in zip(sides, unit, strict=True))
-        grids = factorisations(ranks, 3) if ranks_grid is None else [tuple(ranks_grid)]
-        if not any(all(n <= m for n, m in zip(grid, most, strict=False)) for grid in grids):
-            raise InputError(
-                "ranks" if ranks_grid is None else "ranks_grid",
-                ranks if ranks_grid is None else ranks_grid,
-                f"at most {most} ranks along the axes, in whole tiles of {unit} points",
-                "Use fewer ranks, smaller tiles or a larger lattice.",
-            )
-        if ranks_grid is not None:
-            return Layout(self.lattice, tuple(ranks_grid), unit)
-        if ranks <= most[0]:
-            return Layout(self.lattice, (ranks, 1, 1), unit)
-        return Layout.balanced(self.lattice, ranks, unit)
 
     # -- state ---------------------------------------------------------------------
 
@@ -291,13 +276,6 @@ class AlloySimulation(Guarded):
         counts = self.comm.bcast(alloy.species_numbers(bonds)[:1], root=root)
         return np.asarray(counts[0])
 
-    @property
-    def local_members(self) -> slice:
-        """The members that this rank holds."""
-        if self.members == 1:
-            return slice(0, 1)
-        return slice(*split(self.members, self.comm.size, self.comm.rank))
-
     def species(self) -> np.ndarray:
         """Species of this rank's sites in C order of their places, (members here, sites) int8.
 
@@ -361,10 +339,10 @@ class AlloySimulation(Guarded):
         layout = self.block.layout
         grid = f" in a grid of {layout.ranks_grid}" if layout and layout.ranks > 1 else ""
         ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}{grid}"
-        return f"{what}, {self.system.temperature:g} K, {how}, {ranks}"
+        name = f", barriers {self.barriers_name}" if self.barriers_name else ""
+        return f"{what}, {self.system.temperature:g} K, {how}, {ranks}{name}"
 
     def facts(self) -> dict[str, Any]:
-        """The configuration, as far as the simulation knows it: for files."""
         return {
             "system": "alloy",
             "cells": self.cells,
@@ -375,6 +353,14 @@ class AlloySimulation(Guarded):
             "members": self.members,
             "seed": self.seed,
         }
+
+    def changes(self, numbers: Mapping[str, Number]) -> dict[str, tuple[Any, Any]]:
+        old = numbers.get("window")
+        new = self.window or old
+        return {} if new == old else {"window": (old, new)}
+
+    def closing(self) -> list[str]:
+        return [self.load()]
 
     def load(self) -> str:
         """Work of every rank: hops, looks at a vacancy, barriers computed, seconds. Collective."""
@@ -524,7 +510,7 @@ class AlloySimulation(Guarded):
     def advance_some(self, time: float, most: int, target: float) -> int:
         """Advance towards a time in s, by at most so many hops of each lattice. Collective.
 
-        As :meth:`mpiflow.simulation.ising.simulation.SpinSimulation.advance_some`. Each window
+        As :meth:`mpiflow.simulation.spins.simulation.SpinSimulation.advance_some`. Each window
         counts as a hop, and one that is begun is ended, or taken back if
         :func:`mpiflow.core.signals.over` says so.
         """
@@ -532,7 +518,7 @@ class AlloySimulation(Guarded):
             work = self._through_windows(time=time, end=target, most=most, over=signals.over)
             if self.window and self.step >= self._clock.step(target):
                 self.time = max(self.time, target)  # whole windows may end a rounding before it
-            return work
+            return self._told(work)
         assert isinstance(self.solver, VacancyKMC)  # noqa: S101 - for the type checker
         self.require_state()
         made = self.solver.advance(self.block, seed=self.seed, until=time, hops=most)
@@ -544,15 +530,61 @@ class AlloySimulation(Guarded):
         """Advance this lattice towards a number of hops since time 0, as :meth:`advance_some`."""
         self._require_one_clock(hops)
         if self.tiled:
-            return self._through_windows(hops=hops, most=most, over=signals.over)
+            return self._told(self._through_windows(hops=hops, most=most, over=signals.over))
         before = self.hops_made
         self.advance_hops(min(hops, before + most))
         return self.hops_made - before
 
+    time_unit = " s"
+    counts_events = True
+
     @property
-    def grain(self) -> float | None:
-        """A run may be interrupted after whole multiples of this time; 0: anywhere."""
+    def stop_interval(self) -> float | None:
         return self.window or 0.0
+
+    def motion(
+        self,
+        *,
+        time: float | None = None,
+        hops: int | None = None,
+        save_every: float | None = None,
+        begun: bool = False,
+    ) -> Motion:
+        """How it goes on, in s or in hops; the frames are counted in the same unit."""
+        if (time is None) == (hops is None):
+            raise InputError("time, hops", (time, hops), "one of the two", "Give one.")
+        if hops is None:
+            return super().motion(time=time, save_every=save_every, begun=begun)
+        count = hops if save_every is None else save_every
+        if not float(count).is_integer():
+            raise InputError("save_every", count, "a whole number of hops", "Round it.")
+        return Motion(
+            self,
+            self.schedule_of_hops(hops, int(count)),
+            lambda: float(self.hops_made),
+            lambda place: self.advance_hops(int(place)),
+            1.0,
+            "hops",
+            lambda place, most, _: self.advance_some_hops(math.ceil(place), most),
+        )
+
+    def _told(self, made: int) -> int:
+        """Say what a stop has taken back, if it is worth a word. Collective."""
+        if self.taken_back > STRETCH:
+            advice = "resume with a shorter --override window=... if it takes too long"
+            say(
+                self.comm,
+                f"the window that was begun is taken back after {self.taken_back} hops, to be made "
+                f"anew{f'; {advice}' if self.window else ''}",
+            )
+        return made
+
+    def pace(self, motion: Motion) -> Pace:
+        by_hops, window = motion.unit == "hops", self.window
+        if window is not None:
+            return Pace(window, "hop") if by_hops else Pace(window, "step", window)
+        end = motion.schedule.end - motion.schedule.start
+        return Pace(1.0, "hop") if by_hops else Pace(1e-9 * end, "s of the lattice")
 
     @property
     def hops_made(self) -> int:
@@ -600,21 +632,83 @@ class AlloySimulation(Guarded):
 
     def steps_in(self, duration: float, name: str = "time") -> int:
         """Whole windows in ``duration``; raises if it is not a multiple of the window."""
-        if not (duration >= 0 and math.isfinite(duration)):
-            raise InputError(name, duration, "a finite number of seconds, 0 or more", "Try 1e-7.")
-        window = self.window
-        if duration == 0 or window is None:
-            return 1 if duration else 0
-        steps = round(duration / window)
-        rounding = 1e-12 * self.time  # of a difference of two late times
-        if steps < 1 or not math.isclose(steps * window, duration, rel_tol=1e-9, abs_tol=rounding):
-            raise InputError(
-                name,
-                duration,
-                f"a multiple of the window {window:g} s",
-                f"Use {max(1, steps) * window:.12g}, or another --window.",
-            )
-        return steps
+        return whole_steps(
+            name,
+            duration,
+            self.window,
+            now=self.time,
+            what="the window",
+            other="another --window",
+            unit=" s",
+        )
+
+    # -- what its file holds ---------------------------------------------------------
+
+    def attributes(self, saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        about = super().attributes(saved)
+        about["lattice_constant_angstrom"] = self.lattice_constant
+        if not self.tiled:
+            return about
+        law = "about -0.1 % h^2 sum over cut axes of 16 / (3 tile) for h hops of a vacancy in a"
+        about["tile_points"] = self.tile
+        about["window_bias"] = f"mean square displacements of atoms: {law} window, up to 4"
+        if self.window is not None:
+            return about | {"window_s": self.window}
+        aim = self.choice.aim if self.choice else AIM
+        bias = implied_bias(self.tile, self.lattice.shape, aim)
+        return about | {"window_hops": aim, "window_bias_percent": -bias}
+
+    def content(self, *, species: bool = False) -> Content:
+        """Order, bonds and hops.
+
+        Parameters
+        ----------
+        species : also the species of every site
+        """
+        if self.chooses and self.choice is None:
+            self.choose_windows()
+        ensemble: dict[str, int] = {"member": self.members} if self.members > 1 else {}
+        names = ("vacancy", *self.system.elements)
+        coordinates = {
+            "pair": np.array(alloy.pair_names(self.system.elements)),
+            "element": np.array(self.system.elements),
+            "corner_species": np.array(names),
+            "centre_species": np.array(names),
+        }
+        dims = ensemble | {name: len(values) for name, values in coordinates.items()}
+        variables = [
+            STANDARD[name].over(*ensemble, *STANDARD[name].dims) for name in AlloyFrame.NAMES
+        ]
+        if self.knows_windows:
+            variables += [STANDARD["window"], STANDARD["windows"]]
+        if species:
+            with agreed(self.comm):
+                self.local_sites()  # ranks may not be slabs
+            dims["site"] = self.sites
+            variables.append(STANDARD["species"].over(*ensemble, "site"))
+
+        def frame() -> Sample:
+            now = self.measure()
+            shown = {"hops": int(now.hops[0])} if now.hops.size else {}
+            values = self._values(now, species)
+            if self.knows_windows:
+                values |= {"window": now.window, "windows": now.windows}
+            return Sample(now.time, values, shown)
+
+        return Content(dims, coordinates, variables, self.attributes(), frame, TIME_IN_S)
+
+    def _values(self, frame: AlloyFrame, species: bool) -> dict[str, Value]:
+        """This rank's part of everything that a frame holds."""
+        one = self.members == 1
+        values: dict[str, Value] = {}
+        for name, value in frame.scalars().items():
+            rest = tuple(slice(0, n) for n in value.shape[1:])
+            values[name] = value[0] if one else (value, (self.local_members, *rest))
+        if species:
+            field = self.species()
+            place = (self.local_sites(),)
+            values["species"] = (field[0], place) if one else (field, (self.local_members, *place))
+        return values
 
     def measure(self) -> AlloyFrame:
         """Observables of the present state; checks that no atom was lost. Collective."""
@@ -692,6 +786,7 @@ class AlloySimulation(Guarded):
         whole = self.members > 1 or self.comm.rank == 0
         self._hops, self._counts = hops if whole else np.zeros_like(hops), None
         self._sound = False
+        self.knows_windows = self.tiled and "windows" in state.numbers
         if isinstance(self.solver, VacancyKMC):
             self.solver.clock = state.arrays["clock"].astype(np.float64)
             self.solver.hops = hops.copy()
@@ -728,3 +823,31 @@ def default_tile(shape: Shape) -> Shape:
     x, y, z = shape
     fitting = [n for n in range(SMALLEST_TILE, x // 2 + 1, 2) if x % (2 * n) == 0]
     return min(fitting, key=lambda n: abs(n - TILE), default=x), y, z
+
+
+def cut(lattice: Lattice, ranks: int, tile: Shape, ranks_grid: Shape | None = None) -> Layout:
+    """Whole tiles on every rank. Tiles that do not fit the lattice are the solver's matter."""
+    sides = lattice.shape
+    fitting = all(n > 0 and side % n == 0 for side, n in zip(sides, tile, strict=True))
+    unit: Shape = tile if fitting else (2, 2, 2)
+    if ranks_grid is not None and math.prod(ranks_grid) != ranks:
+        raise InputError(
+            "ranks_grid",
+            ranks_grid,
+            f"a grid of {ranks} ranks",
+            "Start as many ranks as the grid has.",
+        )
+    most = tuple(side // n for side, n in zip(sides, unit, strict=True))
+    grids = factorisations(ranks, 3) if ranks_grid is None else [tuple(ranks_grid)]
+    if not any(all(n <= m for n, m in zip(grid, most, strict=False)) for grid in grids):
+        raise InputError(
+            "ranks" if ranks_grid is None else "ranks_grid",
+            ranks if ranks_grid is None else ranks_grid,
+            f"at most {most} ranks along the axes, in whole tiles of {unit} points",
+            "Use fewer ranks, smaller tiles or a larger lattice.",
+        )
+    if ranks_grid is not None:
+        return Layout(lattice, tuple(ranks_grid), unit)
+    if ranks <= most[0]:
+        return Layout(lattice, (ranks, 1, 1), unit)
+    return Layout.balanced(lattice, ranks, unit)

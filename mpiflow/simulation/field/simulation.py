@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +20,12 @@ from mpi4py import MPI
 from mpiflow.core import arrays
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Shape
-from mpiflow.core.noise import RNG
 from mpiflow.core.parallel import agreed
-from mpiflow.core.schedule import Clock, Number, Schedule, State
+from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.moments import Moment
-from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.schema import STANDARD, block_centres
+from mpiflow.files.trajectory import Trajectory, Value
+from mpiflow.simulation.base import Content, Sample, Simulated
 from mpiflow.solvers.field.stochastic import FieldSample, StochasticField
 
 #: Values of an initial file that are in memory at once, about.
@@ -47,7 +48,7 @@ class Sites:
         """Where the slabs are; None if all of a field is on one rank."""
         return self if self.cut else None
 
-    def slices(self, rank: int) -> tuple[slice, slice]:
+    def slices(self, rank: int, unit: int = 1) -> tuple[slice, slice]:
         """Rows and columns of a rank."""
         slabs = self.field.slabs
         first, last = (int(edge) for edge in slabs.edges[rank : rank + 2])
@@ -72,47 +73,48 @@ class Sites:
         """There is none."""
 
 
-class FieldSimulation:
+class FieldSimulation(Simulated):
     """A :class:`~mpiflow.solvers.field.stochastic.StochasticField` run, recorded and resumed.
 
     Parameters
     ----------
     field : what moves. Its own warnings are kept quiet: :meth:`outside` counts for all ranks
     seed, members : those it was made with
+    law : facts about the law, for files and checkpoints
 
     Attributes
     ----------
     lattice : of blocks
     """
 
-    def __init__(self, field: StochasticField, seed: int, members: int = 1) -> None:
+    def __init__(
+        self,
+        field: StochasticField,
+        seed: int,
+        members: int = 1,
+        law: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.law = dict(law or {})
         self.field, self.seed, self.members = field, seed, members
         self.comm: MPI.Intracomm = field.slabs.comm
         self.lattice = Lattice(field.slabs.shape)
         self.block = Sites(field, members == 1)
-        self.rng, self.clock = RNG, Clock(field.dt)
+        self.clock = Clock(field.dt)
+        self._inside = True
+
+    def _check_state(self) -> None:
+        self.field.require_state()
 
     @property
-    def time(self) -> float:
+    def time(self) -> float:  # type: ignore[override]  # it follows from the step
         """Of the whole steps that were made, in attempts per spin."""
         return self.clock.time(self.field.step)
 
+    counts_events = True
+
     @property
-    def grain(self) -> float:
-        """Frames are due after whole steps."""
+    def stop_interval(self) -> float:
         return self.field.dt
-
-    @property
-    def local_members(self) -> slice:
-        """The members that this rank holds."""
-        first = int(self.field.numbers[0]) if len(self.field.numbers) else 0
-        return slice(first, first + len(self.field.numbers))
-
-    def local_box(self) -> tuple[slice, slice]:
-        """This rank's blocks as slices of the whole field."""
-        if self.members > 1:
-            return slice(0, self.lattice.shape[0]), slice(0, self.lattice.shape[1])
-        return self.block.slices(self.comm.rank)
 
     def describe(self) -> str:
         """One line: size, structure and how the work is divided."""
@@ -135,8 +137,10 @@ class FieldSimulation:
             "structure": self.field.law.structure,
             "temperature": 1 / self.field.law.beta,
             "dt": self.field.dt,
+            "kernel": self.field.law.structure,
             "members": self.members,
             "seed": self.seed,
+            **self.law,
         }
 
     # -- time --------------------------------------------------------------------------------
@@ -147,11 +151,9 @@ class FieldSimulation:
         Of a run that has ``begun``, perhaps with another step, only ``every`` is looked at.
         """
         for name, value in (("time", every if begun else time), ("save_every", every)):
-            dt = self.field.dt
-            steps = round(value / dt) if math.isfinite(value) else 0
-            if steps < 1 or not math.isclose(steps * dt, value, rel_tol=1e-9):
-                near = f"Use {max(1, steps) * dt:.12g}, or another dt."
-                raise InputError(name, value, f"a multiple of the time step {dt:g}", near)
+            steps = whole_steps(name, value, self.field.dt, other="another dt")
+            if not steps:
+                raise InputError(name, value, "a number above 0", "Try 1.")
         return Schedule.of(self.time, time, every)
 
     def advance_to(self, time: float) -> None:
@@ -186,6 +188,49 @@ class FieldSimulation:
         low, high = getattr(self.field.law, "range", (-1.0, 1.0))
         m = self.field.m
         return self.field.slabs.total(int(np.count_nonzero((m < low) | (m > high))))
+
+    def content(self) -> Content:
+        """Magnetization, free energy and the field itself.
+
+        Where m leaves what was learned it is said once, with the time.
+        """
+        one, side = self.members == 1, self.field.block
+        dims = {} if one else {"member": self.members}
+        ensemble = tuple(dims)
+        variables = [STANDARD[name].over(*ensemble) for name in ("magnetization", "free_energy")]
+        variables.append(STANDARD["coarse_magnetization"].over(*ensemble, "y", "x"))
+        dims |= dict(zip("yx", self.lattice.shape, strict=True))
+        coordinates = {axis: block_centres(dims[axis] * side, side) for axis in "yx"}
+        members = () if one else (self.local_members,)
+
+        def frame() -> Sample:
+            said = self._left()
+            now, m = self.measure(), self.field.m
+            values: dict[str, Value] = {
+                name: value[0] if one else (value, members)
+                for name, value in (
+                    ("magnetization", now.magnetization),
+                    ("free_energy", now.free_energy),
+                )
+            }
+            values["coarse_magnetization"] = (m[0] if one else m, (*members, *self.local_box()))
+            shown = {"m": float(now.magnetization[0])} if now.magnetization.size else {}
+            return Sample(now.time, values, shown, said)
+
+        return Content(dims, coordinates, variables, self.attributes(), frame)
+
+    def _left(self) -> list[str]:
+        """What to say where m has left what was learned, once. Collective."""
+        count = self.outside() if self._inside else 0
+        if not count:
+            return []
+        self._inside = False
+        low, high = self.field.law.range  # type: ignore[attr-defined]
+        blocks = self.members * self.lattice.sites
+        return [
+            f"at time {self.time:g} m of {count} of {blocks} blocks is beyond {low:.4g} to "
+            f"{high:.4g}, where the law was learned"
+        ]
 
     # -- to go on later ----------------------------------------------------------------------
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -14,12 +14,13 @@ from mpiflow import observables
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device, threads
 from mpiflow.core.errors import InputError
-from mpiflow.core.guards import Guarded, require_rule
+from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Layout, Shape, split
 from mpiflow.core.noise import BIT_RNG, RNG
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, fits
-from mpiflow.core.parallel import arrival, local_rank
-from mpiflow.core.schedule import MOST_STEPS, Clock, Number, Schedule, State
+from mpiflow.core.parallel import local_rank
+from mpiflow.core.schedule import Clock, Number, State
+from mpiflow.simulation.spins.simulation import Frame, SpinSimulation
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
 from mpiflow.solvers.spins.tiled import LONG_WINDOW, LONG_WINDOW_ERROR, TiledNFold
@@ -27,226 +28,6 @@ from mpiflow.systems.ising import Ising
 
 SolverName = Literal["sublattice", "nfold", "tiled-nfold"]
 KernelName = Literal["auto", "packed", "sliced", "plain"]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The state's observables at one time.
-
-    Arrays have one entry for each member that this rank holds; for a single
-    distributed lattice (one member) they are the values of the whole lattice.
-    """
-
-    time: float
-    magnetization: np.ndarray
-    energy: np.ndarray
-    domain_wall_density: np.ndarray
-    flips: np.ndarray
-
-    def scalars(self) -> dict[str, np.ndarray]:
-        return {
-            name: getattr(self, name)
-            for name in ("magnetization", "energy", "domain_wall_density", "flips")
-        }
-
-
-class SpinSimulation(Guarded):
-    """What simulations of spins share: members and boxes, initial states, frames.
-
-    Attributes
-    ----------
-    lattice, block, members, comm, seed, time : see :class:`Simulation`
-    """
-
-    lattice: Lattice
-    block: Block | PackedBlock
-    members: int
-    comm: MPI.Intracomm
-    seed: int
-    time: float
-    _flips: np.ndarray
-
-    @property
-    def step_length(self) -> float | None:
-        """The time that durations must be multiples of; None if there is no such."""
-        raise NotImplementedError
-
-    @property
-    def state(self) -> Block | PackedBlock:
-        """The spins at the present time. Collective."""
-        return self.block
-
-    @property
-    def rng(self) -> str:
-        """Name of the generator of random numbers."""
-        return RNG
-
-    def describe(self) -> str:
-        """One line: size, kernel and how the work is divided."""
-        raise NotImplementedError
-
-    def remarks(self) -> list[str]:
-        """What whoever reads its results should know of its errors: lines for the log."""
-        return []
-
-    def facts(self) -> dict[str, Any]:
-        """The configuration, as far as the simulation knows it: for files."""
-        raise NotImplementedError
-
-    def advance(self, duration: float) -> None:
-        """Advance the state by ``duration``. Collective."""
-        raise NotImplementedError
-
-    def measure(self) -> Frame:
-        """Observables of the present state. Collective."""
-        raise NotImplementedError
-
-    def set_spins(self, fill: Callable[..., None], **options: Any) -> None:
-        """Set the initial state with a function of :mod:`mpiflow.initial.spins`.
-
-        Functions that draw random numbers get this simulation's seed.
-        """
-        if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
-            options.setdefault("seed", self.seed)
-        self._sound = False
-        fill(self.block, **options)
-
-    def _check_state(self) -> None:
-        self.block.check_spins()
-
-    @property
-    def local_members(self) -> slice:
-        """The members that this rank holds."""
-        if self.members == 1:
-            return slice(0, 1)
-        return slice(*split(self.members, self.comm.size, self.comm.rank))
-
-    def local_box(self, unit: int = 1) -> tuple[slice, ...]:
-        """This rank's box as slices of a global array with one entry per ``unit`` sites."""
-        if self.block.layout is not None:
-            return self.block.layout.slices(self.comm.rank, unit)
-        return tuple(slice(0, side // unit) for side in self.lattice.shape)
-
-    def spins(self) -> np.ndarray:
-        """This rank's spins on the host, (members here, ny, nx) int8, to be read.
-
-        Writing to them raises: :meth:`set_spins` sets the state.
-        """
-        if not self._sound:
-            self._check_state()
-        return self.state.spins()
-
-    def gather(self, root: int = 0) -> np.ndarray | None:
-        """All spins (members, Ly, Lx) int8 on rank ``root``, None elsewhere.
-
-        For small systems and tests: one rank holds everything.
-        """
-        self.require_state()
-        pieces = self.comm.gather(
-            (self.local_members, self.local_box(), self.spins().copy()), root=root
-        )
-        if pieces is None:
-            return None
-        out = np.empty((self.members, *self.lattice.shape), np.int8)
-        for members, box, spins in pieces:
-            out[(members, *box)] = spins
-        return out
-
-    def steps_in(self, duration: float, name: str = "time") -> int:
-        """Whole steps in ``duration``; raises if it is not a multiple of the step."""
-        step = duration if self.step_length is None else self.step_length
-        if not (duration >= 0 and math.isfinite(duration)):
-            raise InputError(name, duration, "a finite number, 0 or more", "Try 10.")
-        if duration == 0:
-            return 0
-        if duration > MOST_STEPS * step:
-            allowed = f"at most {MOST_STEPS:.0e} steps of {step:g}"
-            raise InputError(name, duration, allowed, "Take a longer step.")
-        steps = round(duration / step)
-        rounding = 1e-12 * self.time  # of a difference of two late times
-        if steps < 1 or not math.isclose(steps * step, duration, rel_tol=1e-9, abs_tol=rounding):
-            raise InputError(
-                name,
-                duration,
-                f"a multiple of the time step {step:g}",
-                f"Use {max(1, steps) * step:.12g}, or another step.",
-            )
-        return steps
-
-    def coarse_sums(self, size: int) -> np.ndarray:
-        """Sums of spins over coarse blocks, this rank's part, (members, ny, nx) int32."""
-        self.require_state()
-        return observables.block_sums(self.state, size)
-
-    @property
-    def grain(self) -> float | None:
-        """A run may be interrupted after whole multiples of this time; 0: anywhere, None: nowhere.
-
-        Where it is interrupted changes nothing. Frames are always places to stop.
-        """
-        return self.step_length or 0.0
-
-    def advance_to(self, time: float) -> None:
-        """Advance the state to a time, in whole steps from now. Collective."""
-        self.advance(time - self.time)
-
-    @property
-    def counts_events(self) -> bool:
-        """Whether it is interrupted after so many events, by :meth:`advance_some`."""
-        return False
-
-    def advance_some(self, time: float, most: int, target: float) -> int:
-        """Advance towards a time, by at most so many events of each member. Collective.
-
-        :attr:`time` is afterwards that time if all members are there, else that of the last event
-        of the member that is behind. Where it is interrupted changes nothing: what must end at a
-        frame ends at ``target``, where the next one is due, not at ``time``.
-
-        Returns
-        -------
-        the events of the busiest member of this rank
-        """
-        raise NotImplementedError
-
-    def _arrive(self, time: float, most: int, made: np.ndarray, clock: np.ndarray) -> int:
-        """Set the present time after events of all members of this rank. Collective."""
-        self._flips = self._flips + made  # a new array: frames keep theirs
-        self.time = arrival(self.comm, self.time, time, clock[made >= most])
-        return int(made.max(initial=0))
-
-    def schedule(self, time: float, every: float, begun: bool = False) -> Schedule:
-        """Frames now, every ``every``, and after ``time``; raises if steps do not fit.
-
-        Of a run that has ``begun``, perhaps with another step, only ``every`` is looked at.
-        """
-        if not begun:
-            self.steps_in(time, "time")
-        if self.steps_in(every, "save_every") == 0:
-            raise InputError("save_every", every, "a number above 0", "Try 1.")
-        return Schedule.of(self.time, time, every)
-
-    def frames(self, time: float, every: float) -> Iterator[Frame]:
-        """Run to ``time``, yielding the observables now, every ``every``, and at the end."""
-        schedule = self.schedule(time, every)
-        self.require_state()
-        yield self.measure()
-        for number in range(1, schedule.last + 1):
-            self.advance_to(schedule.target(number))
-            yield self.measure()
-
-    # -- to go on later --------------------------------------------------------------
-
-    def state_of(self) -> State:
-        """What, with the spins of :attr:`block`, the trajectory goes on from. Collective."""
-        raise NotImplementedError
-
-    def restore(self, state: State) -> None:
-        """Go on from such a state; the spins are there already. Collective."""
-        raise NotImplementedError
-
-    def _shares(self, totals: np.ndarray) -> np.ndarray:
-        """Counts of this rank: of a lattice that is cut, rank 0 has all so far."""
-        return totals if self.members > 1 or self.comm.rank == 0 else np.zeros_like(totals)
 
 
 class Simulation(SpinSimulation):
@@ -325,7 +106,13 @@ class Simulation(SpinSimulation):
             unit = (tile, tile)  # else the solver says what is wrong
         self.block: Block | PackedBlock
         if members == 1:
-            layout = self._layout(ranks_grid, granularity, unit)
+            layout = cut(
+                self.lattice,
+                self.comm.size,
+                ranks_grid=ranks_grid,
+                granularity=granularity,
+                unit=unit,
+            )
             self.block = (
                 PackedBlock.tile(layout, self.comm, device=self.device)
                 if packed
@@ -358,28 +145,6 @@ class Simulation(SpinSimulation):
         self._view: Block | PackedBlock | None = None
         self._looked = -1
         self._view_flips = self._flips
-
-    def _layout(self, ranks_grid: Shape | None, granularity: int, unit: Shape) -> Layout:
-        """Which rank has which tile; tiles are cut in multiples of both units."""
-        both = tuple(math.lcm(max(1, granularity), n) for n in unit)
-        together: int | Shape = granularity if both == (granularity,) * 2 else both
-        if granularity < 1 or any(side % granularity for side in self.lattice.shape):
-            together = granularity  # say so in the words of the option
-        if ranks_grid is not None:
-            layout = Layout(self.lattice, tuple(ranks_grid), together)
-        elif unit[1] == WORD_SITES and self.comm.size <= self.lattice.shape[0] // both[0]:
-            # Whole rows of words: only two neighbours, and no vector is cut.
-            layout = Layout(self.lattice, (self.comm.size, 1), together)
-        else:
-            layout = Layout.balanced(self.lattice, self.comm.size, together)
-        if layout.ranks != self.comm.size:
-            raise InputError(
-                "ranks_grid",
-                layout.ranks_grid,
-                f"a grid of {self.comm.size} ranks",
-                "Start as many ranks as the grid has.",
-            )
-        return layout
 
     @property
     def kernel(self) -> str:
@@ -602,3 +367,33 @@ def _pack(kernel: KernelName, lattice: Lattice) -> bool:
             "Leave the kernel out.",
         )
     return kernel in ("auto", "packed") and fits(lattice)
+
+
+def cut(
+    lattice: Lattice,
+    ranks: int,
+    *,
+    ranks_grid: Shape | None = None,
+    granularity: int = 1,
+    unit: Shape = (1, 1),
+) -> Layout:
+    """Which rank has which tile; tiles are cut in multiples of both units."""
+    both = tuple(math.lcm(max(1, granularity), n) for n in unit)
+    together: int | Shape = granularity if both == (granularity,) * 2 else both
+    if granularity < 1 or any(side % granularity for side in lattice.shape):
+        together = granularity  # say so in the words of the option
+    if ranks_grid is not None:
+        layout = Layout(lattice, tuple(ranks_grid), together)
+    elif unit[1] == WORD_SITES and ranks <= lattice.shape[0] // both[0]:
+        # Whole rows of words: only two neighbours, and no vector is cut.
+        layout = Layout(lattice, (ranks, 1), together)
+    else:
+        layout = Layout.balanced(lattice, ranks, together)
+    if layout.ranks != ranks:
+        raise InputError(
+            "ranks_grid",
+            layout.ranks_grid,
+            f"a grid of {ranks} ranks",
+            "Start as many ranks as the grid has.",
+        )
+    return layout

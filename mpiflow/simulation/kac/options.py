@@ -9,7 +9,8 @@ from pydantic import model_validator
 
 from mpiflow.core import inputs
 from mpiflow.core.schedule import spacing
-from mpiflow.simulation.options import FRAMES, SpinConfig, idle, option
+from mpiflow.simulation.options import FRAMES, idle, option
+from mpiflow.simulation.spins.options import SpinConfig
 
 
 class KacConfig(SpinConfig):

@@ -19,7 +19,8 @@ from mpiflow.core.lattice import Lattice, Layout, Shape, split
 from mpiflow.core.parallel import agreed, arrival, local_rank
 from mpiflow.core.schedule import Clock, Number, State
 from mpiflow.core.slabs import Slabs
-from mpiflow.simulation.ising.simulation import Frame, SpinSimulation
+from mpiflow.simulation.base import Motion, Pace
+from mpiflow.simulation.spins.simulation import Frame, SpinSimulation
 from mpiflow.solvers.kac.fields import Fields, Method
 from mpiflow.solvers.kac.gillespie import Gillespie
 from mpiflow.solvers.kac.steps import KacSteps
@@ -190,6 +191,13 @@ class KacSimulation(SpinSimulation):
             "members": self.members,
             "seed": self.seed,
         }
+
+    def pace(self, motion: Motion) -> Pace:
+        eps = self.solver.eps if isinstance(self.solver, KacSteps) else None
+        if eps is None:
+            return super().pace(motion)
+        end = motion.schedule.end - motion.schedule.start
+        return Pace(min(end, 10 * eps), "attempt per spin")  # some whole leaps
 
     def advance(self, duration: float) -> None:
         """Advance the state by ``duration``, a multiple of tau if there is one. Collective."""

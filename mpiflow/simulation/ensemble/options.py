@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 from pydantic.fields import FieldInfo
@@ -79,6 +79,9 @@ class EnsembleConfig(StartConfig):
     def step(self) -> float | None:
         """Length of a time step; None for exact events."""
         return getattr(self, "dt", None)
+
+    def saved(self) -> dict[str, Any]:
+        return {"profile": self.saves_profiles}
 
     @property
     def saves_profiles(self) -> bool:

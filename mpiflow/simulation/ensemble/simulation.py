@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -19,82 +19,101 @@ from mpi4py import MPI
 
 from mpiflow.core import arrays
 from mpiflow.core.errors import InputError
-from mpiflow.core.lattice import Lattice, split
-from mpiflow.core.noise import RNG
+from mpiflow.core.lattice import Lattice
 from mpiflow.core.parallel import agreed, arrival
 from mpiflow.core.schedule import Clock, State
 from mpiflow.files import footer
+from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.files.moments import times_of
-from mpiflow.simulation.ensemble_options import (
+from mpiflow.files.schema import CLOCK, STANDARD, TIME
+from mpiflow.files.trajectory import Value
+from mpiflow.simulation.base import Built, Content, Rows, Sample, Simulated
+from mpiflow.simulation.ensemble.options import (
     ChainConfig,
     CurieWeissConfig,
     EnsembleConfig,
     PredatorPreyConfig,
 )
+from mpiflow.simulation.options import StartConfig
 from mpiflow.solvers.lines.chain import ChainSimulation
 from mpiflow.solvers.lines.predator_prey import PredatorPreySimulation
 from mpiflow.solvers.mean_field import MeanField
 
+#: Options that say how long, what is saved and from where, not what moves.
+_RECORDED = {"time", "save_every", "profile"}
 #: Numbers of an initial file that are in memory at once, about.
 VALUES = 2**22
 
 
-class Rows:
-    """What checkpoints see of the systems of a rank: an array (B, n) or (B, ny, nx).
-
-    Parameters
-    ----------
-    read : the array
-    write : takes rows of it, and new values for them
-    """
-
-    layout = None  # nothing is cut
-
-    def __init__(
-        self, read: Callable[[], np.ndarray], write: Callable[[slice, np.ndarray], None]
-    ) -> None:
-        self._read, self.store = read, write
-
-    def spins(self) -> np.ndarray:
-        """The array, to be read: :attr:`store` sets it."""
-        view = self._read().view()
-        view.flags.writeable = False
-        return view
-
-    @property
-    def batch(self) -> int:
-        """Systems on this rank."""
-        return len(self.spins())
-
-    def bands(self) -> list[slice]:
-        """Rows that are read together."""
-        return [slice(0, self.spins().shape[1])]
-
-    def fill_halo(self) -> None:
-        """There is none."""
-
-
-class Ensemble(ABC):
+class Ensemble(Simulated):
     """Independent systems that are run, recorded and resumed.
 
     Attributes
     ----------
-    local_members : those of this rank
-    lattice, block : of what a checkpoint calls sites
-    grain : it can be interrupted after whole multiples of this; 0: anywhere
+    config : what it was made from
     from_file : it is to start from a file, with :meth:`begin_from_file`, not as it was made
     """
 
-    rng = RNG
-    lattice: Lattice
     block: Rows
-    grain: float
+    stop_interval = 0.0
 
     def __init__(self, config: EnsembleConfig, comm: MPI.Intracomm) -> None:
-        self.comm, self.members = comm, config.members
-        first, last = split(config.members, comm.size, comm.rank)
-        self.local_members = slice(first, last) if config.members > 1 else slice(0, 1)
+        self.config, self.comm = config, comm
+        self.members, self.seed = config.members, config.seed
         self.from_file = "initial" in config.files()
+
+    def _check_state(self) -> None:
+        """It has had one since it was made."""
+
+    def describe(self) -> str:
+        config, comm = self.config, self.comm
+        size = " x ".join(map(str, config.shape))
+        many = f"{config.members} systems of " if config.members > 1 else ""
+        dt = "" if config.step is None else f" with dt = {config.step:g}"
+        ranks = f"{comm.size} rank{'s' * (comm.size > 1)}"
+        return f"{config.system}, {many}{size} sites, {config.moves}{dt}, {ranks}"
+
+    def facts(self) -> dict[str, Any]:
+        """What makes it the same run; the initial state is that of the checkpoint."""
+        options = json.loads(self.config.model_dump_json())
+        shared = set(StartConfig.model_fields) - {"members", "seed"} | _RECORDED
+        return {n: v for n, v in options.items() if n not in shared and not n.startswith("initial")}
+
+    def content(self, *, profile: bool = False) -> Content:
+        """Numbers of every member.
+
+        Parameters
+        ----------
+        profile : also what lies along the axis
+        """
+        config, one = self.config, self.members == 1
+        dims = {} if one else {"member": self.members}
+        ensemble = tuple(dims)
+        variables = [STANDARD[name].over(*ensemble) for name in config.scalars]
+        coordinates: dict[str, np.ndarray] = {}
+        if profile:
+            dims[config.axis] = along = config.shape[-1]
+            if config.axis == "position":
+                coordinates["position"] = (np.arange(along) + 0.5) / along
+            variables += [STANDARD[name].over(*ensemble, config.axis) for name in config.profiles]
+        members, whole = self.local_members, slice(0, config.shape[-1])
+
+        def frame() -> Sample:
+            now = self.measure()
+            values: dict[str, Value] = {
+                name: value[0] if one else (value, (members,)) for name, value in now.items()
+            }
+            for name, value in (self.profiles() if profile else {}).items():
+                values[name] = value[0] if one else (value, (members, whole))
+            first = now[config.scalars[0]]
+            # With more ranks than members rank 0 may have none.
+            shown = {config.scalars[0]: float(first[0])} if first.size else {}
+            return Sample(self.time, values, shown)
+
+        return Content(dims, coordinates, variables, self.attributes(), frame, self.clock_variable)
+
+    #: The variable of its times.
+    clock_variable = CLOCK
 
     def begin_from_file(self, config: EnsembleConfig) -> None:
         """Start from the file of a configuration. Without communication.
@@ -118,41 +137,13 @@ class Ensemble(ABC):
         what states have to be, if these can be none: then nothing is set
         """
 
-    @property
-    @abstractmethod
-    def time(self) -> float:
-        """Since the beginning."""
-
-    @abstractmethod
-    def advance_to(self, time: float) -> None:
-        """Go on to a time."""
-
-    #: Whether it is interrupted after so many events, by :meth:`advance_some`.
-    counts_events = False
-
-    def advance_some(self, time: float, most: int, target: float) -> int:
-        """As ``advance_some`` of spins, a method of the same name. Collective."""
-        raise NotImplementedError
-
     @abstractmethod
     def measure(self) -> dict[str, np.ndarray]:
         """The ``scalars`` of the configuration, (B,) each."""
 
-    def remarks(self) -> list[str]:
-        """What whoever reads its results should know of its errors: lines for the log."""
-        return []
-
     def profiles(self) -> dict[str, np.ndarray]:
         """Its ``profiles``, (B, n) each."""
         return {}
-
-    @abstractmethod
-    def state_of(self) -> State:
-        """What, with :attr:`block`, the systems go on from."""
-
-    @abstractmethod
-    def restore(self, state: State) -> None:
-        """Go on from such a state; that of :attr:`block` is there already."""
 
 
 class Stepping(Protocol):
@@ -171,7 +162,7 @@ class Stepped(Ensemble):
     clock: Clock
 
     @property
-    def time(self) -> float:
+    def time(self) -> float:  # type: ignore[override]  # it follows from the step
         return self.clock.time(self.sim.step)
 
     def advance_to(self, time: float) -> None:
@@ -199,7 +190,7 @@ class Chains(Stepped):
         sim.set(chain.resting() if start is None else start)
         self.sim: ChainSimulation = sim
         self.clock = Clock(config.dt)
-        self.grain, self.lattice = config.dt, Lattice(config.shape)
+        self.stop_interval, self.lattice = config.dt, Lattice(config.shape)
 
         def store(sites: slice, values: np.ndarray) -> None:
             sim.x[:, sites] = values
@@ -246,7 +237,7 @@ class Lines(Stepped):
         sim.set(line.start(*self.start))
         self.sim: PredatorPreySimulation = sim
         self.clock = Clock(config.dt)
-        self.grain, self.lattice = config.dt, Lattice((2, config.size))
+        self.stop_interval, self.lattice = config.dt, Lattice((2, config.size))
 
         def store(fields: slice, values: np.ndarray) -> None:
             sim.x[:, fields] = values
@@ -303,13 +294,13 @@ class MeanFields(Ensemble):
 
     def __init__(self, config: CurieWeissConfig, comm: MPI.Intracomm) -> None:
         super().__init__(config, comm)
-        self.system, self.sites, self.seed = config.model(), config.sites, config.seed
+        self.system, self.sites = config.model(), config.sites
         numbers = np.arange(self.local_members.start, self.local_members.stop)
         # As initial.shuffled counts.
         up = round(0.5 * (1.0 + config.initial_magnetization) * self.sites)
         self.solver = MeanField(self.system, self.sites, np.full(len(numbers), up), numbers)
         self.asked, self.got = config.initial_magnetization, 2 * up / self.sites - 1
-        self._time = self.grain = 0.0
+        self.time = 0.0
         self.lattice, self.block = Lattice((2,)), Rows(self._counts, self._set_counts)
 
     def put(self, members: slice, states: np.ndarray) -> str:
@@ -334,19 +325,16 @@ class MeanFields(Ensemble):
     def _set_counts(self, kinds: slice, counts: np.ndarray) -> None:
         self.solver.up[:] = self.solver.group_up[:] = counts[:, 1]
 
-    @property
-    def time(self) -> float:
-        return self._time
-
     def advance_to(self, time: float) -> None:
         self.solver.advance(seed=self.seed, until=time)
-        self._time = time
+        self.time = time
 
     counts_events = True
+    clock_variable = TIME
 
     def advance_some(self, time: float, most: int, target: float) -> int:
         made = self.solver.advance(seed=self.seed, until=time, flips=most)
-        self._time = arrival(self.comm, self._time, time, self.solver.clock[made >= most])
+        self.time = arrival(self.comm, self.time, time, self.solver.clock[made >= most])
         return int(made.max(initial=0))
 
     def measure(self) -> dict[str, np.ndarray]:
@@ -363,9 +351,43 @@ class MeanFields(Ensemble):
         return State({"time": self.time}, arrays)
 
     def restore(self, state: State) -> None:
-        self._time = float(state.numbers["time"])
+        self.time = float(state.numbers["time"])
         self.solver.clock[:] = state.arrays["clock"]
         self.solver.events[:] = state.arrays["flips"]
+
+
+def build_chains(
+    config: ChainConfig, comm: MPI.Intracomm, point: Checkpoint | None = None
+) -> Built:
+    """The chains of a configuration. Collective."""
+    return _built(Chains, config, comm, point)
+
+
+def build_lines(
+    config: PredatorPreyConfig, comm: MPI.Intracomm, point: Checkpoint | None = None
+) -> Built:
+    """The lines of a configuration. Collective."""
+    return _built(Lines, config, comm, point)
+
+
+def build_mean_fields(
+    config: CurieWeissConfig, comm: MPI.Intracomm, point: Checkpoint | None = None
+) -> Built:
+    """The mean fields of a configuration. Collective."""
+    return _built(MeanFields, config, comm, point)
+
+
+def _built(
+    kind: Callable[[Any, MPI.Intracomm], Ensemble],
+    config: EnsembleConfig,
+    comm: MPI.Intracomm,
+    point: Checkpoint | None,
+) -> Built:
+    with agreed(comm):
+        sim = kind(config, comm)
+        if point is None and sim.from_file:
+            sim.begin_from_file(config)
+    return Built(sim)
 
 
 # -- files ------------------------------------------------------------------------------------

@@ -1,0 +1,110 @@
+"""Sizes of runs of alloys."""
+
+from __future__ import annotations
+
+import math
+
+from mpiflow.core.errors import InputError
+from mpiflow.core.lattice import Lattice, Layout, Shape
+from mpiflow.core.schedule import Schedule
+from mpiflow.simulation.alloy.options import AlloyConfig
+from mpiflow.simulation.alloy.simulation import cut as cut
+from mpiflow.simulation.alloy.simulation import default_tile
+from mpiflow.simulation.sizes import (
+    IMAGES,
+    SPECIES,
+    Plan,
+    Stored,
+    _fixed,
+    _numbers,
+    _sides,
+    _stored,
+    file_memory,
+    share,
+)
+from mpiflow.solvers.vacancy.tiled import TiledKMC
+
+
+def alloy_memory(config: AlloyConfig, tile: Shape, batch: int) -> dict[str, int]:
+    """Bytes of the state and of what knows its vacancies."""
+    points, padded = math.prod(tile), math.prod(n + 2 * TiledKMC.halo for n in tile)
+    mine = -(-(config.vacancies or 1) * points // math.prod(2 * n for n in config.cells))
+    lists = batch if config.solver == "serial" else 1
+    return {
+        "field": batch * points,
+        "halo": batch * (padded - points),
+        # The list, the tree and the table of known rates of vacancies.
+        "vacancies": lists * (160 * mine + 1536 * min(1024, 4 * mine)),
+    }
+
+
+def alloy_variables(config: AlloyConfig, sites: int, frames: int) -> tuple[Stored, ...]:
+    """What a file of an alloy holds."""
+    members: Shape = (config.members,) if config.members > 1 else ()
+    kinds = len(config.elements)
+    pairs = kinds * (kinds + 1) // 2
+    shapes: dict[str, Shape] = {
+        "sro": (pairs,),
+        "warren_cowley": (pairs,),
+        "long_range_order": (kinds,),
+        "bonds": (kinds + 1, kinds + 1),
+        "hops": (),
+    }
+    out = [_numbers(config, "time", (), frames)]
+    out += [_numbers(config, name, (*members, *shape), frames) for name, shape in shapes.items()]
+    if config.solver == "tiled":
+        out += [_numbers(config, name, (), frames) for name in ("window", "windows")]
+    if config.species:
+        out.append(_stored("species", (*members, sites), 1, frames, SPECIES))
+    places = sites if config.species else 0
+    # Names are references of 16 bytes to text elsewhere in the file.
+    names = pairs + kinds + 2 * (kinds + 1)
+    return (*out, _fixed("coordinates", places + sum(members), 8), _fixed("names", names, 16))
+
+
+def plan(config: AlloyConfig, ranks: int) -> Plan:
+    """What a run will need."""
+    lattice, batch = Lattice(tuple(2 * n for n in config.cells)), -(-config.members // ranks)
+    sites, serial, one = lattice.sites // 4, config.solver == "serial", config.members == 1
+    if serial and one and ranks > 1:
+        raise InputError("ranks", ranks, "1 for a lattice with the serial solver", "Use tiled.")
+    tile = lattice.shape
+    if not serial:
+        tile = default_tile(lattice.shape) if config.tile is None else config.tile
+    layout = Layout(lattice, (1, 1, 1))
+    if one:
+        layout = cut(lattice, ranks, tile, config.ranks_grid)
+    largest = share(layout, most=True)
+    end = float(config.hops if config.hops is not None else config.time or 0.0)
+    frames = Schedule.of(0.0, end, config.save_every or end).last + 1
+    stored = alloy_variables(config, sites, frames)
+    memory = alloy_memory(config, largest, batch)
+    own = math.prod(largest) // 4 * batch * config.species
+    # Of a site also its place: a mask of all points, and three indices.
+    memory |= file_memory(stored, config, frames, ranks, own=own, making=29 * own)
+    windows = ""
+    # All points of the grid, of which one in four is a site; the rest compresses to nothing.
+    checkpoint, grid = sites * config.members, lattice.sites * config.members
+    if config.window is not None and config.time is not None:
+        windows = f", {round(config.time / config.window)} windows of {config.window:g} s"
+    far = f"{config.hops} hops" if config.hops is not None else f"{config.time:g} s"
+    solver = "serial solver" if serial else f"tiled solver, tiles of {_sides(tile)} points"
+    return Plan(
+        config=config,
+        ranks=ranks,
+        shape=lattice.shape,
+        grid=layout.ranks_grid,
+        smallest=share(layout, most=False),
+        largest=largest,
+        members_here=(config.members // ranks, batch),
+        kernel=solver,
+        steps=far + windows,
+        frames=frames,
+        # A window of the tiled solver may hold more hops than lie between frames.
+        exact=serial or config.hops is None,
+        memory=memory | {"checkpoint": IMAGES * grid},
+        first_only=memory["frames received"] + IMAGES * grid,
+        stored=stored,
+        checkpoint=checkpoint,
+        unit="points",
+    )

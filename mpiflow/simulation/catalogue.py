@@ -1,0 +1,140 @@
+"""The one table of systems: where the options, the simulation and the sizes of each one are.
+
+Every command and every run finds a system here, so no other module names one. A package outside
+of mpiflow adds a system with an entry point of the group ``mpiflow.systems``, whose name is that
+of the system and whose value names an :class:`Entry`. Modules are named, not imported: options
+are wanted where nothing should be compiled.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mpiflow.core.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpiflow.files.checkpoint import Checkpoint
+    from mpiflow.simulation.base import Built
+    from mpiflow.simulation.options import RunConfig
+
+#: Entry points in which other packages have systems.
+GROUP = "mpiflow.systems"
+
+
+class Entry(NamedTuple):
+    """A system; each place is "module:name".
+
+    Attributes
+    ----------
+    help : a line for ``mpiflow simulate --help``
+    options : a subclass of :class:`~mpiflow.simulation.options.RunConfig`
+    build : a function of these, a communicator and a checkpoint or None, that returns
+        :class:`~mpiflow.simulation.base.Built`
+    plan : a function of the options and a number of ranks that returns
+        :class:`~mpiflow.simulation.sizes.Plan`
+    command : where it is run: ``simulate NAME``, or another command
+    """
+
+    help: str
+    options: str
+    build: str
+    plan: str
+    command: str = "simulate"
+
+
+_HERE = "mpiflow.simulation"
+_OWN = {
+    "ising": Entry(
+        "Nearest-neighbour Ising model with Glauber dynamics.",
+        f"{_HERE}.ising.options:IsingConfig",
+        f"{_HERE}.ising.build:build",
+        f"{_HERE}.ising.sizes:plan",
+    ),
+    "kac": Entry(
+        "Ising model whose spins feel many others (Kac coupling).",
+        f"{_HERE}.kac.options:KacConfig",
+        f"{_HERE}.kac.build:build",
+        f"{_HERE}.kac.sizes:plan",
+    ),
+    "alloy": Entry(
+        "Body-centred cubic alloy whose vacancies hop (KMC).",
+        f"{_HERE}.alloy.options:AlloyConfig",
+        f"{_HERE}.alloy.build:build",
+        f"{_HERE}.alloy.sizes:plan",
+    ),
+    "onsagerflow": Entry(
+        "Run a learned stochastic field and write a Trajectory file.",
+        f"{_HERE}.field.options:FieldConfig",
+        # What learns builds on runs, and needs PyTorch: it is found when a field is wanted.
+        "mpiflow.learn.onsagerflow.build:build",
+        f"{_HERE}.field.sizes:plan",
+        command="predict",
+    ),
+    "linear-chain": Entry(
+        "Chains of springs with noise, pushed at one end.",
+        f"{_HERE}.ensemble.options:ChainConfig",
+        f"{_HERE}.ensemble.simulation:build_chains",
+        f"{_HERE}.ensemble.sizes:plan",
+    ),
+    "curie-weiss": Entry(
+        "Spins that feel all others alike, by exact events.",
+        f"{_HERE}.ensemble.options:CurieWeissConfig",
+        f"{_HERE}.ensemble.simulation:build_mean_fields",
+        f"{_HERE}.ensemble.sizes:plan",
+    ),
+    "predator-prey": Entry(
+        "Prey and predators on a line, with noise.",
+        f"{_HERE}.ensemble.options:PredatorPreyConfig",
+        f"{_HERE}.ensemble.simulation:build_lines",
+        f"{_HERE}.ensemble.sizes:plan",
+    ),
+}
+
+
+@cache
+def systems() -> dict[str, Entry]:
+    """All systems by name: our own, then those of other packages."""
+    found = dict(_OWN)
+    for point in entry_points(group=GROUP):
+        if point.name not in found:  # ours cannot be replaced
+            found[point.name] = point.load()
+    return found
+
+
+def entry(system: str) -> Entry:
+    """That of a system.
+
+    Raises
+    ------
+    InputError : there is none of that name
+    """
+    known = systems()
+    if system not in known:
+        hint = did_you_mean(system, known) or "Name it: system = 'ising', or --system ising."
+        raise InputError("system", system, f"one of {', '.join(known)}", hint)
+    return known[system]
+
+
+def options(system: str) -> type[RunConfig]:
+    """The options of a system, a pydantic model."""
+    return _load(entry(system).options)
+
+
+def build(config: RunConfig, comm: MPI.Intracomm, point: Checkpoint | None = None) -> Built:
+    """The simulation of a configuration; in its initial state without a checkpoint. Collective."""
+    return _load(entry(config.system).build)(config, comm, point)
+
+
+def plan(config: RunConfig, ranks: int) -> Any:
+    """A :class:`~mpiflow.simulation.sizes.Plan`, without the warnings of this machine."""
+    return _load(entry(config.system).plan)(config, ranks)
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

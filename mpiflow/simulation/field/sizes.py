@@ -1,0 +1,97 @@
+"""Sizes of runs of learned fields."""
+
+from __future__ import annotations
+
+import math
+
+from mpiflow.core.errors import InputError
+from mpiflow.core.lattice import Shape
+from mpiflow.core.schedule import Schedule, whole_steps
+from mpiflow.simulation.field.options import FieldConfig, describe
+from mpiflow.simulation.sizes import (
+    IMAGES,
+    REAL,
+    Plan,
+    Stored,
+    _fixed,
+    _itemsize,
+    _kept,
+    _numbers,
+    _stored,
+    file_memory,
+)
+from mpiflow.solvers.field.steps import MOST
+
+
+def field_memory(
+    config: FieldConfig, structure: str, rows: int, batch: int, ranks: int
+) -> dict[str, int]:
+    """Bytes of the state, of J and of what is needed for a moment.
+
+    Measured with tracemalloc in bytes a block.
+    """
+    (ny, nx), langevin = config.shape, structure == "langevin"
+    blocks, cut = batch * rows * nx, ranks if config.members == 1 else 1
+    step = 56 if cut > 1 else 40  # transposes need copies
+    looking = 64 if langevin else 48
+    return {
+        "field": (8 if langevin else 4) * blocks,
+        "coupling": 8 * ny * -(-(nx // 2 + 1) // cut),
+        "means": 8 * blocks,
+        "step or frame": max(step, looking) * blocks,
+    }
+
+
+def field_variables(config: FieldConfig, structure: str, frames: int) -> tuple[Stored, ...]:
+    """What a file of a learned field holds."""
+    members: Shape = (config.members,) if config.members > 1 else ()
+    kept = _kept(config.block or 1) if structure == "cosh" else REAL / 4
+    name = "coarse_magnetization"
+    return (
+        _numbers(config, "time", (), frames),
+        *(_numbers(config, n, members, frames) for n in ("magnetization", "free_energy")),
+        _stored(name, (*members, *config.shape), _itemsize(name), frames, kept),
+        _fixed("coordinates", sum(config.shape) + sum(members), 8),
+    )
+
+
+def plan(config: FieldConfig, ranks: int) -> Plan:
+    """What a run will need: slabs of rows of blocks, some of them empty if ranks are many."""
+    (ny, nx), one, spins = config.shape, config.members == 1, (config.block or 1) ** 2
+    structure = config.structure or describe(config.model)["form"]["structure"]
+    if structure == "cosh" and spins > MOST:
+        allowed = f"at most {math.isqrt(MOST)} sites a side, for cosh"
+        raise InputError("block", config.block, allowed, "Use langevin for larger ones.")
+    for name in ("save_every",) if config.resume else ("time", "save_every"):
+        whole_steps(name, getattr(config, name), config.dt, other="another dt")
+    frames = Schedule.of(0.0, config.time, config.save_every).last + 1
+    batch = -(-config.members // ranks)
+    rows = (ny // ranks, -(-ny // ranks)) if one else (ny, ny)
+    stored = field_variables(config, structure, frames)
+    state = (4 if structure == "cosh" else 8) * ny * nx
+    checkpoint = config.members * state
+    memory = field_memory(config, structure, rows[1], batch, ranks)
+    # Its means are counted: a step needs more.
+    own = 4 * batch * rows[1] * nx
+    memory |= file_memory(stored, config, frames, ranks, own=own, making=0, stacked=1)
+    # It is made when no step is, and a step has more in memory than that unless ranks are many.
+    beyond = max(0, IMAGES * checkpoint - memory["step or frame"])
+    return Plan(
+        config=config,
+        ranks=ranks,
+        shape=config.shape,
+        grid=(ranks, 1) if one else (1, 1),
+        smallest=(rows[0], nx),
+        largest=(rows[1], nx),
+        members_here=(config.members // ranks, batch),
+        kernel=f"{structure} structure",
+        steps=f"{round(config.time / config.dt)} of {config.dt:g}",
+        frames=frames,
+        exact=True,
+        memory=memory | {"checkpoint beyond that": beyond},
+        first_only=memory["frames received"] + beyond,
+        stored=stored,
+        checkpoint=checkpoint,
+        unit=f"blocks of {config.block} x {config.block} sites",
+        what="fields",
+    )

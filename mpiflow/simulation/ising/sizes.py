@@ -1,0 +1,92 @@
+"""Sizes of runs of Ising spins, and by which kernel they go."""
+
+from __future__ import annotations
+
+import math
+
+from mpiflow.core.errors import InputError
+from mpiflow.core.lattice import Lattice, Layout, Shape
+from mpiflow.core.packed import BAND, WORD_SITES, fits
+from mpiflow.simulation.ising.options import IsingConfig
+from mpiflow.simulation.ising.simulation import cut
+from mpiflow.simulation.sizes import Plan, share
+from mpiflow.simulation.spins import sizes
+from mpiflow.solvers.spins.sublattice import SLICED_SITES
+from mpiflow.systems.ising import CLASSES
+
+
+def plan(config: IsingConfig, ranks: int) -> Plan:
+    """What a run will need."""
+    lattice, batch = Lattice(config.size), -(-config.members // ranks)
+    kernel, unit = kernel_of(config, lattice)
+    if config.solver == "nfold":
+        sizes.require_one_rank(config, config.solver, ranks)
+    layout = Layout(lattice, (1, 1), config.coarse or 1)
+    if config.members == 1:
+        layout = cut(
+            lattice,
+            ranks,
+            ranks_grid=config.ranks_grid,
+            granularity=config.coarse or 1,
+            unit=unit,
+        )
+    named = f"sublattice solver, {kernel} kernel" if config.solver == "sublattice" else kernel
+    return sizes.plan(
+        config,
+        ranks,
+        layout,
+        _memory(config, kernel, share(layout, most=True), batch),
+        kernel=named,
+        steps=sizes.steps_of(config, config.dt),
+        order=4 * (config.solver == "nfold"),  # it goes on with its lists of sites in their order
+    )
+
+
+def kernel_of(config: IsingConfig, lattice: Lattice) -> tuple[str, Shape]:
+    """Which kernel advances it, and in units of how many sites tiles are cut."""
+    if config.solver == "tiled-nfold":
+        tile = config.tile or 64
+        if any(n % (2 * tile) for n in lattice.shape):
+            raise InputError(
+                "tile", tile, f"an even number of times in every side of {lattice.shape}", "Try 32."
+            )
+        return config.solver, (tile, tile)
+    if config.solver == "nfold":
+        return config.solver, (1, 1)
+    small = config.members > 1 and math.prod(n + 2 for n in lattice.shape) <= SLICED_SITES
+    kernel: str = config.kernel
+    if kernel == "auto":
+        kernel = "packed" if fits(lattice) else "sliced" if small else "plain"
+    if kernel == "packed" and not fits(lattice):
+        raise InputError(
+            "size",
+            lattice.shape,
+            f"a multiple of {BAND} rows and of {WORD_SITES} columns for the packed kernel",
+            "Leave the kernel out.",
+        )
+    return kernel, (BAND, WORD_SITES) if kernel == "packed" else (1, 1)
+
+
+def _memory(config: IsingConfig, kernel: str, tile: Shape, batch: int) -> dict[str, int]:
+    """Bytes of the state and of what advances it."""
+    ny, nx = tile
+    sites = batch * ny * nx
+    padded = batch * (ny + 2) * (nx + 2)
+    if kernel == "packed":
+        padded = 16 * batch * (ny + 2) * (nx // WORD_SITES + 2)
+        sites_bytes, black = sites // 8, padded // 2
+    else:
+        sites_bytes, black = sites, padded
+    memory = {"field": sites_bytes, "halo": padded - sites_bytes}
+    if config.solver == "sublattice" and not math.isinf(config.dt or 1.0):
+        # A copy of what is looked at, and for a moment one more.
+        memory["looking at a frame"] = 2 * black
+    elif config.solver == "nfold":
+        memory["lists of sites"] = 13 * sites + 160 * batch
+    elif config.solver == "tiled-nfold":
+        side = config.tile or 64
+        tiles = sites // side**2
+        memory["counts of tiles"] = (
+            tiles * CLASSES * (side + 8) + sites // 8 + 4 * batch * (ny + nx)
+        )
+    return memory

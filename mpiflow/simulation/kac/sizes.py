@@ -1,0 +1,44 @@
+"""Sizes of runs of Kac spins."""
+
+from __future__ import annotations
+
+from mpiflow.core.lattice import Lattice, Layout
+from mpiflow.simulation.kac.options import KacConfig
+from mpiflow.simulation.sizes import Plan, share
+from mpiflow.simulation.spins import sizes
+from mpiflow.systems.kac import kac_kernel
+
+
+def plan(config: KacConfig, ranks: int) -> Plan:
+    """What a run will need."""
+    one, batch = config.members == 1, -(-config.members // ranks)
+    if config.solver == "gillespie":
+        sizes.require_one_rank(config, config.solver, ranks)
+    layout = Layout(Lattice(config.size), (ranks if one else 1, 1), config.coarse or 1)
+    ny, nx = share(layout, most=True)
+    sites = batch * ny * nx
+    memory = {"field": sites, "halo": batch * (ny + 2) * (nx + 2) - sites}
+    memory["fields of sites"] = _kac_memory(config, ny, nx, batch)
+    leaps = "" if config.eps is None else f"of {config.eps:g} / the largest rate"
+    return sizes.plan(
+        config,
+        ranks,
+        layout,
+        memory,
+        kernel=f"{config.solver} solver, gamma {config.gamma:g}",
+        steps=sizes.steps_of(config, config.tau, leaps or "events, not steps"),
+    )
+
+
+def _kac_memory(config: KacConfig, ny: int, nx: int, batch: int) -> int:
+    """The spins in reach, sums over neighbours and external fields."""
+    sites = batch * ny * nx
+    padded = batch * (ny + 2 * kac_kernel(config.gamma).reach) * nx
+    external = 0 if config.field_file is None else 4 * ny * nx
+    if config.solver == "gillespie":
+        return 14 * sites + external
+    band = 4 * min(sites, max(2**21, batch * 128 * nx))
+    if config.method == "fft":
+        band = 40 * sites
+    kept = 4 * sites if config.solver == "midpoint" or config.eps is not None else 0
+    return padded * (2 if config.solver == "midpoint" else 1) + band + kept + external

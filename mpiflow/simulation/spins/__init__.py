@@ -1,0 +1,1 @@
+"""What systems on a square lattice share."""
