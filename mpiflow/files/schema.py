@@ -83,6 +83,14 @@ STANDARD: dict[str, Variable] = {
         ),
         Variable("spin", ("y", "x"), "int8", long_name="spin, -1 or 1", attributes=_POINT),
         Variable(
+            "coarse_fraction",
+            ("state", "y", "x"),
+            "float32",
+            long_name="fraction of the sites of a block in each state",
+            attributes={"cell_methods": "time: point y: mean x: mean"},
+        ),
+        Variable("site_state", ("y", "x"), "int8", long_name="state of a site", attributes=_POINT),
+        Variable(
             "spin_bits",
             ("y", "x_byte"),
             "uint8",
@@ -160,6 +168,7 @@ _COORDINATES: dict[str, dict[str, str]] = {
     },
     "x_byte": {"units": "1", "long_name": "x of the first of 8 sites"},
     "member": {"standard_name": "realization", "units": "1", "long_name": "ensemble member"},
+    "state": {"units": "1", "long_name": "state of a site"},
     "position": {"axis": "X", "units": "1", "long_name": "centre of a cell on a line from 0 to 1"},
     "pair": {"long_name": "pair of elements"},
     "element": {"long_name": "element"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,8 +12,9 @@ from mpiflow.core.block import Block
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import Word, site_counter, stream_key, threefry
+from mpiflow.files.moments import Moment
 from mpiflow.initial.spins import _count as count_words
-from mpiflow.initial.spins import bounds_of_smallest
+from mpiflow.initial.spins import bounds_of_smallest, opened
 from mpiflow.systems.rule import SpinRule
 
 
@@ -68,6 +70,37 @@ def shuffled(
         wanted = np.full(block.batch, round(part * block.lattice.sites), np.int64)
         bounds[:, i] = bounds_of_smallest(block, wanted, count)
     _fill(block, rule, seed, 0, bounds)
+
+
+def from_file(block: Block, rule: SpinRule, *, path: str | Path, moment: Moment = Moment()) -> None:
+    """States from a ``.npy`` of whole numbers, (Ly, Lx), or from ``site_state`` of a run.
+
+    Each rank reads only its own box. Of an ensemble each member starts from its own, unless the
+    moment names one. Collective for ``exchange`` blocks.
+
+    Parameters
+    ----------
+    moment : which frame and member of a run; the last frame by default
+
+    Raises
+    ------
+    InputError : the file cannot be read, or a value is no state of the rule
+    """
+    path, known = Path(path), rule.values
+    top, left = (int(o) for o in block.origins[0]) if block.batch else (0, 0)
+    names, remedy = ("site_state",), "Save with --spins."
+    with block.agreed(), opened(path, block, moment, names, remedy) as read:
+        for rows in block.bands():
+            box = slice(top + rows.start, top + rows.stop), slice(left, left + block.shape[1])
+            states = read[box][None] if isinstance(read, np.ndarray) else read(box)
+            wrong = ~np.isin(states, known)
+            if wrong.any():
+                found = f"{path}, with {states[wrong][0].item():g}"
+                allowed = f"states {known[0]} to {known[-1]} only"
+                raise InputError("initial", found, allowed, "Check the file.")
+            every = (block.batch, *states.shape[1:])
+            block.store(rows, np.ascontiguousarray(np.broadcast_to(states, every), np.int8))
+    block.fill_halo()
 
 
 def _fill(block: Block, rule: SpinRule, seed: int, shift: int, bounds: np.ndarray) -> None:

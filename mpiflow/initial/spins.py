@@ -7,7 +7,7 @@ that a tile may fill the memory and still be set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -657,7 +657,7 @@ def from_file(block: Spins, path: str | Path, seed: int = 0, *, moment: Moment =
     """
     path = Path(path)
     top, left = (int(o) for o in block.origins[0]) if block.batch else (0, 0)
-    with block.agreed(), _opened(path, block, moment) as read:
+    with block.agreed(), opened(path, block, moment) as read:
         if isinstance(read, np.ndarray):
             _store_profile(block, seed, read, "initial", str(path))
         else:
@@ -674,10 +674,19 @@ def from_file(block: Spins, path: str | Path, seed: int = 0, *, moment: Moment =
 
 
 @contextmanager
-def _opened(
-    path: Path, block: Spins, moment: Moment
+def opened(
+    path: Path,
+    block: Spins,
+    moment: Moment,
+    names: Sequence[str] = ("spin_bits", "spin"),
+    remedy: str = "Save with --spins or --spin-bits.",
 ) -> Iterator[Callable[[tuple[slice, ...]], np.ndarray] | np.ndarray]:
-    """A function that reads a box of the lattice from the file, or all means, mapped."""
+    """A function that reads a box of the lattice from the file, or all means, mapped.
+
+    Parameters
+    ----------
+    names : variables of a run that hold sites, the best first
+    """
     if not path.is_file():
         raise InputError("initial", str(path), "an existing file", "Check the path.")
     try:
@@ -691,11 +700,11 @@ def _opened(
             return
         footer.check(path)
         with h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE) as file:
-            name = "spin_bits" if "spin_bits" in file else "spin"
+            name = next((n for n in names if n in file), names[-1])
             if not isinstance(file.get(name), h5py.Dataset):
                 found = f"{path}, of {file.attrs.get('system', 'another program')}"
-                allowed = "a Trajectory that holds 'spin' or 'spin_bits'"
-                raise InputError("initial", found, allowed, "Save with --spins or --spin-bits.")
+                allowed = f"a Trajectory that holds {' or '.join(map(repr, names[::-1]))}"
+                raise InputError("initial", found, allowed, remedy)
             data = file[name]
             if data.ndim not in (3, 4):
                 allowed = f"{name} over time, y and x, perhaps members, not {data.ndim} dimensions"
@@ -704,7 +713,7 @@ def _opened(
             _require_shape(path, (*shape, last * (8 if name == "spin_bits" else 1)), block)
             count = data.shape[1] if data.ndim == 4 else 0
             places = moment.places(path, times_of(file, len(data)), count, block.members)
-            read = _values if name == "spin" else _from_bits
+            read = _from_bits if name == "spin_bits" else _values
             yield lambda box: np.array([read(data, place, *box) for place in places])
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         if isinstance(error, InputError):

@@ -111,8 +111,8 @@ def record(
         unchanged(point, facts, changed)
         refuse(sim.changes(point.numbers), changed)
         checkpoint.load(point, sim)
-    sim.require_state(anew=True)
     content = sim.content(**saved)
+    sim.require_state(anew=True)  # before a file is made
     follow(
         motion,
         content,

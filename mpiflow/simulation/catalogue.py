@@ -61,6 +61,18 @@ _OWN = {
         f"{_HERE}.kac.build:build",
         f"{_HERE}.kac.sizes:plan",
     ),
+    "potts": Entry(
+        "Potts model of 2 to 127 states with heat-bath dynamics.",
+        f"{_HERE}.rules.options:PottsConfig",
+        f"{_HERE}.rules.build:build",
+        f"{_HERE}.rules.sizes:plan",
+    ),
+    "blume-capel": Entry(
+        "Blume-Capel model: spins -1, 0 and 1 with a crystal field.",
+        f"{_HERE}.rules.options:BlumeCapelConfig",
+        f"{_HERE}.rules.build:build",
+        f"{_HERE}.rules.sizes:plan",
+    ),
     "alloy": Entry(
         "Body-centred cubic alloy whose vacancies hop (KMC).",
         f"{_HERE}.alloy.options:AlloyConfig",

@@ -79,6 +79,10 @@ def _pair(value: Any) -> Any:
     return value
 
 
+def listed(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
 def _sides(value: Any) -> Any:
     value = _pair(value)
     return value if isinstance(value, list | tuple) else (value, value)
@@ -233,7 +237,8 @@ class RunConfig(Config):
     SAVED: ClassVar[tuple[str, ...]] = ()
     if TYPE_CHECKING:  # each has its own
         system: str
-        save_every: float | None
+        time: Any
+        save_every: Any
 
     def extent(self) -> dict[str, Any]:
         """How far the run goes, and how often it saves: arguments of ``record``."""

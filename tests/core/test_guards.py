@@ -20,6 +20,7 @@ from mpiflow.core.packed import PackedBlock
 from mpiflow.files import checkpoint
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.run.simulate import record
+from mpiflow.simulation import catalogue
 from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.simulation.ensemble.options import ChainConfig, CurieWeissConfig, PredatorPreyConfig
 from mpiflow.simulation.ensemble.simulation import Chains, Lines, MeanFields
@@ -27,7 +28,6 @@ from mpiflow.simulation.field.simulation import FieldSimulation
 from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.simulation.kac.simulation import KacSimulation
-from mpiflow.simulation import catalogue
 from mpiflow.simulation.spins.simulation import SpinSimulation
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.solvers.kac.gillespie import Gillespie

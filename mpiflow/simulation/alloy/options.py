@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, model_validator
 from mpiflow.core import inputs
 from mpiflow.core.errors import InputError
 from mpiflow.core.schedule import spacing
-from mpiflow.simulation.options import FRAMES, StartConfig, idle, option
+from mpiflow.simulation.options import FRAMES, StartConfig, idle, listed, option
 from mpiflow.systems.alloy import ELEMENTS, Alloy
 
 
@@ -22,13 +22,9 @@ def _three(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,) * 3
 
 
-def _names(value: Any) -> Any:
-    return tuple(value.split(",")) if isinstance(value, str) else value
-
-
 Three = Annotated[tuple[int, int, int], BeforeValidator(_three)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(listed)]
 
 
 class AlloyConfig(StartConfig):

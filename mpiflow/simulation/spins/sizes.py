@@ -8,6 +8,7 @@ from mpiflow.core.device import threads
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Layout, Shape
 from mpiflow.core.schedule import Schedule, whole_steps
+from mpiflow.simulation.options import RunConfig
 from mpiflow.simulation.sizes import (
     IMAGES,
     SPIN,
@@ -24,14 +25,14 @@ from mpiflow.simulation.sizes import (
 from mpiflow.simulation.spins.options import SpinConfig
 
 
-def require_one_rank(config: SpinConfig, solver: str, ranks: int) -> None:
+def require_one_rank(config: RunConfig, solver: str, ranks: int) -> None:
     """Refuse a lattice of an exact solver that would be cut."""
     if config.members == 1 and ranks > 1:
         allowed = f"1 for a lattice with the {solver} solver"
         raise InputError("ranks", ranks, allowed, "Use one rank.")
 
 
-def steps_of(config: SpinConfig, step: float | None, without: str = "events, not steps") -> str:
+def steps_of(config: RunConfig, step: float | None, without: str = "events, not steps") -> str:
     """How many steps of one length, or what there is ``without`` such."""
     if step is None:
         return without

@@ -1,0 +1,91 @@
+"""Sizes of runs of spin rules."""
+
+from __future__ import annotations
+
+import math
+
+from mpiflow.core.lattice import Lattice, Layout, Shape
+from mpiflow.core.schedule import Schedule
+from mpiflow.simulation.ising.simulation import cut
+from mpiflow.simulation.rules.options import RuleConfig
+from mpiflow.simulation.sizes import (
+    IMAGES,
+    SPIN,
+    Plan,
+    Stored,
+    _fixed,
+    _kept,
+    _numbers,
+    _stored,
+    file_memory,
+    share,
+)
+from mpiflow.simulation.spins import sizes
+
+
+def plan(config: RuleConfig, ranks: int) -> Plan:
+    """What a run will need."""
+    lattice, batch, rule = Lattice(config.size), -(-config.members // ranks), config.rule()
+    nfold = config.solver == "nfold"
+    if nfold:
+        sizes.require_one_rank(config, config.solver, ranks)
+    layout = Layout(lattice, (1, 1), config.coarse or 1)
+    if config.members == 1:
+        grid, blocks = config.ranks_grid, config.coarse or 1
+        layout = cut(lattice, ranks, ranks_grid=grid, granularity=blocks)
+    largest = share(layout, most=True)
+    sites, padded = batch * math.prod(largest), batch * math.prod(n + 2 for n in largest)
+    memory = {"field": sites, "halo": padded - sites}
+    if nfold:
+        memory["lists of sites"] = 13 * sites
+    frames = Schedule.of(0.0, config.time, config.save_every).last + 1
+    stored = _variables(config, rule.states, frames)
+    blocks = 8 * rule.states * sites // config.coarse**2 if config.coarse else 0
+    memory |= file_memory(
+        stored,
+        config,
+        frames,
+        ranks,
+        own=sites * config.spins + blocks // 2,
+        making=sites * (config.spins + bool(config.coarse)) + 2 * blocks,
+    )
+    # Bytes of sites, of which compression leaves a part, and the lists of sites in their order.
+    whole = lattice.sites * config.members
+    checkpoint = math.ceil(SPIN * whole) + 4 * whole * nfold
+    return Plan(
+        config=config,
+        ranks=ranks,
+        shape=lattice.shape,
+        grid=layout.ranks_grid,
+        smallest=share(layout, most=False),
+        largest=largest,
+        members_here=(config.members // ranks, batch),
+        kernel=f"{config.solver} solver, {rule.states} states",
+        steps=sizes.steps_of(config, config.dt),
+        frames=frames,
+        exact=True,
+        memory=memory | {"checkpoint": IMAGES * (whole + 4 * whole * nfold)},
+        first_only=memory["frames received"] + IMAGES * (whole + 4 * whole * nfold),
+        stored=stored,
+        checkpoint=checkpoint,
+    )
+
+
+def _variables(config: RuleConfig, states: int, frames: int) -> tuple[Stored, ...]:
+    """What the file holds."""
+    members: Shape = (config.members,) if config.members > 1 else ()
+    (ly, lx), coarse, rule = config.size, config.coarse, config.rule()
+    out = [_numbers(config, name, (), frames) for name in ("time",)]
+    for name in rule.OBSERVABLES:
+        several = (states,) if name == "fraction" else ()
+        out.append(_numbers(config, name, (*members, *several), frames))
+    out.append(_numbers(config, "flips", members, frames))
+    axes = states
+    if coarse is not None:
+        sides, kept = (ly // coarse, lx // coarse), _kept(coarse)
+        out.append(_stored("coarse_fraction", (*members, states, *sides), 4, frames, kept))
+        axes += sum(sides)
+    if config.spins:
+        out.append(_stored("site_state", (*members, ly, lx), 1, frames, 2 * SPIN))
+        axes += ly + lx
+    return (*out, _fixed("coordinates", axes + sum(members), 8))
