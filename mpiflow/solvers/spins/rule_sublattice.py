@@ -197,18 +197,3 @@ def check_states(block: Block, system: SpinRule) -> None:
         wrong = host[(host < lowest) | (host > highest)][0].item()
         allowed = f"whole numbers from {lowest} to {highest}"
         raise InputError("states", wrong, allowed, "Look at the initial state.")
-
-
-def check_states(block: Block, system: SpinRule) -> None:
-    """Raise unless every site of this block is in a state of the rule. Without communication."""
-    host = block.host()
-    if host.dtype != np.int8:
-        raise InputError("states", str(host.dtype), "an array of int8", "Make the block so.")
-    lowest, highest = int(system.values[0]), int(system.values[-1])
-    if host.size and not (lowest <= host.min() and host.max() <= highest):
-        inner = block.inner(host)
-        if (inner == system.unset).all():
-            raise no_state("Set the states first.")
-        wrong = host[(host < lowest) | (host > highest)][0].item()
-        allowed = f"whole numbers from {lowest} to {highest}"
-        raise InputError("states", wrong, allowed, "Look at the initial state.")
