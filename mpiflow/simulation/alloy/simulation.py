@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -193,7 +194,7 @@ class AlloySimulation(Simulated):
         Functions that draw random numbers get this simulation's seed. One that reads a file
         returns its lattice constant, which the simulation then has.
         """
-        if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
+        if "seed" in inspect.signature(fill).parameters:
             options.setdefault("seed", self.seed)
         self._counts, self._sound = None, False
         constant = fill(self.block, **options)

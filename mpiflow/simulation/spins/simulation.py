@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ class LatticeSimulation(Simulated):
 
         Functions that draw random numbers get this simulation's seed.
         """
-        if "seed" in fill.__code__.co_varnames[: fill.__code__.co_argcount]:
+        if "seed" in inspect.signature(fill).parameters:
             options.setdefault("seed", self.seed)
         self._sound = False
         fill(self.block, **options)
