@@ -512,13 +512,13 @@ def test_what_was_not_learned_is_said_once(
     model = save_free_law(tmp_path / "model", largest=0.4)
     given = GOOD | {"model": model, "quiet": False, "temperature": 0.7}
     simulate(FieldConfig(**given, out=tmp_path / "a.h5"), MPI.COMM_SELF)
-    said = capfd.readouterr().err
+    said = "".join(capfd.readouterr())
     assert said.count("learned from 0.8 to 0.8") == 1
     assert said.count("of 96 blocks is beyond -0.4 to 0.4, where the law was learned") == 1
     assert "site-packages" not in said
     assert "Warning" not in said
     simulate(FieldConfig(**given | {"quiet": True}, out=tmp_path / "b.h5"), MPI.COMM_SELF)
-    assert capfd.readouterr().err == ""
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_runs_that_cannot_be_learned_from(kac: Path, tmp_path: Path) -> None:
