@@ -37,14 +37,18 @@ if TYPE_CHECKING:
     from mpiflow.simulation.field.simulation import FieldSimulation as FieldSimulation
     from mpiflow.simulation.ising.simulation import Simulation as Simulation
     from mpiflow.simulation.kac.simulation import KacSimulation as KacSimulation
+    from mpiflow.simulation.rules.simulation import RuleSimulation as RuleSimulation
     from mpiflow.solvers.spins.nfold import NFold as NFold
     from mpiflow.solvers.spins.sublattice import Sublattice as Sublattice
     from mpiflow.systems.alloy import Alloy as Alloy
+    from mpiflow.systems.blume_capel import BlumeCapel as BlumeCapel
     from mpiflow.systems.curie_weiss import CurieWeiss as CurieWeiss
     from mpiflow.systems.ising import Ising as Ising
     from mpiflow.systems.kac import Kac as Kac
     from mpiflow.systems.linear_chain import LinearChain as LinearChain
+    from mpiflow.systems.potts import Potts as Potts
     from mpiflow.systems.predator_prey import PredatorPrey as PredatorPrey
+    from mpiflow.systems.rule import SpinRule as SpinRule
 
     open = open_path
     predict, record_alloy = simulate, record
@@ -54,6 +58,7 @@ _PUBLIC = {
     "Alloy": ("mpiflow.systems.alloy", "Alloy"),
     "AlloySimulation": ("mpiflow.simulation.alloy.simulation", "AlloySimulation"),
     "Block": ("mpiflow.core.block", "Block"),
+    "BlumeCapel": ("mpiflow.systems.blume_capel", "BlumeCapel"),
     "CurieWeiss": ("mpiflow.systems.curie_weiss", "CurieWeiss"),
     "FieldSimulation": ("mpiflow.simulation.field.simulation", "FieldSimulation"),
     "InputError": ("mpiflow.core.errors", "InputError"),
@@ -66,10 +71,13 @@ _PUBLIC = {
     "LinearChain": ("mpiflow.systems.linear_chain", "LinearChain"),
     "MacroscopicModel": ("mpiflow.learn.closure.model", "MacroscopicModel"),
     "NFold": ("mpiflow.solvers.spins.nfold", "NFold"),
+    "Potts": ("mpiflow.systems.potts", "Potts"),
     "PredatorPrey": ("mpiflow.systems.predator_prey", "PredatorPrey"),
+    "RuleSimulation": ("mpiflow.simulation.rules.simulation", "RuleSimulation"),
     "RunDataset": ("mpiflow.learn.run_dataset", "RunDataset"),
     "Runs": ("mpiflow.files.runs", "Runs"),
     "Simulation": ("mpiflow.simulation.ising.simulation", "Simulation"),
+    "SpinRule": ("mpiflow.systems.rule", "SpinRule"),
     "Sublattice": ("mpiflow.solvers.spins.sublattice", "Sublattice"),
     "Trajectory": ("mpiflow.files.trajectory", "Trajectory"),
     "TrajectoryWriter": ("mpiflow.files.trajectory", "TrajectoryWriter"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 from mpi4py import MPI
@@ -20,11 +20,13 @@ from mpiflow.core.noise import BIT_RNG, RNG
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, fits
 from mpiflow.core.parallel import local_rank
 from mpiflow.core.schedule import Clock, Number, State
-from mpiflow.simulation.spins.simulation import Frame, SpinSimulation
+from mpiflow.simulation.rules.simulation import RuleSimulation
+from mpiflow.simulation.spins.simulation import Frame, SpinSimulation, cut
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
 from mpiflow.solvers.spins.tiled import LONG_WINDOW, LONG_WINDOW_ERROR, TiledNFold
 from mpiflow.systems.ising import Ising
+from mpiflow.systems.rule import SpinRule
 
 SolverName = Literal["sublattice", "nfold", "tiled-nfold"]
 KernelName = Literal["auto", "packed", "sliced", "plain"]
@@ -39,7 +41,8 @@ class Simulation(SpinSimulation):
 
     Parameters
     ----------
-    system : the model
+    system : the model; of a :class:`~mpiflow.systems.rule.SpinRule`, such as Potts, this makes a
+        :class:`~mpiflow.simulation.rules.simulation.RuleSimulation`
     size : sites a side, or (Ly, Lx)
     dt : step of the sublattice solver, ``math.inf`` for full sweeps (time counts sweeps);
         window of tiled-nfold
@@ -64,6 +67,14 @@ class Simulation(SpinSimulation):
     >>> for frame in sim.frames(time=10, every=1):
     ...     ...
     """
+
+    if not TYPE_CHECKING:  # for which it makes a Simulation
+
+        def __new__(cls, system: Any, *arguments: Any, **options: Any) -> Any:
+            """A spin rule gets a simulation of rules, with the options of that."""
+            if cls is Simulation and isinstance(system, SpinRule):
+                return RuleSimulation(system, *arguments, **options)
+            return super().__new__(cls)
 
     def __init__(
         self,
@@ -367,33 +378,3 @@ def _pack(kernel: KernelName, lattice: Lattice) -> bool:
             "Leave the kernel out.",
         )
     return kernel in ("auto", "packed") and fits(lattice)
-
-
-def cut(
-    lattice: Lattice,
-    ranks: int,
-    *,
-    ranks_grid: Shape | None = None,
-    granularity: int = 1,
-    unit: Shape = (1, 1),
-) -> Layout:
-    """Which rank has which tile; tiles are cut in multiples of both units."""
-    both = tuple(math.lcm(max(1, granularity), n) for n in unit)
-    together: int | Shape = granularity if both == (granularity,) * 2 else both
-    if granularity < 1 or any(side % granularity for side in lattice.shape):
-        together = granularity  # say so in the words of the option
-    if ranks_grid is not None:
-        layout = Layout(lattice, tuple(ranks_grid), together)
-    elif unit[1] == WORD_SITES and ranks <= lattice.shape[0] // both[0]:
-        # Whole rows of words: only two neighbours, and no vector is cut.
-        layout = Layout(lattice, (ranks, 1), together)
-    else:
-        layout = Layout.balanced(lattice, ranks, together)
-    if layout.ranks != ranks:
-        raise InputError(
-            "ranks_grid",
-            layout.ranks_grid,
-            f"a grid of {ranks} ranks",
-            "Start as many ranks as the grid has.",
-        )
-    return layout

@@ -8,9 +8,9 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, Shape
 from mpiflow.core.packed import BAND, WORD_SITES, fits
 from mpiflow.simulation.ising.options import IsingConfig
-from mpiflow.simulation.ising.simulation import cut
 from mpiflow.simulation.sizes import Plan, share
 from mpiflow.simulation.spins import sizes
+from mpiflow.simulation.spins.simulation import cut
 from mpiflow.solvers.spins.sublattice import SLICED_SITES
 from mpiflow.systems.ising import CLASSES
 

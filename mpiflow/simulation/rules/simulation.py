@@ -21,8 +21,7 @@ from mpiflow.core.schedule import Clock, Number, State
 from mpiflow.files.schema import STANDARD, Variable
 from mpiflow.files.trajectory import Value
 from mpiflow.simulation.base import Content, Sample
-from mpiflow.simulation.ising.simulation import cut
-from mpiflow.simulation.spins.simulation import LatticeSimulation
+from mpiflow.simulation.spins.simulation import LatticeSimulation, cut
 from mpiflow.solvers.spins.rule_nfold import RuleNFold
 from mpiflow.solvers.spins.rule_sublattice import LONG_STEP_ERROR, RuleSublattice, check_states
 from mpiflow.solvers.spins.sublattice import LONG_STEP

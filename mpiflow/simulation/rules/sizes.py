@@ -6,7 +6,6 @@ import math
 
 from mpiflow.core.lattice import Lattice, Layout, Shape
 from mpiflow.core.schedule import Schedule
-from mpiflow.simulation.ising.simulation import cut
 from mpiflow.simulation.rules.options import RuleConfig
 from mpiflow.simulation.sizes import (
     IMAGES,
@@ -21,6 +20,7 @@ from mpiflow.simulation.sizes import (
     share,
 )
 from mpiflow.simulation.spins import sizes
+from mpiflow.simulation.spins.simulation import cut
 
 
 def plan(config: RuleConfig, ranks: int) -> Plan:

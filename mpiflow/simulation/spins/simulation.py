@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 from mpiflow import observables
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
-from mpiflow.core.lattice import Layout
-from mpiflow.core.packed import PackedBlock
+from mpiflow.core.lattice import Lattice, Layout, Shape
+from mpiflow.core.packed import WORD_SITES, PackedBlock
 from mpiflow.core.parallel import arrival
 from mpiflow.core.schedule import Schedule, whole_steps
 from mpiflow.files.schema import STANDARD, block_centres
@@ -257,3 +258,33 @@ class SpinSimulation(LatticeSimulation):
             place = (*members, rows, slice(columns.start // 8, columns.stop // 8))
             values["spin_bits"] = (bits[0] if one else bits, place)
         return values
+
+
+def cut(
+    lattice: Lattice,
+    ranks: int,
+    *,
+    ranks_grid: Shape | None = None,
+    granularity: int = 1,
+    unit: Shape = (1, 1),
+) -> Layout:
+    """Which rank has which tile; tiles are cut in multiples of both units."""
+    both = tuple(math.lcm(max(1, granularity), n) for n in unit)
+    together: int | Shape = granularity if both == (granularity,) * 2 else both
+    if granularity < 1 or any(side % granularity for side in lattice.shape):
+        together = granularity  # say so in the words of the option
+    if ranks_grid is not None:
+        layout = Layout(lattice, tuple(ranks_grid), together)
+    elif unit[1] == WORD_SITES and ranks <= lattice.shape[0] // both[0]:
+        # Whole rows of words: only two neighbours, and no vector is cut.
+        layout = Layout(lattice, (ranks, 1), together)
+    else:
+        layout = Layout.balanced(lattice, ranks, together)
+    if layout.ranks != ranks:
+        raise InputError(
+            "ranks_grid",
+            layout.ranks_grid,
+            f"a grid of {ranks} ranks",
+            "Start as many ranks as the grid has.",
+        )
+    return layout
