@@ -16,6 +16,9 @@ import pytest
 from mpi4py import MPI
 
 ROOT = Path(__file__).resolve().parent.parent
+# Tests that start Python themselves need the helpers, too.
+TOOLS = str(ROOT / "tests" / "tools")
+os.environ["PYTHONPATH"] = os.pathsep.join([TOOLS, *filter(None, [os.environ.get("PYTHONPATH")])])
 WORLD = MPI.COMM_WORLD
 
 # Help is as wide as the terminal: tests read it on one that does not cut words.

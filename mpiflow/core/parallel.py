@@ -17,9 +17,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import numpy as np
-from mpi4py import MPI
-
 from mpiflow.core import signals, streams
 from mpiflow.core.errors import InputError
 

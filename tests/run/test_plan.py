@@ -338,7 +338,7 @@ def test_a_learned_field_and_its_checkpoints_have_the_sizes_planned(
 ) -> None:
     config = learned(law, **options, out=tmp_path / "run.h5")
     made = plan(config)
-    simulate.predict(config, ALONE)
+    simulate(config, ALONE)
     with h5py.File(config.out) as file:
         assert made.frames == len(file["time"])
         found = {name: d for name, d in file.items() if d.maxshape[0] is None}
@@ -369,7 +369,7 @@ def test_learned_fields_are_cut_as_planned(
     comm.Barrier()
     config = learned(mpi_tmp_path / "model", **options)
     made = plan(config, comm.size)
-    field = simulate.build(config, comm).field
+    field = build(config, comm).field
     shapes = comm.allgather(field.state.shape)
     rows = [shape[1] for shape in shapes]
     assert (min(rows), max(rows)) == (made.smallest[0], made.largest[0])
@@ -478,7 +478,7 @@ def test_what_predict_would_refuse_a_plan_refuses(
     options: dict[str, Any], name: str, law: Path, tmp_path: Path
 ) -> None:
     config = learned(law, **options, out=tmp_path / "x.h5")
-    for attempt in (lambda: plan(config), lambda: simulate.predict(config, ALONE)):
+    for attempt in (lambda: plan(config), lambda: simulate(config, ALONE)):
         with pytest.raises(InputError) as error:
             attempt()
         assert error.value.name == name
