@@ -60,8 +60,8 @@ def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
         ("simulate ising --tempratur 8", "Did you mean --temperature?"),
         (
             "simulate isng",
-            "one of ising, kac, potts, blume-capel, alloy, linear-chain, curie-weiss, predator-prey. "
-            "Did you mean ising?",
+            "one of ising, kac, potts, blume-capel, alloy, linear-chain, curie-weiss, "
+            "predator-prey. Did you mean ising?",
         ),
         ("simulat ising", "Did you mean simulate?"),
         ("simulate", "one of ising"),
