@@ -168,6 +168,7 @@ class AlloySimulation(Simulated):
         self.choice: WindowChoice | None = None
         self.lattice_constant = alloy.LATTICE_CONSTANT
         self.taken_back = 0
+        self._started = False
         self._rest = 0.0  # of chosen windows: the time is this much later than its float
         #: Whether its file has them: an older version knew one window for the whole run.
         self.knows_windows = self.tiled
@@ -196,7 +197,7 @@ class AlloySimulation(Simulated):
         """
         if "seed" in inspect.signature(fill).parameters:
             options.setdefault("seed", self.seed)
-        self._counts, self._sound = None, False
+        self._counts, self._sound, self._started = None, False, True
         constant = fill(self.block, **options)
         if constant is not None:
             self.lattice_constant = constant
@@ -247,6 +248,8 @@ class AlloySimulation(Simulated):
         return int(number), float(total)
 
     def remarks(self) -> list[str]:
+        if not self._started:  # it goes on from elsewhere: there are no rates yet
+            return []
         """What a user should know about the window that was given. Collective."""
         bias = implied_bias(self.tile, self.lattice.shape, MOST_HOPS)
         if self.window is None or bias == 0:
