@@ -76,6 +76,8 @@ TAKES_A_COMMUNICATOR = {
     "simulation.ensemble.simulation",
     "simulation.base",
     "simulation.catalogue",
+    "simulation.rules.build",
+    "simulation.rules.simulation",
     "simulation.ising.build",
     "simulation.kac.build",
     "simulation.alloy.build",
