@@ -18,7 +18,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.learn.generator.model import true_kernel
 from mpiflow.learn.onsagerflow.fit import binned, learn, local_means
 from mpiflow.learn.onsagerflow.increments import FieldRun
-from mpiflow.learn.onsagerflow.model import Form, OnsagerFlow, load_onsagerflow
+from mpiflow.learn.onsagerflow.model import Form, OnsagerFlow, _rows, load_onsagerflow
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import FiniteLaw, Law
@@ -284,3 +284,9 @@ def test_what_cannot_be_learned_is_refused() -> None:
                         ("temperature_degree", 1), ("temperatures", ())):  # fmt: skip
         with pytest.raises(InputError, match=name):
             Form(**{"structure": "cosh", "temperatures": (1.0,), name: value})
+
+
+def test_a_rank_without_a_run_has_rows_of_nothing() -> None:
+    """More ranks than runs are no fault: the sums of some ranks are empty."""
+    assert _rows(np.zeros((3, 0)), np.ones(2)).shape == (6, 0)
+    assert _rows(np.zeros((3, 4)), np.ones(2)).shape == (6, 4)

@@ -459,7 +459,9 @@ def _merging(radius: int, merge: int) -> np.ndarray:
 
 def _rows(basis: np.ndarray, by: np.ndarray) -> np.ndarray:
     """Products of functions of m (n, ...) and of T (k,), in the order of coefficients."""
-    return np.einsum("i...,k->ik...", basis, by).reshape(-1, *basis.shape[1:])
+    # The number is said: of a rank without a run there is nothing to tell it from.
+    rows = len(basis) * len(by)
+    return np.einsum("i...,k->ik...", basis, by).reshape(rows, *basis.shape[1:])
 
 
 def load_onsagerflow(directory: str | Path) -> OnsagerFlow:
