@@ -88,7 +88,6 @@ def returns(value: Any) -> Any:
         ({"weight": None, "rate": returns(-1.0)}, r"=-1\.0: allowed"),
         ({"weight": None, "rate": returns(math.nan), "states": 60}, "=nan: allowed"),
     ],
-    ids=str,
 )
 def test_a_rule_that_is_none_is_refused(content: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
