@@ -40,9 +40,16 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
-from mpiflow.experiments import results as report
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import Results, farm, results_directory
+from mpiflow.experiments.results import (
+    FinishedParts,
+    Report,
+    Results,
+    farm,
+    figure,
+    results_directory,
+    with_error,
+)
 from mpiflow.learn.closure import encoders
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.sde import MacroscopicSDE
@@ -95,7 +102,7 @@ def main() -> None:
         "seed": options.seed,
         "epochs": options.epochs,
     }
-    kept = report.Kept(out / "parts", facts)
+    kept = FinishedParts(out / "parts", facts)
     truth = true_trajectories(options, kept, comm)
     # Tasks of the same pairs follow one another, so that a rank makes these once.
     tasks: list[Task] = [
@@ -115,7 +122,7 @@ def main() -> None:
 
 
 def true_trajectories(
-    options: argparse.Namespace, kept: report.Kept, comm: MPI.Intracomm
+    options: argparse.Namespace, kept: FinishedParts, comm: MPI.Intracomm
 ) -> experiment.Truth:
     """The microscopic reference, on every rank. Collective."""
     part = comm.bcast(kept.get("truth") if comm.rank == 0 else None)
@@ -218,7 +225,11 @@ def worker(
 
 def write(out: Path, results: Found, truth: experiment.Truth, options: argparse.Namespace) -> None:
     """Print and write the table, results.json and the figure."""
-    rows, entries = [], []
+    report = Report(out)
+    report.table(
+        *("states", "encoder", "closures", "published", "test error of (M, rho)", "spread error"),
+        *("drift of M left", "drift of rho left", "1000 loss", "clipped"),
+    )
     curves: dict[tuple[str, str], list[tuple[int, dict[str, np.ndarray]]]] = {}
     for data, kind, numbers in options.models:
         for number in numbers:
@@ -230,31 +241,25 @@ def write(out: Path, results: Found, truth: experiment.Truth, options: argparse.
             known = PUBLISHED if (kind, number) == ("published", 2) else None
             for name in QUANTITIES:
                 label = f"{name} {data} {kind} {number} closures"
-                entries.append(
-                    report.entry(label, found[name], published=known if name == "error" else None)
-                )
-            cells = [report.with_error(found[n], ".4f") for n in QUANTITIES[1:4]]
-            rows.append(
-                [
-                    f"{options.states if data == 'full' else 2 * options.states // 5}",
-                    kind,
-                    f"{number}",
-                    "" if known is None else f"{known:.5f}",
-                    report.with_error(found["error"]),
-                    *cells,
-                    report.with_error(1e3 * found["loss"], ".2f"),
-                    f"{sum(int(run['clipped']) for run in runs)}",
-                ]
+                report.add(label, found[name], published=known if name == "error" else None)
+            cells = [with_error(found[n], ".4f") for n in QUANTITIES[1:4]]
+            report.row(
+                f"{options.states if data == 'full' else 2 * options.states // 5}",
+                kind,
+                f"{number}",
+                "" if known is None else f"{known:.5f}",
+                with_error(found["error"]),
+                *cells,
+                with_error(1e3 * found["loss"], ".2f"),
+                f"{sum(int(run['clipped']) for run in runs)}",
             )
-    titles = ["states", "encoder", "closures", "published", "test error of (M, rho)"]
-    titles += ["spread error", "drift of M left", "drift of rho left", "1000 loss", "clipped"]
     floor = float(next(iter(results.values()))["floor"])
-    text = report.table(titles, rows) + (
-        f"\n{options.seeds} seeds. A perfect model has a test error of {floor:.1e}, from sampling "
+    report.say(
+        f"{options.seeds} seeds. A perfect model has a test error of {floor:.1e}, from sampling "
         f"{options.replicas} + {options.replicas} trajectories; {options.steps} frames of "
-        f"{FRAME:g} units of time. The published error is over all latents and 500 frames.\n"
+        f"{FRAME:g} units of time. The published error is over all latents and 500 frames."
     )
-    report.write(out, text, entries)
+    report.write()
     draw(out / "closure_dimension.png", curves, floor)
 
 
@@ -264,14 +269,14 @@ def draw(
     floor: float,
 ) -> None:
     """Test error, spread error and drift left against the number of closures."""
-    figure = report.figure(13, 3.8)
+    page = figure(13, 3.8)
     names = (
         ("error", "test error of (M, rho)"),
         ("spread_error", "spread error"),
         ("left_m", "share of the drift of M left"),
         ("left_rho", "share of the drift of rho left"),
     )
-    for axes, (name, label) in zip(figure.subplots(1, 4), names, strict=True):
+    for axes, (name, label) in zip(page.subplots(1, 4), names, strict=True):
         for i, ((data, kind), points) in enumerate(curves.items()):
             if kind == "none":
                 continue
@@ -292,7 +297,7 @@ def draw(
         if name == "error":
             axes.axhline(floor, color="0.6", lw=0.8)
             axes.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
+    page.savefig(path, dpi=130)
 
 
 def parse() -> argparse.Namespace:

@@ -52,9 +52,15 @@ from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
-from mpiflow.experiments import results as report
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.results import (
+    FinishedParts,
+    Report,
+    farm,
+    figure,
+    results_directory,
+    with_error,
+)
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.learn import pair_goodness
@@ -141,7 +147,7 @@ def main() -> None:
     out = results_directory(options.out, comm)
     facts = {"states": options.states, "repeats": options.repeats, "steps": options.steps}
     facts |= {"frames": options.frames, "epochs": options.epochs, "cards": True}
-    kept = report.Kept(out / "parts", facts)
+    kept = FinishedParts(out / "parts", facts)
     epochs = Schedule(epochs=options.epochs)
     total = len(tasks[comm.rank :: comm.size])
     with Progress(max(1, total), f"learn {len(tasks)} models", comm) as progress:
@@ -268,10 +274,10 @@ def write(
     """Print and write the table, how well models fit, results.json and the figure."""
     perfect = exact.as_published(exact.mean, exact.std)
     known = dict(zip(QUANTITIES[3:], (*exact.stationary, 1.0 / exact.gap), strict=True))
-    titles = ["patch", "method", "published", SAMPLED, "error alone", *QUANTITIES[2:]]
     rest = [f"{value:.5f}" for value in known.values()]
-    rows = [["", "exact", "", f"{perfect:.2e}", "0", "0", *rest]]
-    entries: list[report.Entry] = []
+    report = Report(out)
+    report.table("patch", "method", "published", SAMPLED, "error alone", *QUANTITIES[2:])
+    report.row("", "exact", "", f"{perfect:.2e}", "0", "0", *rest)
     errors: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
     for patch, method in product(options.patches, METHODS):
         found = [compare(laws[patch, method, seed], exact) for seed in range(options.seeds)]
@@ -280,20 +286,19 @@ def write(
         for name in QUANTITIES:
             values = np.array([each[name] for each in found])
             small = name in (SAMPLED, "error")
-            row.append(report.with_error(values, ".2e" if small else ".5f"))
-            entries.append(
-                report.entry(
-                    f"{name} patch {patch} {method}",
-                    values,
-                    published=published if name == SAMPLED else None,
-                    exact=perfect if name == SAMPLED else known.get(name),
-                )
+            row.append(with_error(values, ".2e" if small else ".5f"))
+            report.add(
+                f"{name} patch {patch} {method}",
+                values,
+                published=published if name == SAMPLED else None,
+                exact=perfect if name == SAMPLED else known.get(name),
             )
             if name == SAMPLED:
                 errors[method].append(values)
-        rows.append(row)
-    entries.append(report.entry(f"{SAMPLED}, of the exact law", perfect, exact=perfect))
-    report.write(out, report.table(titles, rows) + "\n" + fits, entries)
+        report.row(*row)
+    report.add(f"{SAMPLED}, of the exact law", perfect, exact=perfect)
+    report.say(fits)
+    report.write()
     draw(out / "curie_weiss.png", laws, exact, errors, options)
 
 
@@ -305,8 +310,8 @@ def draw(
     options: argparse.Namespace,
 ) -> None:
     """Errors against patch side (Fig. 8), then mean and spread in time for one side (Fig. 9)."""
-    figure = report.figure(13, 3.4)
-    axes = figure.subplots(1, 1 + len(METHODS))
+    page = figure(13, 3.4)
+    axes = page.subplots(1, 1 + len(METHODS))
     for method, found in errors.items():
         mean = [values.mean() for values in found]
         bars = [np.nan_to_num(metrics.standard_error(values)) for values in found]
@@ -336,8 +341,8 @@ def draw(
         panel.set(xlabel="time (attempts per spin)", ylim=(-0.6, 0.8))
         panel.set_title(f"{method}, from {patch}^2", fontsize=9)
     axes[1].set_ylabel("magnetization")
-    figure.suptitle("Curie-Weiss 64^2, T=1.1, h=0.1   shaded: exact, black: learned", fontsize=10)
-    figure.savefig(path, dpi=130)
+    page.suptitle("Curie-Weiss 64^2, T=1.1, h=0.1   shaded: exact, black: learned", fontsize=10)
+    page.savefig(path, dpi=130)
 
 
 def write_rollout(

@@ -29,9 +29,14 @@ import numpy as np
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import equilibrium
-from mpiflow.experiments import results as report
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.results import (
+    FinishedParts,
+    Report,
+    farm,
+    results_directory,
+    with_error,
+)
 from mpiflow.learn.closure import equilibrium as eq
 from mpiflow.learn.closure import mirror
 from mpiflow.systems.ising import Ising
@@ -58,7 +63,7 @@ def main() -> None:
             raise InputError("states", options.states, "256 or more", "Leave it out.")
     out = results_directory(options.out, comm)
     facts = {k: v for k, v in vars(options).items() if k not in ("out", "seeds")}
-    kept = report.Kept(out / "parts", facts)
+    kept = FinishedParts(out / "parts", facts)
     truths = farm(
         [("truth", i) for i in range(2)], lambda task: true_law(task[1], options), comm, kept
     )
@@ -124,9 +129,12 @@ def write(
     """Tables, results.json and the figure."""
     shares = ("held", "edge", "lost")
     exact = equilibrium.summary(true, options.watch, true)
+    report = Report(out)
+    report.table("case", "published", *equilibrium.QUANTITIES, *shares)
     rows, entries = equilibrium.truth_rows(true, again, options.watch, blank=2)
+    report.entries += entries
     for row in rows:
-        row += [""] * len(shares)
+        report.row(*row, *[""] * len(shares))
     for model, source, method in product(mirror.MODELS, SOURCES, METHODS):
         runs = [results[source, number] for number in range(options.seeds)]
         found = [
@@ -136,16 +144,13 @@ def write(
         cells_, more = equilibrium.model_row(name, found, exact)
         held = np.array([run[f"shares_{method}_{model}"] for run in runs])
         published = PUBLISHED[source] if method != "d" else ""
-        rows.append(
-            [f"{source}, {METHODS[method]}, {mirror.MODELS[model]}", published, *cells_]
-            + [report.with_error(column, ".2g") for column in held.T]
-        )
-        entries += more
-        entries += [report.entry(f"{s} {name}", held[:, i]) for i, s in enumerate(shares)]
-    text = report.table(["case", "published", *equilibrium.QUANTITIES, *shares], rows)
-    report.write(
-        out, text + "\n" + equilibrium.note(options.watch, options.predicted, true), entries
-    )
+        case = f"{source}, {METHODS[method]}, {mirror.MODELS[model]}"
+        report.row(case, published, *cells_, *(with_error(column, ".2g") for column in held.T))
+        report.entries += more
+        for i, share in enumerate(shares):
+            report.add(f"{share} {name}", held[:, i])
+    report.say(equilibrium.note(options.watch, options.predicted, true))
+    report.write()
     panels = {
         f"{mirror.MODELS[model]}, {source}\n{METHODS[method]}": np.concatenate(
             [results[source, number][f"m_{method}_{model}"] for number in range(options.seeds)],

@@ -21,10 +21,15 @@ import numpy as np
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
-from mpiflow.experiments import results as report
 from mpiflow.experiments.figures import latent_figure
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import Results, results_directory
+from mpiflow.experiments.results import (
+    FinishedParts,
+    Report,
+    Results,
+    results_directory,
+    with_error,
+)
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.training import Schedule
@@ -65,7 +70,7 @@ def main() -> None:
                 raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
     out = results_directory(options.out, comm)
     facts = {name: value for name, value in vars(options).items() if name not in LATER}
-    kept = report.Kept(out / "parts", facts)
+    kept = FinishedParts(out / "parts", facts)
     data = experiment.generate(SYSTEM, plans, comm, kept)
     tasks: list[experiment.Task] = [
         (patch, method, seed) for patch, seed in plans for method in ("partial", "naive")
@@ -86,7 +91,7 @@ def main() -> None:
         seed=options.seed,
         comm=comm,
         # The closures of a truth are those of all models.
-        kept=report.Kept(out / "parts", {**vars(options), "out": None}),
+        kept=FinishedParts(out / "parts", {**vars(options), "out": None}),
     )
     results, _ = experiment.evaluate(models, truth, seed=options.seed, comm=comm)
     if comm.rank == 0:
@@ -108,35 +113,30 @@ def write(
     times: np.ndarray,
 ) -> None:
     """Print and write the tables, results.json and one figure for each patch side."""
-    lines = [
-        "| patch | method | published | test error | observables alone | spread error "
-        "| noise floor | clipped |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    entries: list[dict[str, Any]] = []
+    report = Report(out)
+    report.table(
+        *("patch", "method", "published", "test error", "observables alone", "spread error"),
+        *("noise floor", "clipped"),
+    )
     for patch in options.patches:
         for column, method in enumerate(("partial", "naive")):
             runs = [results[patch, method, seed] for seed in range(options.seeds)]
             published = PUBLISHED.get(patch, (None, None))[column]
             error = [r.error for r in runs]
-            lines.append(
-                f"| {patch} | {'ours' if method == 'partial' else 'naive'} "
-                f"| {'' if published is None else f'{published:.5f}'} "
-                f"| {report.with_error(error)} "
-                f"| {report.with_error([r.observable_error for r in runs])} "
-                f"| {report.with_error([r.spread_error for r in runs])} "
-                f"| {np.mean([r.floor for r in runs]):.1e} "
-                f"| {sum(r.clipped for r in runs)} |"
+            report.row(
+                f"{patch}",
+                "ours" if method == "partial" else "naive",
+                "" if published is None else f"{published:.5f}",
+                with_error(error),
+                with_error([r.observable_error for r in runs]),
+                with_error([r.spread_error for r in runs]),
+                f"{np.mean([r.floor for r in runs]):.1e}",
+                f"{sum(r.clipped for r in runs)}",
             )
             for name in ("error", "observable_error", "spread_error"):
                 values = [getattr(r, name) for r in runs]
-                entries.append(
-                    report.entry(
-                        f"{name} patch {patch} {method}",
-                        values,
-                        published=published if name == "error" else None,
-                    )
-                )
+                known = published if name == "error" else None
+                report.add(f"{name} patch {patch} {method}", values, published=known)
         early = times <= 240.0
         first = results[patch, "partial", 0]
         latent_figure(
@@ -150,7 +150,8 @@ def write(
             groups=MAGNETIZATIONS,
             title=f"Ising 64^2, T=2.5, h=0.1, learned from {patch}^2",
         )
-    report.write(out, "\n".join(lines) + "\n\n" + fits, entries)
+    report.say(fits)
+    report.write()
 
 
 def parse() -> argparse.Namespace:

@@ -48,9 +48,15 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
 from mpiflow.experiments import finite_size
-from mpiflow.experiments import results as report
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.results import (
+    FinishedParts,
+    Report,
+    farm,
+    figure,
+    results_directory,
+    with_error,
+)
 from mpiflow.experiments.upsampling import Relaxation, relax, whole_lattices
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import TrajectoryWriter
@@ -117,9 +123,9 @@ def main() -> None:
     shared = {"seeds": options.seeds, "seed": options.seed, "less": options.less}
     learning = {**shared, "settings": [STATES, TRAJECTORIES, DT, RELAX, SNAPSHOTS, APART, DEGREES]}
     longer = {"share": options.share} if options.share else {}
-    learnt = report.Kept(out / "parts", {**learning, "largest": max(options.sides), **longer})
+    learnt = FinishedParts(out / "parts", {**learning, "largest": max(options.sides), **longer})
     known = {**shared, "settings": [MEMBERS, BURN, BETWEEN, LOOKS, UPDATES, DT]}
-    directly = report.Kept(out / "parts", known)
+    directly = FinishedParts(out / "parts", known)
     grown = [("grown", t, seed) for t, seed in product(TEMPERATURES, range(options.seeds))]
     direct = [("direct", *place) for place in product(options.sides[::-1], TEMPERATURES)]
     # Equal work side by side, so that ranks have the same.
@@ -355,9 +361,9 @@ def write(
     options: argparse.Namespace,
 ) -> None:
     values, tuned = assemble(simulated, found, options)
-    entries = []
+    report = Report(out)
+    report.table("exponents at T_c", "L", *PUBLISHED)
     sides, temperatures = np.array(options.sides), np.array(TEMPERATURES)
-    rows = []
     upto = {"all": np.ones(len(sides), bool), f"to {TUNED}": sides <= TUNED}
     for kind, (name, use) in product(KINDS, upto.items()):
         wide = name == "all" and not upto[f"to {TUNED}"].all()
@@ -371,20 +377,20 @@ def write(
         for exponent, (value, error) in best.items():
             exact = finite_size.EXACT[exponent]
             cells.append(f"{value:.4f} ± {error:.4f} ({100 * (value / exact - 1):+.1f} %)")
-            entries.append(
-                report.entry(
-                    f"{exponent} {kind} {label}", value, stderr=error,
-                    published=PUBLISHED[exponent] if kind == "tuned" else None, exact=exact,
-                )
-            )  # fmt: skip
-        rows.append(cells)
-    rows.append(["published (tuned)", "16 to 128 and 16 to 64", *map(str, PUBLISHED.values())])
-    rows.append(["exact", "", *map(str, finite_size.EXACT.values())])
-    text = report.table(["exponents at T_c", "L", *PUBLISHED], rows)
-    text += (
-        "\nA parabola holds for U(T) up to abs(T - T_c) L of about one: 1/nu is that up to 64.\n\n"
+            told = PUBLISHED[exponent] if kind == "tuned" else None
+            report.add(f"{exponent} {kind} {label}", value, error, published=told, exact=exact)
+        report.row(*cells)
+    report.row("published (tuned)", "16 to 128 and 16 to 64", *map(str, PUBLISHED.values()))
+    report.row("exact", "", *map(str, finite_size.EXACT.values()))
+    report.say(
+        "A parabola holds for U(T) up to abs(T - T_c) L of about one: 1/nu is that up to 64."
     )
-    rows = []
+    titles = [
+        title
+        for name in finite_size.NAMES
+        for title in (f"{name} published", "learned, lambda = K", "engine", "reference")
+    ]
+    report.table("L", "T", *titles, "tuned lambda / K", "published")
     for (i, side), (j, t) in product(enumerate(options.sides), enumerate(TEMPERATURES)):
         known = PUBLISHED_VALUES.get(side)
         cells = [str(side), f"{t:g}"]
@@ -394,46 +400,38 @@ def write(
             for kind in ("learned", "engine", "reference"):
                 value, error = (part[i, j, q] for part in values[kind])
                 cells.append(f"{value:{form}} ± {error:{'.4f' if q != 1 else '.2g'}}")
-            entries.append(
-                report.entry(
-                    f"{name} L={side} T={t:g}", values["learned"][0][i, j, q],
-                    stderr=values["learned"][1][i, j, q],
-                    published=None if known is None else known[j][q],
-                    exact=values["reference"][0][i, j, q],
-                )
+            report.add(
+                f"{name} L={side} T={t:g}", *(part[i, j, q] for part in values["learned"]),
+                published=None if known is None else known[j][q],
+                exact=values["reference"][0][i, j, q],
             )  # fmt: skip
         theirs = PUBLISHED_FACTOR.get(side)
         cells += [
-            report.with_error(tuned[i, j], ".2f"),
+            with_error(tuned[i, j], ".2f"),
             "" if theirs is None else f"{theirs[j]:.2f}",
         ]
-        rows.append(cells)
-    titles = ["L", "T"]
-    for name in finite_size.NAMES:
-        titles += [f"{name} published", "learned, lambda = K", "engine", "reference"]
-    text += report.table([*titles, "tuned lambda / K", "published"], rows) + "\n"
+        report.row(*cells)
     middle = TEMPERATURES[len(TEMPERATURES) // 2]
-    lines = []
+    report.table(f"L, T = {middle:g}", "tau of abs(M), engine", "learned", "share of held steps")
     for side in options.sides:
         taus = [float(found["rollout", side, middle, s]["tau"]) for s in range(options.seeds)]
         true = float(simulated["direct", side, middle]["tau"])
         held = np.mean([found["rollout", side, middle, s]["held_K"] for s in range(options.seeds)])
-        lines.append(
-            [str(side), f"{true:.0f}" if true else "run too short",
-             report.with_error(taus, ".0f") if all(taus) else "run too short", f"{held:.1e}"]
-        )  # fmt: skip
-    text += report.table(
-        [f"L, T = {middle:g}", "tau of abs(M), engine", "learned", "share of held steps"], lines
-    )
-    report.write(out, text, entries)
+        report.row(
+            str(side),
+            f"{true:.0f}" if true else "run too short",
+            with_error(taus, ".0f") if all(taus) else "run too short",
+            f"{held:.1e}",
+        )
+    report.write()
     draw(out / "ising_critical.png", values, options)
     write_rollout(out / "rollout.h5", data, options)
 
 
 def draw(path: Path, values: Values, options: argparse.Namespace) -> None:
     """abs(M), chi and U against T, and their collapse with the exact exponents."""
-    figure = report.figure(13, 7)
-    axes = figure.subplots(2, 3)
+    page = figure(13, 7)
+    axes = page.subplots(2, 3)
     t = np.array(TEMPERATURES)
     critical = finite_size.CRITICAL_TEMPERATURE
     for q, (name, power) in enumerate(zip(finite_size.NAMES, (0.125, -1.75, 0.0), strict=True)):
@@ -449,8 +447,8 @@ def draw(path: Path, values: Values, options: argparse.Namespace) -> None:
         axes[0, q].set(xlabel="T", ylabel=name, yscale="log" if q == 1 else "linear")
         axes[1, q].set(xlabel="(T - T_c) L", ylabel=f"{name} L^{power:g}")
     axes[0, 0].legend(title="L; lines: reference", fontsize=7)
-    figure.suptitle("Ising at the critical point; dots: learned with lambda = K", fontsize=10)
-    figure.savefig(path, dpi=130)
+    page.suptitle("Ising at the critical point; dots: learned with lambda = K", fontsize=10)
+    page.savefig(path, dpi=130)
 
 
 def write_rollout(path: Path, data: dict[Any, Any], options: argparse.Namespace) -> None:

@@ -27,9 +27,14 @@ import numpy as np
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import equilibrium
-from mpiflow.experiments import results as report
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.results import (
+    FinishedParts,
+    Report,
+    farm,
+    results_directory,
+    with_error,
+)
 from mpiflow.learn.closure import equilibrium as eq
 from mpiflow.learn.closure import mirror
 from mpiflow.systems.ising import Ising
@@ -57,7 +62,7 @@ def main() -> None:
             raise InputError("states", options.states, "256 or more", "Leave it out.")
     out = results_directory(options.out, comm)
     facts = {k: v for k, v in vars(options).items() if k not in ("out", "seeds")}
-    kept = report.Kept(out / "parts", facts)
+    kept = FinishedParts(out / "parts", facts)
     sizes = (SMALL, LARGE)
     truths = farm(list(product(sizes, range(2))), lambda task: true_law(task, options), comm, kept)
     spins = {size: truths[size, 0]["spins"] for size in sizes}
@@ -124,13 +129,14 @@ def write(
 ) -> None:
     """Tables, results.json and the figure."""
     shares = ("held", "edge")
-    rows: list[list[str]] = []
-    entries: list[report.Entry] = []
+    report = Report(out)
+    report.table("case", "published", *equilibrium.QUANTITIES, *shares)
     panels, true = {}, {}
     for size, pair in laws.items():
         more, some = equilibrium.truth_rows(*pair, options.watch, blank=2)
-        rows += [[f"{size}^2 {row[0]}", *row[1:], "", ""] for row in more]
-        entries += [{**e, "quantity": f"{e['quantity']} {size}^2"} for e in some]
+        for row in more:
+            report.row(f"{size}^2 {row[0]}", *row[1:], "", "")
+        report.entries += [{**e, "quantity": f"{e['quantity']} {size}^2"} for e in some]
     for model, i in product(mirror.MODELS, range(len(SETTINGS))):
         setting, (trained, against) = list(SETTINGS.items())[i]
         name = f"{setting}, {mirror.MODELS[model]}"
@@ -140,17 +146,15 @@ def write(
         exact = equilibrium.summary(law, options.watch, law)
         cells, more_entries = equilibrium.model_row(name, found, exact)
         held = np.array([run[f"shares_{i}_{model}"] for run in runs])
-        rows.append(
-            [f"{name} against {against}^2", PUBLISHED[i], *cells]
-            + [report.with_error(column, ".2g") for column in held.T]
-        )
-        entries += more_entries
-        entries += [report.entry(f"{s} {name}", held[:, k]) for k, s in enumerate(shares)]
+        cells += [with_error(column, ".2g") for column in held.T]
+        report.row(f"{name} against {against}^2", PUBLISHED[i], *cells)
+        report.entries += more_entries
+        for k, share in enumerate(shares):
+            report.add(f"{share} {name}", held[:, k])
         panels[name] = np.concatenate([run[f"m_{i}_{model}"] for run in runs], axis=1)
         true[name] = law
-    text = report.table(["case", "published", *equilibrium.QUANTITIES, *shares], rows)
-    notes = equilibrium.note(options.watch, options.predicted, laws[LARGE][0])
-    report.write(out, text + "\n" + notes, entries)
+    report.say(equilibrium.note(options.watch, options.predicted, laws[LARGE][0]))
+    report.write()
     equilibrium.draw(out / "ising_rescaled.png", panels, true, len(SETTINGS))
 
 

@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -41,13 +40,17 @@ from mpiflow.core import parallel
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG, uniforms
-from mpiflow.experiments import results as report
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.results import (
+    FinishedParts,
+    Report,
+    farm,
+    figure,
+    results_directory,
+)
 from mpiflow.files.schema import Variable
 from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.learn.closure.linear import Coefficients, LinearSDE, minimum, pair_sums
-from mpiflow.run.progress import Progress
 from mpiflow.solvers.lines.chain import ChainSimulation
 from mpiflow.systems.linear_chain import LinearChain
 
@@ -77,18 +80,12 @@ def main() -> None:
     chains = {"small": LinearChain(SMALL), "large": LinearChain(LARGE)}
     tasks = [(name, 1000 * options.seed + n) for n in range(options.seeds) for name in chains]
     facts = {"settings": [REACH, DT, PAIR_DT, DRAWS, options.end, options.chains]}
-    with Progress(max(1, len(tasks[comm.rank :: comm.size])), "training pairs", comm) as progress:
-        done = 0
 
-        def work(task: tuple[str, int]) -> dict[str, np.ndarray | float]:
-            nonlocal done
-            name, seed = task
-            result = training_sums(chains[name], options, seed)
-            done += 1
-            progress.update(done)
-            return result
+    def work(task: tuple[str, int]) -> dict[str, np.ndarray | float]:
+        name, seed = task
+        return training_sums(chains[name], options, seed)
 
-        data = farm(tasks, work, comm, report.Kept(out / "parts", facts))
+    data = farm(tasks, work, comm, FinishedParts(out / "parts", facts), "training pairs")
     fits: dict[str, list[Coefficients]] = {name: [] for name in chains}
     for (name, _), part in data.items():
         fits[name].append(minimum(np.asarray(part["sums"]), PAIR_DT, chains[name].sites / PATCH))
@@ -169,20 +166,23 @@ def write(
     other: np.ndarray,
     options: argparse.Namespace,
 ) -> None:
-    lines = ["| quantity | published | ours | exact | off by |", "|---|---|---|---|---|"]
-    entries: list[dict[str, Any]] = []
+    report = Report(out)
+    report.table("quantity", "published", "ours", "exact", "off by")
     for size, system in chains.items():
         for i, (name, exact) in enumerate(zip(NAMES, system.macroscopic(), strict=True)):
             values, published = found[size][:, i], PUBLISHED[size][i]
             ours, error = float(values.mean()), metrics.standard_error(values)
-            entries.append(report.entry(f"{size} {name}", values, published=published, exact=exact))
-            lines.append(
-                f"| {size} {name} {SYMBOLS[name]} | {published:.4f} | {ours:.5f} ± {error:.5f} "
-                f"| {exact:.5f} | {abs(ours - exact) / error:.1f} errors; the published "
-                f"{abs(published - exact):.4f}, ours {abs(ours - exact):.5f} |"
+            report.add(f"{size} {name}", values, published=published, exact=exact)
+            report.row(
+                f"{size} {name} {SYMBOLS[name]}",
+                f"{published:.4f}",
+                f"{ours:.5f} ± {error:.5f}",
+                f"{exact:.5f}",
+                f"{abs(ours - exact) / error:.1f} errors; the published "
+                f"{abs(published - exact):.4f}, ours {abs(ours - exact):.5f}",
             )
     pairs = options.seeds * options.chains * round(options.end / DT) * DRAWS
-    lines += ["", f"{pairs:.3g} pairs over {PAIR_DT:g} of each size, {options.seeds} seeds.  "]
+    lines = [f"{pairs:.3g} pairs over {PAIR_DT:g} of each size, {options.seeds} seeds.  "]
     mean, variance = chains["large"].moments(np.array([options.predicted]), 0.0)
     end = f"m of the large chain at t = {options.predicted:g}, from rest"
     lines.append(f"{end}: exact {mean[0]:.4f}, spread {variance[0] ** 0.5:.4f}.  ")
@@ -192,7 +192,8 @@ def write(
             f"{name}: {m[-1].mean():.4f} ± {spread / root:.4f}, "
             f"spread {spread:.4f} ± {spread / root / 2**0.5:.4f}.  "
         )
-    report.write(out, "\n".join(lines) + "\n", entries)
+    report.say("\n".join(lines))
+    report.write()
     draw(out / "linear_chain.png", chains["large"], found["large"], direct, learned, other, options)
 
 
@@ -228,8 +229,8 @@ def draw(
     options: argparse.Namespace,
 ) -> None:
     """Slope and bias of the large chain by seed; m(t) of simulation, prediction and law."""
-    figure = report.figure(10, 4)
-    left, right = figure.subplots(1, 2)
+    page = figure(10, 4)
+    left, right = page.subplots(1, 2)
     left.plot(*found[:, :2].T, ".", color="0.6", label="ours, each seed")
     error = found.std(axis=0, ddof=1) / np.sqrt(len(found))
     mean = found.mean(axis=0)
@@ -251,7 +252,7 @@ def draw(
         right.errorbar(t[::3], m.mean(1)[::3], m.std(1)[::3], fmt=style, ms=3, lw=0.8, label=name)
     right.set(xlabel="time", ylabel="mean displacement", ylim=(-0.4, 4.0))
     right.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    page.savefig(path, dpi=130)
 
 
 def parse() -> argparse.Namespace:

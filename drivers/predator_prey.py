@@ -43,9 +43,16 @@ from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
-from mpiflow.experiments import results as report
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import Results, farm, results_directory
+from mpiflow.experiments.results import (
+    FinishedParts,
+    Report,
+    Results,
+    farm,
+    figure,
+    results_directory,
+    with_error,
+)
 from mpiflow.files.schema import CLOCK, Variable
 from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.learn import pair_goodness
@@ -78,7 +85,7 @@ def main() -> None:
     facts = {k: v for k, v in vars(options).items() if k not in ("out", "smoke")}
     facts |= {"plan": plan_of("published", options), "systems": SYSTEMS, "sets": SETS}
     facts["cards"] = True
-    kept = report.Kept(out / "parts", {**facts, "lambdas": LAMBDAS, "every": EVERY})
+    kept = FinishedParts(out / "parts", {**facts, "lambdas": LAMBDAS, "every": EVERY})
     pairs = list(product(CASES, range(options.seeds)))
     with Progress(3.0, "predators and prey", comm) as progress:
         learned = farm(
@@ -250,7 +257,11 @@ def write(
     options: argparse.Namespace,
 ) -> None:
     """The tables, results.json and the figure."""
-    rows, lines, entries = [], [], []
+    report, lines = Report(out), []
+    report.table(
+        *("lambda", "discretisation", "MMD published form", "unbiased"),
+        *("unbiased, observables alone", "spread ratio (theory)", "p value"),
+    )
     for case in CASES:
         each = [found["compare", case, seed] for seed in range(options.seeds)]
         values = np.array([one["table"] for one in each])
@@ -259,46 +270,39 @@ def write(
         for i, factor in enumerate((*LAMBDAS, None)):
             numbers = floor if factor is None else values[:, i]
             label = "floor" if factor is None else f"{factor:g}"
-            cells = [report.with_error(numbers[:, j], ".2e") for j in range(4)]
+            cells = [with_error(numbers[:, j], ".2e") for j in range(4)]
             theory = 1.0 if factor is None else (patches / factor) ** 0.5
-            spread = f"{report.with_error(numbers[:, 5], '.3f')} ({theory:.3f})"
+            spread = f"{with_error(numbers[:, 5], '.3f')} ({theory:.3f})"
             p = f"{numbers[:, 4].min():.3f} to {numbers[:, 4].max():.3f}"
-            rows.append([label, case, cells[0], cells[1], cells[3], spread, p])
+            report.row(label, case, cells[0], cells[1], cells[3], spread, p)
             for j, name in enumerate(NAMES):
                 exact = theory if name == "spread" else None
-                entries.append(
-                    report.entry(f"{name}, {case}, lambda {label}", numbers[:, j], exact=exact)
-                )
+                report.add(f"{name}, {case}, lambda {label}", numbers[:, j], exact=exact)
         best = np.array(LAMBDAS)[values[:, :, 0].argmin(axis=1)]
         published = 5.0 if case == "published" else None
-        entries.append(
-            report.entry(
-                f"lambda of the least MMD, {case}", best, published=published, exact=patches
-            )
-        )
+        least = f"lambda of the least MMD, {case}"
+        report.add(least, best, published=published, exact=patches)
         at = LAMBDAS.index(patches)
         matched = patches * values[:, at, 5] ** 2
-        entries.append(report.entry(f"lambda of the true spread, {case}", matched, exact=patches))
+        report.add(f"lambda of the true spread, {case}", matched, exact=patches)
         eps = np.mean([one["eps"] for one in each], axis=0)
         clipped = max(float(one["clipped"].max()) for one in each)
         lines += [
             f"{case}: least published MMD at lambda {', '.join(f'{b:g}' for b in best)} "
             f"(seeds); paper {published or '-'}, theory {patches:g}.  ",
-            f"{case}: the true spread at lambda {report.with_error(matched, '.2f')}.  ",
+            f"{case}: the true spread at lambda {with_error(matched, '.2f')}.  ",
             *(neighbour(case, values, at, at + step) for step in (-1, 1)),
             f"{case}: the eps of the published loss, {EPS:g}, is of the variance of increments of "
             f"u, v and closures {', '.join(f'{e:.3f}' for e in eps)}, and would lower the best "
             f"lambda by such a share; at most {clipped:.1e} of states clipped.  ",
         ]
-    titles = ["lambda", "discretisation", "MMD published form", "unbiased"]
-    titles += ["unbiased, observables alone", "spread ratio (theory)", "p value"]
     cards: dict[str, list[dict[str, Any]]] = {}
     for (case, seed), model in models.items():
         cards.setdefault(case, []).append(model.card)
         model.save(out / "models" / f"{case}_{seed}")
-    fits = pair_goodness.table(cards)
-    text = report.table(titles, rows) + "\n" + "\n".join(lines) + "\n\n" + fits
-    report.write(out, text, entries)
+    report.say("\n".join(lines))
+    report.say(pair_goodness.table(cards))
+    report.write()
     draw(out / "predator_prey.png", found, options)
 
 
@@ -308,7 +312,7 @@ def neighbour(case: str, values: np.ndarray, at: int, other: int) -> str:
     for j in (0, 1):
         more = values[:, other, j] - values[:, at, j]
         parts.append(
-            f"{NAMES[j]} larger by {report.with_error(more, '.2e')} "
+            f"{NAMES[j]} larger by {with_error(more, '.2e')} "
             f"({more.mean() / metrics.standard_error(more):.1f} errors)"
         )
     return f"{case}, lambda {LAMBDAS[other]:g} against {LAMBDAS[at]:g}: {', '.join(parts)}.  "
@@ -316,8 +320,8 @@ def neighbour(case: str, values: np.ndarray, at: int, other: int) -> str:
 
 def draw(path: Path, found: Results[Arrays], options: argparse.Namespace) -> None:
     """MMD in time (Fig. 2 a), its average against lambda (b), and spread against lambda."""
-    figure = report.figure(13, 3.8)
-    axes = figure.subplots(1, 3)
+    page = figure(13, 3.8)
+    axes = page.subplots(1, 3)
     in_time = np.mean([found["compare", CASES[0], s]["in_time"] for s in range(options.seeds)], 0)
     for factor, values in zip(LAMBDAS, in_time, strict=True):
         axes[0].plot(frames(options) * DT, values, lw=1, label=f"{factor:g}")
@@ -341,7 +345,7 @@ def draw(path: Path, found: Results[Arrays], options: argparse.Namespace) -> Non
     for axis in axes[1:]:
         axis.axvline(5.0, color="0.7", lw=0.8)
         axis.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
+    page.savefig(path, dpi=130)
 
 
 def write_means(

@@ -37,14 +37,20 @@ from mpiflow.core import parallel
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import BIT_RNG
-from mpiflow.experiments import results as report
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.results import (
+    FinishedParts,
+    Report,
+    farm,
+    figure,
+    results_directory,
+    table,
+    with_error,
+)
 from mpiflow.experiments.short_time import stationary_variance
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.observables import intensive, spin_sums
-from mpiflow.run.progress import Progress
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
@@ -101,18 +107,8 @@ def main() -> None:
     facts |= {"ways": WAYS, "cases": CASES, "times": WHOLE_TIMES}
     cases = [i for i, case in enumerate(CASES) if case in options.cases]
     tasks = [(case, seed) for seed in range(options.seeds) for case in cases]
-    mine = len(tasks[comm.rank :: comm.size])
-    with Progress(max(1, mine), "cases", comm) as progress:
-        done = 0
-
-        def work(task: Task) -> Part:
-            nonlocal done
-            result = measure(task, options)
-            done += 1
-            progress.update(done)
-            return result
-
-        parts = farm(tasks, work, comm, report.Kept(out / "parts", facts))
+    kept = FinishedParts(out / "parts", facts)
+    parts = farm(tasks, lambda task: measure(task, options), comm, kept, "cases")
     if comm.rank == 0:
         write_truth(out / "truth.h5", parts[tasks[0]], CASES[cases[0]], options)
         merged = {
@@ -278,7 +274,7 @@ def finish(
     out: Path, cases: dict[tuple[float, float, int], Part], options: argparse.Namespace
 ) -> None:
     """Table, results.json and the figure."""
-    rows, entries, found = [], [], {}
+    report, rows, found = Report(out), [], {}
     for case, data in cases.items():
         temperature, field, side = case
         patches = (side // PATCH) ** 2
@@ -303,22 +299,21 @@ def finish(
             told = published if name == "self-periodic, 256 flips" else None
             exact = 1.0 if field == 0.0 and name in ("frozen, 8", "frozen, 0.5") else None
             inverse, bar = value[3], error[3]
-            entries += [
-                report.entry(f"rate over true rate, {of}", value[2], stderr=error[2]),
-                report.entry(f"lambda / K for the diffusion of M, {of}", value[0], stderr=error[0]),
-                report.entry(
-                    f"lambda / K for the variance of M, {of}",
-                    1.0 / inverse if inverse > 2.0 * bar else np.nan,
-                    stderr=bar / inverse**2,
-                    published=told,
-                    exact=exact,
-                ),
-            ]
+            report.add(f"rate over true rate, {of}", value[2], error[2])
+            report.add(f"lambda / K for the diffusion of M, {of}", value[0], error[0])
+            report.add(
+                f"lambda / K for the variance of M, {of}",
+                1.0 / inverse if inverse > 2.0 * bar else np.nan,
+                bar / inverse**2,
+                published=told,
+                exact=exact,
+            )
     titles = ["T", "h", "L", "surroundings", "duration", "lambda for the diffusion of M / K"]
     titles += ["of rho / K", "rate of the drift of M / true", "lambda for the variance of M / K"]
-    text = report.table([*titles, "published lambda / K"], rows)
-    text = pooled(found) + "\n" + text + "\n" + starts(cases)
-    report.write(out, text, entries)
+    report.say(pooled(found))
+    report.say(table([*titles, "published lambda / K"], rows))
+    report.say(starts(cases))
+    report.write()
     draw(out / "surroundings.png", found)
 
 
@@ -335,7 +330,7 @@ def pooled(found: dict[Found, tuple[np.ndarray, np.ndarray]]) -> str:
         rows.append([*name.split(", ", 1), *cells, f"{chi:.0f} of {len(value)}"])
     titles = ["h = 0, all T and L: surroundings", "duration", "lambda for the diffusion of M / K"]
     titles += ["rate of the drift of M / true", "K / lambda for the variance of M"]
-    return report.table([*titles, "chi^2 of rate = true"], rows)
+    return table([*titles, "chi^2 of rate = true"], rows)
 
 
 def starts(cases: dict[tuple[float, float, int], Part]) -> str:
@@ -345,8 +340,8 @@ def starts(cases: dict[tuple[float, float, int], Part]) -> str:
         sums = data["frozen, 0.5"]
         squares = sums[:, 2, 0] / sums[:, 0, 0]
         halves = squares[::2], squares[1::2]
-        rows.append([f"{temperature:g}", f"{field:g}", str(side), *map(report.with_error, halves)])
-    return report.table(["T", "h", "L", "<M^2>, from ordered states", "from random ones"], rows)
+        rows.append([f"{temperature:g}", f"{field:g}", str(side), *map(with_error, halves)])
+    return table(["T", "h", "L", "<M^2>, from ordered states", "from random ones"], rows)
 
 
 def draw(
@@ -354,9 +349,9 @@ def draw(
     found: dict[Found, tuple[np.ndarray, np.ndarray]],
 ) -> None:
     """lambda / K that makes the variance right, and the rate of the drift, against T."""
-    figure = report.figure(12, 6.5)
+    page = figure(12, 6.5)
     sides = sorted({side for (_, field, side), _ in found if field == 0.0})
-    axes = figure.subplots(2, len(sides), squeeze=False, sharex=True, sharey="row")
+    axes = page.subplots(2, len(sides), squeeze=False, sharex=True, sharey="row")
     for column, side in enumerate(sides):
         upper, lower = axes[:, column]
         temperatures = [t for t in TEMPERATURES if ((t, 0.0, side), JOINT) in found]
@@ -381,7 +376,7 @@ def draw(
     axes[1, 0].set_ylabel("rate of the drift of M / true")
     axes[1, 0].legend(fontsize=7)
     axes[0, 0].legend(fontsize=7)
-    figure.savefig(path, dpi=130)
+    page.savefig(path, dpi=130)
 
 
 def write_truth(

@@ -34,9 +34,15 @@ from mpiflow.core import parallel
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
-from mpiflow.experiments import results as report
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import farm, results_directory
+from mpiflow.experiments.results import (
+    FinishedParts,
+    Report,
+    farm,
+    figure,
+    results_directory,
+    table,
+)
 from mpiflow.experiments.short_time import (
     Surroundings,
     evolve,
@@ -49,7 +55,6 @@ from mpiflow.experiments.short_time import (
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.observables import intensive, spin_sums
-from mpiflow.run.progress import Progress
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
 
@@ -89,18 +94,8 @@ def main() -> None:
     out = results_directory(options.out, comm)
     facts = {"replicas": options.replicas, "seed": options.seed, "kinds": KINDS, "sides": SIDES}
     tasks = [(kind, group) for kind in range(len(KINDS)) for group in range(options.groups)]
-    mine = len(tasks[comm.rank :: comm.size])
-    with Progress(max(1, mine), "states", comm) as progress:
-        done = 0
-
-        def work(task: Task) -> Part:
-            nonlocal done
-            result = measure(task, options)
-            done += 1
-            progress.update(done)
-            return result
-
-        parts = farm(tasks, work, comm, report.Kept(out / "parts", {**facts, "times": TIMES}))
+    kept = FinishedParts(out / "parts", {**facts, "times": TIMES})
+    parts = farm(tasks, lambda task: measure(task, options), comm, kept, "states")
     if comm.rank == 0:
         write_truth(out / "truth.h5", parts[tasks[0]], options)
         kinds = {
@@ -304,8 +299,10 @@ def finish(out: Path, kinds: dict[str, Part], options: argparse.Namespace) -> No
     """Tables, results.json and the figure."""
     at = int(np.flatnonzero(TIMES == SHOWN)[0])
     names = [n.removeprefix("drift 16 ") for n in next(iter(kinds.values())) if "drift 16" in n]
-    entries, text = [], f"Errors of patches of 16^2 against the whole lattice, dt = {SHOWN}.\n\n"
-    rows = []
+    report = Report(out)
+    report.say(f"Errors of patches of 16^2 against the whole lattice, dt = {SHOWN}.")
+    titles = [title for q in QUANTITIES for title in (q, "order (by counting)")]
+    report.table("states", "surroundings", *titles)
     for kind, data in kinds.items():
         for name in names:
             value, error = jackknife(data, curves(f"16 {name}"))
@@ -314,31 +311,25 @@ def finish(out: Path, kinds: dict[str, Part], options: argparse.Namespace) -> No
             for i, quantity in enumerate(QUANTITIES):
                 exact = expected(name, quantity)
                 of = f"{quantity}, {name}, {kind}"
-                entries.append(report.entry(f"error of {of}", value[at, i], stderr=error[at, i]))
-                entries.append(report.entry(f"order of {of}", slope[i], stderr=bar[i], exact=exact))
+                report.add(f"error of {of}", value[at, i], error[at, i])
+                report.add(f"order of {of}", slope[i], bar[i], exact=exact)
                 order = "too small" if np.isnan(slope[i]) else f"{slope[i]:.2f} ± {bar[i]:.2f}"
                 cells += [f"{value[at, i]:.4f} ± {error[at, i]:.4f}", f"{order} ({exact:g})"]
             if not name.startswith(("buffer 4", "buffer 8")):
-                rows.append(cells)
+                report.row(*cells)
         value, error = jackknife(data, projected)
         for i, quantity in enumerate(QUANTITIES[:2]):
             of = f"error over its first-order term, {quantity}, frozen, dt = {SHOWN}, {kind}"
-            entries.append(report.entry(of, value[at, i], stderr=error[at, i]))
-    titles = ["states", "surroundings"]
-    for quantity in QUANTITIES:
-        titles += [quantity, "order (by counting)"]
-    text += report.table(titles, rows)
-    text += (
-        "\nBuffers of 4 and 8 are as those of 2. 0.0000: below the noise, which is taken off.\n\n"
+            report.add(of, value[at, i], error[at, i])
+    report.say("Buffers of 4 and 8 are as those of 2. 0.0000: below the noise, which is taken off.")
+    report.say(first_order_table(kinds))
+    report.say(sides_table(kinds, at))
+    report.say(generator_table(kinds))
+    report.say(
+        f"{options.groups * TOGETHER} states of each kind, {options.replicas} evolutions of each."
+        " Published: order 1 (eq. 18), for conditionally independent patches."
     )
-    text += first_order_table(kinds)
-    text += "\n" + sides_table(kinds, at)
-    text += "\n" + generator_table(kinds)
-    text += (
-        f"\n{options.groups * TOGETHER} states of each kind, {options.replicas} evolutions of each."
-        " Published: order 1 (eq. 18), for conditionally independent patches.\n"
-    )
-    report.write(out, text, entries)
+    report.write()
     draw(out / "theorem_one.png", kinds, names)
 
 
@@ -359,7 +350,7 @@ def first_order_table(kinds: dict[str, Part]) -> str:
             cells = [f"{v:.3f} ± {e:.3f}" for v, e in zip(value[:, i], error[:, i], strict=True)]
             rows.append([kind, f"{quantity}, added between patches", "", *cells])
     titles = ["states", "frozen patches", "exact error per dt", *(f"dt = {t:g}" for t in TIMES)]
-    return report.table(titles, rows)
+    return table(titles, rows)
 
 
 def sides_table(kinds: dict[str, Part], at: int) -> str:
@@ -381,7 +372,7 @@ def sides_table(kinds: dict[str, Part], at: int) -> str:
                 text = f"{power[i]:.2f} ± {bar[i]:.2f}" if seen else "too small"
                 rows.append([kind, name, quantity, *cells, text])
     titles = ["states", "surroundings", f"error at dt = {SHOWN}", *(f"{s}^2" for s in sides)]
-    return report.table([*titles, "power of the side"], rows)
+    return table([*titles, "power of the side"], rows)
 
 
 def generator_table(kinds: dict[str, Part]) -> str:
@@ -397,13 +388,13 @@ def generator_table(kinds: dict[str, Part]) -> str:
                 ]
                 rows.append([kind, name or "whole lattice", QUANTITIES[i], *cells])
     titles = ["states", "evolved", "error against dt = 0", *(f"dt = {t:g}" for t in TIMES)]
-    return report.table(titles, rows)
+    return table(titles, rows)
 
 
 def draw(path: Path, kinds: dict[str, Part], names: list[str]) -> None:
     """Errors against dt for each kind of states: drift and diffusion of M."""
-    figure = report.figure(4.2 * len(kinds), 7.5)
-    axes = figure.subplots(2, len(kinds), squeeze=False)
+    page = figure(4.2 * len(kinds), 7.5)
+    axes = page.subplots(2, len(kinds), squeeze=False)
     for column, (kind, data) in enumerate(kinds.items()):
         for row, i in enumerate((0, 2)):
             panel = axes[row, column]
@@ -423,8 +414,8 @@ def draw(path: Path, kinds: dict[str, Part], names: list[str]) -> None:
             panel.set_ylabel(f"relative error of the {QUANTITIES[i]}")
     axes[0, 0].legend(fontsize=6, loc="lower right")
     axes[1, 0].legend(fontsize=6, loc="lower right", ncols=2)
-    figure.suptitle("Patches of 16^2 against the whole lattice at the same dt")
-    figure.savefig(path, dpi=130)
+    page.suptitle("Patches of 16^2 against the whole lattice at the same dt")
+    page.savefig(path, dpi=130)
 
 
 def write_truth(path: Path, part: Part, options: argparse.Namespace) -> None:

@@ -47,14 +47,14 @@ from mpiflow.experiments import upsampling
 from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import (
     Entry,
-    Kept,
+    FinishedParts,
+    Report,
     Results,
     entry,
     farm,
     figure,
     results_directory,
     table,
-    write,
 )
 from mpiflow.experiments.upsampling import COLUMNS, RADII, WAVELENGTHS, Difference, Relaxation
 from mpiflow.files.schema import STANDARD, Variable
@@ -143,11 +143,11 @@ def main() -> None:
     out = results_directory(options.out, comm)
     tasks = plan(options)
     facts = {"driver": "upsampling", **{k: v for k, v in vars(options).items() if k != "out"}}
-    results = farm(tasks, worker(options), comm, Kept(out / "parts", facts))
+    results = farm(tasks, worker(options), comm, FinishedParts(out / "parts", facts))
     far = beyond(options, comm)
     if comm.rank == 0:
         write_levels(out / "levels.h5", options)
-        report(out, results, far, options)
+        finish(out, results, far, options)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -402,7 +402,7 @@ def text_of(values: tuple[int, ...], which: np.ndarray) -> str:
     return f"{named[0]} to {named[-1]}"
 
 
-def report(
+def finish(
     out: Path,
     results: Results[dict[str, Any]],
     far: list[tuple[int, float, float]],
@@ -411,44 +411,45 @@ def report(
     """Print and write the tables, results.json and the figure."""
     found = compared(results, options)
     last = sides(options)[-1]
-    parts, entries = [], []
+    report = Report(out)
     for name, unit, label in (
         ("classes", "spreads", "Rate-class densities of 16^2 patches, the worst class"),
         ("walls", "%", "Domain-wall density"),
     ):
-        parts.append(f"{label}: ours less truth at the same M, in {unit}, after each level.\n")
-        parts.append(by_level(found, name, unit, options))
-    parts.append(f"All relaxations at {last}^2; r and wavelengths beyond {SIGMAS:g} sigma.\n")
-    parts.append(scan(results, found, last, options))
-    parts.append("Do errors build up? Domain-wall density in %, and worst class in spreads.\n")
-    parts.append(build_up(found, options))
+        report.say(f"{label}: ours less truth at the same M, in {unit}, after each level.")
+        report.say(by_level(found, name, unit, options))
+    report.say(f"All relaxations at {last}^2; r and wavelengths beyond {SIGMAS:g} sigma.")
+    report.say(scan(results, found, last, options))
+    report.say("Do errors build up? Domain-wall density in %, and worst class in spreads.")
+    report.say(build_up(found, options))
     t = f"lattice-{options.shown:g}"
-    parts.append(f"G(r) at r sites: ours less truth at the same M, {t}.\n")
-    parts.append(profiles(found, "correlation", t, options))
-    parts.append(f"S(k) by longest wavelength of an octave: ours over truth, {t}.\n")
-    parts.append(profiles(found, "structure", t, options))
-    parts.append(
+    report.say(f"G(r) at r sites: ours less truth at the same M, {t}.")
+    report.say(profiles(found, "correlation", t, options))
+    report.say(f"S(k) by longest wavelength of an octave: ours over truth, {t}.")
+    report.say(profiles(found, "structure", t, options))
+    report.say(
         "Doubling a critical field keeps its wavelengths' power by 2^(1/4) = 1.19 too high a "
-        "level (S ~ k^-7/4); only relaxation takes that away.\n"
+        "level (S ~ k^-7/4); only relaxation takes that away."
     )
-    parts.append(
+    report.say(
         "Shortest time t at every level from which on the worst class is within one spread, and "
-        "the walls are within 1 %.\n"
+        "the walls are within 1 %."
     )
     text, more = recommended(found, options)
-    parts.append(text)
+    report.say(text)
     if far:
-        parts.append(f"Beyond, one lattice cut over ranks, T=2.5, {t}; truth: {last}^2 at its M.\n")
+        report.say(f"Beyond, one lattice cut over ranks, T=2.5, {t}; truth: {last}^2 at its M.")
         text, beyond_entries = far_table(results, far, last, options)
-        parts.append(text)
+        report.say(text)
         more += beyond_entries
     for (case, what, scheme, side), d in found.items():
         if what == "ladder":
             for name, unit in (("walls", "%"), ("classes", "spreads")):
                 mean, error = value(d, name, unit)
                 quantity = f"{name} {case} {scheme} {side} [{unit}]"
-                entries.append(entry(quantity, mean, stderr=error, exact=0.0))
-    write(out, "\n".join(parts), entries + more)
+                report.add(quantity, mean, error, exact=0.0)
+    report.entries += more
+    report.write()
     draw(out / "upsampling.png", found, options)
 
 

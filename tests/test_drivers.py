@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -76,6 +77,17 @@ LEAVES = {
 
 def test_every_driver_is_tested() -> None:
     assert {p.stem for p in (ROOT / "drivers").glob("*.py")} == set(LEAVES)
+
+
+@pytest.mark.parametrize("name", sorted(LEAVES))
+def test_what_drivers_share_is_stated_once(name: str) -> None:
+    """Results, tables, figures and common options come from mpiflow.experiments."""
+    tree = ast.parse((ROOT / "drivers" / f"{name}.py").read_text())
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not texts & {"results.json", "table.md", "--out", "--smoke"}
+    assert not called & {"argparse.ArgumentParser", "Figure", "FigureCanvasAgg"}
+    assert {"driver_parser", "results_directory"} <= called
 
 
 #: Entries of results.json. Two errors of two methods of the demo, three of two; two laws; four

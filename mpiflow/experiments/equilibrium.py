@@ -14,7 +14,7 @@ from mpi4py import MPI
 from mpiflow import metrics
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import BIT_RNG
-from mpiflow.experiments import results as report
+from mpiflow.experiments.results import Entry, entry, figure, with_error
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.learn.closure.equilibrium import DT, MEMBERS
@@ -188,7 +188,7 @@ def sampling_errors(m: np.ndarray, watch: Watch, true_mean: float) -> dict[str, 
 
 def truth_rows(
     true: np.ndarray, again: np.ndarray, watch: Watch, blank: int = 1
-) -> tuple[list[list[str]], list[report.Entry]]:
+) -> tuple[list[list[str]], list[Entry]]:
     """Rows of a table for the truth and for an independent one of the same size, and entries."""
     rows, entries = [], []
     mean = float(abs(true).mean())
@@ -199,19 +199,17 @@ def truth_rows(
             for q, form in QUANTITIES.items()
         ]
         rows.append([name, *[""] * (blank - 1), *cells])
-        entries += [
-            report.entry(f"{q} of the {name}", found[q], stderr=error.get(q)) for q in QUANTITIES
-        ]
+        entries += [entry(f"{q} of the {name}", found[q], stderr=error.get(q)) for q in QUANTITIES]
     return rows, entries
 
 
 def model_row(
     name: str, found: Sequence[dict[str, float]], exact: dict[str, float]
-) -> tuple[list[str], list[report.Entry]]:
+) -> tuple[list[str], list[Entry]]:
     """Cells of a table and entries for the summaries of several seeds of a model."""
     columns = {q: [each[q] for each in found] for q in QUANTITIES}
-    cells = [report.with_error(columns[q], form) for q, form in QUANTITIES.items()]
-    entries = [report.entry(f"{q} {name}", columns[q], exact=exact[q]) for q in QUANTITIES]
+    cells = [with_error(columns[q], form) for q, form in QUANTITIES.items()]
+    entries = [entry(f"{q} {name}", columns[q], exact=exact[q]) for q in QUANTITIES]
     return cells, entries
 
 
@@ -255,8 +253,8 @@ def draw(
 ) -> None:
     """Histograms of M (frames, trajectories) and mirror images, each beside its truth."""
     rows = -(-len(panels) // columns)
-    figure = report.figure(3.0 * columns, 2.5 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    page = figure(3.0 * columns, 2.5 * rows)
+    axes = page.subplots(rows, columns, squeeze=False, sharex=True)
     for axis, (title, m) in zip(axes.flat, panels.items(), strict=False):
         for values, style in ((true[title], {"color": "0.8"}), (m, {"histtype": "step"})):
             both = np.concatenate([values.ravel(), -values.ravel()])
@@ -264,4 +262,4 @@ def draw(
         axis.set_title(title, fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("magnetization", fontsize=8)
-    figure.savefig(path, dpi=130)
+    page.savefig(path, dpi=130)

@@ -19,7 +19,7 @@ from mpiflow import metrics, observables
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
-from mpiflow.experiments.results import Kept, Results, farm, once, reporter
+from mpiflow.experiments.results import FinishedParts, Results, farm, once, reporter
 from mpiflow.files.schema import STANDARD, Variable
 from mpiflow.files.trajectory import TrajectoryWriter
 from mpiflow.initial import spins as initial
@@ -46,7 +46,7 @@ def generate(
     system: Ising,
     plans: Mapping[tuple[int, int], DataPlan],
     comm: MPI.Intracomm,
-    kept: Kept | None = None,
+    kept: FinishedParts | None = None,
 ) -> dict[tuple[int, int], PairData]:
     """The training set of each (patch side, seed), on every rank. Collective.
 
@@ -82,7 +82,7 @@ def learn(
     closures: int = 2,
     factor: float | None = None,
     schedule: Schedule | None = None,
-    kept: Kept | None = None,
+    kept: FinishedParts | None = None,
 ) -> Results[MacroscopicModel]:
     """Train a model for each task (patch side, method, seed); tasks run on different ranks.
 
@@ -185,7 +185,7 @@ def simulate_truth(
     seed: int,
     dt: float = 0.25,
     comm: MPI.Intracomm,
-    kept: Kept | None = None,
+    kept: FinishedParts | None = None,
 ) -> Truth | None:
     """Simulate the truth and encode every frame; on rank 0, None on the others. Collective.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import BadZipFile
@@ -87,14 +88,6 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def write(out: Path, text: str, entries: Sequence[Entry]) -> None:
-    """Print a driver's tables and write them with its results; on one rank."""
-    print(text)
-    table_text = text if text.endswith("\n") else text + "\n"
-    results = json.dumps(list(entries), indent=2) + "\n"
-    storage.write_folder(out, {"table.md": table_text, "results.json": results})
-
-
 class Report:
     """What a driver found, as it will stand in table.md and results.json.
 
@@ -127,11 +120,12 @@ class Report:
 
     def say(self, text: str) -> None:
         """One more paragraph, or a table that was made by :func:`table`."""
+        text = text.rstrip("\n")
         self.lines += ["", text] if self.lines else [text]
 
     def table(self, *titles: str) -> None:
         """Begin a table, whose rows follow."""
-        self.say(table(titles, []).rstrip())
+        self.say(table(titles, []))
 
     def row(self, *cells: str) -> None:
         """One more row of the table begun last."""
@@ -139,7 +133,10 @@ class Report:
 
     def write(self) -> None:
         """Print the tables and write them with the entries; on one rank."""
-        write(self.out, "\n".join(self.lines), self.entries)
+        text = "\n".join(self.lines) + "\n"
+        print(text)
+        results = json.dumps(self.entries, indent=2) + "\n"
+        storage.write_folder(self.out, {"table.md": text, "results.json": results})
 
 
 def figure(width: float, height: float) -> Figure:
@@ -152,7 +149,7 @@ def figure(width: float, height: float) -> Figure:
     return empty
 
 
-class Kept:
+class FinishedParts:
     """Finished parts of a long piece of work, so that a driver that was stopped goes on.
 
     A part is a dictionary of arrays in a file of its own. It is taken up again only if the
@@ -194,7 +191,8 @@ def farm(
     tasks: Sequence[Any],
     work: Callable[[Any], T],
     comm: MPI.Intracomm,
-    kept: Kept | None = None,
+    kept: FinishedParts | None = None,
+    label: str = "",
 ) -> Results[T]:
     """``{task: work(task)}`` on every rank; task i runs on rank i modulo ranks. Collective.
 
@@ -202,6 +200,7 @@ def farm(
     ----------
     kept : where results are kept, which must be dictionaries of arrays or numbers then, and
         taken from if they are there
+    label : of a line of progress, which counts the tasks of rank 0
     """
 
     def done(task: Any) -> Any:
@@ -216,7 +215,13 @@ def farm(
             raise OSError(f"{kept.directory}: {name} could not be read back")
         return result
 
-    mine = {task: done(task) for task in tasks[comm.rank :: comm.size]}
+    mine: dict[Any, Any] = {}
+    share = tasks[comm.rank :: comm.size]
+    with Progress(max(1, len(share)), label, comm) if label else nullcontext() as progress:
+        for task in share:
+            mine[task] = done(task)
+            if progress is not None:
+                progress.update(len(mine))
     everywhere = comm.allgather(mine)
     return {task: everywhere[i % comm.size][task] for i, task in enumerate(tasks)}
 
@@ -225,7 +230,7 @@ def once(
     name: str,
     make: Callable[[], dict[str, np.ndarray] | None],
     comm: MPI.Intracomm,
-    kept: Kept | None,
+    kept: FinishedParts | None,
 ) -> dict[str, np.ndarray] | None:
     """Arrays on rank 0, None on the others; made by all ranks unless they are kept. Collective.
 

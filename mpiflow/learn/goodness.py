@@ -75,7 +75,7 @@ _NAMES += ("along", "along2", "q2")
 #: How many functions the richer law has.
 _TERMS = 20 + 4
 #: Which blocks count, from m and y = beta mu: (n, M, M) to the same.
-Kept = Callable[[np.ndarray, np.ndarray, FieldRun], np.ndarray]
+Selection = Callable[[np.ndarray, np.ndarray, FieldRun], np.ndarray]
 
 
 class Goodness:
@@ -94,7 +94,7 @@ class Goodness:
         group: int,
         m: np.ndarray,
         increments: np.ndarray,
-        kept: Kept,
+        kept: Selection,
     ) -> None:
         """Add the fields (n, M, M) of a window, frames of members, and increments (lags, ...)."""
         limit, symbol = 1.0 - 0.5 / run.spins, model.symbol(m.shape[-2:])
@@ -202,7 +202,7 @@ def goodness(
     model: OnsagerFlow,
     runs: Sequence[FieldRun],
     lags: Sequence[int],
-    kept: Kept,
+    kept: Selection,
     comm: MPI.Intracomm | None = None,
 ) -> dict[float, dict[str, Any]]:
     """The figures of the module for each temperature of the runs. Collective."""

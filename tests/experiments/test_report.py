@@ -31,7 +31,10 @@ def test_entries_have_mean_and_error_over_seeds() -> None:
 def test_tables_and_results_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = report.table(["a", "b"], [["1", "2"]])
     assert text == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
-    report.write(tmp_path, text, [report.entry("a", 1.0)])
+    found = report.Report(tmp_path)
+    found.say(text)
+    found.add("a", 1.0)
+    found.write()
     assert (tmp_path / "table.md").read_text() == text
     assert json.loads((tmp_path / "results.json").read_text())[0]["ours"] == 1.0
     assert text in capsys.readouterr().out
@@ -64,7 +67,7 @@ def test_kept_parts_are_taken_up_only_with_the_same_facts(tmp_path: Path) -> Non
 
     tasks = [(2, "a"), (3, "b")]
     for facts, done in (({"n": 1}, 2), ({"n": 1}, 2), ({"n": 2}, 4)):
-        found = farm(tasks, work, MPI.COMM_SELF, report.Kept(tmp_path / "parts", facts))
+        found = farm(tasks, work, MPI.COMM_SELF, report.FinishedParts(tmp_path / "parts", facts))
         assert len(calls) == done
         np.testing.assert_array_equal(found[3, "b"]["x"], np.arange(3))
         assert float(found[2, "a"]["y"]) == 0.1
@@ -73,7 +76,7 @@ def test_kept_parts_are_taken_up_only_with_the_same_facts(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flip"])
 def test_a_damaged_part_is_made_again(tmp_path: Path, damage: str) -> None:
-    kept = report.Kept(tmp_path, {})
+    kept = report.FinishedParts(tmp_path, {})
     kept.put("part", x=np.arange(1000))
     path = tmp_path / "part.npz"
     whole = path.read_bytes()

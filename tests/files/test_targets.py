@@ -115,15 +115,15 @@ def test_models_tables_and_parts_keep_their_modes(tmp_path: Path) -> None:
     from free_law import save_free_law
 
     folder = save_free_law(tmp_path / "model")
-    report.write(folder, "table", [])
-    kept = report.Kept(folder, {})
+    report.Report(folder).write()
+    kept = report.FinishedParts(folder, {})
     kept.put("part", value=1.0)
     files = [folder / name for name in ("model.safetensors", "model.json", "table.md", "part.npz")]
     assert {mode(file) for file in files} == {0o640}, "safetensors would make its own private"
     for file in files:
         file.chmod(0o664)
     save_free_law(folder)
-    report.write(folder, "table", [])
+    report.Report(folder).write()
     kept.put("part", value=2.0)
     assert {mode(file) for file in files} == {0o664}
 
