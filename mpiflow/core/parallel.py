@@ -324,6 +324,17 @@ def arrival(comm: MPI.Intracomm, before: float, time: float, behind: np.ndarray)
     return here if comm.size == 1 else comm.allreduce(here, op=MPI.MIN)
 
 
+def left_out(comm: MPI.Intracomm, made: int, abandoned: bool) -> int | None:
+    """Events of all ranks in work that some have abandoned; None if none has. Collective.
+
+    Parameters
+    ----------
+    made, abandoned : on this rank
+    """
+    all_made, some = comm.allreduce(np.array([made, abandoned], np.int64))
+    return int(all_made) if some else None
+
+
 def _say(message: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # a log that cannot be written any more
         print(message, file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ drivers, never look: the thread ends them at once, as long as they run.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -33,6 +34,8 @@ NOTED = tuple(
 REPEATED = 2.0
 #: Seconds that a program with nothing to lose has to end by itself.
 GRACE = 1.0
+#: Seconds in which work that can be taken back may come to its end.
+PATIENCE = 0.5
 
 _before: dict[int, Any] = {}
 _first: tuple[int, float] | None = None
@@ -79,12 +82,18 @@ def deadline(at: float) -> None:
     _deadline = at
 
 
-def over() -> bool:
+def over(since: float = -math.inf) -> bool:
     """Whether this process was told to stop, or its time is over.
 
     For work that takes long and can be taken back: ranks may differ.
+
+    Parameters
+    ----------
+    since : when it was begun, on the clock of :func:`time.monotonic`. It may last :data:`PATIENCE`:
+        most of it is done then, and not worth to be taken back
     """
-    return received() != 0 or time.monotonic() >= _deadline
+    now = time.monotonic()
+    return now >= since + PATIENCE and (received() != 0 or now >= _deadline)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

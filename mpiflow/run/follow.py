@@ -24,7 +24,7 @@ from mpiflow.files.segments import FREE
 from mpiflow.files.trajectory import Backend, Trajectory, TrajectoryWriter
 from mpiflow.run.progress import Progress
 from mpiflow.run.stopping import Keep, Stopped, Watch, begin
-from mpiflow.simulation.base import Content, Motion
+from mpiflow.simulation.base import Content, Motion, Simulated
 from mpiflow.simulation.options import RunConfig, number_to_json
 
 
@@ -206,6 +206,7 @@ def follow(
             watch.saved(motion.position(), clock.monotonic() - began)
             return path
 
+        begun = motion.position()
         first = 1.0 if motion.some else motion.stop_interval or schedule.every
         with (
             Progress(schedule.end - start, out.name, comm, show=progress) as bar,
@@ -233,6 +234,7 @@ def follow(
                     path = save()
                 if verdict.reason:
                     trajectory.close(complete=False)
+                    _say_what_is_taken_back(sim, motion.position() > begun)
                     place = f"{verdict.reason}: stopped at {motion.unit} {motion.position():g}"
                     if path is None:
                         say(comm, f"{place}, without a checkpoint")
@@ -242,6 +244,18 @@ def follow(
                     raise Stopped(verdict.reason)
             if keep is not None:
                 save()
+
+
+def _say_what_is_taken_back(sim: Simulated, finished: bool) -> None:
+    """At a stop in a window; whether this job has ``finished`` any before."""
+    back = sim.taken_back
+    if back is None or (finished and back == 0):
+        return
+    text = f"the window that was begun is taken back after {back} events, to be made anew"
+    if not finished:
+        shorter = f" or a shorter --override {sim.window_option}=..." if sim.window_option else ""
+        text += f"; this job has finished none: if no job can, resume with more time{shorter}"
+    say(sim.comm, text)
 
 
 def _go(motion: Motion, target: float, watch: Watch) -> float | None:

@@ -115,8 +115,9 @@ class Watch:
     def _set_deadline(self) -> None:
         """The last time at which work that can be taken back is to be left."""
         if self.keep is not None and self.keep.walltime is not None:
-            left = self.keep.walltime - uptime() - self._end
-            # The clock of rank 0 decides: others are not to come to an end before it.
+            # It comes to the clock as late as any work, and before what ends a program with nothing
+            # to lose. The clock of rank 0 decides: others are not to come to an end before it.
+            left = self.keep.walltime - uptime() - self._end - LONGEST
             signals.deadline(time.monotonic() + left - (0.0 if self.comm.rank else LOOK))
 
     @property

@@ -148,6 +148,8 @@ class Simulated(Guarded):
         :class:`~mpiflow.core.block.Block` and :class:`Rows`
     time : of the present state
     time_unit : of its times in words for people, with a space before it
+    taken_back : events of a window that a wish to stop took back, to be made anew; None if none was
+    window_option : the option that makes windows shorter, None if none does
     """
 
     comm: MPI.Intracomm
@@ -157,6 +159,8 @@ class Simulated(Guarded):
     block: Any
     time: float
     time_unit = ""
+    taken_back: int | None = None
+    window_option: str | None = None
 
     # -- in words --------------------------------------------------------------------
 

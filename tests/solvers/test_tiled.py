@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+import signal
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,10 +37,17 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import expm_multiply
 
 from mpiflow import initial, observables
+from mpiflow.core import signals
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, factorisations
 from mpiflow.core.noise import STREAMS
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.run.resume import resume
+from mpiflow.run.simulate import simulate
+from mpiflow.run.stopping import Stopped
+from mpiflow.simulation.ising.options import IsingConfig
+from mpiflow.solvers.spins import tiled
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.tile_counts import TileCounts
 from mpiflow.solvers.spins.tiled import PASSES, TiledNFold
@@ -303,6 +313,83 @@ def test_calls_and_restarts_change_nothing() -> None:
     assert np.array_equal(one.array, many.array)
     assert np.array_equal(one.array, restarted.array)
     assert np.array_equal(flips, counted)
+
+
+@pytest.mark.parametrize("stretch", [1, 5])
+def test_where_a_pass_is_interrupted_changes_nothing(
+    stretch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two flips, also the last of a tile, and with boxes where nothing happens."""
+    blocks = [Block.periodic(random_states(3, 3, 8, 12), np.arange(3)) for _ in range(2)]
+    for block in blocks:
+        block.array[1] = 1
+        block.fill_halo()
+    flips = [TiledNFold(HOT, 2.0, 2).advance(blocks[0], 3, seed=1)]
+    monkeypatch.setattr(tiled, "STRETCH", stretch)
+    flips.append(TiledNFold(HOT, 2.0, 2).advance(blocks[1], 3, seed=1))
+    np.testing.assert_array_equal(flips[0], flips[1])
+    np.testing.assert_array_equal(spins(blocks[0]), spins(blocks[1]))
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("looks", [0, 1, 40])
+def test_windows_that_are_over_are_taken_back(
+    comm: MPI.Intracomm, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On all ranks, though only one was told; what is made anew has the same bits."""
+    monkeypatch.setattr(tiled, "STRETCH", 1)
+    layout = Layout.balanced(Lattice((16, 16)), comm.size, 4)
+    blocks = [Block.tile(layout, comm, halo=1) for _ in range(2)]
+    for block in blocks:
+        initial.independent(block, magnetization=0.0, seed=5)
+    asked = []
+
+    def over() -> bool:
+        asked.append(None)
+        return comm.rank == comm.size - 1 and len(asked) > looks
+
+    solvers = [TiledNFold(HOT, 1.0, 4) for _ in range(2)]
+    for solver, block in zip(solvers, blocks, strict=True):
+        solver.advance(block, 1, seed=2)
+    before = spins(blocks[0]).copy()
+    solvers[0].attempt(blocks[0], 3, over=over, seed=2, first_step=1)
+    assert solvers[0].abandoned == (comm.rank == comm.size - 1)
+    solvers[0].settle(blocks[0], back=True)
+    np.testing.assert_array_equal(spins(blocks[0]), before)
+    assert_counts_are_those_of_the_spins(solvers[0], blocks[0])
+    made = [s.advance(b, 3, seed=2, first_step=1) for s, b in zip(solvers, blocks, strict=True)]
+    np.testing.assert_array_equal(*made)
+    np.testing.assert_array_equal(spins(blocks[0]), spins(blocks[1]))
+
+
+def test_a_long_window_is_left_for_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is begun again where the run goes on; that none has ended is said."""
+    options = {"size": 16, "temperature": 2.5, "field": 0.1, "solver": "tiled-nfold", "tile": 8}
+    options |= {"dt": 50.0, "time": 150.0, "save_every": 50.0, "seed": 3, "quiet": True}
+    simulate(IsingConfig(**options, out=tmp_path / "whole.h5"), MPI.COMM_SELF)
+    asked = 0
+
+    def received() -> int:
+        nonlocal asked
+        asked += 1
+        return signal.SIGUSR1 if asked > 9 else 0
+
+    monkeypatch.setattr(tiled, "STRETCH", 3)
+    monkeypatch.setattr(signals, "PATIENCE", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(signals, "received", received)
+        simulate(IsingConfig(**options, out=tmp_path / "parts.h5"), MPI.COMM_SELF)
+    said = capsys.readouterr().err
+    assert re.search(
+        r"taken back after \d+ events, .*finished none: .*shorter --override dt=", said
+    )
+    assert "stopped at time 0;" in said
+    resume(tmp_path / "parts.h5", MPI.COMM_SELF, {"quiet": True})
+    with Trajectory(tmp_path / "whole.h5") as a, Trajectory(tmp_path / "parts.h5") as b:
+        for name in ("time", *a.variables):
+            assert np.array_equal(a[name], b[name]), name
 
 
 def test_spins_may_be_changed_between_calls() -> None:

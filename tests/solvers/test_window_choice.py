@@ -23,7 +23,6 @@ from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.run.resume import resume
 from mpiflow.run.simulate import record, simulate
 from mpiflow.run.stopping import Stopped
-from mpiflow.simulation.alloy import simulation as alloy_simulation
 from mpiflow.simulation.alloy.barrier_model import load_barrier_model
 from mpiflow.simulation.alloy.options import AlloyConfig
 from mpiflow.simulation.alloy.simulation import AlloySimulation, _later
@@ -267,11 +266,13 @@ def test_a_long_window_is_left_for_a_checkpoint(
         return signal.SIGUSR1 if asked > 60 else 0
 
     monkeypatch.setattr(tiled_vacancy, "STRETCH", 3)
-    monkeypatch.setattr(alloy_simulation, "STRETCH", 3)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(signals, "received", received)
         simulate(AlloyConfig(**options, out=tmp_path / "parts.h5"), MPI.COMM_SELF)
-    assert "is taken back after" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is taken back after" in said
+    hopeless = "none: if no job can, resume with more time or a shorter --override window=" in said
+    assert hopeless == ("stopped at time 0;" in said)
     point = checkpoint.newest(tmp_path / "parts.h5", MPI.COMM_SELF)
     assert point is not None
     assert point.numbers["step"] == point.numbers["frames"] - 1 < 2

@@ -303,6 +303,8 @@ ENDLESS = {
     "ising n-fold": "ising --size 1024 --temperature 2.3 --time 1e9 --solver nfold",
     "ising tiled": "ising --size 512 --temperature 1 --time 1e9 --save-every 1e9 "
     "--solver tiled-nfold",
+    "ising tiled, 10^10 events in a window": "ising --size 512 --temperature 1 --time 1e9 "
+    "--save-every 1e9 --dt 1e6 --solver tiled-nfold",
     "kac sublattice": "kac --size 256 --gamma 8 --temperature 0.8 --time 1e9 --save-every 1e9",
     "kac midpoint": "kac --size 256 --gamma 8 --temperature 0.8 --time 1e9 --save-every 1e9 "
     "--solver midpoint",

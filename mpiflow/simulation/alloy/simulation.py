@@ -19,14 +19,14 @@ from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Layout, Shape, factorisations, split
-from mpiflow.core.parallel import agreed, arrival, local_rank, say
+from mpiflow.core.parallel import agreed, arrival, local_rank
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.schema import STANDARD, TIME
 from mpiflow.files.trajectory import Value
 from mpiflow.simulation.base import Content, Motion, Pace, Sample, Simulated
 from mpiflow.solvers.vacancy.events import check, check_species
 from mpiflow.solvers.vacancy.serial import VacancyKMC, total_rates
-from mpiflow.solvers.vacancy.tiled import NO_LIMIT, SMALLEST_TILE, STRETCH, TiledKMC
+from mpiflow.solvers.vacancy.tiled import NO_LIMIT, SMALLEST_TILE, TiledKMC
 from mpiflow.solvers.vacancy.window_choice import AIM, MOST_HOPS, WindowChoice, implied_bias
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
@@ -96,7 +96,6 @@ class AlloySimulation(Simulated):
     ----------
     lattice_constant : Angstrom, of the file that the state came from; for files, no rate has it
     choice : how windows are chosen, None before that or where the window is given
-    taken_back : hops of the last window if it was told to stop and is to be made anew, else 0
 
     Examples
     --------
@@ -167,7 +166,6 @@ class AlloySimulation(Simulated):
         self._clock = Clock(self.window or 0.0)
         self.choice: WindowChoice | None = None
         self.lattice_constant = alloy.LATTICE_CONSTANT
-        self.taken_back = 0
         self._started = False
         self._rest = 0.0  # of chosen windows: the time is this much later than its float
         #: Whether its file has them: an older version knew one window for the whole run.
@@ -508,7 +506,7 @@ class AlloySimulation(Simulated):
             np.copyto(self.block.array, self._before)
             if solver.log is not None:
                 del solver.log[known:]
-        self.taken_back = int(made) if share == 0.0 else 0
+        self.taken_back = int(made) if share == 0.0 else None
         return hops, int(made), share
 
     def advance_some(self, time: float, most: int, target: float) -> int:
@@ -522,7 +520,7 @@ class AlloySimulation(Simulated):
             work = self._through_windows(time=time, end=target, most=most, over=signals.over)
             if self.window and self.step >= self._clock.step(target):
                 self.time = max(self.time, target)  # whole windows may end a rounding before it
-            return self._told(work)
+            return work
         assert isinstance(self.solver, VacancyKMC)  # noqa: S101 - for the type checker
         self.require_state()
         made = self.solver.advance(self.block, seed=self.seed, until=time, hops=most)
@@ -534,13 +532,17 @@ class AlloySimulation(Simulated):
         """Advance this lattice towards a number of hops since time 0, as :meth:`advance_some`."""
         self._require_one_clock(hops)
         if self.tiled:
-            return self._told(self._through_windows(hops=hops, most=most, over=signals.over))
+            return self._through_windows(hops=hops, most=most, over=signals.over)
         before = self.hops_made
         self.advance_hops(min(hops, before + most))
         return self.hops_made - before
 
     time_unit = " s"
     counts_events = True
+
+    @property
+    def window_option(self) -> str | None:  # type: ignore[override]
+        return "window" if self.window else None
 
     @property
     def stop_interval(self) -> float | None:
@@ -571,17 +573,6 @@ class AlloySimulation(Simulated):
             "hops",
             lambda place, most, _: self.advance_some_hops(math.ceil(place), most),
         )
-
-    def _told(self, made: int) -> int:
-        """Say what a stop has taken back, if it is worth a word. Collective."""
-        if self.taken_back > STRETCH:
-            advice = "resume with a shorter --override window=... if it takes too long"
-            say(
-                self.comm,
-                f"the window that was begun is taken back after {self.taken_back} hops, to be made "
-                f"anew{f'; {advice}' if self.window else ''}",
-            )
-        return made
 
     def pace(self, motion: Motion) -> Pace:
         by_hops, window = motion.unit == "hops", self.window

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 from mpi4py import MPI
 
 from mpiflow import observables
+from mpiflow.core import signals
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device, threads
 from mpiflow.core.errors import InputError
@@ -18,7 +21,7 @@ from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Layout, Shape, split
 from mpiflow.core.noise import BIT_RNG, RNG
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, fits
-from mpiflow.core.parallel import local_rank
+from mpiflow.core.parallel import left_out, local_rank
 from mpiflow.core.schedule import Clock, Number, State
 from mpiflow.simulation.rules.simulation import RuleSimulation
 from mpiflow.simulation.spins.simulation import Frame, SpinSimulation, cut
@@ -67,6 +70,8 @@ class Simulation(SpinSimulation):
     >>> for frame in sim.frames(time=10, every=1):
     ...     ...
     """
+
+    window_option = "dt"
 
     if not TYPE_CHECKING:  # for which it makes a Simulation
 
@@ -285,6 +290,9 @@ class Simulation(SpinSimulation):
             flips = self.solver.advance(
                 cast(Block, self.block), steps, seed=self.seed, first_step=self.step
             )
+        self._made(steps, flips)
+
+    def _made(self, steps: int, flips: np.ndarray) -> None:
         self._flips = self._flips + flips  # a new array: frames keep theirs
         self.step += steps
         self.time = self._clock.time(self.step)
@@ -301,14 +309,34 @@ class Simulation(SpinSimulation):
 
     @property
     def counts_events(self) -> bool:
-        return isinstance(self.solver, NFold)
+        return isinstance(self.solver, NFold | TiledNFold)
 
     def advance_some(self, time: float, most: int, target: float) -> int:
-        assert isinstance(self.solver, NFold)  # noqa: S101 - for the type checker
+        """As of any simulation of spins; windows of tiled-nfold count as events.
+
+        Those of a call are taken back together if :func:`mpiflow.core.signals.over` says so.
+        """
         self.require_state()
         block = cast(Block, self.block)
+        if isinstance(self.solver, TiledNFold):
+            return self._some_windows(self.solver, time, most, target)
+        assert isinstance(self.solver, NFold)  # noqa: S101 - for the type checker
         made = self.solver.advance(block, seed=self.seed, until=time, flips=most)
         return self._arrive(time, most, made, self.solver.clock)
+
+    def _some_windows(self, solver: TiledNFold, time: float, most: int, target: float) -> int:
+        block, due = cast(Block, self.block), self._clock.step(target)
+        ahead = max(1, math.ceil((time - self.time) / solver.window * (1 - 1e-9)))
+        steps, over = min(most, ahead, due - self.step), partial(signals.over, monotonic())
+        flips = solver.attempt(block, steps, over=over, seed=self.seed, first_step=self.step)
+        self.taken_back = left_out(self.comm, flips.sum(), solver.abandoned)
+        solver.settle(block, back=self.taken_back is not None)
+        if self.taken_back is not None:
+            return 0
+        self._made(steps, flips)
+        if self.step >= due:
+            self.time = max(self.time, target)  # whole windows may end a rounding before it
+        return steps
 
     def state_of(self) -> State:
         self.require_state()

@@ -211,6 +211,15 @@ class TileCounts:
         """Take the spins as those that are counted."""
         pack(block.array, block.halo, self.bits)
 
+    def restore(self, block: Block) -> None:
+        """Give the block the spins that were last accepted. Collective for ``exchange`` blocks."""
+        halo, (ny, nx) = block.halo, block.shape
+        for y in range(ny):
+            up = self.bits[:, y // 8] >> np.uint8(y % 8) & np.uint8(1)
+            block.array[:, halo + y, halo : halo + nx] = 2 * up.view(np.int8) - 1
+        block.fill_halo()
+        self._recount(block)
+
     def _recount(self, block: Block) -> None:
         if not count(block.array, block.halo, self.tile, self.rows, self.totals):
             raise InputError("spins", "another", "-1 or 1 at every site", "Set an initial state.")

@@ -24,6 +24,7 @@ the noise at (step ``7 step + p``, counter ``t 2^32 + e``).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -55,6 +56,8 @@ LONG_WINDOW_ERROR = (
 )
 #: The numbers of sites in a row are bytes.
 MAX_TILE = 255
+#: Flips between two looks at whether a window is still wanted.
+STRETCH = 2**14
 
 
 @kernel
@@ -132,17 +135,27 @@ def _evolve(
     rows: np.ndarray,
     totals: np.ndarray,
     match: np.ndarray,
+    most: int,
+    at: np.ndarray,
+    since: np.ndarray,
 ) -> int:
-    """The n-fold way in each of some tiles, their surroundings frozen; returns the flips."""
+    """The n-fold way in each of some tiles, their surroundings frozen; returns the flips.
+
+    After ``most`` of them it stops, and goes on where it is: see :func:`_pass`.
+    """
     ty = (field.shape[0] - 2 * halo) // side
     tx = (field.shape[1] - 2 * halo) // side
     flips = 0
-    for n in range(awake.shape[0]):
-        tile, counter = np.int64(awake[n, 0]), awake[n, 1] << np.uint64(32)
+    for n in range(at[2], awake.shape[0]):
+        tile = np.int64(awake[n, 0])
+        counter = (awake[n, 1] << np.uint64(32)) + np.uint64(at[3])
         ti, tj = tile // tx, tile % tx
         y0, x0 = ti * side + halo, tj * side + halo
-        time = 0.0
+        time, before = since[0], flips
         while True:
+            if flips == most:
+                at[2], at[3], since[0] = n, at[3] + flips - before, time
+                return flips
             shares = (
                 totals[tile, 0] * rates[0],
                 totals[tile, 1] * rates[1],
@@ -198,6 +211,8 @@ def _evolve(
                 rows[t, new, r] += 1
                 totals[t, old] -= 1
                 totals[t, new] += 1
+        at[3], since[0] = 0, 0.0
+    at[2] = awake.shape[0]
     return flips
 
 
@@ -218,19 +233,41 @@ def _pass(
     rows: np.ndarray,
     totals: np.ndarray,
     flips: np.ndarray,
-) -> None:
-    """Let all tiles of one parity class evolve for a time, and count the flips of each box."""
+    awake: np.ndarray,
+    match: np.ndarray,
+    most: int,
+    at: np.ndarray,
+    since: np.ndarray,
+) -> bool:
+    """Let all tiles of one parity class evolve for a time, or go on with that.
+
+    Parameters
+    ----------
+    flips : to which those of each box are added
+    awake : (n, 2) uint64, with room for the tiles of the class in a box
+    match : (side,) uint8, overwritten
+    most : flips to make in this call
+    at : where it is: the box, the tiles in which an event happens (-1 if they are not listed yet),
+        how many of these are done, and the flips of the next one; (0, -1, 0, 0) at first
+    since : the time of the last flip in that tile, 0 at first
+
+    Returns
+    -------
+    whether all tiles are done; if not, it goes on where it is
+    """
     shape = (fields.shape[1] - 2 * halo) // side, (fields.shape[2] - 2 * halo) // side
-    awake = np.empty(((shape[0] + 1) // 2 * ((shape[1] + 1) // 2), 2), np.uint64)
-    match = np.empty(side, np.uint8)
-    for b in range(fields.shape[0]):
+    left = most
+    while at[0] < fields.shape[0]:
+        b = at[0]
         keys = key[0], key[1] + members[b], number
-        n = _awake(parity, corners[b], grid, keys, window, rates, totals[b], shape, awake)
-        flips[b] += _evolve(
+        if at[1] < 0:
+            at[1] = _awake(parity, corners[b], grid, keys, window, rates, totals[b], shape, awake)
+            at[2] = 0
+        made = _evolve(
             fields[b],
             halo,
             side,
-            awake[:n],
+            awake[: at[1]],
             keys,
             window,
             rates,
@@ -238,7 +275,16 @@ def _pass(
             rows[b],
             totals[b],
             match,
+            left,
+            at,
+            since,
         )
+        flips[b] += made
+        left -= made
+        if at[2] < at[1]:
+            return False
+        at[0], at[1] = b + 1, -1
+    return True
 
 
 class TiledNFold:
@@ -261,6 +307,10 @@ class TiledNFold:
     system : the model
     window : W, the time of one step, above 0; the error of the law falls as its square
     tile : side of the tiles in sites, 2 to 255
+
+    Attributes
+    ----------
+    abandoned : whether this rank left out a part of the last steps
     """
 
     name = "tiled-nfold"
@@ -273,6 +323,7 @@ class TiledNFold:
             raise InputError("tile", tile, f"2 to {MAX_TILE} sites", "Try 64.")
         self.system, self.window, self.tile = system, float(window), int(tile)
         self._counts: TileCounts | None = None
+        self.abandoned = False
 
     @property
     def time_per_step(self) -> float:
@@ -297,27 +348,54 @@ class TiledNFold:
         -------
         (B,) int64, the number of spins flipped in each box on this rank
         """
+        flips = self.attempt(block, steps, seed=seed, first_step=first_step, stream=stream)
+        self.settle(block)
+        return flips
+
+    def attempt(
+        self,
+        block: Block,
+        steps: int,
+        *,
+        over: Callable[[], bool] = lambda: False,
+        seed: int,
+        first_step: int = 0,
+        stream: str = "tiled-nfold",
+    ) -> np.ndarray:
+        """As :meth:`advance`, of steps that can be taken back; :meth:`settle` has to follow.
+
+        Parameters
+        ----------
+        over : asked now and then; if it says so on any rank, :attr:`abandoned` is set there, the
+            rest of the steps is left out, and they are to be taken back on all ranks
+        """
         self.check(block)
         block.require_spins()
         with block.agreed():
             counts = self._counts_of(block)
-        corners = block.origins // self.tile
-        grid = tuple(side // self.tile for side in block.lattice.shape)
-        rates = normal_rates(self.system)
-        inverse = np.divide(1.0, rates, out=np.zeros_like(rates), where=rates > 0)
-        key = stream_key(seed, stream)
         flips = np.zeros(block.batch, np.int64)
+        ty, tx = (side // self.tile for side in block.shape)
+        rates = normal_rates(self.system)
+        fixed = (
+            block.origins // self.tile,
+            tuple(side // self.tile for side in block.lattice.shape),
+            block.members,
+            stream_key(seed, stream),
+        )
+        inverse = np.divide(1.0, rates, out=np.zeros_like(rates), where=rates > 0)
+        awake = np.empty(((ty + 1) // 2 * ((tx + 1) // 2), 2), np.uint64)
+        match, at, since = np.empty(self.tile, np.uint8), np.empty(4, np.int64), np.empty(1)
+        self.abandoned = False
         for step in range(first_step, first_step + steps):
+            self.abandoned = self.abandoned or (step > first_step and over())
             for number, (row, column, share) in enumerate(PASSES, len(PASSES) * step):
-                _pass(
+                at[...], since[...] = (0, -1, 0, 0), 0.0
+                while not self.abandoned and not _pass(
                     block.array,
                     block.halo,
                     self.tile,
                     (row, column),
-                    corners,
-                    grid,
-                    block.members,
-                    key,
+                    *fixed,
                     np.uint64(number),
                     share * self.window,
                     rates,
@@ -325,12 +403,25 @@ class TiledNFold:
                     counts.rows,
                     counts.totals,
                     flips,
-                )
+                    awake,
+                    match,
+                    STRETCH,
+                    at,
+                    since,
+                ):
+                    self.abandoned = over()
                 block.fill_halo()
                 counts.see_halo(block)
-        counts.accept(block)
         self._counts = counts
         return flips
+
+    def settle(self, block: Block, back: bool = False) -> None:
+        """Keep the steps of an attempt, or take them back. Collective for ``exchange`` blocks."""
+        assert self._counts is not None  # noqa: S101 - for the type checker
+        if back:
+            self._counts.restore(block)
+        else:
+            self._counts.accept(block)
 
     def _counts_of(self, block: Block) -> TileCounts:
         """Counts of the present spins: those of the last call if nothing was changed since."""

@@ -72,7 +72,7 @@ NO_LIMIT = np.iinfo(np.int64).max
 #: Hops of a tile that are kept before they are noted.
 _RECENT = 256
 #: Hops between two looks at whether a window is still wanted.
-STRETCH = 2**13
+STRETCH = 2**11
 
 
 @kernel
