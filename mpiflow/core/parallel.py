@@ -331,6 +331,8 @@ def left_out(comm: MPI.Intracomm, made: int, abandoned: bool) -> int | None:
     ----------
     made, abandoned : on this rank
     """
+    import numpy as np
+
     all_made, some = comm.allreduce(np.array([made, abandoned], np.int64))
     return int(all_made) if some else None
 
