@@ -325,6 +325,8 @@ def to_xdmf(
         if atoms or run.attributes.get("system") in ("ising", "kac"):
             option = "--species" if atoms else "--coarse 8, or --spins"
             remedy = f"Run it again with {option}."
+        elif "state" in run.sizes:  # of a spin rule
+            remedy = "Run it again with --spins."
         raise InputError("file", str(run.path), "a run that saved fields", remedy)
     kept = chosen(run, variables, [v.name for v in shown])
     steps = steps_of(run, frames)

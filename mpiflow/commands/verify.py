@@ -8,7 +8,8 @@ values         finite, in range, and such as a state can have
 physics        sums over blocks and over spins are the total, exactly; energies follow from
                sums; atoms are conserved and order parameters follow from bonds; means of
                predicted blocks are the magnetization, and those of spins that flip are such;
-               as many exact flips as the magnetization needs; means of profiles
+               as many exact flips as the magnetization needs; means of profiles;
+               fractions of states are of whole sites, and give what the rule makes of them
 =============  ===========================================================================
 
 Large fields are read in pieces of whole chunks: memory does not grow with the file.
@@ -31,6 +32,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mpiflow.commands.verify_rules import RuleValues
 from mpiflow.core.errors import InputError
 from mpiflow.files import footer, manifest, possible
 from mpiflow.files.runs import files_of
@@ -430,6 +432,15 @@ class _Values:
                 self._read(name, dataset)
         self._counters()
         self._states()
+        if "fraction" in self.file and "state" in self.file and "size" in self.config:
+            self._of_rule()
+
+    def _of_rule(self) -> None:
+        """What only the states of a spin rule have."""
+        self.sites = math.prod(self._size())
+        rule = RuleValues(self.file, self.system, self.frames, self.parts, self.sites)
+        for good, what in rule.check():
+            self._equal(good, np.ones_like(good), what)
 
     def _states(self) -> None:
         """What only impossible states have."""
@@ -506,12 +517,16 @@ class _Values:
 
     # -- spins
 
+    def _size(self) -> tuple[int, ...]:
+        size = self.config["size"]
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        if len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
+            raise _Corrupt(f"size is {size!r} in config_json")
+        return sides
+
     def _total(self) -> None:
         """Sums of spins and of bonds of every frame, from the means in the file."""
-        size = self.config["size"]
-        self.sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        if len(self.sides) != 2 or not all(type(n) is int and n > 0 for n in self.sides):
-            raise _Corrupt(f"size is {size!r} in config_json")
+        self.sides = self._size()
         sites = self.sites = math.prod(self.sides)
         m, walls = map(self._series, ("magnetization", "domain_wall_density"))
         if m is not None:

@@ -15,7 +15,7 @@ from mpiflow.core.noise import Word, site_counter, stream_key, threefry
 from mpiflow.files.moments import Moment
 from mpiflow.initial.spins import _count as count_words
 from mpiflow.initial.spins import bounds_of_smallest, opened
-from mpiflow.systems.rule import SpinRule
+from mpiflow.systems.rule import SpinRule, require_fractions
 
 
 def uniform(block: Block, rule: SpinRule, *, value: int) -> None:
@@ -123,13 +123,7 @@ def _running(rule: SpinRule, fractions: Sequence[float] | None) -> list[float]:
     if fractions is None:
         fractions = (1.0 / q,) * q
     given = [float(part) for part in fractions]
-    if len(given) != q or not all(0 <= part <= 1 for part in given) or abs(sum(given) - 1) > 1e-9:
-        raise InputError(
-            "fractions",
-            given,
-            f"{q} numbers, 0 or more, that add up to 1",
-            "Leave them out for equal ones.",
-        )
+    require_fractions("fractions", given, q)
     total = math.fsum(given)
     return [math.fsum(given[: i + 1]) / total for i in range(q - 1)]
 

@@ -34,6 +34,7 @@ Every site takes the state of a neighbour at the rate 1 / 4 each:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -124,6 +125,14 @@ class SpinRule:
             "magnetization": counts @ self.values.astype(np.int64) / sites,
             "fraction": counts / sites[:, None],
         }
+
+
+def require_fractions(name: str, fractions: Sequence[float], states: int) -> None:
+    """Raise unless these are the fractions of the sites in each state; ``name`` says of what."""
+    fine = len(fractions) == states and all(0 <= part <= 1 for part in fractions)
+    if not fine or abs(math.fsum(fractions) - 1) > 1e-9:
+        allowed = f"{states} numbers, 0 or more, that add up to 1"
+        raise InputError(name, list(fractions), allowed, "Leave it out for equal ones.")
 
 
 # -- for the parameters of rules ------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
+from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.core.schedule import spacing
 from mpiflow.simulation.options import (
@@ -145,8 +146,24 @@ class RuleConfig(StartConfig):
                 raise idle(name, getattr(self, name), f"with initial {self.initial}")
         if self.ranks_grid is not None and self.members > 1:
             raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
-        self.rule()
+        self._check_rule()
         return self
+
+    def _check_rule(self) -> None:
+        """The rule can be run, and has the states that are asked for."""
+        rule = self.rule()
+        if self.solver == "nfold":
+            from mpiflow.solvers.spins.rule_tables import require_table
+
+            require_table(rule)
+        if self.initial_fractions is not None:
+            from mpiflow.systems.rule import require_fractions
+
+            require_fractions("initial_fractions", self.initial_fractions, rule.states)
+        last = rule.lowest + rule.states - 1
+        if self.initial_state is not None and not rule.lowest <= self.initial_state <= last:
+            allowed = f"a state of the system, {rule.lowest} to {last}"
+            raise InputError("initial_state", self.initial_state, allowed, "Leave it out.")
 
 
 class PottsConfig(RuleConfig):

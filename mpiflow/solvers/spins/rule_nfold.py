@@ -17,7 +17,6 @@ import numpy as np
 
 from mpiflow.core.block import Block
 from mpiflow.core.device import kernel
-from mpiflow.core.errors import InputError
 from mpiflow.core.noise import threefry, to_unit
 from mpiflow.solvers.spins.nfold import (
     _NOWHERE,
@@ -30,7 +29,7 @@ from mpiflow.solvers.spins.nfold import (
     exponential,
 )
 from mpiflow.solvers.spins.rule_sublattice import require_states
-from mpiflow.solvers.spins.rule_tables import Classes, check_rule, classes, tabled
+from mpiflow.solvers.spins.rule_tables import Classes, check_rule, classes, require_table
 from mpiflow.systems.rule import SpinRule
 
 #: Events whose noise is drawn at once.
@@ -332,14 +331,7 @@ class RuleNFold(NFold):
 
     def __init__(self, system: SpinRule, batch: int = 1) -> None:
         check_rule(system)
-        if not tabled(system):
-            raise InputError(
-                "states",
-                system.states,
-                f"at most {8 if system.by_rate else 12} for the n-fold way, which needs all rates "
-                "in a table",
-                "Use --solver sublattice.",
-            )
+        require_table(system)
         self.system = system
         self._table: Classes = classes(system)
         self._begin(batch, len(self._table.rates), np.uint64)

@@ -99,6 +99,18 @@ def tabled(rule: SpinRule) -> bool:
     return int(rule.states) ** (6 if rule.by_rate else 5) <= LARGEST_TABLE
 
 
+def require_table(rule: SpinRule) -> None:
+    """Raise unless the n-fold way can have a rule."""
+    if not tabled(rule):
+        raise InputError(
+            "states",
+            rule.states,
+            f"at most {8 if rule.by_rate else 12} for the n-fold way, which needs all rates in a "
+            "table",
+            "Use --solver sublattice.",
+        )
+
+
 def table(rule: SpinRule) -> np.ndarray:
     """All weights (q^4, q), or all rates (q^4, q, q) from own to new, float64, not to be written.
 
