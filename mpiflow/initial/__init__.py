@@ -1,5 +1,7 @@
-"""Initial states: of spins here, of the alloy in :mod:`mpiflow.initial.alloy`."""
+"""Initial states: of spins here, of alloys and of spin rules in modules of their own."""
 
+from mpiflow.initial import alloy as alloy
+from mpiflow.initial import rule as rule
 from mpiflow.initial.spins import from_file as from_file
 from mpiflow.initial.spins import gaussian as gaussian
 from mpiflow.initial.spins import independent as independent

@@ -1,0 +1,1 @@
+"""The noisy voter model, a system for mpiflow."""
