@@ -92,7 +92,7 @@ class Watch:
             self._due = now + keep.every
         self._looked = self._saved = time.monotonic()
         self._recent: deque[float] = deque(maxlen=10)
-        self._shortest = math.inf
+        self._shortest = math.inf, 0.0  # seconds, and how far it went
         self._compiled = False
         self._cost = 0.0  # of a checkpoint, s
 
@@ -161,7 +161,8 @@ class Watch:
                 due = position >= self._due * (1 - 1e-12)
             if self.keep.walltime is not None:
                 needed = max(self._recent, default=0.0) + self._end
-                late = uptime() + needed >= self.keep.walltime or signals.over()
+                late = uptime() + needed >= self.keep.walltime
+                late |= not (moved if events is None else events) and signals.over()  # taken back
         mine = np.array([signals.received(), 0.0, 0.0, 0.0, moved if events is None else events])
         if self.comm.rank == 0:  # clocks differ between ranks: that of rank 0 decides
             mine[1:4] = late, due, spent
@@ -177,10 +178,14 @@ class Watch:
 
     def _pace(self, spent: float, moved: float) -> None:
         """Choose the next stride from the time of this one. All ranks have the same numbers."""
-        if self._compiled:
-            self._shortest = min(self._shortest, spent)
-        self._compiled = True
-        aim = max(LOOK, min(self._shortest / SHARE, LONGEST))
+        if not self._compiled:
+            self._compiled, cost = True, 0.0
+        else:
+            self._shortest = min(self._shortest, (spent, moved))
+            # What the shortest stretch took beside its part of this one: work that cannot be
+            # divided is not a cost of dividing it.
+            cost = self._shortest[0] - self._shortest[1] * spent / moved
+        aim = max(LOOK, min(cost / SHARE, LONGEST))
         self.stride = min(moved * aim / max(spent, 1e-9), 4.0 * moved)
 
     def saved(self, position: float, seconds: float) -> None:

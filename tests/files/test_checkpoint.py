@@ -490,6 +490,19 @@ def test_a_stretch_is_longer_where_each_costs_the_same_at_least(monkeypatch):
     assert max(spent) < 1
 
 
+def test_work_that_cannot_be_divided_is_looked_up_from_each_time(monkeypatch):
+    """Inner steps of a large field take half a second each: no two of them in a stretch."""
+    now = [0.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    watch = Watch(Keep(), MPI.COMM_SELF, 1.0, 0.0)
+    made = []
+    for i in range(12):
+        made.append(watch.events)
+        now[0] += (0.5 + 0.3 * (i % 3)) * watch.events  # beside other work
+        watch.look(0.0, watch.events)
+    assert made == [1] * 12
+
+
 #: What may have a thousand events before its first frame. Name: (configuration, its simulation).
 EVENT_DRIVEN = {
     "nfold": IsingConfig(size=16, temperature=2, solver="nfold", time=1e6, out="x"),
