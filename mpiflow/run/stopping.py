@@ -93,6 +93,7 @@ class Watch:
         self._looked = self._saved = time.monotonic()
         self._recent: deque[float] = deque(maxlen=10)
         self._shortest = math.inf, 0.0  # seconds, and how far it went
+        self._each = math.inf  # cost of a stretch of any length, s
         self._compiled = False
         self._cost = 0.0  # of a checkpoint, s
 
@@ -178,14 +179,15 @@ class Watch:
 
     def _pace(self, spent: float, moved: float) -> None:
         """Choose the next stride from the time of this one. All ranks have the same numbers."""
-        if not self._compiled:
-            self._compiled, cost = True, 0.0
-        else:
+        if self._compiled:
             self._shortest = min(self._shortest, (spent, moved))
+        self._compiled = True
+        least, way = self._shortest
+        if moved > 1.5 * way > 0:
             # What the shortest stretch took beside its part of this one: work that cannot be
-            # divided is not a cost of dividing it.
-            cost = self._shortest[0] - self._shortest[1] * spent / moved
-        aim = max(LOOK, min(cost / SHARE, LONGEST))
+            # divided is not a cost of dividing it. Before that is known, all of it may be.
+            self._each = least - way * spent / moved
+        aim = max(LOOK, min(min(least, self._each) / SHARE, LONGEST))
         self.stride = min(moved * aim / max(spent, 1e-9), 4.0 * moved)
 
     def saved(self, position: float, seconds: float) -> None:

@@ -491,7 +491,7 @@ def test_a_stretch_is_longer_where_each_costs_the_same_at_least(monkeypatch):
 
 
 def test_work_that_cannot_be_divided_is_looked_up_from_each_time(monkeypatch):
-    """Inner steps of a large field take half a second each: no two of them in a stretch."""
+    """Inner steps of a large field take half a second each: two in a stretch are only tried."""
     now = [0.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     watch = Watch(Keep(), MPI.COMM_SELF, 1.0, 0.0)
@@ -500,7 +500,8 @@ def test_work_that_cannot_be_divided_is_looked_up_from_each_time(monkeypatch):
         made.append(watch.events)
         now[0] += (0.5 + 0.3 * (i % 3)) * watch.events  # beside other work
         watch.look(0.0, watch.events)
-    assert made == [1] * 12
+    assert max(made) == 2
+    assert made[-7:] == [1] * 7
 
 
 #: What may have a thousand events before its first frame. Name: (configuration, its simulation).
