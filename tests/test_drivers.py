@@ -70,6 +70,7 @@ LEAVES = {
         "model/model.safetensors",
     ],
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
+    "potts_transition": ["results.json", "table.md", "potts_transition.png"],
     "window_bias": ["results.json", "table.md"],
     "large_ising": ["quench_0.h5", "critical_1.h5", "results.json", "table.md", "large_ising.png"],
 }
@@ -99,11 +100,12 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: structures, four of nearest neighbours at three T; eight of five equations in two cases, and
 #: two passages at two T. Three exponents of four kinds, three moments at two sides and five T;
 #: three cases of predator-prey; qualities of upsampled states; errors of three kinds of states;
-#: eight surroundings at two T.
+#: eight surroundings at two T; two quantities of two starts at seven T, and jumps, of two q.
 ENTRIES = {
     "demo": 2 * 2,
     "ising_closure": 6,
     "large_ising": 2,
+    "potts_transition": 2 * (7 * 4 + 2) + 1,
     "window_bias": 8,
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
@@ -139,12 +141,14 @@ WITHOUT_TORCH = (
     "kac_solvers",
     "large_ising",
     "pde_comparison",
+    "potts_transition",
     "surroundings",
     "theorem_one",
     "upsampling",
     "window_bias",
 )
 TITLES = (
+    "| T / T_c |",
     "| exponents at T_c |",
     "| lambda |",
     "| patch |",

@@ -18,6 +18,9 @@ AGAIN = ("",)
 COMMON = {
     "ising": "simulate ising --temperature 2.3 --time 4 --save-every 1 --seed 7",
     "kac": "simulate kac --temperature 0.8 --gamma 2 --time 2 --save-every 0.5 --seed 7",
+    "potts": "simulate potts --temperature 1.1 --time 2 --save-every 0.5 --seed 7 --spins",
+    "blume-capel": "simulate blume-capel --temperature 0.7 --crystal-field 1.2 --time 2 "
+    "--save-every 0.5 --seed 7 --spins",
     "alloy": "simulate alloy --cells 6 --temperature 2000 --time 8e-10 --save-every 2e-10 --seed 7",
     "alloy hops": "simulate alloy --cells 6 --temperature 2000 --hops 80 --save-every 20 --seed 7",
     "field": "predict --time 4 --save-every 1 --dt 0.25 --size 32 --seed 7",
@@ -138,6 +141,19 @@ CASES = [
         "--size 24 --solver gillespie --field-file inputs/field.npy --spins",
         ONE,
     ),
+    # Rules of several states, by table and compiled.
+    Case("potts", "--size 26x44", resumed=("", "--override temperature=0.9 --override dt=0.5")),
+    Case("potts blocks", "--states 10 --size 24x40 --coarse 4 --field 0.2 --initial random"),
+    Case("potts compiled", "--states 20 --temperature 0.5 --size 24x40", resumed=AGAIN),
+    Case("potts sweeps", "--size 26x44 --dt inf --coupling -1 --save-every 1", resumed=AGAIN),
+    Case("potts members", "--size 12x10 --members 3", resumed=AGAIN),
+    Case("potts columns", "--size 16x64 --ranks-grid 1,2", (2,), AGAIN),
+    Case("potts ordered", "--size 24 --initial ordered --initial-state 2"),
+    Case("potts nfold", "--solver nfold --size 15x21", ONE, AGAIN),
+    Case("potts nfold members", "--states 5 --solver nfold --size 12 --members 5", resumed=AGAIN),
+    Case("blume-capel", "--size 26x44 --field 0.1 --initial-fractions 0.2,0.5,0.3", resumed=AGAIN),
+    Case("blume-capel members", "--size 16 --members 3 --coarse 4 --dt 0.5", resumed=AGAIN),
+    Case("blume-capel nfold", "--solver nfold --size 15x21", ONE, AGAIN),
     # Alloys.
     Case("alloy serial", "--vacancies 3 --species", ONE, ("", "--override temperature=2500")),
     Case("alloy hops serial", "--vacancies 3 --species", ONE, AGAIN),
