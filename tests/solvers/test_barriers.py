@@ -117,7 +117,7 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 def documented(layers: Layers, codes: np.ndarray, pool: int, types: np.ndarray) -> np.ndarray:
     """Barriers (n, 8) by the arithmetic of the documentation."""
-    x = codes[types[:, barriers.ORIENTATIONS]].reshape(len(types), 8, -1)
+    x = codes[types[:, barrier_kernels.ORIENTATIONS]].reshape(len(types), 8, -1)
     for number, (w, b) in enumerate(layers[:-1]):
         w, sums = (
             w.astype(np.float32),
@@ -179,8 +179,8 @@ def test_both_shapes_of_tiles_give_the_same_bits(inputs: int, panels: int) -> No
 
 PRINT_BITS = """
 import hashlib, sys
-sys.path.insert(0, "tests")
-from test_barriers import NETWORKS, barriers, dense, evaluated, some_layers, some_types
+sys.path.insert(0, "tests/solvers")
+from test_barriers import NETWORKS, barrier_kernels, dense, evaluated, some_layers, some_types
 digest = hashlib.sha256()
 for widths, pool, channels in NETWORKS:
     layers, codes = some_layers(widths, pool, channels)

@@ -95,7 +95,7 @@ _LONG = (
 
 def fewer_planes(planes: int) -> list[Change]:
     """Changes that leave more sites undecided for the residual: 2^-planes of them."""
-    file = "solvers/bitplanes.py"
+    file = "solvers/spins/bitplanes.py"
     lines = [(_SHORT if i < 10 else _LONG).format(i) for i in range(planes, 12)]
     return [
         Change(file, "PLANES = 12\n", f"PLANES = {planes}\n"),
