@@ -8,9 +8,10 @@ are wanted where nothing should be compiled.
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpiflow.core.errors import InputError, did_you_mean
@@ -113,9 +114,23 @@ def systems() -> dict[str, Entry]:
     """All systems by name: our own, then those of other packages."""
     found = dict(_OWN)
     for point in entry_points(group=GROUP):
-        if point.name not in found:  # ours cannot be replaced
-            found[point.name] = point.load()
+        if point.name not in found and (made := _loaded(point)):  # ours cannot be replaced
+            found[point.name] = made
     return found
+
+
+def _loaded(point: EntryPoint) -> Entry | None:
+    """The row of another package; None, with a warning, if it is broken: all others must run."""
+    try:
+        made = point.load()
+        if not isinstance(made, Entry):
+            raise TypeError(f"{point.value} is no mpiflow.simulation.catalogue.Entry")
+        _load(made.options)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        warnings.warn(f"system {point.name!r} of {GROUP} is left out: {why}", stacklevel=2)
+        return None
+    return made
 
 
 def entry(system: str) -> Entry:

@@ -7,12 +7,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from mpi4py import MPI
+
+from mpiflow.commands import verify
+from mpiflow.simulation import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., str]
@@ -88,11 +92,28 @@ def test_a_script_passes_the_rule_to_a_simulation(run: Run, tmp_path: Path) -> N
 
 def test_a_file_is_verified_where_its_package_is_missing(run: Run, tmp_path: Path) -> None:
     """What needs no rule is checked all the same."""
-    from mpiflow.commands import verify
-
     out = tmp_path / "run.h5"
     run("-m", "mpiflow", "simulate", "voter", *SHORT, "--time", "2", "--out", out)
     assert verify.verify_file(out).good
     with h5py.File(out, "r+") as file:
         file["site_state"][1, 0, 0] = (file["site_state"][1, 0, 0] + 1) % 3
     assert "frame 1: the states of the sites do not give fraction" in verify.verify_file(out).text
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("no_such_module:ENTRY", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("mpiflow.systems.potts:nothing", "AttributeError"),
+        ("mpiflow.systems.potts:Potts", "is no mpiflow.simulation.catalogue.Entry"),
+    ],
+)
+def test_a_broken_package_takes_no_other_system_along(
+    value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [EntryPoint("broken", value, catalogue.GROUP), EntryPoint("ising", value, "any")]
+    monkeypatch.setattr(catalogue, "entry_points", lambda group: points)
+    with pytest.warns(UserWarning, match=f"^system 'broken' of mpiflow.systems.*{says}") as told:
+        found = catalogue.systems.__wrapped__()
+    assert list(found) == list(catalogue._OWN)
+    assert len(told) == 1

@@ -38,7 +38,7 @@ def config(system: str, out: str | Path = "run.h5", **options: Any) -> Any:
         "potts": {"states": 3, "temperature": 1.1, "field": 0.1},
         "blume-capel": {"temperature": 0.7, "crystal_field": 1.2, "field": 0.05},
     }
-    common = {"size": "12x16", "time": 2, "save_every": 1, "coarse": 4, "spins": True, "seed": 5}
+    common = {"size": "16x20", "time": 2, "save_every": 1, "coarse": 4, "spins": True, "seed": 5}
     given = {**short[system], **common, **options, "quiet": True, "out": out}
     return catalogue.options(system)(**given)
 
@@ -125,14 +125,14 @@ def test_options_that_make_no_sense_are_refused(
 @pytest.mark.mpi
 def test_bad_files_are_refused_by_all_ranks(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
     if comm.rank == 0:
-        np.save(mpi_tmp_path / "wrong.npy", np.full((12, 16), 3))
+        np.save(mpi_tmp_path / "wrong.npy", np.full((16, 20), 3))
         np.save(mpi_tmp_path / "small.npy", np.zeros((6, 8), np.int8))
         simulate(config("blume-capel", mpi_tmp_path / "other.h5"), ALONE)
         simulate(config("potts", mpi_tmp_path / "none.h5", spins=False), ALONE)
     comm.Barrier()
     for name, says in (
         ("wrong.npy", "with 3.*states 0 to 2 only"),
-        ("small.npy", r"shape \(12, 16\)"),
+        ("small.npy", r"shape \(16, 20\)"),
         ("other.h5", "with -1.*states 0 to 2 only"),
         ("none.h5", "spins"),
     ):
