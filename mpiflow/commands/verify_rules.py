@@ -123,14 +123,17 @@ class RuleValues:
         yield from self._laws
         if "flips" in self.file:
             yield from of_changes(self.counts, self.file["flips"][: self.frames])
-        for part, rule in self.rules:
-            here = slice(part.frames.start, min(part.frames.stop, self.frames))
-            yield from self._of_part(rule, here, slice(None), None)
         members = self.counts.shape[1] if self.counts.ndim == 3 else 1
-        at_once = max(1, _COUNTS // len(self.states) ** 2)
+        most = max(1, _COUNTS // len(self.states) ** 2)
+        groups = [slice(k, min(k + most, members)) for k in range(0, members, most)]
+        for part, rule in self.rules:
+            stop, step = min(part.frames.stop, self.frames), max(1, most // members)
+            for first in range(part.frames.start, stop, step):
+                for group in groups:
+                    here = slice(first, min(first + step, stop))
+                    yield from self._of_part(rule, here, group, None)
         for frame in range(self.frames):
-            for first in range(0, members, at_once):
-                group = slice(first, min(first + at_once, members))
+            for group in groups:
                 if "coarse_fraction" in self.file:
                     yield from self._of_blocks(frame, group)
                 if "site_state" in self.file:

@@ -16,7 +16,7 @@ from mpi4py import MPI
 
 from mpiflow import Simulation, initial
 from mpiflow.cli import invoke
-from mpiflow.commands import verify
+from mpiflow.commands import verify, verify_rules
 from mpiflow.core.errors import InputError
 from mpiflow.files import checkpoint
 from mpiflow.files.trajectory import Trajectory
@@ -404,6 +404,25 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         simulate(config(system, folder / f"{system}.h5"), ALONE)
         assert verify.verify_file(folder / f"{system}.h5").good
     return {system: folder / f"{system}.h5" for system in ("potts", "blume-capel")}
+
+
+def test_values_are_checked_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of five members, and a row of sites, at once: what is found is the same."""
+    monkeypatch.setattr(verify_rules, "_COUNTS", 2 * 3**2)
+    monkeypatch.setattr(verify_rules, "_VALUES", 2 * 20)
+    out = tmp_path / "run.h5"
+    simulate(config("blume-capel", out, members=5), ALONE)
+    assert verify.verify_file(out).good
+    for name, place, says in (
+        ("magnetization", (1, 4), "frame 1: magnetization does not follow from fraction"),
+        ("energy", (2, 3), "frame 2: energy does not follow from the states of the sites"),
+    ):
+        shutil.copy(out, tmp_path / "bad.h5")
+        with h5py.File(tmp_path / "bad.h5", "r+") as file:
+            file[name][place] = 0.123
+        assert says in verify.verify_file(tmp_path / "bad.h5").text
 
 
 def test_parts_with_other_options_are_checked_by_their_own(tmp_path: Path) -> None:
