@@ -21,7 +21,7 @@ spec.loader.exec_module(page)
 ELSEWHERE = {
     "alloy_barriers", "alloy_learn", "alloy_report", "alloy_truth", "alloy_window", "demo",
     "kac_solvers", "large_ising", "learn_generator", "onsagerflow_learn", "onsagerflow_validate",
-    "pde_comparison", "window_bias",
+    "pde_comparison", "potts_transition", "window_bias",
 }  # fmt: skip
 
 

@@ -244,10 +244,10 @@ def test_a_killed_rank_ends_the_job_and_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("where", "target"),
     [
-        ("solvers.sublattice", "Sublattice.chain"),
-        ("packed", "PackedBlock.start_exchange"),
-        ("trajectory", "TrajectoryWriter._store"),
-        ("checkpoint", "write"),
+        ("solvers.spins.sublattice", "Sublattice.chain"),
+        ("core.packed", "PackedBlock.start_exchange"),
+        ("files.trajectory", "TrajectoryWriter._store"),
+        ("files.checkpoint", "write"),
     ],
 )
 def test_an_exception_on_one_rank_ends_the_job_and_is_named(tmp_path, where, target):
