@@ -1,9 +1,8 @@
 """Sizes of a run before it runs: how it is cut, memory, bytes on disk, and time if measured.
 
 It works on numbers alone, in milliseconds: a lattice that fits no machine is planned like any
-other. tests/run/test_plan.py holds the sizes against real runs. Times come from a few real steps,
-see
-:mod:`mpiflow.run.plan_time`.
+other. tests/run/test_plan.py holds the sizes against real runs. Times come from a few real steps
+(:mod:`mpiflow.run.plan_time`).
 """
 
 from __future__ import annotations

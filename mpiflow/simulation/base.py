@@ -271,7 +271,8 @@ class Simulated(Guarded):
         InputError : these make no sense here
         """
         if hops is not None or time is None:
-            raise InputError("time, hops", (time, hops), "a time", "Give a time: nothing hops.")
+            remedy = "Only an alloy counts hops: give a time."
+            raise InputError("time, hops", (time, hops), "a time alone", remedy)
         every = time if save_every is None else save_every
         some = self.advance_some if self.counts_events else None
         return Motion(

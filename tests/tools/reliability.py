@@ -305,6 +305,9 @@ ENDLESS = {
     "--solver tiled-nfold",
     "ising tiled, 10^10 events in a window": "ising --size 512 --temperature 1 --time 1e9 "
     "--save-every 1e9 --dt 1e6 --solver tiled-nfold",
+    "potts": "potts --size 1024 --temperature 1 --time 1e9 --save-every 1e9",
+    "potts n-fold": "potts --size 512 --temperature 1 --time 1e9 --solver nfold",
+    "blume-capel": "blume-capel --size 1024 --temperature 1 --time 1e9 --save-every 1e9",
     "kac sublattice": "kac --size 256 --gamma 8 --temperature 0.8 --time 1e9 --save-every 1e9",
     "kac midpoint": "kac --size 256 --gamma 8 --temperature 0.8 --time 1e9 --save-every 1e9 "
     "--solver midpoint",
