@@ -25,7 +25,8 @@ from mpiflow.experiments.figures import relaxation_figure, temperature_figure
 from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import Report, results_directory
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.alloy.model import AlloyModel, load_alloy_model
 from mpiflow.systems.alloy import pair_names, row_sums
 

@@ -62,7 +62,7 @@ from mpiflow.experiments.results import (
     with_error,
 )
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure.curie_weiss import (
     LearnedLaw,

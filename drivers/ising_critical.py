@@ -59,7 +59,7 @@ from mpiflow.experiments.results import (
 )
 from mpiflow.experiments.upsampling import Relaxation, relax, whole_lattices
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.closure.polynomial import PolynomialSDE, Ridge, exponents, normal_equations
 from mpiflow.run.progress import Progress
 from mpiflow.scaleup import spins as scaleup

@@ -49,7 +49,7 @@ from mpiflow.experiments.results import (
     results_directory,
 )
 from mpiflow.files.schema import Variable
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.closure.linear import Coefficients, LinearSDE, minimum, pair_sums
 from mpiflow.solvers.lines.chain import ChainSimulation
 from mpiflow.systems.linear_chain import LinearChain

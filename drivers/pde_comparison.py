@@ -28,7 +28,8 @@ from mpiflow.experiments.figures import field_figure, limits_figure
 from mpiflow.experiments.options import driver_parser, list_of
 from mpiflow.experiments.results import Report, results_directory
 from mpiflow.files.schema import STANDARD, block_centres
-from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.run.simulate import record
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.solvers.field.mesoscopic import LocalEquation, NonlocalEquation

@@ -54,7 +54,7 @@ from mpiflow.experiments.results import (
     with_error,
 )
 from mpiflow.files.schema import CLOCK, Variable
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure import predator_prey
 from mpiflow.learn.closure.predator_prey import LATENTS, PredatorPreyModel, PredatorPreyPlan, learn

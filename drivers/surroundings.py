@@ -49,7 +49,7 @@ from mpiflow.experiments.results import (
 )
 from mpiflow.experiments.short_time import stationary_variance
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.observables import intensive, spin_sums
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.sublattice import Sublattice

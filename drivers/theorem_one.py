@@ -53,7 +53,7 @@ from mpiflow.experiments.short_time import (
     steps_between,
 )
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.observables import intensive, spin_sums
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising

@@ -58,7 +58,7 @@ from mpiflow.experiments.results import (
 )
 from mpiflow.experiments.upsampling import COLUMNS, RADII, WAVELENGTHS, Difference, Relaxation
 from mpiflow.files.schema import STANDARD, Variable
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.solvers.spins.cluster import flip_clusters
 from mpiflow.systems.ising import Ising

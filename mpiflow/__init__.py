@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mpiflow.files.runs import Runs as Runs
     from mpiflow.files.runs import open_path
     from mpiflow.files.trajectory import Trajectory as Trajectory
-    from mpiflow.files.trajectory import TrajectoryWriter as TrajectoryWriter
+    from mpiflow.files.writer import TrajectoryWriter as TrajectoryWriter
     from mpiflow.learn.closure.model import MacroscopicModel as MacroscopicModel
     from mpiflow.learn.models import load_model as load_model
     from mpiflow.learn.run_dataset import RunDataset as RunDataset
@@ -80,7 +80,7 @@ _PUBLIC = {
     "SpinRule": ("mpiflow.systems.rule", "SpinRule"),
     "Sublattice": ("mpiflow.solvers.spins.sublattice", "Sublattice"),
     "Trajectory": ("mpiflow.files.trajectory", "Trajectory"),
-    "TrajectoryWriter": ("mpiflow.files.trajectory", "TrajectoryWriter"),
+    "TrajectoryWriter": ("mpiflow.files.writer", "TrajectoryWriter"),
     "load_barrier_model": ("mpiflow.simulation.alloy.barrier_model", "load_barrier_model"),
     "load_model": ("mpiflow.learn.models", "load_model"),
     "local_relax": ("mpiflow.scaleup.spins", "local_relax"),

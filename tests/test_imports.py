@@ -42,7 +42,7 @@ COMMUNICATES = {
     "core.slabs": ANY,  # rows around a slab, transposes, sums
     "core.block": ANY,  # halos, sums over tiles, gathered records
     "core.parallel": ANY,  # ending together
-    "files.trajectory": ANY,
+    "files.writer": ANY,
     "files.checkpoint": ANY,
     "run.simulate": ANY,
     "run.follow": ANY,
@@ -51,7 +51,9 @@ COMMUNICATES = {
     "run.progress": ANY,
     "run.plan_time": ANY,
     "commands.bench.spins": ANY,
-    "commands.doctor": ANY,
+    "commands.doctor.ranks": ANY,
+    "commands.doctor.files": ANY,
+    "commands.doctor.run": ANY,
     "learn.training": ANY,  # gradients
     "experiments.ising": ANY,
     "experiments.results": frozenset({"allgather", "bcast"}),  # work dealt to ranks
@@ -94,7 +96,6 @@ TAKES_A_COMMUNICATOR = {
     "core.packed",
     "cli",
     "core.guards",
-    "initial.spins",
     "learn.closure.dataset",
     "learn.closure.model",
 }

@@ -16,7 +16,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.noise import BIT_RNG
 from mpiflow.experiments.results import Entry, entry, figure, with_error
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.closure.equilibrium import DT, MEMBERS
 from mpiflow.learn.sde import LearnedSDE
 from mpiflow.simulation.ising.simulation import Simulation

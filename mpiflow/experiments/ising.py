@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from mpiflow import metrics, observables
+from mpiflow import initial, metrics, observables
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import RNG
 from mpiflow.experiments.results import FinishedParts, Results, farm, once, reporter
 from mpiflow.files.schema import STANDARD, Variable
-from mpiflow.files.trajectory import TrajectoryWriter
-from mpiflow.initial import spins as initial
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.closure.dataset import DataPlan, PairData, generate_pairs
 from mpiflow.learn.closure.model import (
     MacroscopicModel,

@@ -1,7 +1,7 @@
 """What a Trajectory file holds: its variables, dimensions and attributes.
 
 The schema is written in one place, so that both writers of
-:mod:`mpiflow.files.trajectory` make the same file. docs/file-format.md describes it.
+:mod:`mpiflow.files.writer` make the same file. docs/file-format.md describes it.
 """
 
 from __future__ import annotations

@@ -19,12 +19,11 @@ from mpiflow.core import arrays
 from mpiflow.core.block import Block
 from mpiflow.core.device import kernel, rule
 from mpiflow.core.errors import InputError
-from mpiflow.core.lattice import Shape
 from mpiflow.core.noise import Word, stream_key, threefry
 from mpiflow.files import footer
 from mpiflow.files.moments import Moment, times_of
 from mpiflow.files.structure import cells_of, elements_of, planes_of, read_state
-from mpiflow.initial.spins import bounds_of_smallest, count_digits
+from mpiflow.initial.site_words import Boxes, bounds_of_smallest, boxes_of, count_digits
 from mpiflow.systems.alloy import ELEMENTS, LATTICE_CONSTANT, NOT_A_SITE, REACH, VACANCY, is_site
 
 #: Points a side that the noise counter can tell apart: 21 bits for each axis.
@@ -156,9 +155,7 @@ def _only_atoms(row: np.ndarray, words: np.ndarray) -> int:
 @kernel
 def _count(
     species: np.ndarray,
-    origins: np.ndarray,
-    members: np.ndarray,
-    lattice: Shape,
+    boxes: Boxes,
     key: np.ndarray,
     left: np.ndarray,
     bounds: np.ndarray,
@@ -166,6 +163,7 @@ def _count(
     counts: np.ndarray,
 ) -> None:
     """Histograms (B, digits) of the next digit of the words of all atoms."""
+    origins, members, lattice = boxes
     words = np.empty(species.shape[3] // 2 + 1, np.uint64)
     for b in range(species.shape[0]):
         if left[b] == 0:
@@ -194,16 +192,9 @@ def _turn_row(row: np.ndarray, words: np.ndarray, bounds: np.ndarray) -> None:
 
 
 @kernel
-def _turn(
-    species: np.ndarray,
-    origins: np.ndarray,
-    members: np.ndarray,
-    lattice: Shape,
-    key: np.ndarray,
-    top: int,
-    bounds: np.ndarray,
-) -> None:
+def _turn(species: np.ndarray, boxes: Boxes, key: np.ndarray, top: int, bounds: np.ndarray) -> None:
     """Turn atoms into the first species whose bound (B, kinds) lies above their word."""
+    origins, members, lattice = boxes
     words = np.empty(species.shape[3] // 2 + 1, np.uint64)
     for b in range(species.shape[0]):
         for i in range(species.shape[1]):
@@ -223,17 +214,17 @@ def _turn_smallest(block: Block, key: np.ndarray, numbers: np.ndarray) -> None:
 
     All bounds are found before anything changes. The halo is filled. Collective.
     """
-    species, boxes = block.inner(block.host()), (block.origins, block.members, block.lattice.shape)
+    species, boxes = block.inner(block.host()), boxes_of(block)
 
     def count(left: np.ndarray, bounds: np.ndarray, shift: Word, counts: np.ndarray) -> None:
-        _count(species, *boxes, key, left, bounds, shift, counts)
+        _count(species, boxes, key, left, bounds, shift, counts)
 
     bounds = np.zeros(numbers.shape, np.uint64)
     for kind, wanted in enumerate(np.cumsum(numbers, axis=1).T):
         bounds[:, kind] = bounds_of_smallest(block, wanted, count)
     for rows in block.bands():
         band = np.ascontiguousarray(species[:, rows])
-        _turn(band, *boxes, key, rows.start, bounds)
+        _turn(band, boxes, key, rows.start, bounds)
         block.store(rows, band)
     block.fill_halo()
 
@@ -246,7 +237,7 @@ def random_alloy(block: Block, seed: int, counts: Sequence[int] | np.ndarray) ->
 
     Every site draws a 64-bit word; the sites with the smallest words are vacancies, the next
     ones species 1, and so on. The words between are found as in
-    :func:`mpiflow.initial.spins.shuffled`, so no rank needs the whole lattice.
+    :func:`mpiflow.initial.shuffled`, so no rank needs the whole lattice.
 
     Parameters
     ----------

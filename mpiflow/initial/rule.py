@@ -13,8 +13,8 @@ from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import Word, site_counter, stream_key, threefry
 from mpiflow.files.moments import Moment
-from mpiflow.initial.spins import _count as count_words
-from mpiflow.initial.spins import bounds_of_smallest, opened
+from mpiflow.initial.site_words import Boxes, bounds_of_smallest, boxes_of, count_words
+from mpiflow.initial.spin_files import opened
 from mpiflow.systems.rule import SpinRule, require_fractions
 
 
@@ -60,10 +60,9 @@ def shuffled(
     with block.agreed():
         parts = _running(rule, fractions)
     key = stream_key(seed, "initial")
-    boxes = block.origins, block.members, block.lattice.shape
 
     def count(left: np.ndarray, bounds: np.ndarray, shift: Word, counts: np.ndarray) -> None:
-        count_words(*boxes, key, block.shape, left, bounds, shift, counts)
+        count_words(boxes_of(block), key, block.shape, left, bounds, shift, counts)
 
     bounds = np.empty((block.batch, len(parts)), np.uint64)
     for i, part in enumerate(parts):
@@ -105,10 +104,10 @@ def from_file(block: Block, rule: SpinRule, *, path: str | Path, moment: Moment 
 
 def _fill(block: Block, rule: SpinRule, seed: int, shift: int, bounds: np.ndarray) -> None:
     """Each site takes the state that its word, without its lowest bits, is among the bounds of."""
-    key, boxes = stream_key(seed, "initial"), (block.origins, block.members, block.lattice.shape)
+    key = stream_key(seed, "initial")
     for rows in block.bands():
         states = np.empty(_shape(block, rows), np.int8)
-        _draw(*boxes, key, rows.start, int(rule.lowest), np.uint64(shift), bounds, states)
+        _draw(boxes_of(block), key, rows.start, int(rule.lowest), np.uint64(shift), bounds, states)
         block.store(rows, states)
     block.fill_halo()
 
@@ -130,9 +129,7 @@ def _running(rule: SpinRule, fractions: Sequence[float] | None) -> list[float]:
 
 @kernel
 def _draw(
-    origins: np.ndarray,
-    members: np.ndarray,
-    lattice: tuple[int, int],
+    boxes: Boxes,
     key: np.ndarray,
     top: int,
     lowest: int,
@@ -140,7 +137,7 @@ def _draw(
     bounds: np.ndarray,
     states: np.ndarray,
 ) -> None:
-    ly, lx = lattice
+    origins, members, (ly, lx) = boxes
     for b in range(states.shape[0]):
         for i in range(states.shape[1]):
             gy = (origins[b, 0] + top + i) % ly

@@ -21,7 +21,8 @@ from mpiflow.files import checkpoint, segments
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.files.sealing import Continuation
 from mpiflow.files.segments import FREE
-from mpiflow.files.trajectory import Backend, Trajectory, TrajectoryWriter
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import Backend, TrajectoryWriter
 from mpiflow.run.progress import Progress
 from mpiflow.run.stopping import Keep, Stopped, Watch, begin
 from mpiflow.simulation.base import Content, Motion, Simulated

@@ -11,7 +11,7 @@ from mpi4py import MPI
 
 from mpiflow.files import checkpoint
 from mpiflow.files.checkpoint import Checkpoint
-from mpiflow.files.trajectory import Backend
+from mpiflow.files.writer import Backend
 from mpiflow.run.follow import beginning, facts_of, follow, keep_of, refuse, unchanged
 from mpiflow.run.plan import one_line
 from mpiflow.run.stopping import Keep

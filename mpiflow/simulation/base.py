@@ -21,7 +21,7 @@ from mpiflow.core.lattice import Lattice, split
 from mpiflow.core.noise import RNG
 from mpiflow.core.schedule import Number, Schedule, State, number_to_json
 from mpiflow.files.schema import TIME, Variable
-from mpiflow.files.trajectory import Value
+from mpiflow.files.writer import Value
 
 
 class Sample(NamedTuple):

@@ -14,8 +14,20 @@ import pytest
 from mpi4py import MPI
 
 import mpiflow.core.device
-from mpiflow.commands import doctor
-from mpiflow.commands.doctor import FAIL, OK, WARNING, Check, Site, examine, mount_of
+from mpiflow.commands.doctor import (
+    FAIL,
+    OK,
+    WARNING,
+    Check,
+    Site,
+    examine,
+    files,
+    installation,
+    ranks,
+    run,
+)
+from mpiflow.commands.doctor.check import Alone
+from mpiflow.commands.doctor.files import mount_of
 from mpiflow.core import parallel
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
@@ -32,8 +44,8 @@ def found(checks: list[Check], name: str) -> Check:
 
 def one(check: Callable[[Site], list[Check]], name: str, site: Site) -> Check:
     """A single check, run on all ranks as the doctor runs it."""
-    modules = dict(doctor.CHECKS)[check]
-    return found(doctor._run(check, modules, site), name)
+    modules = dict(run.CHECKS)[check]
+    return found(run._run(check, modules, site), name)
 
 
 def run_alone(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
@@ -71,7 +83,7 @@ def test_a_check_that_fails_on_one_rank_fails(comm: MPI.Intracomm, mpi_tmp_path:
             raise OSError("no such luck")
         return [Check("fussy", OK, "fine")]
 
-    (check,) = doctor._run(fussy, (), Site(comm, mpi_tmp_path))
+    (check,) = run._run(fussy, (), Site(comm, mpi_tmp_path))
     assert check.state == FAIL
     assert "no such luck" in check.found
     assert "fine" in check.found or comm.size == 1
@@ -84,7 +96,7 @@ def test_a_module_missing_on_one_rank_keeps_all_out_of_the_check(
     entered = []
     if comm.rank == comm.size - 1:
         monkeypatch.setitem(sys.modules, "h5py", None)
-    (check,) = doctor._run(
+    (check,) = run._run(
         lambda site: entered.append(1) or site.comm.Barrier() or [],  # type: ignore[func-returns-value]
         ("numpy", "h5py"),
         Site(comm, mpi_tmp_path),
@@ -109,13 +121,13 @@ def test_a_folder_that_one_rank_does_not_see(
     comm: MPI.Intracomm, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if comm.rank == 1:
-        monkeypatch.setattr(doctor.os.path, "isdir", lambda path: False)
+        monkeypatch.setattr(files.os.path, "isdir", lambda path: False)
     site = Site(comm, mpi_tmp_path)
-    check = one(doctor._folder, "folder", site)
+    check = one(files.check_folder, "folder", site)
     monkeypatch.undo()
     assert check.state == FAIL
     assert "not seen by rank 1" in check.found
-    assert one(doctor._hdf5, "mpio", site).state == WARNING  # nobody waits for the others
+    assert one(files.check_hdf5, "mpio", site).state == WARNING  # nobody waits for the others
 
 
 @pytest.mark.mpi
@@ -123,17 +135,17 @@ def test_locks_that_do_not_lock(
     comm: MPI.Intracomm, mpi_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = Site(comm, mpi_tmp_path, scratch=mpi_tmp_path)
-    assert one(doctor._locks, "flock", site).state == OK
-    monkeypatch.setattr(doctor.fcntl, "flock", lambda *_: None)
-    check = one(doctor._locks, "flock", site)
+    assert one(files.check_locks, "flock", site).state == OK
+    monkeypatch.setattr(files.fcntl, "flock", lambda *_: None)
+    check = one(files.check_locks, "flock", site)
     assert check.state == WARNING
     assert "did not stop" in check.found
 
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(doctor.fcntl, "flock", refuse)
-    assert "no locks: No locks available" in one(doctor._locks, "flock", site).found
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    assert "no locks: No locks available" in one(files.check_locks, "flock", site).found
 
 
 @pytest.mark.mpi
@@ -145,9 +157,9 @@ def test_a_file_that_cannot_be_written(
 
     together &= bool(h5py.get_config().mpi)
     site = Site(comm, mpi_tmp_path, scratch=mpi_tmp_path)
-    assert doctor._file_of_all(site, mpi_tmp_path / "x.h5", together).state == OK
+    assert files._file_of_all(site, mpi_tmp_path / "x.h5", together).state == OK
     comm.Barrier()
-    check = doctor._file_of_all(site, mpi_tmp_path / "none" / "x.h5", together)
+    check = files._file_of_all(site, mpi_tmp_path / "none" / "x.h5", together)
     assert check.state == FAIL
     assert "writing through" in check.found
 
@@ -156,33 +168,33 @@ def test_a_file_read_back_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     import numpy as np
 
     monkeypatch.setattr(np, "array_equal", lambda *_: False)
-    check = doctor._file_of_all(Site(ALONE, tmp_path), tmp_path / "x.h5", False)
+    check = files._file_of_all(Site(ALONE, tmp_path), tmp_path / "x.h5", False)
     assert (check.state, "read back wrong by rank 0" in check.found) == (FAIL, True)
 
 
 @pytest.mark.mpi
 def test_messages_that_change(comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch) -> None:
     site = Site(comm, Path())
-    assert one(doctor._messages, "messages", site).state == OK
+    assert one(ranks.check_messages, "messages", site).state == OK
     import numpy as np
 
     if comm.rank == 0:
         monkeypatch.setattr(np, "array_equal", lambda *_: False)
-    check = doctor._merge([(0, c) for c in doctor._messages(site)])
+    check = run._merge([(0, c) for c in ranks.check_messages(site)])
     assert check.state == (FAIL if comm.rank == 0 else OK)
 
 
 def test_more_ranks_or_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Many(doctor._Alone):
+    class Many(Alone):
         rows = 3
 
         def allgather(self, value: Any) -> list[Any]:
             return [value] * self.rows
 
     def machine() -> dict[str, Check]:
-        return {c.name: c for c in doctor._machine(Site(Many(), Path()))}
+        return {c.name: c for c in ranks.check_machine(Site(Many(), Path()))}
 
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(ranks.os, "sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr(mpiflow.core.device, "threads", lambda: 1)
     assert machine()["cores"].state == WARNING
     Many.rows = 2
@@ -191,7 +203,7 @@ def test_more_ranks_or_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(mpiflow.core.device, "threads", lambda: 2)
     assert "OMP_NUM_THREADS" in machine()["threads"].remedy
     monkeypatch.setattr(mpiflow.core.device, "threads", lambda: 1)
-    monkeypatch.setattr(doctor, "_quota", lambda: 1)
+    monkeypatch.setattr(ranks, "_quota", lambda: 1)
     assert machine()["cores"].state == WARNING
 
 
@@ -199,20 +211,20 @@ def test_a_launcher_of_another_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     site = Site(ALONE, Path())
     monkeypatch.setattr(MPI, "COMM_WORLD", ALONE)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
-    check = one(doctor._mpi, "ranks", site)
+    check = one(ranks.check_mpi, "ranks", site)
     assert (check.state, check.found) == (FAIL, "4 launched, 1 seen by each")
-    monkeypatch.setattr(doctor, "_first_line", lambda *_: "HYDRA build details: 4.1.2")
-    other = doctor._launcher("Open MPI v5.0.1")
+    monkeypatch.setattr(ranks, "_first_line", lambda *_: "HYDRA build details: 4.1.2")
+    other = ranks._launcher("Open MPI v5.0.1")
     assert (other.state, "take its mpirun" in other.remedy) == (WARNING, True)
     for version in ("mpirun (Open MPI) 5.0.1", "orterun (OpenRTE) 5.0.1", "prterun (PRRTE) 3.0"):
-        monkeypatch.setattr(doctor, "_first_line", lambda *_, version=version: version)
-        assert doctor._launcher("Open MPI v5.0.1").state == OK
+        monkeypatch.setattr(ranks, "_first_line", lambda *_, version=version: version)
+        assert ranks._launcher("Open MPI v5.0.1").state == OK
 
 
 def test_packages_too_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wanted = ["numpy>=99.0", 'absent-thing>=1; extra == "learn"', "missing-thing"]
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: wanted)
-    check = one(doctor._python, "packages", Site(ALONE, tmp_path))
+    monkeypatch.setattr(installation.metadata, "requires", lambda name: wanted)
+    check = one(installation.check_python, "packages", Site(ALONE, tmp_path))
     assert check.state == FAIL
     assert "< 99.0" in check.found
     assert "missing-thing" in check.found
@@ -238,20 +250,20 @@ def test_file_systems(path: str, kind: str, state: str) -> None:
     )
     found_kind, mount = mount_of(Path(path), table)
     assert found_kind == kind
-    assert doctor._judge(found_kind, mount)[0] == state
+    assert files._judge(found_kind, mount)[0] == state
 
 
 def test_a_small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (100, 100))
-    assert one(doctor._limits, "limits", Site(ALONE, Path())).state == WARNING
+    monkeypatch.setattr(files.resource, "getrlimit", lambda which: (100, 100))
+    assert one(files.check_limits, "limits", Site(ALONE, Path())).state == WARNING
 
 
 def test_a_check_that_hangs_ends_the_process() -> None:
     code = (
-        "import time; from pathlib import Path; from mpiflow.commands import doctor\n"
-        "doctor.PATIENCE = 0.5\n"
+        "import time; from pathlib import Path; from mpiflow.commands.doctor import check, run\n"
+        "check.PATIENCE = 0.5\n"
         "def stuck(site): time.sleep(60)\n"
-        "doctor._run(stuck, (), doctor.Site(doctor._Alone(), Path()))\n"
+        "run._run(stuck, (), check.Site(check.Alone(), Path()))\n"
     )
     done = run_alone([sys.executable, "-c", code])
     assert done.returncode == 1
@@ -261,8 +273,8 @@ def test_a_check_that_hangs_ends_the_process() -> None:
 def test_without_mpi_the_rest_is_still_examined(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['mpi4py'] = None\n"
-        "from pathlib import Path; from mpiflow.commands import doctor\n"
-        f"doctor.sys.exit(doctor.main(Path({str(tmp_path)!r}), as_json=True))\n"
+        "import sys; from pathlib import Path; from mpiflow.commands import doctor\n"
+        f"sys.exit(doctor.main(Path({str(tmp_path)!r}), as_json=True))\n"
     )
     done = run_alone([sys.executable, "-c", code])
     assert done.returncode == 1, done.stderr
@@ -316,7 +328,7 @@ def test_every_rank_has_a_gpu_of_its_own(
     fake_gpus([f"GPU-{comm.rank % 2}-{i}" for i in range(2)])
     assert parallel.local_rank(comm) == comm.rank // 2
     site = Site(comm, Path(), "cuda")
-    assert one(doctor._cuda, "cuda", site).state == OK
+    assert one(ranks.check_cuda, "cuda", site).state == OK
 
 
 @pytest.mark.mpi(min_size=2)
@@ -334,11 +346,11 @@ def test_more_ranks_than_gpus_are_refused_on_all_ranks(
     assert "MPIFLOW_SHARE_GPU=1" in error.value.remedy
     with pytest.raises(InputError, match=f"{comm.size} ranks on"):
         Simulation(Ising(2.5), 64, comm=comm, device="cuda")
-    assert one(doctor._cuda, "cuda", Site(comm, Path(), "cuda")).state == FAIL
-    assert one(doctor._cuda, "cuda", Site(comm, Path(), "cpu")).state == OK
+    assert one(ranks.check_cuda, "cuda", Site(comm, Path(), "cuda")).state == FAIL
+    assert one(ranks.check_cuda, "cuda", Site(comm, Path(), "cpu")).state == OK
     monkeypatch.setenv("MPIFLOW_SHARE_GPU", "1")
     assert parallel.local_rank(comm) == comm.rank  # Device counts round
-    assert one(doctor._cuda, "cuda", Site(comm, Path(), "cuda")).state == OK
+    assert one(ranks.check_cuda, "cuda", Site(comm, Path(), "cuda")).state == OK
 
 
 @pytest.mark.mpi

@@ -18,7 +18,8 @@ from mpiflow.commands import export as exports
 from mpiflow.core.errors import InputError
 from mpiflow.files.schema import STANDARD, Variable, block_centres
 from mpiflow.files.structure import read_structure
-from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.systems.alloy import is_site
 
 ABOUT: dict[str, Any] = {

@@ -15,7 +15,8 @@ from mpiflow.cli import invoke
 from mpiflow.commands import plot as plot_run
 from mpiflow.core.errors import InputError
 from mpiflow.files.schema import STANDARD, block_centres
-from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import TrajectoryWriter
 
 PAIRS = ["NbNb", "NbMo", "NbTa", "MoMo", "MoTa", "TaTa"]
 

@@ -16,7 +16,7 @@ import pytest
 from mpiflow.core.errors import InputError
 from mpiflow.files import manifest
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 
 ABOUT = {"system": "test", "config_json": "{}", "seed": 2**63 + 7, "rng": "none"}
 

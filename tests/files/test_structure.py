@@ -17,7 +17,8 @@ from mpiflow.core.errors import InputError
 from mpiflow.files import structure
 from mpiflow.files.schema import STANDARD, TIME
 from mpiflow.files.structure import Snapshot, grid_of, read_structure, species_of
-from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.systems import alloy
 
 WRITERS = {"dump": structure.write_lammpsdump, "xyz": structure.write_extxyz}

@@ -24,7 +24,8 @@ from mpiflow.core.lattice import split
 from mpiflow.files import storage
 from mpiflow.files.schema import STANDARD, Variable, block_centres
 from mpiflow.files.sealing import Continuation
-from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import TrajectoryWriter
 
 PARALLEL = bool(h5py.get_config().mpi)
 BACKENDS = [
@@ -503,7 +504,7 @@ def test_the_room_of_the_next_frames_is_held_by_the_file(tmp_path, monkeypatch):
         storage.reserve(*given)
         sizes.append(path.stat().st_size)
 
-    monkeypatch.setattr("mpiflow.files.trajectory.reserve", spy)
+    monkeypatch.setattr("mpiflow.files.writer.reserve", spy)
     with small(path, flush_interval=0, backend="gather") as out:
         for t in range(20):
             out.append(t, {"magnetization": 0.5})
@@ -524,7 +525,7 @@ def test_room_is_asked_for_whole_chunks(comm, mpi_tmp_path, backend, monkeypatch
         real(file, *rest)
         sizes.append(rest[-1])
 
-    monkeypatch.setattr(f"mpiflow.files.trajectory.{given}", spy)
+    monkeypatch.setattr(f"mpiflow.files.writer.{given}", spy)
     names = [f"v{i}" for i in range(20)]
     variables = [Variable(name, ("member",), "float64") for name in names]
     with TrajectoryWriter(
@@ -559,7 +560,7 @@ def test_the_room_of_the_next_frames_is_held_for_all_ranks(comm, mpi_tmp_path, m
         def full(file: Path, size: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr("mpiflow.files.trajectory.hold", full)
+        monkeypatch.setattr("mpiflow.files.writer.hold", full)
         with pytest.raises(InputError, match="3 frames are saved. No space left on device: make"):
             out.append(3, {"magnetization": 0.25})
     comm.Barrier()
@@ -576,7 +577,7 @@ def test_a_rank_that_alone_cannot_write_ends_all(tmp_path, mpirun):
         "import json, sys\n"
         "from mpiflow.core import parallel\n"
         "from mpiflow.files.schema import STANDARD\n"
-        "from mpiflow.files.trajectory import TrajectoryWriter\n"
+        "from mpiflow.files.writer import TrajectoryWriter\n"
         "comm, parallel.PATIENCE = parallel.start(), 0.5\n"
         "inside = comm.Dup()\n"
         "class Writer(TrajectoryWriter):\n"
@@ -611,7 +612,7 @@ def test_a_limit_of_the_size_of_files(tmp_path, ranks, mpirun):
         "import numpy as np\n"
         "from mpiflow import parallel\n"
         "from mpiflow.files.schema import Variable\n"
-        "from mpiflow.files.trajectory import TrajectoryWriter\n"
+        "from mpiflow.files.writer import TrajectoryWriter\n"
         "comm, n = parallel.start(), 1024\n"
         "part = slice(n * comm.rank // comm.size, n * (comm.rank + 1) // comm.size)\n"
         "about = dict(system='s', config_json='{}', seed=1, rng='x', decomposition_invariant=1)\n"
@@ -746,7 +747,7 @@ import os, signal, sys
 from mpiflow.core.errors import InputError
 from mpiflow.core.parallel import start
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 import numpy as np
 
 path, backend, end = sys.argv[1:]

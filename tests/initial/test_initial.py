@@ -14,11 +14,13 @@ import pytest
 from exact import P_FLOOR, Z_CEILING, chi_square, deviate
 from mpi4py import MPI
 
+from mpiflow import initial
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, factorisations
 from mpiflow.core.noise import site_counter, stream_key, words
-from mpiflow.initial import spins as initial
+from mpiflow.initial import site_words
+from mpiflow.initial import smooth as fields
 
 
 def ensemble(count: int, *shape: int) -> Block:
@@ -84,7 +86,7 @@ def test_shuffled_has_the_exact_magnetisation_on_all_ranks(
 def test_same_spins_in_any_bands(
     comm: MPI.Intracomm, fill: Callable[[Block], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(initial, "_TALL", 1)
+    monkeypatch.setattr(fields, "_TALL", 1)
     tile = Block.tile(Layout.balanced(Lattice((50, 30)), comm.size), comm)
     for block in (tile, ensemble(3, 33, 27)):
         fill(block)
@@ -101,9 +103,9 @@ def test_same_spins_in_any_bands(
 def test_bands_are_merged_to_a_height() -> None:
     bands = [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
     for height, ends in [(1, [3, 6, 9, 10]), (4, [6, 10]), (5, [6, 10]), (7, [9, 10]), (99, [10])]:
-        merged = list(initial._merged(iter(bands), height))
+        merged = list(fields._merged(iter(bands), height))
         assert merged == [slice(*ab) for ab in itertools.pairwise([0, *ends])]
-    assert list(initial._merged(iter([]), 4)) == []
+    assert list(fields._merged(iter([]), 4)) == []
 
 
 @pytest.mark.parametrize("fill", [*FILLS, "npy", "h5"], ids=[*NAMES, "npy", "h5"])
@@ -221,7 +223,7 @@ def test_independent_uses_the_documented_counter() -> None:
 @pytest.mark.parametrize("digits", [16, 9, 5, 2])
 def test_shuffled_marks_the_smallest_words(digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """For any width of the digits, and every count."""
-    monkeypatch.setattr(initial, "_DIGITS", digits)
+    monkeypatch.setattr(site_words, "_DIGITS", digits)
     block = ensemble(36, 5, 7)
     wanted = np.arange(36)
     initial.shuffled(block, seed=9, magnetization=2 * wanted / 35 - 1)
@@ -320,7 +322,7 @@ def smooth(weights: np.ndarray, member: int, origin: int, *shape: int) -> np.nda
     """The field behind a box of a 36 x 40 lattice."""
     keys = np.array([stream_key(7, name) for name in ("initial-radius", "initial-angle")])
     field = np.empty((shape[0], shape[1] + len(weights) - 1))
-    initial._smooth_box(keys, np.uint64(member), origin, origin, (36, 40), weights, field)
+    fields._smooth_box(keys, np.uint64(member), origin, origin, (36, 40), weights, field)
     return field[:, : shape[1]]
 
 

@@ -21,7 +21,7 @@ from mpiflow.files import structure
 from mpiflow.files.moments import Moment
 from mpiflow.files.structure import Snapshot
 from mpiflow.initial import alloy as initial_alloy
-from mpiflow.initial import spins as initial_spins
+from mpiflow.initial import site_words
 from mpiflow.initial.alloy import counts_of, from_structure, place_vacancies, random_alloy, sites_of
 from mpiflow.systems import alloy
 
@@ -202,7 +202,7 @@ def test_each_box_may_have_its_own_numbers() -> None:
 
 @pytest.mark.parametrize("digits", [16, 5])
 def test_the_order_of_the_documented_words(digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(initial_spins, "_DIGITS", digits)
+    monkeypatch.setattr(site_words, "_DIGITS", digits)
     block = ensemble([3, 8], *CELLS)
     random_alloy(block, 9, COUNTS)
     points = np.argwhere(alloy.is_site(block.shape)).astype(np.uint64)

@@ -16,7 +16,7 @@ from mpi4py import MPI
 
 from mpiflow.core.errors import InputError
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts

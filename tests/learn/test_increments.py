@@ -11,7 +11,7 @@ from mpi4py import MPI
 
 from mpiflow.core.errors import InputError
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import TrajectoryWriter
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.onsagerflow.increments import (
     FieldRun,
     IncrementSums,

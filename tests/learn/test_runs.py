@@ -19,7 +19,8 @@ import mpiflow
 from mpiflow.core.errors import InputError
 from mpiflow.files.runs import Runs, find_runs
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn import run_dataset as module
 from mpiflow.learn.run_dataset import RunDataset
 

@@ -246,7 +246,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(tmp_path):
     [
         ("solvers.spins.sublattice", "Sublattice.chain"),
         ("core.packed", "PackedBlock.start_exchange"),
-        ("files.trajectory", "TrajectoryWriter._store"),
+        ("files.writer", "TrajectoryWriter._store"),
         ("files.checkpoint", "write"),
     ],
 )

@@ -18,7 +18,8 @@ from mpiflow.commands import verify
 from mpiflow.core.errors import InputError
 from mpiflow.core.schedule import Clock, Schedule, after
 from mpiflow.files import checkpoint, segments
-from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.generator import data as field_data
 from mpiflow.learn.onsagerflow.from_files import _long_enough
 from mpiflow.learn.onsagerflow.increments import runs_from_files

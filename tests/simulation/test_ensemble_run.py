@@ -18,7 +18,8 @@ from mpiflow.commands import verify
 from mpiflow.core.errors import InputError
 from mpiflow.files import checkpoint
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.trajectory import Trajectory, TrajectoryWriter
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.run import follow as recording
 from mpiflow.run.plan import plan, read
 from mpiflow.run.plan_time import estimate

@@ -38,9 +38,10 @@ MPI_ENVIRONMENT = {
 #: mpiflow, with each frame flushed at once, and a line for each flush and checkpoint.
 CHILD = """
 import sys
-from mpiflow.files import checkpoint, trajectory
+from mpiflow.files import checkpoint
+from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.cli import main
-class Writer(trajectory.TrajectoryWriter):
+class Writer(TrajectoryWriter):
     def __init__(self, *a, **k):
         super().__init__(*a, flush_interval={interval}, **k)
         print("ready", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from mpiflow.initial import spins as initial
+from mpiflow import initial
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.kac import Kac
 

@@ -17,6 +17,7 @@ import numpy as np
 from mpi4py import MPI
 from scipy.optimize import nnls
 
+from mpiflow import initial
 from mpiflow.commands.bench import alloy as alloy_bench
 from mpiflow.commands.bench import field as field_bench
 from mpiflow.commands.bench import kac as kac_bench
@@ -27,7 +28,6 @@ from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.core.noise import stream_key, threefry
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
 from mpiflow.core.parallel import agreed
-from mpiflow.initial import spins as initial
 from mpiflow.scaleup.spins import partial_evolution
 from mpiflow.simulation.alloy.barrier_model import load_barrier_model
 from mpiflow.solvers.spins.nfold import NFold

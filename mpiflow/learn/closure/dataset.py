@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import observables
+from mpiflow import initial, observables
 from mpiflow.core.block import Block, HaloPolicy, gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
 from mpiflow.core.noise import uniforms
-from mpiflow.initial import spins as initial
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import CLASSES, Ising

@@ -18,11 +18,10 @@ from typing import Literal
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import observables
+from mpiflow import initial, observables
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import uniforms
-from mpiflow.initial import spins as initial
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.solvers.spins.sublattice import Sublattice

@@ -22,7 +22,7 @@ from mpiflow.core.lattice import Lattice, Layout, Shape, factorisations, split
 from mpiflow.core.parallel import agreed, arrival, local_rank
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.schema import STANDARD, TIME
-from mpiflow.files.trajectory import Value
+from mpiflow.files.writer import Value
 from mpiflow.simulation.base import Content, Motion, Pace, Sample, Simulated
 from mpiflow.solvers.vacancy.events import check, check_species
 from mpiflow.solvers.vacancy.serial import VacancyKMC, total_rates

@@ -26,7 +26,7 @@ from mpiflow.files import footer
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.files.moments import times_of
 from mpiflow.files.schema import CLOCK, STANDARD, TIME
-from mpiflow.files.trajectory import Value
+from mpiflow.files.writer import Value
 from mpiflow.simulation.base import Built, Content, Rows, Sample, Simulated
 from mpiflow.simulation.ensemble.options import (
     ChainConfig,

@@ -24,7 +24,8 @@ from mpiflow.core.parallel import agreed
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.moments import Moment
 from mpiflow.files.schema import STANDARD, block_centres
-from mpiflow.files.trajectory import Trajectory, Value
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.files.writer import Value
 from mpiflow.simulation.base import Content, Sample, Simulated
 from mpiflow.solvers.field.stochastic import FieldSample, StochasticField
 

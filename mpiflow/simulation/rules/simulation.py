@@ -19,7 +19,7 @@ from mpiflow.core.noise import RNG
 from mpiflow.core.parallel import local_rank
 from mpiflow.core.schedule import Clock, Number, State
 from mpiflow.files.schema import STANDARD, Variable
-from mpiflow.files.trajectory import Value
+from mpiflow.files.writer import Value
 from mpiflow.simulation.base import Content, Sample
 from mpiflow.simulation.spins.simulation import LatticeSimulation, cut
 from mpiflow.solvers.spins.rule_nfold import RuleNFold

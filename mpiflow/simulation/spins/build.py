@@ -7,10 +7,9 @@ from typing import Any
 
 from mpi4py import MPI
 
-from mpiflow import observables
+from mpiflow import initial, observables
 from mpiflow.core.device import Device
 from mpiflow.core.parallel import agreed
-from mpiflow.initial import spins as initial
 from mpiflow.simulation.base import Built
 from mpiflow.simulation.spins.options import SpinConfig
 from mpiflow.simulation.spins.simulation import SpinSimulation

@@ -18,7 +18,7 @@ from mpiflow.core.packed import WORD_SITES, PackedBlock
 from mpiflow.core.parallel import arrival
 from mpiflow.core.schedule import Schedule, whole_steps
 from mpiflow.files.schema import STANDARD, block_centres
-from mpiflow.files.trajectory import Value
+from mpiflow.files.writer import Value
 from mpiflow.simulation.base import Content, Sample, Simulated
 
 
@@ -78,7 +78,7 @@ class LatticeSimulation(Simulated):
         raise NotImplementedError
 
     def set_spins(self, fill: Callable[..., None], **options: Any) -> None:
-        """Set the initial state with a function of :mod:`mpiflow.initial.spins`.
+        """Set the initial state with a function of :mod:`mpiflow.initial`.
 
         Functions that draw random numbers get this simulation's seed.
         """
