@@ -12,8 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -23,7 +22,7 @@ from mpiflow._version import __version__
 from mpiflow.core import parallel, signals, streams
 from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.simulation import catalogue
-from mpiflow.simulation.options import Config, RunConfig
+from mpiflow.simulation.options import Config, RunConfig, alternatives
 
 _STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
 app = typer.Typer(
@@ -97,15 +96,8 @@ def _usage(error: Any, arguments: Sequence[str]) -> InputError:
 # -- options from a model ------------------------------------------------------------------
 
 
-def _alternatives(annotation: Any) -> list[Any]:
-    """The types that a field accepts, without None."""
-    if get_origin(annotation) in (Union, UnionType):
-        return [a for a in get_args(annotation) if a is not type(None)]
-    return [annotation]
-
-
 def _metavar(annotation: Any) -> str:
-    kind = _alternatives(annotation)[0]
+    kind = alternatives(annotation)[0]
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
     return {int: "INTEGER", Path: "PATH", str: "TEXT"}.get(kind, "NUMBER")

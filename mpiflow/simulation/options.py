@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from datetime import time as clock_time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationError,
     model_validator,
 )
@@ -34,8 +40,10 @@ from mpiflow.core.schedule import (
     Schedule,
     number_to_json,
     require_few,
+    spacing,
 )
 from mpiflow.core.toml_files import read_toml
+from mpiflow.simulation.option_values import Seconds
 
 if TYPE_CHECKING:  # it imports h5py: not for the sake of --help
     from mpiflow.files.moments import Moment
@@ -49,8 +57,8 @@ def option(
     default: Any,
     description: str,
     *,
-    allowed: str,
-    remedy: str,
+    allowed: str = "",
+    remedy: str = "",
     shown: str = "",
     metavar: str = "",
     **limits: Any,
@@ -59,7 +67,8 @@ def option(
 
     Parameters
     ----------
-    allowed, remedy : as in :class:`~mpiflow.core.errors.InputError`
+    allowed : as in :class:`~mpiflow.core.errors.InputError`; what type and limits say unless given
+    remedy : as there; to try the default, or to leave the option out, unless given
     shown : the default in words, where it depends on other options
     metavar : what stands for the value in the help, where its type does not say it
     """
@@ -72,46 +81,43 @@ def option(
     return Field(default, description=description, json_schema_extra=texts, **limits)
 
 
-def _pair(value: Any) -> Any:
-    """'64x32' or '64,32' to (64, 32); 64 is left to the caller."""
-    if isinstance(value, str) and ("x" in value or "," in value):
-        return tuple(value.replace("x", ",").split(","))
-    return value
+def alternatives(annotation: Any) -> list[Any]:
+    """The types that a field accepts, without None."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [a for a in get_args(annotation) if a is not type(None)]
+    return [annotation]
 
 
-def listed(value: Any) -> Any:
-    return tuple(value.split(",")) if isinstance(value, str) else value
+def _allowed(field: FieldInfo) -> str:
+    """What the type and the limits of an option allow, in words."""
+    kind = alternatives(field.annotation)[0]
+    if get_origin(kind) is Literal:
+        *names, last = map(repr, get_args(kind))
+        return f"{', '.join(names)} or {last}"
+    if kind is bool:
+        return "true or false"
+    limits: dict[str, Any] = {}
+    for part in field.metadata:
+        limits |= {n: getattr(part, n) for n in ("ge", "gt", "le") if hasattr(part, n)}
+    least = f"above {limits['gt']:g}" if "gt" in limits else ""
+    if "le" in limits:
+        most = f"{limits['le']:g}"
+        return f"{least}, at most {most}" if least else f"{limits['ge']:g} to {most}"
+    if kind is int:
+        return f"{limits['ge']} or more"
+    if "ge" in limits:
+        return f"a finite number, {limits['ge']:g} or more"
+    return f"a finite number {least}".strip()
 
 
-def _sides(value: Any) -> Any:
-    value = _pair(value)
-    return value if isinstance(value, list | tuple) else (value, value)
-
-
-#: As Slurm writes times, days first: D-HH, D-HH:MM, D-HH:MM:SS; without days HH:MM:SS and MM:SS.
-#: All but the first number are below 24 or 60. A plain number is left: that is seconds.
-_DAYS = re.compile(r"(\d+)-([01]?\d|2[0-3])(?::([0-5]?\d))?(?::([0-5]?\d))?", re.ASCII)
-_HOURS = re.compile(r"(?:(\d+):([0-5]?\d)|(\d+)):([0-5]?\d)", re.ASCII)
-
-
-def _seconds(value: Any) -> Any:
-    """'1:30:00' to 5400, '1-12' to 129600, also where TOML has made a time of day of it."""
-    if isinstance(value, clock_time) and value.tzinfo is None:
-        return value.hour * 3600 + value.minute * 60 + value.second + value.microsecond / 1e6
-    text = value.strip() if isinstance(value, str) else ""
-    if match := _DAYS.fullmatch(text):
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return float(((24 * days + hours) * 60 + minutes) * 60 + seconds)
-    if match := _HOURS.fullmatch(text):
-        hours, minutes, alone, seconds = (int(part or 0) for part in match.groups())
-        return float((60 * hours + minutes + alone) * 60 + seconds)
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds)]
-Sides = Annotated[tuple[int, int], BeforeValidator(_sides)]
-Grid = Annotated[tuple[int, int], BeforeValidator(_pair)]
-Step = Annotated[float, PlainSerializer(number_to_json, when_used="json")]
+def _remedy(field: FieldInfo) -> str:
+    default, kind = field.default, alternatives(field.annotation)[0]
+    if default is None:
+        return "Leave it out."
+    if kind is bool:
+        return "Try true."
+    value = f"{default:g}" if kind is float else default
+    return f"{'Use' if get_origin(kind) is Literal else 'Try'} {value}."
 
 
 class Config(BaseModel):
@@ -120,15 +126,24 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
-        for name in values.keys() & type(self).model_fields.keys():
-            field = type(self).model_fields[name]
-            if not _truth_fits(values[name], field.annotation is bool):
+        for name, field in type(self).model_fields.items():
+            if name in values and not _truth_fits(values[name], field.annotation is bool):
                 texts: Any = field.json_schema_extra or {"allowed": "no truth value", "remedy": ""}
                 raise InputError(name, values[name], texts["allowed"], texts["remedy"])
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise _input_error(type(self), error, values) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
+        """Words that an option leaves out follow from its type, limits and default."""
+        super().__pydantic_init_subclass__(**arguments)
+        for field in cls.model_fields.values():
+            texts: Any = field.json_schema_extra
+            if texts:
+                texts["allowed"] = texts["allowed"] or _allowed(field)
+                texts["remedy"] = texts["remedy"] or _remedy(field)
 
     @classmethod
     def from_toml(cls, path: str | Path | None, **overrides: Any) -> Self:
@@ -154,6 +169,12 @@ class Config(BaseModel):
         names = [*own, *(name for name in cls.model_fields if name not in own)]
         return {name: f for name in names if (f := cls.model_fields[name]).json_schema_extra}
 
+    def _refuse(self, why: str, *names: str) -> None:
+        """Raise for the first of some options that has a value, though it would do nothing."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise idle(name, getattr(self, name), why)
+
     def _fill(self, name: str, value: Any) -> None:
         """Put a default that depends on other options in place of None."""
         if getattr(self, name) is None:
@@ -167,7 +188,6 @@ class RunConfig(Config):
         1,
         "Independent lattices: 1 is cut over the ranks, more are dealt to the ranks.",
         ge=1,
-        allowed="1 or more",
         remedy="Leave it out for one lattice.",
     )
     seed: int = option(
@@ -181,8 +201,6 @@ class RunConfig(Config):
     device: Literal["cpu", "cuda"] = option(
         "cpu",
         "Where to compute. cuda: simulated and assembled, not yet run on a GPU.",
-        allowed="'cpu' or 'cuda'",
-        remedy="Use cpu.",
     )
     out: Path = option(
         ...,
@@ -190,25 +208,19 @@ class RunConfig(Config):
         allowed="a path in an existing folder",
         remedy="Try run.h5.",
     )
-    overwrite: bool = option(
-        False, "Replace an existing file.", allowed="true or false", remedy="Try true."
-    )
+    overwrite: bool = option(False, "Replace an existing file.")
     writer: Literal["auto", "parallel", "gather"] = option(
         "auto",
         "Write with parallel HDF5, through rank 0, or with the first that works here.",
-        allowed="'auto', 'parallel' or 'gather'",
-        remedy="Use auto.",
     )
     resume: bool = option(
         False,
         "Go on from the newest checkpoint of OUT if there is one, else start.",
-        allowed="true or false",
         remedy="Leave it out to start a new run.",
     )
     checkpoints: bool = option(
         True,
         "Write checkpoints, beside OUT in checkpoints/, also at the end.",
-        allowed="true or false",
         remedy="Leave it out.",
     )
     checkpoint_every: float | None = option(
@@ -216,8 +228,6 @@ class RunConfig(Config):
         "Distance of checkpoints, in the run's unit: time, or hops.",
         shown="10 minutes of work",
         gt=0,
-        allowed="a finite number above 0",
-        remedy="Leave it out.",
     )
     walltime: Seconds | None = option(
         None,
@@ -229,7 +239,7 @@ class RunConfig(Config):
         allowed="seconds above 0, or MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS",
         remedy="Try 3600.",
     )
-    quiet: bool = option(False, "Show nothing.", allowed="true or false", remedy="Try true.")
+    quiet: bool = option(False, "Show nothing.")
     #: SHA-256 of the input files, by option: found when the run starts, see mpiflow.core.inputs.
     inputs: dict[str, str] = {}
 
@@ -258,16 +268,22 @@ class RunConfig(Config):
         return {}
 
     @model_validator(mode="after")
-    def _check_keeping(self) -> Self:
-        for name in ("walltime", "checkpoint_every"):
-            if not self.checkpoints and getattr(self, name) is not None:
-                raise idle(name, getattr(self, name), "without checkpoints")
+    def _check_run(self) -> Self:
+        if not self.checkpoints:
+            self._refuse("without checkpoints", "walltime", "checkpoint_every")
+        if self.members > 1 and "ranks_grid" in type(self).model_fields:
+            self._refuse("with several members, dealt to the ranks", "ranks_grid")
         return self
 
     def _check_intervals(
-        self, end: float, every: float, step: str = "", unit: str = "time"
+        self, end: float, whole: float | None = None, step: str = "", unit: str = "time"
     ) -> None:
-        """Neither endless nor absurd: frames, checkpoints, and steps of the option ``step``."""
+        """Neither endless nor absurd: frames, checkpoints, and steps of the option ``step``.
+
+        Frames are unless given a hundredth of the run apart, in ``whole`` steps if there are any.
+        """
+        self._fill("save_every", spacing(end, FRAMES, whole))
+        every: float = self.save_every
         Schedule.of(0.0, end, every, unit)
         if every > end * (1 + 1e-9):  # in Python it may be meant, here mostly a unit is wrong
             allowed = f"at most the {unit} of the run, {end:g}"
@@ -363,9 +379,7 @@ class StartConfig(RunConfig):
         names = ["initial_time", "initial_member"]
         if "initial" not in self.files() or not frames_too:
             names.append("initial_frame")
-        for name in names:
-            if getattr(self, name) is not None:
-                raise idle(name, getattr(self, name), why)
+        self._refuse(why, *names)
 
 
 def _truth_fits(value: Any, truth: bool) -> bool:

@@ -15,15 +15,9 @@ class VoterConfig(RuleConfig):
 
     system: Literal["voter"] = "voter"
 
-    opinions: int = option(
-        2, "Number of opinions.", ge=2, le=127, allowed="2 to 127", remedy="Try 2."
-    )
+    opinions: int = option(2, "Number of opinions.", ge=2, le=127)
     noise: float = option(
-        0.0,
-        "Rate at which an opinion comes from nowhere.",
-        ge=0,
-        allowed="a finite number, 0 or more",
-        remedy="Try 0.01.",
+        0.0, "Rate at which an opinion comes from nowhere.", ge=0, remedy="Try 0.01."
     )
 
     def rule(self) -> Voter:

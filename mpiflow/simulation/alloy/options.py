@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
 from mpiflow.core import inputs
 from mpiflow.core.errors import InputError
-from mpiflow.core.schedule import spacing
-from mpiflow.simulation.options import FRAMES, StartConfig, idle, listed, option
+from mpiflow.simulation import common_options as common
+from mpiflow.simulation.option_values import Names, Numbers, ThreeSides
+from mpiflow.simulation.options import FRAMES, StartConfig, idle, option
 from mpiflow.systems.alloy import ELEMENTS, Alloy
-
-
-def _three(value: Any) -> Any:
-    """'8' to (8, 8, 8), '8x8x16' or '8,8,16' to three."""
-    if isinstance(value, str) and ("x" in value or "," in value):
-        value = tuple(value.replace("x", ",").split(","))
-    return value if isinstance(value, list | tuple) else (value,) * 3
-
-
-Three = Annotated[tuple[int, int, int], BeforeValidator(_three)]
-Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(listed)]
 
 
 class AlloyConfig(StartConfig):
@@ -34,17 +23,15 @@ class AlloyConfig(StartConfig):
     SAVED: ClassVar[tuple[str, ...]] = ("species",)
     kinds: ClassVar[tuple[str, ...]] = ("random",)
 
-    cells: Three = option(
+    cells: ThreeSides = option(
         ...,
         "Cubic cells a side, or LXxLYxLZ; a cell has two sites.",
         metavar="CELLS",
         allowed="a number of cells a side from 4 on, or LXxLYxLZ",
         remedy="Try 8.",
     )
-    temperature: float = option(
-        ...,
-        "Temperature in K.",
-        gt=0,
+    temperature: float = common.temperature(
+        description="Temperature in K.",
         allowed="a finite number of K above 0",
         remedy="Try 2000.",
     )
@@ -63,18 +50,15 @@ class AlloyConfig(StartConfig):
         allowed="a whole number above 0",
         remedy="Try 100000.",
     )
-    time: float | None = option(
-        None,
-        "Time to simulate in s; instead of hops.",
-        gt=0,
+    time: float | None = common.time(
+        default=None,
+        description="Time to simulate in s; instead of hops.",
         allowed="a finite number of seconds above 0",
         remedy="Try 5e-6.",
     )
-    save_every: float | None = option(
-        None,
-        "Time in s, or hops, between saved frames.",
+    save_every: float | None = common.save_every(
+        description="Time in s, or hops, between saved frames.",
         shown=f"a {FRAMES}th of the run",
-        gt=0,
         allowed="a finite number above 0, whole for hops",
         remedy="Leave it out.",
     )
@@ -84,13 +68,10 @@ class AlloyConfig(StartConfig):
         "mpiflow import-nnk.",
         metavar="default|PATH",
         allowed="default, or the path of a model",
-        remedy="Try default.",
     )
     axis_order: Literal["nkk", "paper"] = option(
         "nkk",
         "Axis order of the published network: nkk, as it was trained, or paper, as it was used.",
-        allowed="'nkk' or 'paper'",
-        remedy="Use nkk.",
     )
     elements: Names = option(
         ELEMENTS,
@@ -108,18 +89,15 @@ class AlloyConfig(StartConfig):
         allowed="a number of 0 or more for each element",
         remedy="Try 1,1,1.",
     )
-    initial: str = option(
-        "random",
+    initial: str = common.initial(
+        kinds,
         "random, or the path of a LAMMPS dump or data file, an extended XYZ, POSCAR or CIF file, "
         "or of a run saved with --species.",
-        metavar="random|PATH",
-        allowed="random, or the path of an existing file",
-        remedy="Try random.",
+        file="the path of an existing file",
     )
     solver: Literal["serial", "tiled"] = option(
         "serial",
         "serial: exact, one rank for each lattice. tiled: any number of ranks.",
-        allowed="'serial' or 'tiled'",
         remedy="Use tiled on several ranks.",
     )
     window: float | None = option(
@@ -128,30 +106,21 @@ class AlloyConfig(StartConfig):
         shown="each chosen during the run, for about 2 hops of a vacancy",
         gt=0,
         allowed="a number of seconds above 0 that divides --save-every",
-        remedy="Leave it out.",
     )
-    tile: Three | None = option(
+    tile: ThreeSides | None = option(
         None,
         "Points of a tile of the tiled solver along each axis, two to a cell; whole sides are "
         "not cut.",
         shown="slabs, 16 along x",
         metavar="TILE",
         allowed="whole sides, or even numbers from 6 that go an even number of times into them",
-        remedy="Leave it out.",
     )
-    species: bool = option(
-        False,
-        "Save the species of all sites too, one byte each.",
-        allowed="true or false",
-        remedy="Try true.",
-    )
-    ranks_grid: Three | None = option(
-        None,
-        "Ranks along x, y and z.",
+    species: bool = option(False, "Save the species of all sites too, one byte each.")
+    ranks_grid: ThreeSides | None = common.ranks_grid(
+        description="Ranks along x, y and z.",
         metavar="NX,NY,NZ",
         shown="slabs along x",
         allowed="three positive numbers whose product is the number of ranks",
-        remedy="Leave it out to let mpiflow choose.",
     )
 
     def files(self) -> dict[str, tuple[Path, ...]]:
@@ -169,25 +138,20 @@ class AlloyConfig(StartConfig):
                 "hops, time", (self.hops, self.time), "one of the two", "Try --hops 100000."
             )
         if self.solver == "serial":
-            for name in ("window", "tile"):
-                if getattr(self, name) is not None:
-                    raise idle(name, getattr(self, name), "with the serial solver")
+            self._refuse("with the serial solver", "window", "tile")
         if self.device == "cuda" and self.solver == "serial":
             raise idle("device", "cuda", "with the serial solver; use --solver tiled")
         if self.hops is not None:
             self._check_hops(self.hops)
         elif self.time is not None:
-            self._fill("save_every", spacing(self.time, FRAMES, self.window))
-            self._check_intervals(self.time, self.save_every or self.time, "window")
-        if self.ranks_grid is not None and self.members > 1:
-            raise idle("ranks_grid", self.ranks_grid, "with several members, dealt to the ranks")
+            self._check_intervals(self.time, self.window, "window")
         if self.barriers != "default":
             self.__dict__["barriers"] = inputs.absolute(self.barriers)
         self._check_file(frames_too=True)
         if self.initial == "random":
             self._fill("vacancies", 1)
-        elif self.composition is not None:
-            raise idle("composition", self.composition, "with an initial file, which has one")
+        else:
+            self._refuse("with an initial file, which has one", "composition")
         return self
 
     def _check_hops(self, hops: int) -> None:
@@ -195,7 +159,7 @@ class AlloyConfig(StartConfig):
         every = self.save_every or 0.0
         if every != math.floor(every):
             raise InputError("save_every", every, "a whole number of hops", "Round it.")
-        self._check_intervals(hops, every, unit="hops")
+        self._check_intervals(hops, unit="hops")
         if self.members > 1:
             raise InputError(
                 "hops", hops, "a time, with several members: their clocks differ", "Use --time."

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 from pydantic.fields import FieldInfo
 
 from mpiflow.core.errors import InputError
-from mpiflow.core.schedule import spacing
-from mpiflow.simulation.options import FRAMES, Sides, StartConfig, idle, option
+from mpiflow.simulation import common_options as common
+from mpiflow.simulation.option_values import Sides
+from mpiflow.simulation.options import FRAMES, StartConfig, idle, option
 
 if TYPE_CHECKING:  # they compile: not for the sake of --help
     from mpiflow.systems.curie_weiss import CurieWeiss
     from mpiflow.systems.linear_chain import LinearChain
     from mpiflow.systems.predator_prey import PredatorPrey
+
+
+#: The time step of systems on a line.
+dt_option = partial(
+    option, default=0.01, gt=0, allowed="a number above 0 at which steps are stable"
+)
 
 
 class EnsembleConfig(StartConfig):
@@ -40,24 +48,10 @@ class EnsembleConfig(StartConfig):
         1,
         "Independent systems. They are dealt to the ranks; every rank computes a single one.",
         ge=1,
-        allowed="1 or more",
         remedy="Leave it out for one system.",
     )
-    time: float = option(
-        ...,
-        "Time to simulate.",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 10.",
-    )
-    save_every: float = option(
-        None,
-        "Time between saved frames.",
-        shown=f"a {FRAMES}th of the time, in whole steps",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 1.",
-    )
+    time: float = common.time(description="Time to simulate.")
+    save_every: float = common.save_every()
 
     @classmethod
     def options(cls) -> dict[str, FieldInfo]:
@@ -104,14 +98,12 @@ class EnsembleConfig(StartConfig):
             raise idle("device", self.device, "but cpu: these systems are computed there")
         dt = self.step
         if dt is None:
-            self._fill("save_every", spacing(self.time, FRAMES))
-            self._check_intervals(self.time, self.save_every)
+            self._check_intervals(self.time)
             return
         if dt >= longest:
             allowed = f"above 0 and below {longest:.4g}, where steps are stable"
             raise InputError("dt", dt, allowed, f"Try {longest / 100:.1g}.")
-        self._fill("save_every", spacing(self.time, FRAMES, dt))
-        self._check_intervals(self.time, self.save_every, "dt")
+        self._check_intervals(self.time, dt, "dt")
         # A run that goes on with another dt has made its first steps with the old one.
         for name in ("save_every",) if self.resume else ("time", "save_every"):
             value = getattr(self, name)
@@ -140,55 +132,23 @@ class ChainConfig(EnsembleConfig):
         allowed="2 to 2**31 sites",
         remedy="Try 10.",
     )
-    force: float = option(
-        15.0, "Force F on the first site.", allowed="a finite number", remedy="Try 15."
-    )
-    friction: float = option(
-        0.1,
-        "Friction: the rate at which the mean displacement decays.",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 0.1.",
-    )
-    coupling: float = option(
-        1.0,
-        "Stiffness of the springs between neighbours.",
-        ge=0,
-        allowed="a finite number, 0 or more",
-        remedy="Try 1.",
-    )
-    noise: float = option(
-        1.0,
-        "Strength sigma of the white noise of a site.",
-        ge=0,
-        allowed="a finite number, 0 or more",
-        remedy="Try 1.",
-    )
-    dt: float = option(
-        0.01,
-        "Time step; stable below 2 / (friction + 4 coupling).",
-        gt=0,
-        allowed="a number above 0 at which steps are stable",
-        remedy="Try 0.01.",
-    )
-    initial: str = option(
-        "rest",
+    force: float = option(15.0, "Force F on the first site.")
+    friction: float = option(0.1, "Friction: the rate at which the mean displacement decays.", gt=0)
+    coupling: float = option(1.0, "Stiffness of the springs between neighbours.", ge=0)
+    noise: float = option(1.0, "Strength sigma of the white noise of a site.", ge=0)
+    dt: float = dt_option(description="Time step; stable below 2 / (friction + 4 coupling).")
+    initial: str = common.initial(
+        kinds,
         "rest (the mean profile, or --initial-displacement), or the path of a .npy file of "
         "displacements or of a run saved with --profile.",
-        metavar="rest|PATH",
-        allowed="rest, or the path of a file",
-        remedy="Try rest.",
     )
     initial_displacement: float | None = option(
         None,
         "Displacement of all sites at time 0.",
         shown="the mean profile at rest",
-        allowed="a finite number",
         remedy="Leave it out to start at rest.",
     )
-    profile: bool = option(
-        False, "Save all sites too, 8 bytes each.", allowed="true or false", remedy="Try true."
-    )
+    profile: bool = option(False, "Save all sites too, 8 bytes each.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -217,54 +177,23 @@ class CurieWeissConfig(EnsembleConfig):
     kinds: ClassVar[tuple[str, ...]] = ("uniform",)
     moves: ClassVar[str] = "exact events"
 
-    size: Sides = option(
-        ...,
-        "Sites a side, or LYxLX. Only the number of spins, LY LX, matters.",
-        metavar="SIZE",
+    size: Sides = common.size(
+        description="Sites a side, or LYxLX. Only the number of spins, LY LX, matters.",
         allowed="a number of sites a side, 2 or more, or LYxLX",
         remedy="Try 64.",
     )
-    temperature: float = option(
-        ...,
-        "Temperature in units of J / k_B.",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 1.1 (critical: 1).",
-    )
-    field: float = option(0.0, "External field h.", allowed="a finite number", remedy="Try 0.1.")
-    coupling: float = option(
-        1.0, "Coupling J of the mean field.", allowed="a finite number", remedy="Try 1."
-    )
-    time: float = option(
-        ...,
-        "Time to simulate, in attempts per spin.",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 10.",
-    )
-    save_every: float = option(
-        None,
-        "Time between saved frames.",
-        shown=f"a {FRAMES}th of the time",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 1.",
-    )
-    initial: str = option(
-        "uniform",
+    temperature: float = common.temperature(remedy="Try 1.1 (critical: 1).")
+    field: float = common.field()
+    coupling: float = common.coupling(description="Coupling J of the mean field.")
+    time: float = common.time()
+    save_every: float = common.save_every(shown=f"a {FRAMES}th of the time")
+    initial: str = common.initial(
+        kinds,
         "uniform (--initial-magnetization), or the path of a .npy file of a magnetization or of "
         "a run of as many spins.",
-        metavar="uniform|PATH",
-        allowed="uniform, or the path of a file",
-        remedy="Try uniform.",
     )
-    initial_magnetization: float = option(
-        0.0,
-        "Mean spin at time 0, to the nearest spin.",
-        ge=-1,
-        le=1,
-        allowed="-1 to 1",
-        remedy="Try 0.5.",
+    initial_magnetization: float = common.initial_magnetization(
+        description="Mean spin at time 0, to the nearest spin."
     )
 
     @model_validator(mode="after")
@@ -321,59 +250,21 @@ class PredatorPreyConfig(EnsembleConfig):
         "published",
         "published: the stencil of the published code, without dx. pde: the equation as printed, "
         "diffusion implicit; it needs a prey diffusion.",
-        allowed="'published' or 'pde'",
-        remedy="Use published.",
     )
-    growth: float = option(
-        3.0,
-        "Growth a of the predators.",
-        ge=0,
-        allowed="a finite number, 0 or more",
-        remedy="Try 3.",
-    )
-    death: float = option(
-        0.4,
-        "Prey b on which predators just live.",
-        ge=0,
-        allowed="a finite number, 0 or more",
-        remedy="Try 0.4.",
-    )
+    growth: float = option(3.0, "Growth a of the predators.", ge=0)
+    death: float = option(0.4, "Prey b on which predators just live.", ge=0)
     prey_diffusion: float = option(
-        0.0,
-        "Diffusion c of the prey; that of predators is 1.",
-        ge=0,
-        allowed="a finite number, 0 or more",
-        remedy="Try 0.01.",
+        0.0, "Diffusion c of the prey; that of predators is 1.", ge=0, remedy="Try 0.01."
     )
-    noise: float = option(
-        0.02,
-        "Strength sigma of the white noise.",
-        ge=0,
-        allowed="a finite number, 0 or more",
-        remedy="Try 0.02.",
-    )
-    dt: float = option(
-        0.01,
-        "Time step.",
-        gt=0,
-        allowed="a number above 0 at which steps are stable",
-        remedy="Try 0.01.",
-    )
-    initial: str = option(
-        "wave",
+    noise: float = option(0.02, "Strength sigma of the white noise.", ge=0)
+    dt: float = dt_option(description="Time step.")
+    initial: str = common.initial(
+        kinds,
         "wave (--initial-prey, --initial-wave), or the path of a .npy file of prey and predators, "
         "(2, cells), or of a run saved with --profile.",
-        metavar="wave|PATH",
-        allowed="wave, or the path of a file",
-        remedy="Try wave.",
     )
     initial_prey: float = option(
-        0.5,
-        "Mean of the prey at time 0; the predators are what is left to 1.",
-        ge=0,
-        le=1,
-        allowed="0 to 1",
-        remedy="Try 0.5.",
+        0.5, "Mean of the prey at time 0; the predators are what is left to 1.", ge=0, le=1
     )
     initial_wave: float = option(
         0.1,
@@ -381,14 +272,8 @@ class PredatorPreyConfig(EnsembleConfig):
         "predators.",
         ge=0,
         allowed="0 or more, at most the means of prey and of predators",
-        remedy="Try 0.1.",
     )
-    profile: bool = option(
-        False,
-        "Save prey and predators of all cells too, 8 bytes each.",
-        allowed="true or false",
-        remedy="Try true.",
-    )
+    profile: bool = option(False, "Save prey and predators of all cells too, 8 bytes each.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -11,8 +11,9 @@ from pydantic import PrivateAttr, model_validator
 
 from mpiflow.core import inputs
 from mpiflow.core.errors import InputError
-from mpiflow.core.schedule import spacing
-from mpiflow.simulation.options import FRAMES, Sides, StartConfig, idle, option
+from mpiflow.simulation import common_options as common
+from mpiflow.simulation.option_values import Sides
+from mpiflow.simulation.options import StartConfig, idle, option
 
 KIND = "onsagerflow"
 #: What a model consists of.
@@ -39,83 +40,48 @@ class FieldConfig(StartConfig):
         allowed="a folder that mpiflow learn onsagerflow wrote",
         remedy="Learn one first.",
     )
-    size: Sides = option(
-        ...,
-        "Sites a side, or LYxLX.",
-        metavar="SIZE",
-        allowed="a number of sites a side, or LYxLX",
-        remedy="Try 512.",
-    )
+    size: Sides = common.size(remedy="Try 512.")
     block: int | None = option(
         None,
         "Sites a side of a block.",
         shown="the learned block, times STRETCH",
         ge=1,
         allowed="a multiple of the learned block, times STRETCH; a divisor of every side",
-        remedy="Leave it out.",
     )
     stretch: int = option(
         1,
         "The coupling reaches so many times further in sites than where it was learned: 16 for "
         "a lattice 16 times larger at the same width of the box.",
         ge=1,
-        allowed="1 or more",
         remedy="Leave it out.",
     )
-    temperature: float | None = option(
-        None,
-        "Temperature.",
+    temperature: float | None = common.temperature(
+        default=None,
+        description="Temperature.",
         shown="the learned one, if it is one",
-        gt=0,
-        allowed="a finite number above 0",
         remedy="Try one of those that were learned.",
     )
-    field: float = option(0.0, "External field h.", allowed="a finite number", remedy="Try 0.1.")
+    field: float = common.field()
     structure: Literal["cosh", "langevin"] | None = option(
         None,
         "Of the equation: cosh (spins of a block that flip) or langevin (Gaussian noise).",
         shown="as learned",
-        allowed="'cosh' or 'langevin'",
-        remedy="Leave it out.",
     )
     dt: float = option(
         0.1,
         "Time step in attempts per spin; made of inner steps where it is too long for the law.",
         gt=0,
         le=1,
-        allowed="above 0, at most 1",
-        remedy="Try 0.1.",
     )
-    time: float = option(
-        ...,
-        "Time to predict, in attempts per spin.",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 10.",
-    )
-    save_every: float = option(
-        None,
-        "Time between saved frames.",
-        shown=f"a {FRAMES}th of the time, in whole steps",
-        gt=0,
-        allowed="a finite number above 0",
-        remedy="Try 1.",
-    )
-    initial: str = option(
-        "uniform",
+    time: float = common.time(description="Time to predict, in attempts per spin.")
+    save_every: float = common.save_every()
+    initial: str = common.initial(
+        kinds,
         "uniform, or the path of a run (with block means or spins) or of a .npy of block means. "
         "A smaller lattice is repeated; the copies part ways by their noise.",
-        metavar="uniform|PATH",
-        allowed="uniform, or the path of a file",
-        remedy="Try uniform.",
     )
-    initial_magnetization: float = option(
-        0.0,
-        "Mean spin of the uniform initial state.",
-        ge=-1,
-        le=1,
-        allowed="-1 to 1",
-        remedy="Try 0.5.",
+    initial_magnetization: float = common.initial_magnetization(
+        description="Mean spin of the uniform initial state."
     )
     frame: int | None = option(
         None,
@@ -144,8 +110,7 @@ class FieldConfig(StartConfig):
             raise InputError("temperature", None, allowed, f"Try {known[0]:g}.")
         self._fill("temperature", known[0])
         self._check_blocks(about)
-        self._fill("save_every", spacing(self.time, FRAMES, self.dt))
-        self._check_intervals(self.time, self.save_every, "dt")
+        self._check_intervals(self.time, self.dt, "dt")
         if self.frame is not None:
             if self.initial_frame not in (None, self.frame):
                 raise idle("frame", self.frame, "with initial_frame, which is the same")

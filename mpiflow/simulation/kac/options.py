@@ -8,8 +8,8 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mpiflow.core import inputs
-from mpiflow.core.schedule import spacing
-from mpiflow.simulation.options import FRAMES, idle, option
+from mpiflow.simulation import common_options as common
+from mpiflow.simulation.options import idle, option
 from mpiflow.simulation.spins.options import SpinConfig
 
 
@@ -25,11 +25,9 @@ class KacConfig(SpinConfig):
         allowed="0, or 0.25 and more",
         remedy="Try 8.",
     )
-    temperature: float = option(
-        ...,
-        "Temperature in units of the sum of all couplings of a spin; 1 is critical in mean field.",
-        gt=0,
-        allowed="a finite number above 0",
+    temperature: float = common.temperature(
+        description="Temperature in units of the sum of all couplings of a spin; 1 is critical in "
+        "mean field.",
         remedy="Try 0.8.",
     )
     field_file: Path | None = option(
@@ -44,8 +42,6 @@ class KacConfig(SpinConfig):
         "sublattice: fields frozen for a step, the spins' chains solved exactly; first order. "
         "midpoint: second order. tau-leap: Poisson numbers of flips. gillespie: exact, one rank "
         "for each lattice.",
-        allowed="'sublattice', 'midpoint', 'tau-leap' or 'gillespie'",
-        remedy="Use sublattice.",
     )
     tau: float | None = option(
         None,
@@ -61,14 +57,11 @@ class KacConfig(SpinConfig):
         shown="0.01 for tau-leap",
         gt=0,
         le=1,
-        allowed="above 0, at most 1",
         remedy="Try 0.01.",
     )
     method: Literal["steps", "fft"] = option(
         "steps",
         "How fields are added up: steps (the steps of the kernel) or fft. The same bits.",
-        allowed="'steps' or 'fft'",
-        remedy="Use steps.",
     )
 
     def files(self) -> dict[str, tuple[Path, ...]]:
@@ -85,24 +78,21 @@ class KacConfig(SpinConfig):
             self.__dict__["field_file"] = Path(inputs.absolute(self.field_file))
         kac_kernel(self.gamma).require_room(lattice.shape)
         if self.solver != "tau-leap":
-            if self.eps is not None:
-                raise idle("eps", self.eps, f"with the {self.solver} solver; tau-leap has one")
+            self._refuse(f"with the {self.solver} solver; tau-leap has one", "eps")
             if self.solver == "gillespie":
-                if self.tau is not None:
-                    raise idle("tau", self.tau, "with the gillespie solver, which has no step")
+                self._refuse("with the gillespie solver, which has no step", "tau")
                 if self.method != "steps":
                     raise idle("method", self.method, "with the gillespie solver")
             else:
                 self._fill("tau", 0.1)
         elif self.tau is None:
             self._fill("eps", 0.01)
-        elif self.eps is not None:
-            raise idle("eps", self.eps, "with a fixed tau")
+        else:
+            self._refuse("with a fixed tau", "eps")
         if self.device == "cuda" and (self.solver == "gillespie" or self.method == "fft"):
             raise idle(
                 "device", "cuda", "with the gillespie solver or method fft: they use the CPU"
             )
-        self._fill("save_every", spacing(self.time, FRAMES, self.tau))
-        self._check_intervals(self.time, self.save_every, "tau")
+        self._check_intervals(self.time, self.tau, "tau")
         self._check_initial()
         return self
