@@ -1,10 +1,15 @@
-"""The Python blocks of docs/: those with small data are run, of the others the imports."""
+"""The Python blocks of docs/: those with small data are run, of the others the imports.
+
+And the names of modules, functions, classes and files that the pages mention: all exist.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
 import warnings
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +17,8 @@ import pytest
 
 from mpiflow.cli import invoke
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
 RUN = (
     "simulate ising --size 64 --temperature 2.5 --time 4 --save-every 1 --coarse 8 --spins --quiet"
 )
@@ -52,3 +58,103 @@ def test_imports_of_blocks(name: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exec(compile(ast.Module(lines, []), name, "exec"), {})  # noqa: S102
+
+
+# -- names ---------------------------------------------------------------------------------
+
+#: Variables of examples, libraries of others: what follows them is not ours.
+OTHERS = {"block", "data", "h5py", "model", "numpy", "run", "sim"}
+#: Endings of files, of which :func:`files_of` takes those that must be here.
+ENDINGS = {"h5", "hdf", "json", "md", "npy", "png", "py", "safetensors", "toml", "xdmf"}
+
+
+def members(node: ast.ClassDef) -> Iterator[str]:
+    """Attributes and methods of a class, also those that its methods set."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.FunctionDef):
+            yield part.name
+        elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+            yield part.attr
+        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            yield part.id
+
+
+def defined(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for node in body:
+        yield node
+        if isinstance(node, ast.If):
+            yield from defined(node.body)
+
+
+@cache
+def known() -> frozenset[str]:
+    """Every dotted name of the package, from any of its parts on."""
+    names: set[tuple[str, ...]] = set()
+    classes: dict[str, tuple[set[str], list[str]]] = {}
+    places: list[tuple[tuple[str, ...], str]] = []
+    for path in sorted((ROOT / "mpiflow").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        place = parts[:-1] if parts[-1] == "__init__" else parts
+        names.add(place)
+        for node in defined(ast.parse(path.read_text()).body):
+            if isinstance(node, ast.ClassDef):
+                bases = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+                classes[node.name] = (set(members(node)), bases)
+                places.append((place, node.name))
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                names.add((*place, node.name))
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                names |= {(*place, alias.asname or alias.name) for alias in node.names}
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                stored = (n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+                names |= {(*place, name) for name in stored}
+
+    def inherited(name: str) -> set[str]:
+        own, bases = classes.get(name, (set(), []))
+        return own.union(*(inherited(base) for base in bases if base != name))
+
+    names |= {(*place, name, part) for place, name in places for part in inherited(name)}
+    return frozenset(".".join(name[i:]) for name in names for i in range(len(name)))
+
+
+def mentioned(text: str) -> Iterator[str]:
+    """Dotted names of a page: all that begin with the package, and of others those in backticks."""
+    yield from re.findall(r"\bmpiflow(?:\.[A-Za-z_]\w*)+", text)
+    for name in re.findall(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?=[`(])", text):
+        first, *_, last = name.split(".")
+        if first not in OTHERS and last not in ENDINGS:
+            yield name
+
+
+def files_of(text: str) -> Iterator[str]:
+    """Paths of a page: below the root, and in backticks also below the package."""
+    folders = r"(?:mpiflow|drivers|tests|examples|jobs)"
+    yield from re.findall(rf"\b{folders}/[\w/.-]*\w\.(?:py|sh|slurm)\b", text)
+    yield from re.findall(r"`([\w/]+\.py)`", text)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name
+)
+def test_names_on_a_page_exist(page: Path) -> None:
+    text = page.read_text()
+    gone = [name for name in mentioned(text) if name not in known()]
+    sources = [
+        path for top in ("mpiflow", "drivers", "tests") for path in (ROOT / top).rglob("*.py")
+    ]
+    whole = [f"/{path.relative_to(ROOT)}" for path in sources]
+    for path in files_of(text):
+        if not (ROOT / path).is_file() and not any(name.endswith(f"/{path}") for name in whole):
+            gone.append(path)
+    assert not gone, f"{page.name} names what is not there"
+
+
+def test_a_name_that_is_gone_is_noticed() -> None:
+    text = "`learn.short_time`, `alloy_scaleup.assemble`, mpiflow.solvers.kac_field, `Kac.gone`"
+    assert len(list(mentioned(text))) == 4
+    assert not known().intersection(mentioned(text))
+    assert known().issuperset(("mpiflow.open", "noise.STREAMS", "MacroscopicSDE.relaxation"))
+    assert list(files_of("mpiflow/gone.py and `solvers/gone.py`")) == [
+        "mpiflow/gone.py",
+        "solvers/gone.py",
+    ]

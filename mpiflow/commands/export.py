@@ -277,10 +277,34 @@ def _chunks(shape: Sequence[int], itemsize: int, frames: int) -> list[int]:
 
 
 def field_axes(v: Variable) -> tuple[str, ...]:
-    """Dimensions of a field, as (y, x) or (site_y, site_x); () for any other variable."""
+    """Dimensions of a field, as (y, x) or (site_y, site_x); () for any other variable.
+
+    Those before, as the states of a spin rule, number its components.
+    """
     axes = tuple(name for name in v.dims if name != "member")
     plain = [name.removeprefix("site_") for name in axes]
-    return axes if v.per_frame and plain in (["y", "x"], ["z", "y", "x"]) else ()
+    for space in (["z", "y", "x"], ["y", "x"]):
+        if v.per_frame and plain[-len(space) :] == space:
+            return axes[-len(space) :]
+    return ()
+
+
+def components(run: Trajectory, v: Variable) -> dict[str, dict[str, int]]:
+    """The components of a field by name: where each lies along the dimensions before space.
+
+    One with the variable's own name for a plain field, ``coarse_fraction state 0`` and so on for
+    one over states.
+    """
+    names: dict[str, dict[str, int]] = {v.name: {}}
+    for dim in v.dims:
+        if dim != "member" and dim not in field_axes(v) and not _is_species(v):
+            words = [str(word) for word in run.read(dim)]
+            names = {
+                f"{name} {dim} {word}": {**place, dim: i}
+                for name, place in names.items()
+                for i, word in enumerate(words)
+            }
+    return names
 
 
 @dataclass(frozen=True)
@@ -304,8 +328,9 @@ def to_xdmf(
     """Write XDMF 2 text that refers to the fields in the run's file: its path and frames.
 
     Fields are cell data of a uniform mesh in sites, the cell of site i from i - 1/2 to
-    i + 1/2, one site thick. Species of an alloy are points in Angstrom; their coordinates go
-    into a small HDF5 file beside, NAME.sites.hdf. Nothing else is copied.
+    i + 1/2, one site thick; each component of a field is an array of its own. Species of an
+    alloy are points in Angstrom; their coordinates go into a small HDF5 file beside,
+    NAME.sites.hdf. Nothing else is copied.
 
     Parameters
     ----------
@@ -322,11 +347,10 @@ def to_xdmf(
     shown = [v for v in run.variables.values() if field_axes(v) or (atoms and _is_species(v))]
     if not shown:
         remedy = "Its system has none on a lattice: export it to netcdf."
-        if atoms or run.attributes.get("system") in ("ising", "kac"):
+        # Of spins, or of a spin rule.
+        if atoms or run.attributes.get("system") in ("ising", "kac") or "state" in run.sizes:
             option = "--species" if atoms else "--coarse 8, or --spins"
             remedy = f"Run it again with {option}."
-        elif "state" in run.sizes:  # of a spin rule
-            remedy = "Run it again with --spins."
         raise InputError("file", str(run.path), "a run that saved fields", remedy)
     kept = chosen(run, variables, [v.name for v in shown])
     steps = steps_of(run, frames)
@@ -428,7 +452,6 @@ def _xdmf(
     heavy: str,
 ) -> Iterator[str]:
     """The lines of the text: for each mesh a collection of grids in time."""
-    lengths = {name: run.sizes[name] for name in run.sizes}
     yield '<?xml version="1.0" encoding="utf-8"?>\n<Xdmf Version="2.0">\n<Domain>\n'
     for mesh, variables in meshes.items():
         title = escape("+".join(v.name for v in variables))
@@ -437,23 +460,26 @@ def _xdmf(
             yield f'<Grid Name="{title}" GridType="Uniform">\n'
             yield f'<Time Value="{float(run.time[k])!r}"/>\n{mesh.xml}'
             for v in variables:
-                yield _attribute(v, mesh, lengths, k, member, heavy)
+                for name, place in components(run, v).items():
+                    at = {"time": k, "member": member, **place}
+                    yield _attribute(v, name, mesh, run.sizes, at, heavy)
             yield "</Grid>\n"
         yield "</Grid>\n"
     yield "</Domain>\n</Xdmf>\n"
 
 
 def _attribute(
-    v: Variable, mesh: _Mesh, lengths: Mapping[str, int], k: int, member: int, heavy: str
-) -> str:
-    """The values of a frame: a hyperslab of the run's dataset."""
+    v: Variable, title: str, mesh: _Mesh, lengths: Mapping[str, int], at: Mapping[str, int],
+    heavy: str,
+) -> str:  # fmt: skip
+    """The values of a component at a frame: a hyperslab of the run's dataset."""
     dims = ("time", *v.dims)
-    start = [{"time": k, "member": member}.get(name, 0) for name in dims]
-    count = [1 if name in ("time", "member") else lengths[name] for name in dims]
+    start = [at.get(name, 0) for name in dims]
+    count = [1 if name in at else lengths[name] for name in dims]
     dtype = np.dtype(v.dtype)
     kind = "Float" if dtype.kind == "f" else {1: "Char", 2: "Short"}.get(dtype.itemsize, "Int")
     return (
-        f'<Attribute Name="{escape(v.name)}" AttributeType="Scalar" Center="{mesh.centre}">\n'
+        f'<Attribute Name="{escape(title)}" AttributeType="Scalar" Center="{mesh.centre}">\n'
         f'<DataItem ItemType="HyperSlab" Type="HyperSlab" Dimensions="{_row(mesh.shape)}">\n'
         f'<DataItem Format="XML" NumberType="Int" Dimensions="3 {len(dims)}">'
         f"{_row([*start, *[1] * len(dims), *count])}</DataItem>\n"

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from mpiflow.commands.export import attributes_of, check_member, chosen, field_axes
+from mpiflow.commands.export import attributes_of, check_member, chosen, components, field_axes
 from mpiflow.core.errors import InputError
 from mpiflow.files import segments
 from mpiflow.files.schema import Variable
@@ -27,6 +27,7 @@ PATIENCE = 5  # looks in a row that may fail, because a reader met a flush
 SNAPSHOTS = 5
 MOMENTS = 400  # most times, and most places, of what lies along a line
 
+_COMPONENTS = 9  # of a field
 _LINES = 32  # most lines in a panel, and most unless asked for
 _FEW_LINES = 9
 _CHART_ROWS = 6
@@ -53,15 +54,17 @@ class Series:
 
 @dataclass(frozen=True)
 class Field:
-    """A field at some frames: values (ny, nx), and the edges of the cells in sites.
+    """A component of a field at some frames: values (ny, nx), and the edges of the cells in sites.
 
-    Of what lies along a line there is one for all frames, its places upwards and time to the right.
+    Of what lies along a ``line``, the name of its dimension, there is one for all frames, its
+    places upwards and time to the right.
     """
 
     name: str
     frames: tuple[int, ...]
     values: tuple[np.ndarray, ...]
     extent: tuple[float, float, float, float]
+    line: str = ""
 
 
 def plot(
@@ -157,16 +160,29 @@ def series_of(run: Trajectory, v: Variable) -> Series:
     return Series(v.name, tuple(labels), values.reshape(len(values), -1), spread)
 
 
-def field_of(run: Trajectory, v: Variable, frames: Sequence[int], member: int) -> Field:
-    """Read a field at some frames, one frame at a time."""
-    values = []
-    for k in frames:
-        whole = run.read(v.name, k)
-        if "member" in v.dims:
-            whole = whole[(slice(None),) * v.dims.index("member") + (member,)]
-        values.append(np.asarray(whole, np.float32))
-    across, up = (_edges(run, name) for name in reversed(field_axes(v)))
-    return Field(v.name, tuple(frames), tuple(values), (*across, *up))
+def fields_of(
+    run: Trajectory, kept: Sequence[Variable], frames: Sequence[int], member: int
+) -> Iterator[Field]:
+    """Read fields at some frames, one frame at a time: the first components of each."""
+    for v in kept:
+        if _along_a_line(v):
+            yield profile_of(run, v, member)
+            continue
+        across, up = (_edges(run, name) for name in reversed(field_axes(v)))
+        for name, place in _first_components(run, v):
+            at = {"member": member, **place}
+            box = tuple(at.get(dim, slice(None)) for dim in v.dims)
+            values = tuple(np.asarray(run.read(v.name, k)[box], np.float32) for k in frames)
+            yield Field(name, tuple(frames), values, (*across, *up))
+
+
+def _first_components(run: Trajectory, v: Variable) -> list[tuple[str, dict[str, int]]]:
+    """Names and places of the components that there is room for; the last name tells of others."""
+    every = list(components(run, v).items())
+    few = every[:_COMPONENTS]
+    if len(few) < len(every):
+        few[-1] = (f"{few[-1][0]} (of {len(every)} components)", few[-1][1])
+    return few
 
 
 def profile_of(run: Trajectory, v: Variable, member: int) -> Field:
@@ -177,7 +193,8 @@ def profile_of(run: Trajectory, v: Variable, member: int) -> Field:
         line = whole[member] if "member" in v.dims else whole
         columns.append(_resampled(line[:, None], min(len(line), MOMENTS))[:, 0])
     first, last = float(run.time[0]), float(run.time[-1])
-    return Field(v.name, (), (np.stack(columns, axis=1),), (first, last, *_edges(run, v.dims[-1])))
+    edges = first, last, *_edges(run, v.dims[-1])
+    return Field(v.name, (), (np.stack(columns, axis=1),), edges, v.dims[-1])
 
 
 def _edges(run: Trajectory, name: str) -> tuple[float, float]:
@@ -256,7 +273,8 @@ def picture(
     drawn, kept = _select(run, variables)
     columns = 2 if len(drawn) == 4 else min(3, max(1, len(drawn)))
     rows = -(-len(drawn) // columns)
-    sizes = [2.6 * rows] * bool(drawn) + [2.9] * len(kept)
+    panels_of = (1 if _along_a_line(v) else len(_first_components(run, v)) for v in kept)
+    sizes = [2.6 * rows] * bool(drawn) + [2.9] * sum(panels_of)
     figure = Figure(figsize=(13.0, sum(sizes) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     parts = list(figure.subfigures(len(sizes), 1, height_ratios=sizes, squeeze=False)[:, 0])
@@ -272,11 +290,11 @@ def picture(
                 axes.set_xlabel(_time_label(run), fontsize=8)
             for axes in panels[len(drawn) :]:
                 axes.remove()
-        for part, v in zip(parts, kept, strict=True):
-            if _along_a_line(v):
-                _draw_profile(part, _time_label(run), v.dims[-1], profile_of(run, v, member))
+        for part, field in zip(parts, fields_of(run, kept, moments, member), strict=True):
+            if field.line:
+                _draw_profile(part, _time_label(run), field)
             else:
-                _draw_field(part, run.time, field_of(run, v, moments, member))
+                _draw_field(part, run.time, field)
         figure.suptitle(os.fsencode(_title(run)).decode(errors="replace"), fontsize=10)
         figure.savefig(target, dpi=110, format="png")
     return len(run)
@@ -315,7 +333,7 @@ def _draw_field(part: Any, times: np.ndarray, field: Field) -> None:
     part.colorbar(image, ax=list(panels), shrink=0.8, label=field.name)
 
 
-def _draw_profile(part: Any, time: str, place: str, field: Field) -> None:
+def _draw_profile(part: Any, time: str, field: Field) -> None:
     (values,), axes = field.values, part.subplots()
     low, high = _limits(field.values)
     style = "RdBu_r" if low == -high else "viridis"
@@ -323,7 +341,7 @@ def _draw_profile(part: Any, time: str, place: str, field: Field) -> None:
         values, origin="lower", extent=field.extent, cmap=style, vmin=low, vmax=high, aspect="auto"
     )
     axes.set_xlabel(time, fontsize=8)
-    axes.set_ylabel(place, fontsize=8)
+    axes.set_ylabel(field.line, fontsize=8)
     axes.tick_params(labelsize=7)
     part.colorbar(image, ax=axes, shrink=0.8, label=field.name)
 
@@ -355,17 +373,15 @@ def page(
             lines.append("  ".join(f"{word:{each}}" for word in words).rstrip())
     if drawn:
         lines.append(f"against {_time_label(run)}"[:width])
-    for v in kept:
-        line = _along_a_line(v)
-        field = profile_of(run, v, member) if line else field_of(run, v, [shown], member)
+    for field in fields_of(run, kept, [shown], member):
         low, high = _limits(field.values)
         left, right, bottom, top = (f"{edge:g}" for edge in field.extent)
-        across, up = ("time", v.dims[-1]) if line else ("x", "y")
+        across, up = ("time", field.line) if field.line else ("x", "y")
         about = f"{low:.3g} to {high:.3g}; {across} {left} to {right}, {up} {bottom} to {top}"
-        when = "" if line else f"t = {run.time[shown]:.6g}, "
-        lines.append(f"{v.name}, {when}{about} upwards"[:width])
+        when = "" if field.line else f"t = {run.time[shown]:.6g}, "
+        lines.append(f"{field.name}, {when}{about} upwards"[:width])
         values = field.values[0]
-        if line:  # it has no shape of its own
+        if field.line:  # it has no shape of its own
             values = _resampled(_resampled(values, 2 * _FIELD_ROWS).T, width).T
         lines += half_blocks(values, (low, high), width, colour=colour)
     return lines

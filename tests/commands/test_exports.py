@@ -346,6 +346,30 @@ def test_xdmf_of_a_member(tmp_path: Path, member: int) -> None:
         assert same_bits(shown, values[k, member].ravel())
 
 
+def test_xdmf_of_the_components_of_a_field(tmp_path: Path) -> None:
+    """Fractions of blocks in each state are arrays of their own, beside a plain field."""
+    values = np.random.default_rng(3).random((2, 2, 3, 2, 4)).astype("f4")
+    plain = np.random.default_rng(4).random((2, 2, 2, 4)).astype("f4")
+    path = tmp_path / "run.h5"
+    names = ("coarse_fraction", "coarse_magnetization")
+    with TrajectoryWriter(
+        path,
+        dims={"member": 2, "state": 3, "y": 2, "x": 4},
+        variables=[STANDARD[n].over("member", *STANDARD[n].dims) for n in names],
+        coordinates={"state": np.array([-1, 0, 1], np.int8)},
+        attributes=ABOUT,
+    ) as writer:
+        for k in range(2):
+            writer.append(k, dict(zip(names, (values[k], plain[k]), strict=True)))
+    invoke(["export", str(path), "--to", "xdmf", "--member", "1"])
+    for k, (_, (grid,)) in enumerate(vtk_frames(tmp_path / "run.xdmf")):
+        assert grid.GetCellData().GetNumberOfArrays() == 4
+        for i, state in enumerate((-1, 0, 1)):
+            shown = vtk_values(grid.GetCellData(), f"coarse_fraction state {state}")
+            assert same_bits(shown, values[k, 1, i].ravel())
+        assert same_bits(vtk_values(grid.GetCellData(), names[1]), plain[k, 1].ravel())
+
+
 def alloy(path: Path, species: bool = True) -> list[np.ndarray]:
     """A run on 2 x 3 x 4 cells; returns the species of its frames."""
     states = [np.random.default_rng(k).integers(0, 4, 48).astype(np.int8) for k in range(3)]

@@ -216,13 +216,42 @@ def test_members_are_reduced_to_mean_and_spread(tmp_path: Path) -> None:
         assert series.mean[:, 0] == pytest.approx(values.mean(axis=1))
         assert series.spread is not None
         assert series.spread[:, 0] == pytest.approx(0.1 * np.arange(5))
-        field = plot_run.field_of(run, run.variables["coarse_magnetization"], [1], 3)
+        field = next(plot_run.fields_of(run, [run.variables["coarse_magnetization"]], [1], 3))
         assert field.values[0].tolist() == [[3, 3], [3, 3]]
         assert field.extent == (-0.5, 1.5, -0.5, 1.5)
     text = "\n".join(lines_of(tmp_path / "run.h5"))
     assert "members 6" in text
     assert "magnetization  0.5 +- 0.4" in text
     assert "      0.9 " in text, "the limits have room for the spread"
+
+
+@pytest.mark.parametrize("states", [3, 12])
+def test_every_component_of_a_field_is_drawn(tmp_path: Path, states: int) -> None:
+    """Fractions of blocks in each state of a spin rule; of many states the first."""
+    path, values = tmp_path / "run.h5", np.random.default_rng(1).random((2, 2, states, 4, 6))
+    numbers = np.arange(states, dtype=np.int8) - 1
+    with TrajectoryWriter(
+        path,
+        dims={"member": 2, "state": states, "y": 4, "x": 6},
+        variables=[STANDARD["coarse_fraction"].over("member", "state", "y", "x")],
+        coordinates={"state": numbers},
+        attributes=about("potts", members=2),
+    ) as writer:
+        for k, field in enumerate(values):
+            writer.append(k, {"coarse_fraction": field.astype("f4")})
+    few = min(states, 9)
+    with Trajectory(path) as run:
+        v = run.variables["coarse_fraction"]
+        fields = list(plot_run.fields_of(run, [v], [0, 1], 1))
+        for i, field in enumerate(fields):
+            assert field.name.startswith(f"coarse_fraction state {numbers[i]}")
+            for k in (0, 1):
+                assert np.array_equal(field.values[k], values[k, 1, i].astype("f4"))
+        assert len(fields) == few
+        assert ("of 12 components" in fields[-1].name) == (states == 12)
+        pages = plot_run.page(run, None, None, 1)
+        assert sum("coarse_fraction state" in line for line in pages) == few
+        assert plot_run.picture(run, tmp_path / "all.png", member=1) == 2
 
 
 def alloy(path: Path) -> np.ndarray:

@@ -20,6 +20,7 @@ from free_law import save_free_law
 
 from mpiflow import cli
 from mpiflow.commands import verify
+from mpiflow.commands.verify import values
 from mpiflow.core.errors import InputError
 from mpiflow.files import checkpoint, footer, manifest, possible
 from mpiflow.files.trajectory import Trajectory
@@ -74,7 +75,7 @@ def test_finished_runs_are_good(runs: Path, quick: bool) -> None:
 
 
 def test_large_fields_are_read_in_bands(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "PIECE", 100)
+    monkeypatch.setattr(values, "PIECE", 100)
     assert all(f.good for f in verify.verify([runs]))
 
 
@@ -96,7 +97,7 @@ def test_pieces_cover_a_dataset_once(
         dataset = file.create_dataset("x", shape, "i4", chunks=chunks, **limits)
         for limit in (1, 64, 300, 2**20):
             count = np.zeros(shape, int)
-            for box in verify.pieces(dataset, limit):
+            for box in values.pieces(dataset, limit):
                 count[box] += 1
                 least = shape[-1] * int(np.prod((chunks or (1,) * len(shape))[:-1]))
                 assert count[box].size * 4 <= max(limit, 4 * least)

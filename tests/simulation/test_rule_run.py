@@ -16,7 +16,8 @@ from mpi4py import MPI
 
 from mpiflow import Simulation, initial
 from mpiflow.cli import invoke
-from mpiflow.commands import verify, verify_rules
+from mpiflow.commands import verify
+from mpiflow.commands.verify import rules as verify_rules
 from mpiflow.core.errors import InputError
 from mpiflow.files import checkpoint
 from mpiflow.files.trajectory import Trajectory
@@ -357,7 +358,7 @@ def test_other_commands_know_such_files(
 
 def test_fields_are_asked_for_in_the_words_of_the_options(tmp_path: Path) -> None:
     out = tmp_path / "run.h5"
-    simulate(config("potts", out, spins=False), ALONE)
+    simulate(config("potts", out, spins=False, coarse=None), ALONE)
     with pytest.raises(InputError, match="--spins"):
         invoke(["export", str(out), "--to", "xdmf"])
 
