@@ -41,6 +41,7 @@ ANY = frozenset({"*"})
 COMMUNICATES = {
     "core.slabs": ANY,  # rows around a slab, transposes, sums
     "core.block": ANY,  # halos, sums over tiles, gathered records
+    "core.boxes": ANY,  # a whole array on one rank
     "core.parallel": ANY,  # ending together
     "files.writer": ANY,
     "files.checkpoint": ANY,
@@ -59,8 +60,8 @@ COMMUNICATES = {
     "experiments.results": frozenset({"allgather", "bcast"}),  # work dealt to ranks
     "learn.onsagerflow.increments": frozenset({"allreduce"}),  # sums over increments
     # gather() is an explicit request for the whole lattice; the rest finds this rank's GPU.
-    "simulation.spins.simulation": frozenset({"gather"}),
-    "simulation.alloy.simulation": frozenset({"gather", "bcast", "allreduce"}),
+    "simulation.states": frozenset({"allgather"}),  # who gave what
+    "simulation.alloy.simulation": frozenset({"bcast", "allreduce"}),
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
 TAKES_A_COMMUNICATOR = {

@@ -32,6 +32,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiflow._version import __version__
+from mpiflow.core.boxes import gather_boxes
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Shape
 from mpiflow.core.parallel import agreed
@@ -225,31 +226,26 @@ def _chunks(array: np.ndarray) -> Shape:
 def _gather_sites(sim: Resumable) -> np.ndarray:
     """All sites on rank 0, packed where they are before they travel; elsewhere nothing."""
     comm, bits = sim.comm, sim.site_bits()
-    packed = bits is not None
-    piece = bits if bits is not None else np.ascontiguousarray(sim.block.spins())
-    places = comm.gather((sim.local_members, sim.local_box()))
+    place, shape = (sim.local_members, *sim.local_box()), (sim.members, *sim.lattice.shape)
+    if bits is None:
+        piece = sim.block.spins()
+        whole = gather_boxes(piece, place, shape, comm)
+        return piece if whole is None else whole
+    places = comm.gather(place)
     if places is None:
-        if piece.size:
-            comm.Send([piece, MPI.BYTE], 0, tag=1)
-        return piece
-    shape: Shape = (sim.members, *sim.lattice.shape)
-    if packed:
-        shape = (*shape[:-1], -(-shape[-1] // 8))
-        if comm.size == 1:
-            return piece
-    whole = np.zeros(shape, piece.dtype)
-    for rank, (members, box) in enumerate(places):
+        if bits.size:
+            comm.Send([bits, MPI.BYTE], 0, tag=1)
+        return bits
+    if comm.size == 1:
+        return bits
+    whole = np.zeros((*shape[:-1], -(-shape[-1] // 8)), bits.dtype)
+    for rank, (members, *box) in enumerate(places):
         if rank > 0:
             sides = [s.stop - s.start for s in (members, *box)]
-            if packed:
-                sides[-1] = -(-sides[-1] // 8)
-            piece = np.empty(sides, whole.dtype)
-            if piece.size:
-                comm.Recv([piece, MPI.BYTE], rank, tag=1)
-        if packed:
-            _or_bits(whole[members, box[0]], piece, box[1].start)
-        else:
-            whole[(members, *box)] = piece
+            bits = np.empty((*sides[:-1], -(-sides[-1] // 8)), bits.dtype)
+            if bits.size:
+                comm.Recv([bits, MPI.BYTE], rank, tag=1)
+        _or_bits(whole[members, box[0]], bits, box[1].start)
     return whole
 
 

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from mpi4py import MPI
 
+from mpiflow.core.boxes import gather_boxes
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import Guarded
 from mpiflow.core.lattice import Lattice, split
 from mpiflow.core.noise import RNG
+from mpiflow.core.parallel import agreed
 from mpiflow.core.schedule import Number, Schedule, State, number_to_json
 from mpiflow.files.schema import TIME, Variable
 from mpiflow.files.writer import Value
+from mpiflow.simulation.states import Given, part_of
 
 
 class Sample(NamedTuple):
@@ -173,6 +176,9 @@ class Simulated(Guarded):
         """One line: what it is, how time advances, and how the work is divided."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.describe()}, time {self.time:g}{self.time_unit}>"
+
     def remarks(self) -> list[str]:
         """What whoever reads its results should know of its errors: lines for the log."""
         return []
@@ -216,6 +222,61 @@ class Simulated(Guarded):
         if self.block.layout is not None:
             return tuple(self.block.layout.slices(self.comm.rank, unit))
         return tuple(slice(0, side // unit) for side in self.lattice.shape)
+
+    # -- the state in and out --------------------------------------------------------
+
+    @property
+    def state(self) -> np.ndarray:
+        """This rank's part of the present state, (members here, *sides here). Collective.
+
+        It is to be read: writing to it raises, :meth:`set_state` sets it.
+        """
+        self.require_state()
+        return self.block.spins()
+
+    def gather(self, root: int = 0) -> np.ndarray | None:
+        """The state (members, *sides) on rank ``root``, None elsewhere. Collective.
+
+        For small systems and tests: one rank holds everything.
+        """
+        place = (self.local_members, *self.local_box())
+        whole = (self.members, *self.lattice.shape)
+        return gather_boxes(self.state, place, whole, self.comm, root)
+
+    def set_state(self, state: Given, *, root: int = 0) -> None:
+        """Go on from this state, at the present time. Collective.
+
+        Parameters
+        ----------
+        state : one of three, numbers of any dtype that hold what sites can be:
+
+            an array (members, *sides) on rank ``root``, whatever other ranks pass
+            an array (members here, *sides here) on every rank
+            a function of the coordinates of sites on every rank. It gets an array of whole numbers
+            for each axis, which broadcast together, and ``member`` if it has a parameter of that
+            name
+
+            Without the axis of members it is the state of all of them.
+
+        Raises
+        ------
+        InputError
+            on all ranks, if its shape or a value is impossible; the state is then as it was
+        """
+        values = part_of(self, state, root)
+        with agreed(self.comm):
+            self._require_values(values)
+        self._put(values)
+
+    def _require_values(self, values: np.ndarray) -> None:
+        """Raise unless this rank's part of a state can be one. Without communication."""
+        raise NotImplementedError
+
+    def _put(self, values: np.ndarray) -> None:
+        """Set this rank's part of the state to such values. Collective."""
+        self._sound = False
+        self.block.store(slice(0, values.shape[1]), values)
+        self.block.fill_halo()
 
     # -- time ------------------------------------------------------------------------
 

@@ -277,7 +277,7 @@ def test_spins_loaded_between_steps_are_the_state(size: Any) -> None:
     sim.set_spins(initial.shuffled)
     sim.advance(1.0)
     with pytest.raises(InputError, match="^state='a copy'"):
-        sim.state.load(np.ones((1, *sim.lattice.shape), np.int8))
+        sim.present.load(np.ones((1, *sim.lattice.shape), np.int8))
     sim.block.load(np.ones((1, *sim.lattice.shape), np.int8))
     assert sim.measure().magnetization[0] == 1.0
     assert (sim.spins() == 1).all()

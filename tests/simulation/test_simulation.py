@@ -362,12 +362,12 @@ def alone_with(sim: Simulation, options: dict[str, Any]) -> np.ndarray:
 def test_the_state_is_a_copy_that_does_not_disturb_the_run(kernel: Any) -> None:
     options: dict[str, Any] = {"size": (8, 128), "members": 2, "kernel": kernel, "seed": 7}
     sim, other = alone(**options), alone(**options)
-    assert sim.state is sim.block  # nothing has been done yet
+    assert sim.present is sim.block  # nothing has been done yet
     for each in (sim, other):
         each.advance(1.0)
-    state = sim.state
+    state = sim.present
     assert state is not sim.block
-    assert sim.state is state
+    assert sim.present is state
     assert np.array_equal(state.spins(), sim.spins())
     black = np.add.outer(np.arange(8), np.arange(128)) % 2 == 0
     assert np.array_equal(state.spins()[:, ~black], sim.block.spins()[:, ~black])
@@ -377,7 +377,7 @@ def test_the_state_is_a_copy_that_does_not_disturb_the_run(kernel: Any) -> None:
     assert np.array_equal(sim.spins(), other.spins())
     sweeps = alone(**options | {"dt": math.inf})
     sweeps.advance(2.0)
-    assert sweeps.state is sweeps.block
+    assert sweeps.present is sweeps.block
 
 
 # -- the law ------------------------------------------------------------------------------------

@@ -203,6 +203,22 @@ class AlloySimulation(Simulated):
     def _check_state(self) -> None:
         check_species(self.block, len(self.system.elements))
 
+    def _require_values(self, values: np.ndarray) -> None:
+        """Values are those of a grid of points, of which a quarter are sites."""
+        parities = [at % 2 for at in np.ogrid[self.local_box()]]
+        site = (parities[0] == parities[1]) & (parities[1] == parities[2])
+        elements = len(self.system.elements)
+        species = (values >= alloy.VACANCY) & (values <= elements) & (values == np.rint(values))
+        wrong = values[~np.where(site, species, values == alloy.NOT_A_SITE)]
+        if wrong.size:
+            where = f"where coordinates have equal parity, else {alloy.NOT_A_SITE}"
+            allowed = f"0 (vacancy) to {elements} {where}"
+            raise InputError("species", wrong[0].item(), allowed, "Look at the state.")
+
+    def _put(self, values: np.ndarray) -> None:
+        species = np.ascontiguousarray(values, np.int8)
+        self.set_species(lambda block: block.load(species))
+
     @property
     def window(self) -> float | None:
         """The window of the tiled solver in s that was given, None where there is none."""
@@ -306,26 +322,6 @@ class AlloySimulation(Simulated):
         return slice(
             self.sites * start // self.lattice.shape[0], self.sites * stop // self.lattice.shape[0]
         )
-
-    def gather(self, root: int = 0) -> np.ndarray | None:
-        """All grids (members, nx, ny, nz) int8 on rank ``root``, None elsewhere.
-
-        For small systems and tests: one rank holds everything.
-        """
-        self.require_state()
-        layout = self.block.layout
-        box = (
-            layout.slices(self.comm.rank)
-            if layout is not None
-            else tuple(slice(0, n) for n in self.lattice.shape)
-        )
-        pieces = self.comm.gather((self.local_members, box, self.block.spins().copy()), root=root)
-        if pieces is None:
-            return None
-        out = np.empty((self.members, *self.lattice.shape), np.int8)
-        for members, place, grid in pieces:
-            out[(members, *place)] = grid
-        return out
 
     def describe(self) -> str:
         """One line: size, vacancies, solver and how the work is divided."""

@@ -65,6 +65,10 @@ class Ensemble(Simulated):
     def _check_state(self) -> None:
         """It has had one since it was made."""
 
+    def _require_values(self, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            raise InputError("state", "infinity or no number", "finite numbers", "Look at it.")
+
     def describe(self) -> str:
         config, comm = self.config, self.comm
         size = " x ".join(map(str, config.shape))
@@ -250,6 +254,12 @@ class Lines(Stepped):
         self.sim.x[members] = states
         return ""
 
+    def _require_values(self, values: np.ndarray) -> None:
+        super()._require_values(values)
+        if (least := values.mean(axis=-1).min(initial=0.0)) < 0:
+            allowed = "means of prey and of predators of 0 or more"
+            raise InputError("state", float(least), allowed, "Look at the state.")
+
     def remarks(self) -> list[str]:
         prey, _ = self.sim.system.start(*self.start)
         mean, wave = prey.mean(), 0.5 * np.ptp(prey)
@@ -318,6 +328,12 @@ class MeanFields(Ensemble):
             f"the initial magnetization is {self.got:.6g}, not {self.asked:g}: the nearest that "
             f"{self.sites} spins have"
         ]
+
+    def _require_values(self, values: np.ndarray) -> None:
+        whole = (values >= 0) & (values == np.rint(values))
+        if not whole.all() or (values.sum(axis=1) != self.sites).any():
+            allowed = f"numbers of spins that are down and up, {self.sites} together"
+            raise InputError("state", values[0].tolist(), allowed, "Look at the state.")
 
     def _counts(self) -> np.ndarray:
         return np.stack([self.sites - self.solver.up, self.solver.up], axis=1)

@@ -107,6 +107,22 @@ class FieldSimulation(Simulated):
         self.field.require_state()
 
     @property
+    def state(self) -> np.ndarray:
+        """Means of this rank's blocks, (members here, rows, nx) float64, to be read."""
+        self.require_state()
+        return self.field.m
+
+    def _require_values(self, values: np.ndarray) -> None:
+        wrong = values[~(abs(values) <= 1)]
+        if wrong.size:
+            raise InputError("state", wrong[0].item(), "means from -1 to 1", "Look at the state.")
+
+    def _put(self, values: np.ndarray) -> None:
+        step, parts = self.field.step, self.field.parts
+        self.field.set(np.asarray(values, float))
+        self.field.go_on(step, 0, parts)
+
+    @property
     def time(self) -> float:  # type: ignore[override]  # it follows from the step
         """Of the whole steps that were made, in attempts per spin."""
         return self.clock.time(self.field.step)

@@ -238,7 +238,7 @@ class Simulation(SpinSimulation):
         return None if isinstance(self.solver, NFold) else self.solver.time_per_step
 
     @property
-    def state(self) -> Block | PackedBlock:
+    def present(self) -> Block | PackedBlock:
         """The spins at the present time. Collective.
 
         Of the sublattice solver it is a copy, to be read: the block itself waits before its next
@@ -267,7 +267,7 @@ class Simulation(SpinSimulation):
         the middle of the pending one: a spin that has flipped there and is back by the end of the
         pass is counted at that frame only, so the count may fall by a few of these.
         """
-        return self._flips + self._view_flips if self.state is not self.block else self._flips
+        return self._flips + self._view_flips if self.present is not self.block else self._flips
 
     # -- dynamics ------------------------------------------------------------------
 
@@ -383,7 +383,7 @@ class Simulation(SpinSimulation):
     def measure(self) -> Frame:
         """Observables of the present state. Collective."""
         self.require_state(anew=True)
-        sums = observables.spin_sums(self.state)
+        sums = observables.spin_sums(self.present)
         spins, bonds = sums[:, 0], sums[:, 1]
         sites = self.lattice.sites
         return Frame(

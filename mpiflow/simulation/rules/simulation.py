@@ -186,6 +186,13 @@ class RuleSimulation(LatticeSimulation):
     def _check_state(self) -> None:
         check_states(self.block, self.system)
 
+    def _require_values(self, values: np.ndarray) -> None:
+        wrong = values[~np.isin(values, self.system.values)]
+        if wrong.size:
+            lowest, highest = self.system.values[[0, -1]]
+            allowed = f"whole numbers from {lowest} to {highest}"
+            raise InputError("states", wrong[0].item(), allowed, "Look at the initial state.")
+
     # -- dynamics ------------------------------------------------------------------
 
     def advance(self, duration: float) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from mpiflow import observables
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
+from mpiflow.core.guards import is_spins, spin_fault
 from mpiflow.core.lattice import Lattice, Layout, Shape
 from mpiflow.core.packed import WORD_SITES, PackedBlock
 from mpiflow.core.parallel import arrival
@@ -65,9 +66,14 @@ class LatticeSimulation(Simulated):
         return self.step_length or 0.0
 
     @property
-    def state(self) -> Block | PackedBlock:
+    def present(self) -> Block | PackedBlock:
         """The sites at the present time. Collective."""
         return self.block
+
+    @property
+    def state(self) -> np.ndarray:
+        self.require_state()
+        return self.present.spins()
 
     def advance(self, duration: float) -> None:
         """Advance the state by ``duration``. Collective."""
@@ -94,23 +100,11 @@ class LatticeSimulation(Simulated):
         """
         if not self._sound:
             self._check_state()
-        return self.state.spins()
+        return self.present.spins()
 
-    def gather(self, root: int = 0) -> np.ndarray | None:
-        """All spins (members, Ly, Lx) int8 on rank ``root``, None elsewhere.
-
-        For small systems and tests: one rank holds everything.
-        """
-        self.require_state()
-        pieces = self.comm.gather(
-            (self.local_members, self.local_box(), self.spins().copy()), root=root
-        )
-        if pieces is None:
-            return None
-        out = np.empty((self.members, *self.lattice.shape), np.int8)
-        for members, box, spins in pieces:
-            out[(members, *box)] = spins
-        return out
+    def _put(self, values: np.ndarray) -> None:
+        sites = np.ascontiguousarray(values, np.int8)
+        self.set_spins(lambda block: block.load(sites))
 
     def steps_in(self, duration: float, name: str = "time") -> int:
         """Whole steps in ``duration``; raises if it is not a multiple of the step."""
@@ -186,10 +180,14 @@ class SpinSimulation(LatticeSimulation):
     def _check_state(self) -> None:
         self.block.check_spins()
 
+    def _require_values(self, values: np.ndarray) -> None:
+        if not is_spins(values):
+            raise spin_fault(values)
+
     def coarse_sums(self, size: int) -> np.ndarray:
         """Sums of spins over coarse blocks, this rank's part, (members, ny, nx) int32."""
         self.require_state()
-        return observables.block_sums(self.state, size)
+        return observables.block_sums(self.present, size)
 
     def site_bits(self) -> np.ndarray:
         return observables.spin_bits(self.block)
@@ -254,7 +252,7 @@ class SpinSimulation(LatticeSimulation):
             field = self.spins()
             values["spin"] = (field[0] if one else field, members + self.local_box())
         if spin_bits:
-            bits, (rows, columns) = observables.spin_bits(self.state), self.local_box()
+            bits, (rows, columns) = observables.spin_bits(self.present), self.local_box()
             place = (*members, rows, slice(columns.start // 8, columns.stop // 8))
             values["spin_bits"] = (bits[0] if one else bits, place)
         return values
