@@ -59,9 +59,8 @@ COMMUNICATES = {
     "experiments.ising": ANY,
     "experiments.results": frozenset({"allgather", "bcast"}),  # work dealt to ranks
     "learn.onsagerflow.increments": frozenset({"allreduce"}),  # sums over increments
-    # gather() is an explicit request for the whole lattice; the rest finds this rank's GPU.
     "simulation.states": frozenset({"allgather"}),  # who gave what
-    "simulation.alloy.simulation": frozenset({"bcast", "allreduce"}),
+    "simulation.alloy.simulation": frozenset({"gather", "bcast", "allreduce"}),
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
 TAKES_A_COMMUNICATOR = {

@@ -239,9 +239,11 @@ class Simulated(Guarded):
 
         For small systems and tests: one rank holds everything.
         """
-        place = (self.local_members, *self.local_box())
-        whole = (self.members, *self.lattice.shape)
-        return gather_boxes(self.state, place, whole, self.comm, root)
+        return gather_boxes(self.state, *self._place(), self.comm, root)
+
+    def _place(self) -> tuple[tuple[slice, ...], tuple[int, ...]]:
+        """Where this rank's part of the state is, and the shape of the whole."""
+        return (self.local_members, *self.local_box()), (self.members, *self.lattice.shape)
 
     def set_state(self, state: Given, *, root: int = 0) -> None:
         """Go on from this state, at the present time. Collective.
@@ -263,7 +265,7 @@ class Simulated(Guarded):
         InputError
             on all ranks, if its shape or a value is impossible; the state is then as it was
         """
-        values = part_of(self, state, root)
+        values = part_of(state, *self._place(), self.comm, root)
         with agreed(self.comm):
             self._require_values(values)
         self._put(values)

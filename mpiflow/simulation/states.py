@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 from mpiflow.core.boxes import scatter_boxes
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
 from mpiflow.core.parallel import agreed
 
-if TYPE_CHECKING:
-    from mpiflow.simulation.base import Simulated
-
 #: A state as it may be given: an array, nothing on ranks that have none, or a function of sites.
 Given = np.ndarray | Callable[..., Any] | None
 
 
-def part_of(sim: Simulated, given: Given, root: int = 0) -> np.ndarray:
+def part_of(
+    given: Given, place: tuple[slice, ...], whole: Shape, comm: MPI.Intracomm, root: int = 0
+) -> np.ndarray:
     """This rank's part of a state, (members here, *sides here) in the dtype it came in. Collective.
 
     Parameters
     ----------
     given : as of :meth:`~mpiflow.simulation.base.Simulated.set_state`
+    place : of that part in the whole state
+    whole : (members, *sides)
     root : the rank that has the whole state, if one has
 
     Raises
     ------
     InputError : on all ranks, if shapes do not fit or the function does not return numbers
     """
-    comm, place = sim.comm, (sim.local_members, *sim.local_box())
     here = tuple(side.stop - side.start for side in place)
     if all(comm.allgather(callable(given))):
         with agreed(comm):
@@ -41,7 +42,6 @@ def part_of(sim: Simulated, given: Given, root: int = 0) -> np.ndarray:
     with agreed(comm):
         values = None if given is None else _numbers(given)
     shapes: list[Shape | None] = comm.allgather(None if values is None else values.shape)
-    whole = (sim.members, *sim.lattice.shape)
     if _fits(shapes[root], whole):
         one = shapes[root] == whole[1:]  # the same state for all members
         if values is not None and comm.rank == root:
