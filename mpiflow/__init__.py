@@ -15,6 +15,8 @@ from mpiflow._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from mpiflow import initial as initial
+    from mpiflow.commands.importing.run import import_array as import_array
+    from mpiflow.commands.importing.run import import_trajectory as import_trajectory
     from mpiflow.core.block import Block as Block
     from mpiflow.core.errors import InputError as InputError
     from mpiflow.core.lattice import Lattice as Lattice
@@ -81,6 +83,8 @@ _PUBLIC = {
     "Sublattice": ("mpiflow.solvers.spins.sublattice", "Sublattice"),
     "Trajectory": ("mpiflow.files.trajectory", "Trajectory"),
     "TrajectoryWriter": ("mpiflow.files.writer", "TrajectoryWriter"),
+    "import_array": ("mpiflow.commands.importing.run", "import_array"),
+    "import_trajectory": ("mpiflow.commands.importing.run", "import_trajectory"),
     "load_barrier_model": ("mpiflow.simulation.alloy.barrier_model", "load_barrier_model"),
     "load_model": ("mpiflow.learn.models", "load_model"),
     "local_relax": ("mpiflow.scaleup.spins", "local_relax"),

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mpiflow._version import __version__
+from mpiflow.commands.importing.options import ImportConfig
 from mpiflow.core import parallel, signals, streams
 from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.simulation import catalogue
@@ -119,6 +120,8 @@ def _typer_option(name: str, field: FieldInfo, argument: bool = False) -> inspec
     makes: Any = typer.Option(None, flag, **settings)
     if argument:
         makes = typer.Argument(None, metavar=texts["metavar"], help=field.description)
+        if get_origin(field.annotation) is tuple:
+            kind = list[str] | None
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -132,11 +135,12 @@ def _command(
 ) -> Callable[..., None]:
     """A function with one option for each field of the model, and ``--config``.
 
-    One of the fields may be an ``argument``: it is given without its name.
+    One of the fields may be an ``argument``: it is given without its name, several times if it is a
+    tuple.
     """
 
     def command(config: Path | None, **given: Any) -> None:
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen = {name: value for name, value in given.items() if value not in (None, [])}
         run(model.from_toml(config, **chosen))
 
     file_option = inspect.Parameter(
@@ -343,6 +347,18 @@ def verify(
         bad += not finding.good
     if bad:
         raise typer.Exit(1)
+
+
+def _import(config: ImportConfig) -> None:
+    from mpiflow.commands.importing import run
+
+    comm = parallel.start()
+    written, frames = run.run(config, comm)
+    if comm.rank == 0 and not config.quiet:
+        print(f"{written}: {frames} frame{'s' * (frames != 1)}")
+
+
+app.command("import", help=ImportConfig.__doc__)(_command(ImportConfig, _import, "files"))
 
 
 @app.command("import-nnk")

@@ -68,6 +68,7 @@ TAKES_A_COMMUNICATOR = {
     "learn.closure.equilibrium",
     "solvers.lines.predator_prey",
     "commands.bench.alloy",
+    "commands.importing.run",
     "commands.bench.kac",
     "commands.bench.field",
     "simulation.kac.simulation",

@@ -343,7 +343,7 @@ def to_xdmf(
     ------
     InputError : no fields, no such variable, frame or member, bad output
     """
-    atoms = run.attributes.get("system") == "alloy"
+    atoms = run.attributes.get("system") == "alloy" or run.config.get("kind") == "species"
     shown = [v for v in run.variables.values() if field_axes(v) or (atoms and _is_species(v))]
     if not shown:
         remedy = "Its system has none on a lattice: export it to netcdf."

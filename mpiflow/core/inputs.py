@@ -106,6 +106,15 @@ def origin(config: Mapping[str, Any]) -> str:
     return ", ".join(words) + (f" (SHA-256 {digest})" if digest else "")
 
 
+def imported(config: Mapping[str, Any]) -> str:
+    """In words, which files of another program a configuration names, and what read them."""
+    where = f"from {config.get('format')}, by {config.get('reader')}"
+    if "source" not in config:
+        return where
+    more = f" and {config['sources'] - 1} more" if config.get("sources", 1) > 1 else ""
+    return f"{where}: {config['source']}{more} (SHA-256 {config['inputs']['files']})"
+
+
 def absolute(value: str | Path) -> str:
     """The path of a file that exists made absolute, from the working folder; others unchanged."""
     path = Path(value)

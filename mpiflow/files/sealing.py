@@ -57,8 +57,12 @@ def place(path: Path, schema: Schema, overwrite: bool) -> None:
     _forget(path)
 
 
-def seal(path: Path) -> None:
+def seal(path: Path, listed: bool = True) -> None:
     """Rewrite a finished live file as a sealed one, ``complete``; then enter it in the manifest.
+
+    Parameters
+    ----------
+    listed : whether it is entered; not yet, for a file that has not its name yet
 
     Raises
     ------
@@ -68,7 +72,8 @@ def seal(path: Path) -> None:
         schema = Schema.of(live)
         schema.attributes = {**schema.attributes, "complete": 1}
         _rewrite(path, live, schema, len(live["time"]), sealed=True)
-    manifest.enter(path)
+    if listed:
+        manifest.enter(path)
 
 
 def reopen(path: Path, schema: Schema, where: Continuation) -> float:

@@ -150,15 +150,26 @@ def read_state(
     if not path.is_file():
         raise InputError("file", str(path), "an existing structure file", "Check the path.")
     try:
-        atoms = read_atoms(path, frame)
-        kinds = _kinds(atoms, elements)
-        grid = _placed(atoms, kinds, cells) if cells else _placed_somehow(atoms, kinds)
-        return Structure(grid, float(np.mean(2 * atoms.box / grid.shape)))
+        return placed(read_atoms(path, frame), elements, cells)
     except Unfit as error:
         raise InputError("file", str(path), error.allowed, error.remedy) from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
         allowed = "a readable LAMMPS text dump or extended XYZ file"
         raise InputError("file", str(path), allowed, f"Reading said: {error}.") from error
+
+
+def placed(
+    atoms: Atoms, elements: Sequence[str] = ELEMENTS, cells: Sequence[int] | None = None
+) -> Structure:
+    """Atoms on the sites of a bcc lattice; see :func:`read_state`.
+
+    Raises
+    ------
+    Unfit : they are not on such a lattice; names the first that is not
+    """
+    kinds = _kinds(atoms, elements)
+    grid = _placed(atoms, kinds, cells) if cells else _placed_somehow(atoms, kinds)
+    return Structure(grid, float(np.mean(2 * atoms.box / grid.shape)))
 
 
 def _kinds(atoms: Atoms, elements: Sequence[str]) -> np.ndarray:
@@ -445,7 +456,7 @@ def export(
         raise InputError("to", to, f"one of {', '.join(FORMATS)}", "Choose one of them.")
     write, suffix = FORMATS[to]
     system = run.attributes.get("system")
-    if system != "alloy":
+    if system != "alloy" and run.config.get("kind") != "species":  # imported
         raise InputError("file", str(run.path), "the file of an alloy run", f"It is of {system}.")
     if "species" not in run:
         allowed = "a run that saved its species"

@@ -1,11 +1,13 @@
 """The atoms in files of other programs, as they stand: see :mod:`mpiflow.files.structure`.
 
 LAMMPS dumps and extended XYZ are read here, POSCAR, LAMMPS data and CIF by ASE. Any of them may
-be compressed with gzip. :func:`mpiflow.files.structure.read_structure` puts the atoms on a lattice.
+be compressed with gzip. :func:`mpiflow.files.structure.read_structure` puts the atoms on a lattice,
+:mod:`mpiflow.files.readers.atoms` reads all frames of a file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import re
@@ -84,7 +86,7 @@ class Rows:
         except ValueError:
             values = np.full((len(rows), 1), np.nan)
             for k, row in enumerate(rows):
-                values[k] = 0.0 if all(map(_is_number, row)) else np.nan
+                values[k] = 0.0 if all(map(is_number, row)) else np.nan
         wrong = ~np.isfinite(values).reshape(len(rows), -1).all(axis=1)
         if wrong.any():
             k = int(np.argmax(wrong))
@@ -92,7 +94,7 @@ class Rows:
         return values
 
 
-def _is_number(word: str) -> bool:
+def is_number(word: str) -> bool:
     try:
         float(word)
     except ValueError:
@@ -100,8 +102,9 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def read_atoms(path: Path, frame: int) -> Atoms:
-    """The atoms of a frame of a file of any format, negative from the end, or Unfit."""
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[str, Lines]]:
+    """The first 60 lines of a file, unpacked, as one text, and all of its lines."""
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
     # utf-8-sig: some editors of text begin with a mark.
@@ -109,16 +112,31 @@ def read_atoms(path: Path, frame: int) -> Atoms:
     with gzip.open(path, **how) if packed else path.open(**how) as file:  # type: ignore[call-overload]
         head = "".join(islice(Lines(file), 60))
         file.seek(0)
-        lines = Lines(file)
-        if head.startswith("ITEM:"):
-            return _from_dump(*_chosen(_dump_frames(lines), frame))
-        if head.partition("\n")[0].strip().isdecimal():
-            return _from_xyz(*_chosen(_xyz_frames(lines), frame))
-        if kind := _of_ase(head):
-            return _from_ase("".join(lines), kind, frame)
+        yield head, Lines(file)
+
+
+def kind_of(head: str) -> str:
+    """The format of a file that begins like this: dump, xyz, or ASE's name of it; or Unfit."""
+    if head.startswith("ITEM:"):
+        return "dump"
+    if head.partition("\n")[0].strip().isdecimal():
+        return "xyz"
+    if kind := ase_kind(head):
+        return kind
     found = f"It begins with {head.partition(chr(10))[0].strip()[:40]!r}."
     allowed = "a LAMMPS text dump or an extended XYZ file, or POSCAR, LAMMPS data or CIF"
     raise Unfit(allowed, found)
+
+
+def read_atoms(path: Path, frame: int) -> Atoms:
+    """The atoms of a frame of a file of any format, negative from the end, or Unfit."""
+    with opened(path) as (head, lines):
+        kind = kind_of(head)
+        if kind == "dump":
+            return from_dump(*_chosen(dump_frames(lines), frame))
+        if kind == "xyz":
+            return from_xyz(*_chosen(xyz_frames(lines), frame))
+        return from_ase("".join(lines), kind, frame)
 
 
 def _chosen(frames: Iterator[_T], number: int) -> _T:
@@ -143,7 +161,7 @@ def _rows(lines: Lines, number: int, what: str) -> Rows:
 
 def _whole_number(text: str, what: str, line: int = 0) -> int:
     """A whole number, also one that is written as 1.0."""
-    if not _is_number(text) or not float(text).is_integer() or float(text) < 0:
+    if not is_number(text) or not float(text).is_integer() or float(text) < 0:
         where = f"Line {line} has" if line else "It has"
         raise Unfit(f"a whole number as {what}", f"{where} {text.strip()[:40]!r}.")
     return int(float(text))
@@ -168,7 +186,7 @@ def _straight(vectors: np.ndarray, what: str) -> np.ndarray:
 _Dump = tuple[Mapping[str, Rows], str, Rows]
 
 
-def _dump_frames(lines: Lines) -> Iterator[_Dump]:
+def dump_frames(lines: Lines) -> Iterator[_Dump]:
     """For each frame its sections, with their titles' arguments, and the rows of the atoms."""
     sections: dict[str, Rows] = {}
     for line in lines:
@@ -191,12 +209,13 @@ def _dump_frames(lines: Lines) -> Iterator[_Dump]:
         raise Unfit("a whole file", found)
 
 
-def _dump_box(sections: Mapping[str, Rows]) -> tuple[np.ndarray, np.ndarray]:
-    """Lower corner and edges of the box of a frame."""
+def dump_box(sections: Mapping[str, Rows], periodic: str = "xyz") -> tuple[np.ndarray, np.ndarray]:
+    """Lower corner and edges of the box of a frame, which is ``periodic`` along these axes."""
     none = Rows([""], 0)
     flags, *bounds = sections.get("BOX BOUNDS", none).lines
     edges = [word for word in flags.split() if re.fullmatch(r"[pfsm]{2}", word)]
-    if open_axes := [axis for axis, edge in zip("xyz", edges, strict=False) if edge != "pp"]:
+    open_axes = [a for a, e in zip("xyz", edges, strict=False) if e != "pp" and a in periodic]
+    if open_axes:
         why = f"It has {' '.join(edges)}: {' and '.join(open_axes)} not periodic."
         raise Unfit("a box that is periodic along all axes, pp pp pp", why)
     rows = Rows(bounds, sections.get("BOX BOUNDS", none).first + 1)
@@ -215,9 +234,23 @@ def _dump_box(sections: Mapping[str, Rows]) -> tuple[np.ndarray, np.ndarray]:
     return low, high - low
 
 
-def _from_dump(sections: Mapping[str, Rows], title: str, rows: Rows) -> Atoms:
-    low, box = _dump_box(sections)
-    columns = title.split()[1:]
+def dump_columns(title: str) -> list[str]:
+    """Names of the columns of the atoms; old programs name none."""
+    return title.split()[1:] or ["id", "type", "x", "y", "z"]
+
+
+def dump_time(sections: Mapping[str, Rows]) -> float:
+    """The time of a frame: ITEM: TIME, what SPPARKS writes behind its step, or else the step."""
+    for title in ("TIME", "TIMESTEP"):
+        if rows := sections.get(title):
+            words = rows.lines[0].split()[-1:]
+            return float(rows.numbers([words or [""]], f"ITEM: {title}")[0, 0])
+    raise Unfit("ITEM: TIMESTEP or ITEM: TIME in each frame", "It has none.")
+
+
+def from_dump(sections: Mapping[str, Rows], title: str, rows: Rows) -> Atoms:
+    low, box = dump_box(sections)
+    columns = dump_columns(title)
     table = rows.words(len(columns))
     kind = "element" if "element" in columns else "type"
     styles = [s for s in ("{}", "{}u", "{}s", "{}su") if {s.format(a) for a in "xyz"} <= {*columns}]
@@ -238,7 +271,7 @@ def _from_dump(sections: Mapping[str, Rows], title: str, rows: Rows) -> Atoms:
 # -- extended XYZ ------------------------------------------------------------------------------
 
 
-def _xyz_frames(lines: Lines) -> Iterator[tuple[str, Rows]]:
+def xyz_frames(lines: Lines) -> Iterator[tuple[str, Rows]]:
     """For each frame its comment and the rows of the atoms."""
     for line in lines:
         if line.strip():
@@ -247,29 +280,41 @@ def _xyz_frames(lines: Lines) -> Iterator[tuple[str, Rows]]:
             yield comment, _rows(lines, number, "atoms")
 
 
-def _from_xyz(comment: str, rows: Rows) -> Atoms:
+def xyz_comment(comment: str) -> dict[str, str]:
+    """What the comment of a frame says, by names in small letters."""
     found = re.findall(r"""([\w-]+)\s*=\s*(?:"([^"]*)"|\{([^}]*)\}|(\S+))""", comment)
-    about = {key.lower(): "".join(values) for key, *values in found}
-    here = Rows([comment], rows.first - 1)
+    return {key.lower(): "".join(values) for key, *values in found}
+
+
+def xyz_box(
+    about: Mapping[str, str], here: Rows, periodic: str = "xyz"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Origin and edges of the box of a frame, which is ``periodic`` along these axes."""
     vectors = here.numbers([about.get("lattice", "").split()], "Lattice").reshape(-1)
     if vectors.size != 9:
         raise Unfit('Lattice="..." with nine numbers in the comment', "It has none such.")
     box = _straight(vectors.reshape(3, 3), "Lattice")
     pbc = about.get("pbc", "T").upper().split()
-    if open_axes := [axis for axis, p in zip("xyz", pbc, strict=False) if p[0] not in "T1"]:
+    open_axes = [a for a, p in zip("xyz", pbc, strict=False) if p[0] not in "T1" and a in periodic]
+    if open_axes:
         why = f"It has pbc={about['pbc']!r}: {' and '.join(open_axes)} not periodic."
         raise Unfit("a box that is periodic along all axes", why)
-    at, width = _xyz_columns(about.get("properties", "species:S:1:pos:R:3"))
+    return here.numbers([about.get("origin", "0 0 0").split()], "Origin").reshape(-1), box
+
+
+def from_xyz(comment: str, rows: Rows) -> Atoms:
+    about = xyz_comment(comment)
+    origin, box = xyz_box(about, Rows([comment], rows.first - 1))
+    at, width = xyz_columns(about.get("properties", "species:S:1:pos:R:3"))
     table = rows.words(width)
     place = at["pos"]
     positions = rows.numbers((row[place : place + 3] for row in table), "positions").reshape(-1, 3)
-    origin = here.numbers([about.get("origin", "0 0 0").split()], "Origin").reshape(-1)
     names = [str(i) for i in range(1, len(table) + 1)]
     species = [kind_word(row[at["species"]]) for row in table]
     return Atoms(names, species, positions, origin, box)
 
 
-def _xyz_columns(properties: str) -> tuple[dict[str, int], int]:
+def xyz_columns(properties: str) -> tuple[dict[str, int], int]:
     """Where each property begins in a row, and the words of a row."""
     parts, at, width = properties.split(":"), {}, 0
     triples = list(zip(parts[0::3], parts[1::3], parts[2::3], strict=False))
@@ -286,22 +331,22 @@ def _xyz_columns(properties: str) -> tuple[dict[str, int], int]:
 _NAMES = {"cif": "CIF", "vasp": "POSCAR", "lammps-data": "LAMMPS data"}
 
 
-def _of_ase(head: str) -> str | None:
+def ase_kind(head: str) -> str | None:
     """ASE's name of the format of a file that begins like this, None for another."""
     lines = head.splitlines()
     if re.search(r"^\s*_cell_length_a\b", head, re.MULTILINE) or head.lstrip().startswith("data_"):
         return "cif"
     if re.search(r"^\s*\d+\s+atoms\s*$", head, re.MULTILINE):
         return "lammps-data"
-    scale = len(lines) > 4 and all(map(_is_number, lines[1].split())) and lines[1].strip()
+    scale = len(lines) > 4 and all(map(is_number, lines[1].split())) and lines[1].strip()
     if scale and all(
-        len(line.split()) >= 3 and all(map(_is_number, line.split()[:3])) for line in lines[2:5]
+        len(line.split()) >= 3 and all(map(is_number, line.split()[:3])) for line in lines[2:5]
     ):
         return "vasp"
     return None
 
 
-def _from_ase(text: str, kind: str, frame: int) -> Atoms:
+def from_ase(text: str, kind: str, frame: int) -> Atoms:
     try:
         from ase.io import read
     except ImportError:

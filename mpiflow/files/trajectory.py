@@ -195,7 +195,9 @@ class Trajectory:
                 f"dimensions  {', '.join(sizes)}",
                 f"written by  mpiflow {about['mpiflow_version']} ({about['git_hash'][:12]}), "
                 f"ranks: {about['ranks']}",
-                f"random      seed {about['seed']}, {about['rng']}, {same}",
+                f"imported    {inputs.imported(config)}"
+                if about["system"] == "imported"
+                else f"random      seed {about['seed']}, {about['rng']}, {same}",
                 f"size        {self.path.stat().st_size / 1e6:.3g} MB",
                 *([f"started     from {inputs.origin(config)}"] if "initial" in files else []),
                 *([f"changed     {CHANGED.format(self.path)}"] if self.changed else []),

@@ -51,6 +51,8 @@ def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, An
     system = stored.get("system")
     if "out" not in stored or "system" not in stored:
         remedy = "A run that Python made goes on in Python: see record(point=...)."
+        if system == "imported":
+            remedy = "It was imported, and has no checkpoints: start a run from it with --initial."
         raise InputError("file", str(out), "a run of mpiflow simulate or predict", remedy)
     model = catalogue.options(str(system))
     values = {**stored, "overwrite": False, **changes, "out": out, "resume": True}

@@ -101,6 +101,23 @@ def pair_names(species: Sequence[str]) -> list[str]:
     return [a + b for i, a in enumerate(species) for b in species[i:]]
 
 
+def bonds_of(species: np.ndarray, cells: Sequence[int], kinds: int) -> np.ndarray:
+    """Bonds by species of the corner and of the centre, (kinds, kinds) int64.
+
+    Parameters
+    ----------
+    species : of all sites of (Lx, Ly, Lz) cells in C order, (2 Lx Ly Lz,)
+    """
+    x, y, z = cells
+    planes = species.reshape(2 * x, y, z)
+    corners, centres = planes[::2].astype(np.int64) * kinds, planes[1::2]
+    counts = np.zeros(kinds * kinds, np.int64)
+    for shift in np.ndindex(2, 2, 2):
+        ends = corners + np.roll(centres, shift, axis=(0, 1, 2))
+        counts += np.bincount(ends.ravel(), minlength=kinds * kinds)
+    return counts.reshape(kinds, kinds)
+
+
 def neighbour_numbers(bonds: np.ndarray) -> np.ndarray:
     """Numbers N_ij of neighbours j of all atoms i, from bonds (..., S, S) corner x centre.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import h5py
@@ -20,6 +19,8 @@ class AlloyValues(Values):
     """Species, bonds and order parameters."""
 
     may_be_nan = _FROM_BONDS
+    #: Whether the number of atoms of each kind stays.
+    conserved = True
 
     def _totals(self) -> None:
         if "bonds" in self.file:
@@ -45,7 +46,7 @@ class AlloyValues(Values):
                     raise Corrupt("bonds do not add up to eight for each site")
             numbers = alloy.species_numbers(values)
             counts = numbers[0] if counts is None else counts
-            if (numbers != counts).any():
+            if self.conserved and (numbers != counts).any():
                 frame = start + int(np.argmax((numbers != counts).reshape(len(numbers), -1).any(1)))
                 raise Corrupt(f"frame {frame}: atoms are not conserved")
             rules = (alloy.short_range_order, alloy.warren_cowley, alloy.long_range_order)
@@ -78,17 +79,11 @@ class AlloyValues(Values):
                 [] if bonds is None else bonds[frame].reshape(-1, kinds, kinds),
                 strict=bonds is not None,
             ):
-                if (_bonds_of(lattice, cells, kinds) != wanted).any():
+                if (alloy.bonds_of(lattice, cells, kinds) != wanted).any():
                     raise Corrupt(f"frame {frame}: species do not give bonds")
 
 
-def _bonds_of(species: np.ndarray, cells: tuple[int, ...], kinds: int) -> np.ndarray:
-    """Bonds by species of the corner and of the centre, of all sites in C order."""
-    x, y, z = cells
-    planes = species.reshape(2 * x, y, z)
-    corners, centres = planes[::2].astype(np.int64) * kinds, planes[1::2]
-    counts = np.zeros(kinds * kinds, np.int64)
-    for shift in itertools.product((0, 1), repeat=3):
-        ends = corners + np.roll(centres, shift, axis=(0, 1, 2))
-        counts += np.bincount(ends.ravel(), minlength=kinds * kinds)
-    return counts.reshape(kinds, kinds)
+class ImportedAlloyValues(AlloyValues):
+    """Alloys of another program, which may change the kind of an atom."""
+
+    conserved = False

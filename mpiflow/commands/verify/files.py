@@ -7,14 +7,20 @@ import os
 import re
 import time as clock
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 
-from mpiflow.commands.verify.alloy import AlloyValues
-from mpiflow.commands.verify.spins import FieldValues, LineValues, SpinValues
+from mpiflow.commands.verify.alloy import AlloyValues, ImportedAlloyValues
+from mpiflow.commands.verify.spins import (
+    FieldValues,
+    ImportedFieldValues,
+    LineValues,
+    SpinValues,
+)
 from mpiflow.commands.verify.structure import (
     Corrupt,
     check_attributes,
@@ -36,6 +42,12 @@ _KINDS: dict[str, type[Values]] = {
     "onsagerflow": FieldValues,
     **dict.fromkeys(("linear-chain", "predator-prey"), LineValues),
     "alloy": AlloyValues,
+}
+#: The same of files of other programs, by what they hold.
+_IMPORTED: dict[str, type[Values]] = {
+    "spins": SpinValues,
+    "field": ImportedFieldValues,
+    "species": ImportedAlloyValues,
 }
 
 _UNREADABLE = (
@@ -218,16 +230,24 @@ def _check_content(path: Path, quick: bool, entry: manifest.Entry | None) -> str
         if entry is not None:
             check_entry(about, file["time"][:frames], entry)
         if not quick:
-            kind = _KINDS.get(about["system"], Values)
-            if kind is SpinValues and "size" not in json.loads(about["config_json"]):
-                kind = MeanValues  # of another program: its sums are of nobody knows how many
-            kind(file, about, frames, complete, parts).check()
+            _values_of(about)(file, about, frames, complete, parts).check()
     text = f"good, {frames} frame{'s' * (frames != 1)}"
     text += f" to time {last[0]:g}" if last else ""
     text += "" if complete else ", NOT complete"
     if state == "changed" and entry is None:
         raise InputError("file", str(path), "a file as it was sealed", _changed(path, text))
     return text + ("" if state == "sealed" else ", without checksums")
+
+
+def _values_of(about: Mapping[str, Any]) -> type[Values]:
+    """What the values of a file obey, by its attributes."""
+    config, system = json.loads(about["config_json"]), about["system"]
+    if system == "imported":
+        return _IMPORTED.get(config.get("kind"), Values)
+    kind = _KINDS.get(system, Values)
+    if kind is SpinValues and "size" not in config:
+        return MeanValues  # of another program: its sums are of nobody knows how many
+    return kind
 
 
 def _changed(path: Path, text: str) -> str:

@@ -67,7 +67,7 @@ class SpinValues(MeanValues):
             system: Ising | CurieWeiss
             if len(options) < len(names):
                 continue
-            if self.system == "ising" and self.bonds is not None:
+            if self.system in ("ising", "imported") and self.bonds is not None:
                 system = Ising(**options)
                 wanted = system.energy(self.bonds[here], spins[here]) / sites
             elif self.system == "curie-weiss":
@@ -179,19 +179,28 @@ class FieldValues(MeanValues):
     def _field(self, dataset: h5py.Dataset) -> None:
         """Means of blocks of a learned law: their mean is the total, those of spins are such."""
         spins = self.config["coarse"] ** 2
-        total = np.zeros((len(dataset), *dataset.shape[1:-2]))
+        total, largest = np.zeros((2, len(dataset), *dataset.shape[1:-2]))
         for box in pieces(dataset):
             means = self._plain("coarse_magnetization", box, dataset[box]).astype(np.float64)
             if self.kernel == "cosh" and spins < 2**24:
                 up = np.rint((means + 1) * (spins / 2))
                 whole = (2 * up / spins - 1).astype(np.float32) == means.astype(np.float32)
                 self._all(whole, "coarse_magnetization", box, True, "no mean of spins")
-            total[_lead(box, len(means))] += means.sum(axis=(-2, -1))
+            lead = _lead(box, len(means))
+            total[lead] += means.sum(axis=(-2, -1))
+            largest[lead] = np.maximum(largest[lead], abs(means).max(axis=(-2, -1), initial=0))
         m = self._series("magnetization")
         if m is not None:
             found = total[: self.frames] / math.prod(dataset.shape[-2:])
-            near = abs(found - m) <= _FLOAT32 + _ROUNDING
+            size = np.maximum(largest[: self.frames], 1.0)
+            near = abs(found - m) <= (_FLOAT32 + _ROUNDING) * size
             self._equal(near, np.ones(m.shape, bool), "means of blocks do not give magnetization")
+
+
+class ImportedFieldValues(FieldValues):
+    """Means of blocks of a field of another program, of any size."""
+
+    bounded = False
 
 
 class LineValues(Values):

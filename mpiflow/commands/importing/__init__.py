@@ -1,0 +1,1 @@
+"""Trajectories of other programs as files of runs; see docs/import.md."""
