@@ -110,12 +110,15 @@ __all__ = [*sorted({*_PUBLIC, *_MODULES} - {"open"})]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(_MODULES[name])
-    if name not in _PUBLIC:
+    if name not in _MODULES and name not in _PUBLIC:
         raise AttributeError(f"module 'mpiflow' has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    return getattr(import_module(module), attribute)
+    from mpiflow.core.packages import explained
+
+    with explained():
+        if name in _MODULES:
+            return import_module(_MODULES[name])
+        module, attribute = _PUBLIC[name]
+        return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -22,6 +22,7 @@ from mpiflow._version import __version__
 from mpiflow.commands.importing.options import ImportConfig
 from mpiflow.core import parallel, signals, streams
 from mpiflow.core.errors import InputError, did_you_mean
+from mpiflow.core.packages import explained
 from mpiflow.simulation import catalogue
 from mpiflow.simulation.options import Config, RunConfig, alternatives
 
@@ -61,7 +62,8 @@ def invoke(arguments: Sequence[str]) -> None:
     usage_error: Any = typer.BadParameter.__bases__[0]
     command = typer.main.get_command(app)
     try:
-        code = command.main(list(arguments), prog_name="mpiflow", standalone_mode=False)
+        with explained():
+            code = command.main(list(arguments), prog_name="mpiflow", standalone_mode=False)
     except usage_error as error:
         raise _usage(error, arguments) from None
     except typer.Abort:  # Ctrl-C, or for newer versions the code below
@@ -236,7 +238,7 @@ def learn_onsagerflow(
                              "Leave it out.")  # fmt: skip
     else:
         options["kernel"] = kernel
-    comm = parallel.start()
+    comm = parallel.start_reading()
     model = from_files.learn_from_files(
         [*runs, *(more or [])],
         out,
@@ -313,7 +315,7 @@ def info(path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory fil
     """Say what a Trajectory file holds."""
     from mpiflow.files.trajectory import Trajectory
 
-    comm = parallel.start()
+    comm = parallel.start_reading()
     with parallel.agreed(comm):
         if comm.rank == 0:
             with Trajectory(path) as trajectory:
@@ -336,7 +338,7 @@ def verify(
     from mpiflow.commands import reseal
     from mpiflow.commands import verify as checks
 
-    comm = parallel.start()
+    comm = parallel.start_reading()
     if quick and seal:
         raise InputError("quick", quick, "no value with --seal, which checks all", "Leave it out.")
     if comm.rank > 0:
@@ -372,7 +374,7 @@ def import_nnk(
     """Convert the published barrier network to a file that is safe to share."""
     from mpiflow.simulation.alloy import barrier_model as barrier_files
 
-    comm = parallel.start()
+    comm = parallel.start_reading()
     with parallel.agreed(comm):
         if comm.rank == 0:
             model = barrier_files.import_nnk(weights, out, overwrite)
@@ -409,7 +411,7 @@ def export(
     from mpiflow.commands import export as exports
     from mpiflow.files.trajectory import Trajectory
 
-    comm = parallel.start()
+    comm = parallel.start_reading()
     with parallel.agreed(comm):
         if comm.rank == 0:
             with Trajectory(path) as trajectory:
@@ -446,7 +448,7 @@ def plot(
     """Show a run: its variables in time and its fields, as a picture or in the terminal."""
     from mpiflow.commands import plot as plot_run
 
-    comm = parallel.start()
+    comm = parallel.start_reading()
     with parallel.agreed(comm):
         if comm.rank == 0:
             plot_run.plot(
@@ -485,14 +487,14 @@ def plan(
     from mpiflow.run import plan as plans
     from mpiflow.run import plan_time
 
-    comm = parallel.start()
+    comm = parallel.start_reading()
     with parallel.agreed(comm):
         config = plans.read(path, system, options or [])
         made = plans.plan(config, ranks or comm.size)
         if measure and made.ranks != comm.size:
             raise InputError("ranks", ranks, f"{comm.size} to measure here", "Leave one out.")
     if measure:
-        made = plan_time.estimate(made, comm)
+        made = plan_time.estimate(made, parallel.start())
     if comm.rank == 0:
         print(made.text())
 

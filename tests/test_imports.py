@@ -193,7 +193,20 @@ def test_only_blocks_and_files_communicate(path: Path) -> None:
     if allowed is not ANY:
         assert set(communications(path)) <= allowed
     if not allowed and name not in TAKES_A_COMMUNICATOR:
-        assert not [n for n in imports(path) if n.split(".")[0] == "mpi4py"]
+        named = ("mpi4py", "mpiflow.core.mpi")
+        assert name == "core.mpi" or not [n for n in imports(path) if n.startswith(named)]
+
+
+@by_module
+def test_only_one_module_loads_mpi(path: Path) -> None:
+    """Others take its ``MPI``, which loads when used: what only reads must run without MPI."""
+    for node in ast.walk(tree(path)):
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        lines = getattr(node, "body", [])
+        for line in lines if isinstance(lines, list) and not for_types else []:
+            if isinstance(line, ast.ImportFrom | ast.Import):
+                loads = "mpi4py" in ast.unparse(line)
+                assert not loads or name_of(path) == "core.mpi"
 
 
 @by_module

@@ -25,13 +25,12 @@ from itertools import product
 from typing import Any, Literal
 
 import numpy as np
-from mpi4py import MPI
-from mpi4py.util.dtlib import from_numpy_dtype
 
 from mpiflow.core.device import Device, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import is_spins, no_state, spin_fault
 from mpiflow.core.lattice import Lattice, Layout, Shape
+from mpiflow.core.mpi import MPI, datatype
 from mpiflow.core.noise import MAX_MEMBER
 from mpiflow.core.parallel import agreed
 
@@ -60,7 +59,7 @@ class HaloExchange:
         self.array, self.halo = array, halo
         self.messages: list[Messages | None] = []
         padded = array.shape[1:]
-        mpi_type = from_numpy_dtype(array.dtype)
+        mpi_type = datatype(array.dtype)
         for axis, ranks in enumerate(cart.dims):
             sizes = list(padded)
             sizes[axis] = halo

@@ -17,13 +17,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow.core.block import Boxes, HaloPolicy, Messages, cartesian
 from mpiflow.core.device import CudaKernel, Device, kernel, rule
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import is_spins, no_state, spin_fault
 from mpiflow.core.lattice import Lattice, Layout, Shape
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import MAX_MEMBER, Word
 
 #: Sites in a word along x; boxes are cut in multiples of it.

@@ -17,22 +17,20 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from mpiflow.core import signals, streams
+from mpiflow.core import mpi, signals, streams
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import ALONE, MPI, launched_size
+from mpiflow.core.packages import MissingPackage, missing
 
 if TYPE_CHECKING:
     import numpy as np
-    from mpi4py import MPI
 
 #: Exit codes: an input that cannot be used, Ctrl-C, and everything else.
 BAD_INPUT, INTERRUPTED, FAILED = 2, 130, 1
 #: Seconds that ranks with a bad input wait for the others to report the same one.
 PATIENCE = 10.0
 
-# Of each launcher: how many processes it started. SLURM_NTASKS is no use, a batch
-# script has it too; only processes that srun started have the second.
 _OF_A_STEP = frozenset({"SLURM_NODELIST", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_TASKS_PER_NODE"})
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 def leave_srun() -> None:
@@ -62,35 +60,53 @@ def _in_a_terminal() -> bool:
         return False
 
 
-def launched_size() -> int:
-    """Number of processes the launcher says it started; 1 without a launcher."""
-    for name in _SIZES:
-        if os.environ.get(name, "").isdecimal():
-            return int(os.environ[name])
-    return 1
-
-
 def world() -> MPI.Intracomm | None:
     """``COMM_WORLD``, or None while this is one process that has not needed MPI yet.
 
-    Starting MPI takes a second, which ``mpiflow --help`` should not cost.
+    Starting MPI takes a second, which ``mpiflow --help`` should not cost. None, too, where MPI
+    does not start.
     """
     if launched_size() == 1 and "mpi4py.MPI" not in sys.modules:
         return None
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD if MPI.Is_initialized() and not MPI.Is_finalized() else None
+    try:
+        return MPI.COMM_WORLD if MPI.Is_initialized() and not MPI.Is_finalized() else None
+    except MissingPackage:
+        return None
 
 
 def start() -> MPI.Intracomm:
-    """Prepare a parallel program: abort hook, launcher check, one voice. Returns COMM_WORLD."""
-    from mpi4py import MPI
+    """Prepare a parallel program: abort hook, launcher check, one voice. Returns COMM_WORLD.
 
+    Raises
+    ------
+    MissingPackage : there is no MPI here
+    """
     streams.forgive()
     install_abort_hook()
+    mpi.require()
     check_launcher()
     mute_other_ranks()
     return MPI.COMM_WORLD
+
+
+def start_reading() -> MPI.Intracomm:
+    """:func:`start` of a program that needs no MPI while it is one process.
+
+    Returns
+    -------
+    COMM_WORLD of MPI where a launcher started this, or MPI is loaded already; else
+    :data:`~mpiflow.core.mpi.ALONE`
+    """
+    streams.forgive()
+    install_abort_hook()
+    if mpi.by_itself():
+        return ALONE
+    try:
+        return start()
+    except MissingPackage:
+        if launched_size() > 1:
+            raise
+        return ALONE
 
 
 def local_rank(comm: MPI.Intracomm) -> int:
@@ -104,8 +120,6 @@ def local_rank(comm: MPI.Intracomm) -> int:
     InputError
         on all ranks: some would share a device, and MPIFLOW_SHARE_GPU=1 does not allow it
     """
-    from mpi4py import MPI
-
     from mpiflow.core.device import gpus
 
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
@@ -160,8 +174,6 @@ def check_launcher() -> None:
 
     Every process would then be rank 0 of 1, and all would write the same file.
     """
-    from mpi4py import MPI
-
     if launched_size() > 1 and MPI.COMM_WORLD.size == 1:
         library = MPI.Get_library_version().split(",")[0].strip("\0 \n")
         raise InputError(
@@ -185,8 +197,11 @@ def raise_together(comm: MPI.Intracomm, error: InputError | None, *, alone: bool
         its message.
     """
     import numpy as np
-    from mpi4py import MPI
 
+    if comm.size == 1:
+        if error is not None:
+            raise error
+        return
     first = np.array(comm.size if error is None else comm.rank)
     request = comm.Iallreduce(MPI.IN_PLACE, first, op=MPI.MIN)
     if error is not None and alone:
@@ -242,6 +257,7 @@ def _excepthook(
         _say("mpiflow: interrupted")
         raise SystemExit(INTERRUPTED)
     comm = world()
+    error = missing(error) or error
     if isinstance(error, InputError):
         _end_with_message(comm, f"mpiflow: {error}")
         if _at_once:
@@ -265,7 +281,9 @@ def leave_files_open() -> None:
 def _end_with_message(comm: MPI.Intracomm | None, message: str) -> None:
     """Print on rank 0 and return once all ranks are here; abort if some never come."""
     if comm is None or comm.size == 1:
-        _say(message)
+        # Several ranks may have no MPI to meet in.
+        if comm is not None or launched_size() == 1 or mpi.launched_rank() == 0:
+            _say(message)
         return
     if comm.rank == 0:
         _say(message)
@@ -318,8 +336,6 @@ def arrival(comm: MPI.Intracomm, before: float, time: float, behind: np.ndarray)
     ----------
     behind : times of the last events of those on this rank that are not there yet
     """
-    from mpi4py import MPI
-
     here = max(before, float(behind.min(initial=time)))
     return here if comm.size == 1 else comm.allreduce(here, op=MPI.MIN)
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
-from mpi4py import MPI
 from scipy import fft
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
+from mpiflow.core.mpi import MPI
 
 
 class Slabs:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mpi4py import MPI
 
 from mpiflow import metrics
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import BIT_RNG
 from mpiflow.experiments.results import Entry, entry, figure, with_error
 from mpiflow.files.schema import STANDARD

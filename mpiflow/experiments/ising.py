@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from mpi4py import MPI
 
 from mpiflow import initial, metrics, observables
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import RNG
 from mpiflow.experiments.results import FinishedParts, Results, farm, once, reporter
 from mpiflow.files.schema import STANDARD, Variable

@@ -29,12 +29,12 @@ from typing import Any, Protocol
 
 import h5py
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow._version import __version__
 from mpiflow.core.boxes import gather_boxes
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Shape
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.core.schedule import Number, State
 from mpiflow.files import storage

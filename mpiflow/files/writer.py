@@ -27,11 +27,10 @@ from typing import Any, Literal, Self
 
 import h5py
 import numpy as np
-from mpi4py import MPI
-from mpi4py.util.dtlib import from_numpy_dtype
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
+from mpiflow.core.mpi import MPI, datatype
 from mpiflow.core.parallel import agreed, leave_files_open
 from mpiflow.files.schema import (
     TIME,
@@ -441,7 +440,7 @@ class TrajectoryWriter:
         Rank 0 receives each part in its place: it needs no memory beyond the whole, and
         no message has more elements than one part.
         """
-        comm, mpi_type = self.comm, from_numpy_dtype(values.dtype)
+        comm, mpi_type = self.comm, datatype(values.dtype)
         if comm.size == 1:
             return values
         if comm.rank > 0:

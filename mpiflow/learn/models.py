@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpiflow._version import __version__
 from mpiflow.core.errors import InputError
+from mpiflow.core.packages import explained
 from mpiflow.files import storage
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def load_model(directory: str | Path) -> Any:
     except (OSError, ValueError, LookupError, TypeError) as error:
         remedy = f"Reading its kind said: {error!r}."
         raise InputError("model", str(directory), known, remedy) from error
-    return getattr(import_module(module), function)(directory)
+    with explained():
+        return getattr(import_module(module), function)(directory)
 
 
 def write_model(

@@ -11,10 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from mpi4py import MPI
 from torch import nn
 
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpi4py import MPI
-
 from mpiflow._version import __version__
 from mpiflow.core import inputs
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import FAILED, agreed, say
 from mpiflow.core.schedule import MOST_CHECKPOINTS, Number, Schedule, after, require_few
 from mpiflow.files import checkpoint, segments

@@ -7,9 +7,8 @@ import time as clock
 from dataclasses import replace
 from statistics import median
 
-from mpi4py import MPI
-
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.simulation import catalogue
 from mpiflow.simulation.base import Simulated
 from mpiflow.simulation.options import RunConfig

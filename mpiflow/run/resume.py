@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mpi4py import MPI
-
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.files import checkpoint
 from mpiflow.files.trajectory import Trajectory

@@ -7,8 +7,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpi4py import MPI
-
+from mpiflow.core.mpi import MPI
 from mpiflow.files import checkpoint
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.files.writer import Backend

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow.core import signals
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.core.signals import STOPPED
 
 #: Between two looks at the clock, seconds of work, where the work can be divided.

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow.core.boxes import gather_boxes
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import Guarded
 from mpiflow.core.lattice import Lattice, split
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import RNG
 from mpiflow.core.parallel import agreed
 from mpiflow.core.schedule import Number, Schedule, State, number_to_json

@@ -32,7 +32,7 @@ KERNELS, COMPILING = 32_000_000, 115_000_000
 LARGE, _WITH_TORCH, _WITHOUT = 2_000_000_000, 480_000_000, 245_000_000
 _EMPTY = """
 import importlib, sys
-from mpi4py import MPI
+from mpiflow.core.mpi import MPI
 importlib.import_module("mpiflow.run.simulate")
 importlib.import_module(sys.argv[1])
 with open("/proc/self/status") as file:

@@ -26,11 +26,11 @@ from mpiflow.commands.doctor import (
     ranks,
     run,
 )
-from mpiflow.commands.doctor.check import Alone
 from mpiflow.commands.doctor.files import mount_of
 from mpiflow.core import parallel
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import Alone
 from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.systems.ising import Ising
 
@@ -263,7 +263,8 @@ def test_a_check_that_hangs_ends_the_process() -> None:
         "import time; from pathlib import Path; from mpiflow.commands.doctor import check, run\n"
         "check.PATIENCE = 0.5\n"
         "def stuck(site): time.sleep(60)\n"
-        "run._run(stuck, (), check.Site(check.Alone(), Path()))\n"
+        "from mpiflow.core.mpi import ALONE\n"
+        "run._run(stuck, (), check.Site(ALONE, Path()))\n"
     )
     done = run_alone([sys.executable, "-c", code])
     assert done.returncode == 1

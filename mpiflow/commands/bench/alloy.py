@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
+from mpiflow.core.mpi import MPI
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.simulation.alloy.barrier_model import BarrierModel
 from mpiflow.simulation.alloy.simulation import AlloySimulation

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import get_args
 
-from mpi4py import MPI
-
+from mpiflow.core.mpi import MPI
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import ExactLaw, Structure
 from mpiflow.systems.kac import kac_kernel

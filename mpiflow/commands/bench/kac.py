@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mpi4py import MPI
-
 from mpiflow import initial
+from mpiflow.core.mpi import MPI
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.kac import Kac
 

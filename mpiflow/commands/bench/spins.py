@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 from scipy.optimize import nnls
 
 from mpiflow import initial
@@ -25,6 +24,7 @@ from mpiflow.core.block import Block
 from mpiflow.core.device import Device, kernel, rule, threads
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import stream_key, threefry
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
 from mpiflow.core.parallel import agreed

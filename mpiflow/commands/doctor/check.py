@@ -33,21 +33,6 @@ class Check:
         return f"{text}\n{'':21} -> {self.remedy}" if self.remedy else text
 
 
-class Alone:
-    """Takes the place of a communicator where MPI does not start."""
-
-    rank, size = 0, 1
-
-    def allgather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def bcast(self, value: Any, root: int = 0) -> Any:
-        return value
-
-    def Barrier(self) -> None:
-        """Nobody to wait for."""
-
-
 @dataclass
 class Site:
     """What checks work on.

@@ -10,7 +10,8 @@ import tempfile
 import time as clock
 from pathlib import Path
 
-from mpiflow.commands.doctor.check import FAIL, OK, WARNING, Alone, Check, Site, numbers
+from mpiflow.commands.doctor.check import FAIL, OK, WARNING, Check, Site, numbers
+from mpiflow.core.mpi import Alone
 
 #: File systems over a network. Those of the second kind are made for parallel writing.
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "sshfs", "glusterfs", "virtiofs"}

@@ -11,15 +11,12 @@ import subprocess
 import sys
 import time as clock
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mpiflow.commands.doctor import check as settings
-from mpiflow.commands.doctor.check import FAIL, OK, WARNING, Alone, Check, Site, count
-from mpiflow.core import parallel
+from mpiflow.commands.doctor.check import FAIL, OK, WARNING, Check, Site, count
+from mpiflow.core import mpi, parallel
 from mpiflow.core.machine import machine_memory
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
+from mpiflow.core.mpi import MPI, Alone
 
 _LAUNCHERS = {"orterun", "orted", "mpirun", "mpiexec", "prterun", "prted", "hydra_pmi_proxy"}
 
@@ -28,12 +25,10 @@ def check_mpi(site: Site) -> list[Check]:
     """The library, the launcher, and whether they belong together."""
     if isinstance(site.comm, Alone):
         try:
-            from mpi4py import MPI
+            mpi.require()
         except Exception as error:
-            text = " ".join(str(error).split())[:300]
+            text = " ".join(str(getattr(error, "value", error)).split())[:300]
             return [Check("mpi", FAIL, f"mpi4py does not start: {text}", "Run make setup.")]
-    from mpi4py import MPI
-
     library = MPI.Get_library_version().split(",")[0].strip("\0 \n").splitlines()[0]
     level = {
         MPI.THREAD_SINGLE: "no threads",
@@ -161,8 +156,6 @@ def check_messages(site: Site) -> list[Check]:
 
 def _finish(requests: list[MPI.Request]) -> None:
     """Wait, but not for ever."""
-    from mpi4py import MPI
-
     end = clock.monotonic() + settings.PATIENCE / 8
     while not MPI.Request.Testall(requests):
         if clock.monotonic() > end:

@@ -15,12 +15,11 @@ from typing import Any
 
 from mpiflow.commands.doctor import check as settings
 from mpiflow.commands.doctor import files, installation, ranks
-from mpiflow.commands.doctor.check import FAIL, OK, WARNING, Alone, Check, Site, numbers
-from mpiflow.core import parallel
+from mpiflow.commands.doctor.check import FAIL, OK, WARNING, Check, Site, numbers
+from mpiflow.core import mpi, parallel
+from mpiflow.core.mpi import ALONE, MPI, Alone
 
 _ORDER = {OK: 0, WARNING: 1, FAIL: 2}
-#: Of each launcher: the variable that tells a process its number.
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 
 #: The checks, in order, and the modules without which they cannot be made.
 CHECKS: tuple[tuple[Callable[[Site], list[Check]], tuple[str, ...]], ...] = (
@@ -45,7 +44,7 @@ def main(folder: Path, device: str = "cpu", as_json: bool = False) -> int:
     if not isinstance(comm, Alone):
         parallel.install_abort_hook()
         parallel.mute_other_ranks()
-    if comm.size == 1 and _launched_rank() > 0:
+    if comm.size == 1 and mpi.launched_rank() > 0:
         sys.stdout = open(os.devnull, "w")  # each process is alone: one voice is enough
     show = (lambda check: None) if as_json else (lambda check: print(check.line(), flush=True))
     checks = examine(Site(comm, folder, device), show)
@@ -119,12 +118,7 @@ def _merge(found: list[tuple[int, Check]]) -> Check:
 
 def _communicator() -> Any:
     try:
-        from mpi4py import MPI
+        mpi.require()
     except Exception:  # the check of MPI says what is wrong
-        return Alone()
+        return ALONE
     return MPI.COMM_WORLD
-
-
-def _launched_rank() -> int:
-    values = (os.environ.get(name, "") for name in _RANKS)
-    return next((int(value) for value in values if value.isdecimal()), 0)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import words
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.learn.alloy.model import PairsData, independent

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from mpi4py import MPI
 
 from mpiflow import initial
 from mpiflow.core.block import Block, gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import uniforms
 from mpiflow.learn.closure.model import Method
 from mpiflow.learn.models import read_model, write_model

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow import initial, observables
 from mpiflow.core.block import Block, HaloPolicy, gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import uniforms
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.sublattice import Sublattice

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow import initial, observables
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import uniforms
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.simulation.ising.simulation import Simulation

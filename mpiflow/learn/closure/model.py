@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from mpi4py import MPI
 
 from mpiflow import observables
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.learn.closure.closure import OBSERVABLES, ClosureAutoencoder
 from mpiflow.learn.closure.dataset import DataPlan, PairData, class_densities
 from mpiflow.learn.models import read_model, write_model

@@ -6,9 +6,8 @@ import json
 import warnings
 from pathlib import Path
 
-from mpi4py import MPI
-
 from mpiflow.core import inputs
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.learn.onsagerflow.model import load_onsagerflow

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mpi4py import MPI
-
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.files.runs import Paths
 from mpiflow.files.storage import probe_folder

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mpi4py import MPI
-
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.initial.alloy import counts_of, from_structure, place_vacancies, random_alloy

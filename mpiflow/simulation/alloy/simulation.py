@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow import observables
 from mpiflow.core import signals
@@ -19,6 +18,7 @@ from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Layout, Shape, factorisations, split
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed, arrival, local_rank
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.schema import STANDARD, TIME

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import h5py
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow.core import arrays
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed, arrival
 from mpiflow.core.schedule import Clock, State
 from mpiflow.files import footer

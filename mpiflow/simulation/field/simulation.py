@@ -15,11 +15,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow.core import arrays
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Shape
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.moments import Moment

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mpi4py import MPI
-
+from mpiflow.core.mpi import MPI
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.simulation.base import Built
 from mpiflow.simulation.ising.options import IsingConfig

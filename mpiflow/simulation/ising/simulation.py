@@ -10,7 +10,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow import observables
 from mpiflow.core import signals
@@ -19,6 +18,7 @@ from mpiflow.core.device import Device, threads
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Layout, Shape, split
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import BIT_RNG, RNG
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, fits
 from mpiflow.core.parallel import left_out, local_rank

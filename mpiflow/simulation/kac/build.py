@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow.core import arrays
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.simulation.base import Built

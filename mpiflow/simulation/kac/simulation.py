@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow import observables
 from mpiflow.core import arrays
@@ -16,6 +15,7 @@ from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Layout, Shape, split
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed, arrival, local_rank
 from mpiflow.core.schedule import Clock, Number, State
 from mpiflow.core.slabs import Slabs

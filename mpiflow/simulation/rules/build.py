@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mpi4py import MPI
-
 from mpiflow.core.device import Device
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.initial import rule as initial

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow import observables
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, Shape, split
+from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import RNG
 from mpiflow.core.parallel import local_rank
 from mpiflow.core.schedule import Clock, Number, State

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mpi4py import MPI
-
 from mpiflow import initial, observables
 from mpiflow.core.device import Device
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.simulation.base import Built
 from mpiflow.simulation.spins.options import SpinConfig

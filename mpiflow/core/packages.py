@@ -1,0 +1,64 @@
+"""What is said where a package that a command needs is missing, or does not load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from mpiflow.core.errors import InputError
+
+#: Packages that not everybody installs, what needs them, and the extra that brings them.
+_EXTRAS = {
+    "torch": ("learning and learned models", "learn"),
+    "matplotlib": ("pictures", "plot"),
+    "xarray": ("data sets of xarray", "plot"),
+    "netCDF4": ("netCDF files", "plot"),
+    "h5netcdf": ("data sets of xarray", "plot"),
+    "ase": ("files of structures", "structures"),
+}
+
+
+class MissingPackage(InputError, ImportError):  # type: ignore[misc]
+    """An :class:`InputError` about this machine: a package that is not here, or does not load."""
+
+
+def missing(error: BaseException) -> MissingPackage | None:
+    """What to say of an import that failed; None of any other error, and of packages unknown."""
+    if not isinstance(error, ImportError) or isinstance(error, InputError):
+        return None
+    name, said = (error.name or "").partition(".")[0], " ".join(str(error).split())[:200]
+    if _came_through(error.__traceback__, "h5py"):
+        return MissingPackage(
+            "h5py",
+            said,
+            "an h5py that loads; one built with MPI needs that MPI",
+            "To read files without, take the wheel: pip install --force-reinstall --no-deps "
+            "--only-binary h5py h5py (docs/install.md).",
+        )
+    if name not in _EXTRAS:
+        return None
+    needs, extra = _EXTRAS[name]
+    return MissingPackage(
+        name, said, f"an installed {name}: {needs} need it", f"Install mpiflow[{extra}]."
+    )
+
+
+def _came_through(trace: TracebackType | None, package: str) -> bool:
+    """Whether an error was raised below a module of a package."""
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == package:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """An import inside that fails for want of a package says in one line what to install."""
+    try:
+        yield
+    except ImportError as error:
+        if made := missing(error):
+            raise made from error
+        raise
