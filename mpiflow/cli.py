@@ -354,7 +354,7 @@ def verify(
 def _import(config: ImportConfig) -> None:
     from mpiflow.commands.importing import run
 
-    comm = parallel.start()
+    comm = parallel.start_reading()
     written, frames = run.run(config, comm)
     if comm.rank == 0 and not config.quiet:
         print(f"{written}: {frames} frame{'s' * (frames != 1)}")

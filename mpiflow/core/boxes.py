@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow.core.lattice import Shape
+from mpiflow.core.mpi import MPI
 
 
 def gather_boxes(

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow.core.boxes import scatter_boxes
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
+from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 
 #: A state as it may be given: an array, nothing on ranks that have none, or a function of sites.
