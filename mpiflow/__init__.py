@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from mpiflow import initial as initial
     from mpiflow.commands.importing.run import import_array as import_array
     from mpiflow.commands.importing.run import import_trajectory as import_trajectory
+    from mpiflow.commands.twins import export as export
+    from mpiflow.commands.twins import info as info
+    from mpiflow.commands.twins import learn_onsagerflow as learn_onsagerflow
+    from mpiflow.commands.twins import plan as plan
+    from mpiflow.commands.twins import plot as plot
+    from mpiflow.commands.twins import predict as predict
+    from mpiflow.commands.twins import verify as verify
     from mpiflow.core.block import Block as Block
     from mpiflow.core.errors import InputError as InputError
     from mpiflow.core.lattice import Lattice as Lattice
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     from mpiflow.learn.closure.model import MacroscopicModel as MacroscopicModel
     from mpiflow.learn.models import load_model as load_model
     from mpiflow.learn.run_dataset import RunDataset as RunDataset
+    from mpiflow.run.resume import resume as resume
     from mpiflow.run.simulate import record as record
     from mpiflow.run.simulate import simulate as simulate
     from mpiflow.run.stopping import Keep as Keep
@@ -53,7 +61,7 @@ if TYPE_CHECKING:
     from mpiflow.systems.rule import SpinRule as SpinRule
 
     open = open_path
-    predict, record_alloy = simulate, record
+    record_alloy = record
 
 #: Public name: the module it lives in, and its name there.
 _PUBLIC = {
@@ -90,10 +98,17 @@ _PUBLIC = {
     "local_relax": ("mpiflow.scaleup.spins", "local_relax"),
     "open": ("mpiflow.files.runs", "open_path"),
     "partial_evolution": ("mpiflow.scaleup.spins", "partial_evolution"),
-    "predict": ("mpiflow.run.simulate", "simulate"),
+    "predict": ("mpiflow.commands.twins", "predict"),
     "record": ("mpiflow.run.simulate", "record"),
     "record_alloy": ("mpiflow.run.simulate", "record"),
     "simulate": ("mpiflow.run.simulate", "simulate"),
+    "resume": ("mpiflow.run.resume", "resume"),
+    "info": ("mpiflow.commands.twins", "info"),
+    "plan": ("mpiflow.commands.twins", "plan"),
+    "plot": ("mpiflow.commands.twins", "plot"),
+    "export": ("mpiflow.commands.twins", "export"),
+    "verify": ("mpiflow.commands.twins", "verify"),
+    "learn_onsagerflow": ("mpiflow.commands.twins", "learn_onsagerflow"),
     "upsample": ("mpiflow.scaleup.spins", "upsample"),
 }
 #: Modules that are public as a whole, and where they live.

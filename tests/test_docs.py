@@ -28,6 +28,7 @@ PAGES = {
     "file-format.md": [f"{RUN} --out run.h5"],
     "exports.md": [f"{RUN} --out a.h5", "export a.h5 --to netcdf --out part.nc"],
     "checkpoints.md": [],
+    "python.md": [],
     "adding-a-system.md": [],
 }
 

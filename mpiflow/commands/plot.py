@@ -9,7 +9,7 @@ import time as clock
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from mpiflow.files.schema import Variable
 from mpiflow.files.storage import whole_file
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.simulation.options import idle
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH = 80  # of text that goes to a file or a pipe
 PAUSE = 2.0  # seconds between two looks at a growing file
@@ -105,7 +108,8 @@ def plot(
     if live:
         raise idle("live", live, "with --out, a picture")
     with Trajectory(path) as run:
-        frames = picture(run, out, variables, frame, member, overwrite=overwrite)
+        picture(run, out, variables, frame, member, overwrite=overwrite)
+        frames = len(run)
     print(f"{out}: {frames} frame{'s' * (frames != 1)}")
 
 
@@ -253,20 +257,31 @@ def _limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
 
 def picture(
     run: Trajectory,
-    out: str | Path,
+    out: str | Path | None,
     variables: Sequence[str] | None = None,
     frame: int | None = None,
     member: int = 0,
     *,
     overwrite: bool = False,
-) -> int:
-    """Draw the run into a PNG file; returns the number of frames. See :func:`plot`."""
+) -> Figure:
+    """Draw the run, into a PNG file if there is ``out``. See :func:`plot`."""
+    if out is None:
+        return _figure(run, variables, frame, member)
+    with whole_file(out, overwrite=overwrite, inputs=[run.path]) as target:
+        figure = _figure(run, variables, frame, member)
+        figure.savefig(target, dpi=110, format="png")
+    return figure
+
+
+def _figure(
+    run: Trajectory, variables: Sequence[str] | None, frame: int | None, member: int
+) -> Figure:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        remedy = "Install mpiflow[plot], or leave --out out for text."
-        raise InputError("out", str(out), "no picture without matplotlib", remedy) from error
+        remedy = "Install mpiflow[plot]; without --out the command shows text."
+        raise InputError("plot", str(run.path), "no picture without matplotlib", remedy) from error
     last = _frame(run, -1)
     moments = [_frame(run, frame)] if frame is not None else _spaced(last, SNAPSHOTS)
     check_member(run, member)
@@ -278,26 +293,24 @@ def picture(
     figure = Figure(figsize=(13.0, sum(sizes) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     parts = list(figure.subfigures(len(sizes), 1, height_ratios=sizes, squeeze=False)[:, 0])
-    with whole_file(out, overwrite=overwrite, inputs=[run.path]) as target:
-        if drawn:
-            panels = parts.pop(0).subplots(rows, columns, sharex=True, squeeze=False).ravel()
-            for axes, v in zip(panels, drawn, strict=False):
-                _draw_series(axes, run.time, series_of(run, v))
-                if frame is not None:
-                    axes.axvline(run.time[moments[0]], color="0.6", lw=0.8)
-            for axes in panels[max(0, len(drawn) - columns) : len(drawn)]:
-                axes.tick_params(labelbottom=True)
-                axes.set_xlabel(_time_label(run), fontsize=8)
-            for axes in panels[len(drawn) :]:
-                axes.remove()
-        for part, field in zip(parts, fields_of(run, kept, moments, member), strict=True):
-            if field.line:
-                _draw_profile(part, _time_label(run), field)
-            else:
-                _draw_field(part, run.time, field)
-        figure.suptitle(os.fsencode(_title(run)).decode(errors="replace"), fontsize=10)
-        figure.savefig(target, dpi=110, format="png")
-    return len(run)
+    if drawn:
+        panels = parts.pop(0).subplots(rows, columns, sharex=True, squeeze=False).ravel()
+        for axes, v in zip(panels, drawn, strict=False):
+            _draw_series(axes, run.time, series_of(run, v))
+            if frame is not None:
+                axes.axvline(run.time[moments[0]], color="0.6", lw=0.8)
+        for axes in panels[max(0, len(drawn) - columns) : len(drawn)]:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel(_time_label(run), fontsize=8)
+        for axes in panels[len(drawn) :]:
+            axes.remove()
+    for part, field in zip(parts, fields_of(run, kept, moments, member), strict=True):
+        if field.line:
+            _draw_profile(part, _time_label(run), field)
+        else:
+            _draw_field(part, run.time, field)
+    figure.suptitle(os.fsencode(_title(run)).decode(errors="replace"), fontsize=10)
+    return figure
 
 
 def _spaced(last: int, count: int) -> list[int]:

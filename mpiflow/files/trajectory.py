@@ -172,6 +172,12 @@ class Trajectory:
             settings |= {"engine": "h5netcdf", "driver_kwds": {"locking": False}}
         return xarray.open_dataset(self.path, **settings).isel(time=slice(len(self)))
 
+    def plot(self, out: str | Path | None = None, **options: Any) -> Any:
+        """The run as a figure of matplotlib; see :func:`mpiflow.plot`."""
+        import mpiflow
+
+        return mpiflow.plot(self, out, **options)
+
     @property
     def _state(self) -> str:
         return "complete" if self.complete else "NOT complete"

@@ -7,8 +7,9 @@ other. tests/run/test_plan.py holds the sizes against real runs. Times come from
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,21 @@ def one_line(config: RunConfig, ranks: int) -> str:
     return plan(config, ranks).one_line()
 
 
-def read(path: str | Path, system: str | None = None, options: Sequence[str] = ()) -> RunConfig:
+def read(
+    path: str | os.PathLike[str],
+    system: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> RunConfig:
     """The configuration of a TOML file, or that of a Trajectory.
 
     Parameters
     ----------
     system : its system, where the file does not say it
-    options : "name=value" each, replacing those of the file. ``out`` may be left out.
+    changes : options that replace those of the file
+    defaults : options where the file has none; unless given, a name for its output
     """
-    values: dict[str, Any] = {"out": "run.h5"}
+    values: dict[str, Any] = {"out": "run.h5"} if defaults is None else dict(defaults)
     path = Path(path)
     if path.is_file() and h5py.is_hdf5(path):
         with Trajectory(path) as run:
@@ -75,13 +82,20 @@ def read(path: str | Path, system: str | None = None, options: Sequence[str] = (
             values |= {k: v for k, v in stored.items() if k in known and v is not None}
     else:
         values |= read_toml(path)
-    for text in options:
+    values |= changes or {}
+    system = system or values.get("system")
+    return catalogue.options(str(system))(**values | {"system": system})
+
+
+def named_values(texts: Iterable[str]) -> dict[str, str]:
+    """Options as a command line of ``mpiflow plan`` has them, "name=value" each."""
+    values = {}
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError("option", text, "name=value", f"Try {text}=..., without dashes.")
         values[name.lstrip("-").replace("-", "_")] = value
-    system = system or values.get("system")
-    return catalogue.options(str(system))(**values | {"system": system})
+    return values
 
 
 # -- what stands in the way -------------------------------------------------------------------

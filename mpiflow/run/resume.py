@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,41 @@ from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.files import checkpoint
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.run.simulate import simulate
+from mpiflow.run.simulate import record, simulate
+from mpiflow.run.stopping import Keep
 from mpiflow.simulation import catalogue
+from mpiflow.simulation.base import Simulated
 from mpiflow.simulation.options import RunConfig
 
 
 def resume(
-    path: str | Path, comm: MPI.Intracomm | None = None, changes: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    comm: MPI.Intracomm | None = None,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    sim: Simulated | None = None,
+    **options: Any,
 ) -> Path:
     """Go on with a run, on any number of ranks, as if it had never stopped. Collective.
+
+    >>> resume("run.h5", time=200)
 
     Parameters
     ----------
     path : the Trajectory; its checkpoints are in ``checkpoints/`` beside it
-    changes : options in place of those of the run; ``time`` (or ``hops``) counts from its start
+    changes, options : in place of those of the run; ``time`` (or ``hops``) counts from its start
+    sim : for a run that Python made: a simulation made like the first one, in any state. Options
+        are then those of :func:`mpiflow.record`; how far and how often are as before unless given
 
     Raises
     ------
     InputError : on all ranks: there is nothing to go on with, or a change makes no sense
     Stopped : on all ranks, after the next checkpoint
     """
+    if sim is not None:
+        return _recorded_on(sim, Path(path), {**(changes or {}), **options})
     comm = MPI.COMM_WORLD if comm is None else comm
-    changes = dict(changes or {})
+    changes = {**(changes or {}), **options}
     out = Path(path).resolve()
     point = checkpoint.newest(out, comm)
     with agreed(comm):
@@ -45,11 +59,26 @@ def resume(
     return simulate(config, comm, changed=changes)
 
 
+def _recorded_on(sim: Simulated, path: Path, options: dict[str, Any]) -> Path:
+    """Go on with a run that :func:`~mpiflow.run.simulate.record` wrote."""
+    point = checkpoint.newest(path.resolve(), sim.comm)
+    if point is None:
+        remedy = "Give keep=Keep() to record, which writes them."
+        raise InputError("file", str(path), "a run with checkpoints", remedy)
+    numbers, changed = point.numbers, options.keys() & {"save_every"}
+    end = float(numbers["end"]) - float(numbers.get("origin", numbers["start"]))
+    far = {"hops": round(end)} if numbers["by_hops"] else {"time": end}
+    far = far if options.keys().isdisjoint({"time", "hops"}) else {}
+    settings = {"keep": Keep(), "save_every": float(numbers["every"]), **far, **options}
+    record(sim, path, point=point, changed=changed, **settings)
+    return path
+
+
 def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run from the one in its file, with changes."""
     system = stored.get("system")
     if "out" not in stored or "system" not in stored:
-        remedy = "A run that Python made goes on in Python: see record(point=...)."
+        remedy = "A run that Python made goes on in Python: resume(path, sim=sim)."
         if system == "imported":
             remedy = "It was imported, and has no checkpoints: start a run from it with --initial."
         raise InputError("file", str(out), "a run of mpiflow simulate or predict", remedy)

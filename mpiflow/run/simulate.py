@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time as clock
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.core.mpi import MPI
+from mpiflow.core.parallel import agreed
 from mpiflow.files import checkpoint
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.files.writer import Backend
 from mpiflow.run.follow import beginning, facts_of, follow, keep_of, refuse, unchanged
-from mpiflow.run.plan import one_line
+from mpiflow.run.plan import one_line, read
 from mpiflow.run.stopping import Keep
 from mpiflow.simulation import catalogue
 from mpiflow.simulation.base import Simulated
@@ -20,13 +23,21 @@ from mpiflow.simulation.options import RunConfig
 
 
 def simulate(
-    config: RunConfig, comm: MPI.Intracomm | None = None, *, changed: Container[str] = ()
+    config: RunConfig | str | os.PathLike[str],
+    comm: MPI.Intracomm | None = None,
+    *,
+    changed: Container[str] = (),
+    **options: Any,
 ) -> Path:
     """Run what a configuration of any system says and write its file. Collective.
 
+    >>> path = simulate("ising", size=64, temperature=2.5, time=10, save_every=1, out="run.h5")
+
     Parameters
     ----------
+    config : all options, or the name of a system, or a TOML file
     changed : options that may differ from those of the run that ``config.resume`` goes on with
+    options : those of ``mpiflow simulate``, with _ for -; they replace those of the file
 
     Returns
     -------
@@ -40,6 +51,8 @@ def simulate(
         on all ranks, after a checkpoint: a signal, or the walltime
     """
     comm = MPI.COMM_WORLD if comm is None else comm
+    with agreed(comm):
+        config = configured(config, **options)
     start, out = clock.monotonic(), config.out
     point, overwrite = beginning(config, comm, changed)
     built = catalogue.build(config, comm, point)
@@ -66,6 +79,35 @@ def simulate(
         spent = f"{clock.monotonic() - start:.1f} s"
         print(f"{out}: to time {sim.time:g}{sim.time_unit} in {spent}", *closing, sep="\n")
     return out
+
+
+def configured(
+    what: RunConfig | str | os.PathLike[str],
+    defaults: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> RunConfig:
+    """The options of a run from the name of its system, or a file; see :func:`simulate`.
+
+    Parameters
+    ----------
+    defaults : in place of options that neither the file nor ``options`` have
+
+    Raises
+    ------
+    InputError : no such system or option, or a value that makes no sense
+    """
+    if isinstance(what, RunConfig):
+        if not options:
+            return what
+        values = {name: getattr(what, name) for name in what.model_fields_set}
+        return type(what)(**(values | options))
+    if isinstance(what, str) and what in catalogue.systems():
+        return catalogue.options(what)(**{**(defaults or {}), **options})
+    if os.path.exists(what):
+        return read(what, changes=options, defaults=defaults or {})
+    known = catalogue.systems()
+    remedy = did_you_mean(str(what), known) or f"Systems are {', '.join(known)}."
+    raise InputError("config", str(what), "the name of a system, or an existing file", remedy)
 
 
 def record(

@@ -21,7 +21,7 @@ from mpiflow.cli import invoke
 from mpiflow.core.errors import InputError
 from mpiflow.core.packed import PackedBlock
 from mpiflow.files import checkpoint
-from mpiflow.run.plan import one_line, plan, read
+from mpiflow.run.plan import named_values, one_line, plan, read
 from mpiflow.run.plan_time import estimate
 from mpiflow.run.simulate import simulate
 from mpiflow.simulation import catalogue
@@ -224,7 +224,7 @@ def test_read(tmp_path: Path) -> None:
     path.write_text(TOML)
     with pytest.raises(InputError, match="system"):
         read(path)
-    config = read(path, "ising", ["save-every=0.5", "--time=2"])
+    config = read(path, "ising", named_values(["save-every=0.5", "--time=2"]))
     assert isinstance(config, IsingConfig)
     assert (config.size, config.time, config.save_every) == ((128, 256), 2.0, 0.5)
     assert config.out == Path("run.h5")
@@ -232,7 +232,7 @@ def test_read(tmp_path: Path) -> None:
     assert isinstance(read(path), KacConfig)
     for options, name in ((["time"], "option"), (["tim=3"], "tim"), (["time=-1"], "time")):
         with pytest.raises(InputError) as error:
-            read(path, options=options)
+            read(path, changes=named_values(options))
         assert error.value.name == name
     with pytest.raises(InputError, match="isng.*Did you mean ising"):
         read(path, "isng")
@@ -356,7 +356,7 @@ def test_a_learned_field_and_its_checkpoints_have_the_sizes_planned(
     assert made.checkpoint < point.stat().st_size < made.checkpoint + 20_000
     again = read(config.out)
     assert replace(plan(again), config=config) == made  # it knows its inputs now
-    assert plan(read(config.out, options=["size=512", "time=4"])).shape[1] == 512 // config.block
+    assert plan(read(config.out, changes={"size": 512, "time": 4})).shape[1] == 512 // config.block
 
 
 @pytest.mark.mpi
