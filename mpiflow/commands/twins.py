@@ -16,9 +16,9 @@ from mpiflow.simulation.options import RunConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from mpiflow.core.mpi import MPI
 
     from mpiflow.commands.verify.files import Finding
+    from mpiflow.core.mpi import MPI
     from mpiflow.simulation.sizes import Plan
 
 #: A run, or where it is.
