@@ -64,6 +64,7 @@ COMMUNICATES = {
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
 TAKES_A_COMMUNICATOR = {
+    "commands.twins",
     "experiments.equilibrium",
     "learn.closure.equilibrium",
     "solvers.lines.predator_prey",
