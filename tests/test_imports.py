@@ -64,6 +64,7 @@ COMMUNICATES = {
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
 TAKES_A_COMMUNICATOR = {
+    "simulation.ensemble.front",
     "commands.twins",
     "experiments.equilibrium",
     "learn.closure.equilibrium",

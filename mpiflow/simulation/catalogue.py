@@ -9,6 +9,7 @@ are wanted where nothing should be compiled.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpiflow.files.checkpoint import Checkpoint
-    from mpiflow.simulation.base import Built
+    from mpiflow.simulation.base import Built, Simulated
     from mpiflow.simulation.options import RunConfig
 
 #: Entry points in which other packages have systems.
@@ -39,6 +40,9 @@ class Entry(NamedTuple):
     plan : a function of the options and a number of ranks that returns
         :class:`~mpiflow.simulation.sizes.Plan`
     command : where it is run: ``simulate NAME``, or another command
+    system : the class of the system, if a script may run it
+    simulation : what makes such a system, a size and options into a
+        :class:`~mpiflow.simulation.base.Simulated`
     """
 
     help: str
@@ -46,6 +50,8 @@ class Entry(NamedTuple):
     build: str
     plan: str
     command: str = "simulate"
+    system: str = ""
+    simulation: str = ""
 
 
 _HERE = "mpiflow.simulation"
@@ -55,30 +61,40 @@ _OWN = {
         f"{_HERE}.ising.options:IsingConfig",
         f"{_HERE}.ising.build:build",
         f"{_HERE}.ising.sizes:plan",
+        system="mpiflow.systems.ising:Ising",
+        simulation=f"{_HERE}.ising.simulation:Simulation",
     ),
     "kac": Entry(
         "Ising model whose spins feel many others (Kac coupling).",
         f"{_HERE}.kac.options:KacConfig",
         f"{_HERE}.kac.build:build",
         f"{_HERE}.kac.sizes:plan",
+        system="mpiflow.systems.kac:Kac",
+        simulation=f"{_HERE}.kac.simulation:KacSimulation",
     ),
     "potts": Entry(
         "Potts model of 2 to 127 states with heat-bath dynamics.",
         f"{_HERE}.rules.options:PottsConfig",
         f"{_HERE}.rules.build:build",
         f"{_HERE}.rules.sizes:plan",
+        system="mpiflow.systems.potts:Potts",
+        simulation=f"{_HERE}.rules.simulation:RuleSimulation",
     ),
     "blume-capel": Entry(
         "Blume-Capel model: spins -1, 0 and 1 with a crystal field.",
         f"{_HERE}.rules.options:BlumeCapelConfig",
         f"{_HERE}.rules.build:build",
         f"{_HERE}.rules.sizes:plan",
+        system="mpiflow.systems.blume_capel:BlumeCapel",
+        simulation=f"{_HERE}.rules.simulation:RuleSimulation",
     ),
     "alloy": Entry(
         "Body-centred cubic alloy whose vacancies hop (KMC).",
         f"{_HERE}.alloy.options:AlloyConfig",
         f"{_HERE}.alloy.build:build",
         f"{_HERE}.alloy.sizes:plan",
+        system="mpiflow.systems.alloy:Alloy",
+        simulation=f"{_HERE}.alloy.build:of_system",
     ),
     "onsagerflow": Entry(
         "Run a learned stochastic field and write a Trajectory file.",
@@ -93,18 +109,24 @@ _OWN = {
         f"{_HERE}.ensemble.options:ChainConfig",
         f"{_HERE}.ensemble.simulation:build_chains",
         f"{_HERE}.ensemble.sizes:plan",
+        system="mpiflow.systems.linear_chain:LinearChain",
+        simulation=f"{_HERE}.ensemble.front:of_system",
     ),
     "curie-weiss": Entry(
         "Spins that feel all others alike, by exact events.",
         f"{_HERE}.ensemble.options:CurieWeissConfig",
         f"{_HERE}.ensemble.simulation:build_mean_fields",
         f"{_HERE}.ensemble.sizes:plan",
+        system="mpiflow.systems.curie_weiss:CurieWeiss",
+        simulation=f"{_HERE}.ensemble.front:of_system",
     ),
     "predator-prey": Entry(
         "Prey and predators on a line, with noise.",
         f"{_HERE}.ensemble.options:PredatorPreyConfig",
         f"{_HERE}.ensemble.simulation:build_lines",
         f"{_HERE}.ensemble.sizes:plan",
+        system="mpiflow.systems.predator_prey:PredatorPrey",
+        simulation=f"{_HERE}.ensemble.front:of_system",
     ),
 }
 
@@ -155,6 +177,14 @@ def options(system: str) -> type[RunConfig]:
 def build(config: RunConfig, comm: MPI.Intracomm, point: Checkpoint | None = None) -> Built:
     """The simulation of a configuration; in its initial state without a checkpoint. Collective."""
     return _load(entry(config.system).build)(config, comm, point)
+
+
+def simulation_of(system: object) -> Callable[..., Simulated] | None:
+    """What makes a system into a simulation; None of something else, as a rule of one's own."""
+    bases = {f"{base.__module__}:{base.__qualname__}" for base in type(system).__mro__}
+    found = (entry for entry in systems().values() if entry.system in bases)
+    known = next(found, None)
+    return None if known is None else _load(known.simulation)
 
 
 def plan(config: RunConfig, ranks: int) -> Any:

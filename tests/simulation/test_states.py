@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from mpi4py import MPI
 
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.run.simulate import record
 from mpiflow.simulation import catalogue
 from mpiflow.simulation.alloy.barrier_model import load_barrier_model
 from mpiflow.simulation.alloy.simulation import AlloySimulation
@@ -22,10 +25,13 @@ from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
 from mpiflow.systems.blume_capel import BlumeCapel
+from mpiflow.systems.curie_weiss import CurieWeiss
 from mpiflow.systems.field_law import ExactLaw
 from mpiflow.systems.ising import Ising
 from mpiflow.systems.kac import Kac, kac_kernel
+from mpiflow.systems.linear_chain import LinearChain
 from mpiflow.systems.potts import Potts
+from mpiflow.systems.predator_prey import PredatorPrey
 
 HOT = Ising(2.5, field=0.1)
 SELF = MPI.COMM_SELF
@@ -213,3 +219,40 @@ def test_a_simulation_says_what_it_is(name: str) -> None:
     assert text.startswith("<")
     assert "1 rank" in text
     assert "time 0" in text
+
+
+FRONT: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "KacSimulation": (Kac(0.8, gamma=1), {"size": 16, "tau": 0.1}, "kac"),
+    "RuleSimulation": (Potts(1.1), {"size": 16, "dt": 0.25}, "potts"),
+    "Chains": (LinearChain(10), {"dt": 0.25, "members": 3}, "linear-chain"),
+    "MeanFields": (CurieWeiss(1.1), {"size": "6x8"}, "curie-weiss"),
+    "Lines": (PredatorPrey(40), {"dt": 0.01}, "predator-prey"),
+    "Simulation": (HOT, {"size": 16}, "plain"),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", FRONT)
+def test_every_system_is_run_by_one_name(
+    name: str, comm: MPI.Intracomm, mpi_tmp_path: Path
+) -> None:
+    system, options, kind = FRONT[name]
+    sim: Any = Simulation(system, **options, seed=5, comm=comm)
+    assert type(sim).__name__ == name
+    whole = possible(kind, sim)
+    sim.set_state(whole if comm.rank == 0 else None)
+    record(sim, mpi_tmp_path / "run.h5", time=0.5, progress=False)
+    with Trajectory(mpi_tmp_path / "run.h5") as run:
+        assert len(run) == 2
+        assert run.attributes["seed"] == 5
+    with pytest.raises(InputError, match="^system='int'"):
+        Simulation(3, 16, comm=comm)  # type: ignore[arg-type]
+
+
+def test_an_alloy_is_run_by_the_same_name(tmp_path: Path) -> None:
+    sim: Any = Simulation(Alloy(2000.0), 8, seed=5, comm=SELF)
+    assert isinstance(sim, AlloySimulation)
+    sim.set_state(possible("alloy", sim))
+    record(sim, tmp_path / "run.h5", time=2e-9, progress=False)
+    with Trajectory(tmp_path / "run.h5") as run:
+        assert run.attributes["system"] == "alloy"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mpiflow.core.errors import InputError
+from mpiflow.core.lattice import Shape
 from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.files.checkpoint import Checkpoint
@@ -12,6 +15,7 @@ from mpiflow.simulation.alloy.options import AlloyConfig
 from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.simulation.base import Built
 from mpiflow.systems.alloy import Alloy
+from mpiflow.systems.barriers import Barriers
 
 
 def build(config: AlloyConfig, comm: MPI.Intracomm, point: Checkpoint | None = None) -> Built:
@@ -39,6 +43,23 @@ def build(config: AlloyConfig, comm: MPI.Intracomm, point: Checkpoint | None = N
         if sim.chooses:
             sim.choose_windows()
     return Built(sim, told)
+
+
+def of_system(
+    system: Alloy, cells: int | Shape, *, barriers: str | Barriers = "default", **options: Any
+) -> AlloySimulation:
+    """The simulation of a system, for scripts; :class:`AlloySimulation` has the options.
+
+    Parameters
+    ----------
+    cells : along each axis
+    barriers : of hops: parameters, or the name or file of a model
+    """
+    if isinstance(barriers, str):
+        model = load_barrier_model(barriers)
+        options = {"barriers_name": model.name, **options}
+        barriers = model.parameters
+    return AlloySimulation(system, barriers, cells, **options)
 
 
 def set_initial(sim: AlloySimulation, config: AlloyConfig) -> None:

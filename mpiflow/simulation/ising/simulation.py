@@ -23,6 +23,7 @@ from mpiflow.core.noise import BIT_RNG, RNG
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, fits
 from mpiflow.core.parallel import left_out, local_rank
 from mpiflow.core.schedule import Clock, Number, State
+from mpiflow.simulation import catalogue
 from mpiflow.simulation.rules.simulation import RuleSimulation
 from mpiflow.simulation.spins.simulation import Frame, SpinSimulation, cut
 from mpiflow.solvers.spins.nfold import NFold
@@ -44,8 +45,13 @@ class Simulation(SpinSimulation):
 
     Parameters
     ----------
-    system : the model; of a :class:`~mpiflow.systems.rule.SpinRule`, such as Potts, this makes a
-        :class:`~mpiflow.simulation.rules.simulation.RuleSimulation`
+    system : the model. Of another one than Ising this makes the simulation of that, whose options
+        are those of its class: of Kac a :class:`~mpiflow.simulation.kac.simulation.KacSimulation`,
+        of Potts, Blume-Capel and any :class:`~mpiflow.systems.rule.SpinRule` a
+        :class:`~mpiflow.simulation.rules.simulation.RuleSimulation`, of an Alloy an
+        :class:`~mpiflow.simulation.alloy.simulation.AlloySimulation` with ``barriers="default"``
+        unless given, of linear chains, Curie-Weiss spins, and prey and predators an
+        :class:`~mpiflow.simulation.ensemble.simulation.Ensemble`
     size : sites a side, or (Ly, Lx)
     dt : step of the sublattice solver, ``math.inf`` for full sweeps (time counts sweeps);
         window of tiled-nfold
@@ -76,9 +82,13 @@ class Simulation(SpinSimulation):
     if not TYPE_CHECKING:  # for which it makes a Simulation
 
         def __new__(cls, system: Any, *arguments: Any, **options: Any) -> Any:
-            """A spin rule gets a simulation of rules, with the options of that."""
-            if cls is Simulation and isinstance(system, SpinRule):
-                return RuleSimulation(system, *arguments, **options)
+            """Another system gets a simulation of its own, with the options of that."""
+            if cls is Simulation and not isinstance(system, Ising):
+                made = catalogue.simulation_of(system)
+                if made is None and isinstance(system, SpinRule):
+                    made = RuleSimulation
+                if made is not None:
+                    return made(system, *arguments, **options)
             return super().__new__(cls)
 
     def __init__(
