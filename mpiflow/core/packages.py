@@ -8,14 +8,18 @@ from types import TracebackType
 
 from mpiflow.core.errors import InputError
 
-#: Packages that not everybody installs, what needs them, and the extra that brings them.
-_EXTRAS = {
-    "torch": ("learning and learned models", "learn"),
-    "matplotlib": ("pictures", "plot"),
-    "xarray": ("data sets of xarray", "plot"),
-    "netCDF4": ("netCDF files", "plot"),
-    "h5netcdf": ("data sets of xarray", "plot"),
-    "ase": ("files of structures", "structures"),
+#: Packages that not everybody installs, what needs them, and what to install for them.
+_NEEDED = {
+    "torch": ("learning and learned models", "mpiflow[learn]"),
+    "matplotlib": ("pictures", "mpiflow[plot]"),
+    "xarray": ("data sets of xarray", "mpiflow[plot]"),
+    "netCDF4": ("netCDF files", "mpiflow[plot]"),
+    "h5netcdf": ("data sets of xarray", "mpiflow[plot]"),
+    "ase": ("files of structures", "mpiflow[structures]"),
+    # Of every whole installation; those that only read may have left them out.
+    "numba": ("verify and simulations", "numba"),
+    "scipy": ("verify and simulations", "scipy"),
+    "safetensors": ("barrier models and learned models", "safetensors"),
 }
 
 
@@ -36,11 +40,11 @@ def missing(error: BaseException) -> MissingPackage | None:
             "To read files without, take the wheel: pip install --force-reinstall --no-deps "
             "--only-binary h5py h5py (docs/install.md).",
         )
-    if name not in _EXTRAS:
+    if name not in _NEEDED:
         return None
-    needs, extra = _EXTRAS[name]
+    needs, package = _NEEDED[name]
     return MissingPackage(
-        name, said, f"an installed {name}: {needs} need it", f"Install mpiflow[{extra}]."
+        name, said, f"an installed {name}: {needs} need it", f"Install {package}."
     )
 
 

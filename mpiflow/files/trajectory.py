@@ -16,7 +16,7 @@ import numpy as np
 
 from mpiflow.core import inputs
 from mpiflow.core.errors import InputError
-from mpiflow.files import footer, foreign, segments
+from mpiflow.files import footer, foreign, segments, spin_bits
 from mpiflow.files.schema import (
     SCHEMA_VERSION,
     describe,
@@ -143,10 +143,9 @@ class Trajectory:
 
     def spins(self, frames: int | slice = slice(None)) -> np.ndarray:
         """Saved spins, int8 -1 or 1, (..., Ly, Lx), whether they were saved as bytes or as bits."""
-        if "spin_bits" not in self:
+        if spin_bits.NAME not in self:
             return self.read("spin", frames)
-        bits = np.unpackbits(self.read("spin_bits", frames), axis=-1)
-        return 2 * bits.view(np.int8) - 1
+        return spin_bits.unpacked(self.read(spin_bits.NAME, frames))
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name)
@@ -161,7 +160,11 @@ class Trajectory:
         return len(self.time)
 
     def to_xarray(self) -> Any:
-        """The file as a lazy ``xarray.Dataset``, to be closed by the caller."""
+        """The file as a lazy ``xarray.Dataset``, to be closed by the caller.
+
+        Spins that were saved as bits are there as ``spin``, -1 or 1, and are unpacked when asked
+        for.
+        """
         try:
             import xarray
         except ImportError as error:
@@ -170,7 +173,12 @@ class Trajectory:
         settings: dict[str, Any] = {"decode_times": False}
         if importlib.util.find_spec("h5netcdf"):  # netCDF4 minds the locks of others
             settings |= {"engine": "h5netcdf", "driver_kwds": {"locking": False}}
-        return xarray.open_dataset(self.path, **settings).isel(time=slice(len(self)))
+        whole = xarray.open_dataset(self.path, **settings)
+        data = whole.isel(time=slice(len(self)))
+        if spin_bits.NAME in self:
+            data = spin_bits.unpack_dataset(data, self.variables[spin_bits.NAME])
+        data.set_close(whole.close)
+        return data
 
     def plot(self, out: str | Path | None = None, **options: Any) -> Any:
         """The run as a figure of matplotlib; see :func:`mpiflow.plot`."""

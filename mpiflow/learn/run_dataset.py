@@ -28,7 +28,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mpiflow.core.errors import InputError
-from mpiflow.files import footer
+from mpiflow.files import footer, spin_bits
 from mpiflow.files.runs import Paths, find_runs
 from mpiflow.files.schema import Variable
 from mpiflow.files.trajectory import Trajectory
@@ -69,6 +69,8 @@ class Run:
     ----------
     path : absolute
     time : (frames,) float64
+    variables : as they are given; those of bits as spins
+    stored : what they are called in the file
     shapes : of the variables, without time and member
     member_axis : of the variables, the axis along members; None for those without
     members : how many lattices; 1 without a member dimension
@@ -80,6 +82,7 @@ class Run:
     path: Path
     time: np.ndarray
     variables: Mapping[str, Variable]
+    stored: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     members: int
     parts: tuple[Part, ...]
@@ -113,7 +116,7 @@ class RunDataset(Dataset[Item]):
     Parameters
     ----------
     runs : files, a folder, a pattern, or several, as for :func:`mpiflow.files.runs.find_runs`
-    variables : names
+    variables : names; ``spin`` (or ``spins``) is -1 or 1 also of runs that saved bits
     window : frames in an item
     stride : frames from the start of one window to the next
     step : frames from one frame of a window to the next; dt grows with it
@@ -326,16 +329,21 @@ def _describe(
         if not file.complete and not allow_incomplete:
             remedy = "It is running or was interrupted: wait, resume it, or allow_incomplete=True."
             raise InputError("run", str(path), "a complete run", remedy)
-        if unknown := [name for name in variables if name not in file.variables]:
+        stored = {name: _stored(name, file) for name in variables}
+        if unknown := [name for name in variables if stored[name] not in file.variables]:
             allowed = f"some of {sorted(file.variables)} in {path}"
             raise InputError("variables", unknown, allowed, "See mpiflow info.")
-        about = {name: file.variables[name] for name in variables}
+        about = {name: file.variables[stored[name]] for name in variables}
         if texts := [name for name, v in about.items() if np.dtype(v.dtype).kind not in "fiu"]:
             raise InputError("variables", texts, "variables of numbers", "Leave them out.")
         known = file.attributes | file.config
         shapes = {
             name: tuple(file.sizes[d] for d in v.dims if d != "member") for name, v in about.items()
         }
+        for name in (n for n in about if _is_unpacked(n, stored)):
+            *lead, last = shapes[name]
+            about[name] = spin_bits.as_spins(about[name])
+            shapes[name] = (*lead, spin_bits.SPINS * last)
         members = file.sizes.get("member", 1)
         parts = []
         for part in file.segments:
@@ -347,7 +355,20 @@ def _describe(
         seed = first.get("seed", known["seed"])
         identity = json.dumps([known["system"], seed, config], sort_keys=True)
         time = file.time.copy()
-        return Run(path, time, about, shapes, members, tuple(parts), identity, file.complete)
+        return Run(
+            path, time, about, stored, shapes, members, tuple(parts), identity, file.complete
+        )
+
+
+def _stored(name: str, file: Trajectory) -> str:
+    """What a variable is called in a file: spins are there as bytes or as bits."""
+    if name in file.variables or name not in ("spin", "spins"):
+        return name
+    return spin_bits.NAME if spin_bits.NAME in file.variables else "spin"
+
+
+def _is_unpacked(name: str, stored: Mapping[str, str]) -> bool:
+    return stored[name] == spin_bits.NAME != name
 
 
 def _number(known: Mapping[str, Any], name: str, path: Path) -> float | int:
@@ -375,11 +396,13 @@ def _window(file: h5py.File, run: Run, name: str, frames: slice, member: int | N
     if member is not None and "member" in variable.dims:
         index += [slice(None)] * variable.dims.index("member") + [member]
     try:
-        values = np.asarray(file[name][tuple(index)])
+        values = np.asarray(file[run.stored[name]][tuple(index)])
     except (OSError, LookupError, RuntimeError, ValueError) as error:
         where = f"{name} at frames {frames.start} to {frames.stop - 1}"
         remedy = f"It is corrupt: {where} cannot be read. Use mpiflow verify."
         raise InputError("run", str(run.path), "an intact trajectory", remedy) from error
+    if _is_unpacked(name, run.stored):
+        return spin_bits.unpacked(values)
     return values if values.flags.writeable else values.copy()
 
 
@@ -468,7 +491,7 @@ def _open(run: Run) -> h5py.File:
         raise InputError("run", str(run.path), "the file as it was", remedy) from error
     try:
         same = np.array_equal(file["time"][: len(run.time)], run.time) and all(
-            file[name].shape[run.variables[name].per_frame :] == _whole(run, name)
+            file[run.stored[name]].shape[run.variables[name].per_frame :] == _whole(run, name)
             for name in run.shapes
         )
     except (OSError, LookupError, RuntimeError, ValueError):
@@ -481,9 +504,10 @@ def _open(run: Run) -> h5py.File:
 
 
 def _whole(run: Run, name: str) -> tuple[int, ...]:
-    """Shape of a frame with its members."""
+    """Shape in the file of a frame with its members."""
     dims, sides = run.variables[name].dims, iter(run.shapes[name])
-    return tuple(run.members if dim == "member" else next(sides) for dim in dims)
+    whole = tuple(run.members if dim == "member" else next(sides) for dim in dims)
+    return (*whole[:-1], whole[-1] // spin_bits.SPINS) if _is_unpacked(name, run.stored) else whole
 
 
 def _each() -> Iterator[_Files]:
