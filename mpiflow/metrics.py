@@ -236,28 +236,36 @@ def permutation_test(
 def structure_factor(fields: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     r"""S(k) = <\|m_k\|^2> of periodic fields, mean over rings of wave vectors.
 
-    :math:`m_k = M^{-1} \sum_x m(x) e^{-i k x}` over M x M points, so that S of independent points
-    of variance v is v.
+    :math:`m_k = N^{-1/2} \sum_x m(x) e^{-i k x}` over N = My x Mx points, so that S of independent
+    points of variance v is v, and the mean of S over all k is the mean of m^2 (Parseval).
 
     Parameters
     ----------
-    fields : (..., M, M)
-    edges : (bins + 1,) of \|k\| in units of 2 pi / M; k = 0 is in no bin
+    fields : (..., My, Mx)
+    edges : (bins + 1,) of \|k\| in units of 2 pi / min(My, Mx), rising; k = 0 is in no bin
 
     Returns
     -------
     S (..., bins), and how many wave vectors a bin has (bins,), each with its negative
     """
-    points = fields.shape[-1]
-    power = abs(np.fft.fft2(fields)) ** 2 / points**2
-    wave = np.fft.fftfreq(points, 1.0 / points)
-    size = np.hypot(wave[:, None], wave).ravel()
+    sides = fields.shape[-2:]
+    y, x = (np.fft.fftfreq(points, 1.0 / min(sides)) for points in sides)
+    size = np.hypot(y[:, None], x).ravel()
     ring = np.digitize(size, edges) - 1
-    ring[size == 0] = -1
-    inside = [ring == i for i in range(len(edges) - 1)]
-    flat = power.reshape(*fields.shape[:-2], -1)
-    mean = np.stack([flat[..., at].mean(axis=-1) for at in inside], axis=-1)
-    return mean, np.array([at.sum() for at in inside])
+    inside = (size > 0) & (ring >= 0) & (ring < len(edges) - 1)
+    ring, bins = ring[inside], len(edges) - 1
+    count = np.bincount(ring, minlength=bins)
+    flat = spectrum(fields).reshape(-1, size.size)[:, inside]
+    sums = np.array([np.bincount(ring, row, bins) for row in flat])
+    with np.errstate(invalid="ignore"):
+        mean = sums.reshape(*fields.shape[:-2], bins) / count
+    return mean, count
+
+
+def spectrum(fields: np.ndarray) -> np.ndarray:
+    r"""\|m_k\|^2 of periodic fields as :func:`structure_factor` has it, (..., My, Mx) float64."""
+    points = fields.shape[-2] * fields.shape[-1]
+    return np.asarray(abs(np.fft.fft2(fields)) ** 2 / points)
 
 
 def two_point_correlation(fields: np.ndarray) -> np.ndarray:
@@ -265,16 +273,15 @@ def two_point_correlation(fields: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    fields : (..., M, M)
+    fields : (..., My, Mx)
 
     Returns
     -------
-    (..., M // 2) for r = 0, 1, ...
+    (..., min(My, Mx) // 2) for r = 0, 1, ...
     """
-    points = fields.shape[-1]
     away = fields - fields.mean(axis=(-2, -1), keepdims=True)
-    c = np.fft.ifft2(abs(np.fft.fft2(away)) ** 2).real / points**2
-    return np.asarray(0.5 * (c[..., 0, : points // 2] + c[..., : points // 2, 0]))
+    c, most = np.fft.ifft2(spectrum(away)).real, min(fields.shape[-2:]) // 2
+    return np.asarray(0.5 * (c[..., 0, :most] + c[..., :most, 0]))
 
 
 def exponential_mean(waited: np.ndarray, happened: np.ndarray) -> tuple[float, float]:

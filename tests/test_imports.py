@@ -43,10 +43,13 @@ COMMUNICATES = {
     "core.block": ANY,  # halos, sums over tiles, gathered records
     "core.boxes": ANY,  # a whole array on one rank
     "core.parallel": ANY,  # ending together
+    "core.parts": ANY,  # surroundings, sums and gathered means of what is measured
     "files.writer": ANY,
     "files.checkpoint": ANY,
     "run.simulate": ANY,
     "run.follow": ANY,
+    "run.callbacks": frozenset({"allreduce"}),  # whether any rank wants to end
+    "simulation.measures": frozenset({"allgather", "bcast"}),  # what a function returns
     "run.stopping": ANY,  # one answer for all ranks
     "run.resume": ANY,
     "run.progress": ANY,

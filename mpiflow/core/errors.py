@@ -26,6 +26,14 @@ class InputError(ValueError):
         return type(self), (self.name, self.value, self.allowed, self.remedy)
 
 
+def place_of(error: Exception) -> str:
+    """' in FILE:LINE' of the function whose call raised an error, where it is caught; or ''."""
+    place = error.__traceback__
+    if place is None or place.tb_next is None:
+        return ""
+    return f" in {place.tb_next.tb_frame.f_code.co_filename}:{place.tb_next.tb_lineno}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'Did you mean ...?', or nothing when no known word is close."""
     names = {name.lower(): name for name in known}

@@ -103,7 +103,8 @@ def reopen(path: Path, schema: Schema, where: Continuation) -> float:
                 remedy = "It was damaged or replaced: bring back a copy, or choose another name."
                 raise InputError(name, frames, f"{where.frames} frames or more", remedy)
             last = float(file["time"][where.frames - 1]) if where.frames else -math.inf
-            schema.attributes = {**old.attributes, **schema.attributes, "complete": 0}
+            kept = {n: v for n, v in old.attributes.items() if n != "stopped_early"}  # it goes on
+            schema.attributes = {**kept, **schema.attributes, "complete": 0}
             if file.mode == "r":
                 schema.coordinates = old.coordinates
                 _rewrite(path, file, schema, where.frames)
@@ -158,6 +159,8 @@ def _truncate(file: h5py.File, schema: Schema, frames: int) -> None:
     for v in (schema.time, *schema.variables):
         if v.per_frame and len(file[v.name]) != frames:
             file[v.name].resize(frames, axis=0)
+    for name in set(file.attrs) - set(schema.attributes):
+        del file.attrs[name]
     for name, value in schema.attributes.items():
         if plain(file.attrs.get(name)) != value:
             file.attrs[name] = storable(name, value)

@@ -215,9 +215,14 @@ class Trajectory:
                 f"size        {self.path.stat().st_size / 1e6:.3g} MB",
                 *([f"started     from {inputs.origin(config)}"] if "initial" in files else []),
                 *([f"changed     {CHANGED.format(self.path)}"] if self.changed else []),
+                *([f"ended       {about['stopped_early']}"] if "stopped_early" in about else []),
                 *segments.describe(self.segments, self.time),
                 "variables",
-                *(f"  {row:{width}}  {v.dtype:8} {v.long_name}" for row, v in rows.items()),
+                *(
+                    f"  {row:{width}}  {v.dtype:8} {v.long_name}"
+                    + ("" if v.units == "1" else f" ({v.units})")
+                    for row, v in rows.items()
+                ),
             )
         )
 

@@ -37,6 +37,7 @@ from mpiflow.files.schema import (
     Schema,
     Variable,
     own_attributes,
+    storable,
 )
 from mpiflow.files.sealing import Continuation, place, reopen, seal
 from mpiflow.files.storage import Lock, hold, lead_nowhere, probe, require_limit, reserve
@@ -197,6 +198,13 @@ class TrajectoryWriter:
         with self._written():
             self._store(name, values)
         self._missing.discard(name)
+
+    def note(self, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of the file, which was made without them. Collective."""
+        with self._written():
+            if self._file is not None:
+                for name, value in attributes.items():
+                    self._file.attrs[name] = storable(name, value)
 
     def flush(self) -> None:
         """Bring all frames to the file, so that readers and a crash find them.

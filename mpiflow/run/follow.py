@@ -6,7 +6,8 @@ import json
 import math
 import os
 import time as clock
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from mpiflow.files.sealing import Continuation
 from mpiflow.files.segments import FREE
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.files.writer import Backend, TrajectoryWriter
+from mpiflow.run.callbacks import Callback, ends
 from mpiflow.run.progress import Progress
 from mpiflow.run.stopping import Keep, Stopped, Watch, begin
 from mpiflow.simulation.base import Content, Motion, Simulated
@@ -129,6 +131,7 @@ def follow(
     writer: Backend = "auto",
     progress: bool = True,
     changed: Container[str] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Run to the end of the schedule and write every frame that is due. Collective.
 
@@ -139,9 +142,12 @@ def follow(
     point : a checkpoint that has been loaded: go on from there
     keep : write checkpoints, also at the end, and stop with one on a signal or at a walltime
     changed : options that may be others than those of the checkpoint
+    callbacks : what is called at frames; one may end the run, which is then complete
 
     Raises
     ------
+    InputError : on all ranks; an observable or a callback failed, and the file has all frames so
+        far
     Stopped : on all ranks; the file is that of the last frame, and the checkpoint can go on
     """
     sim, out = motion.sim, Path(os.path.realpath(out))
@@ -206,7 +212,7 @@ def follow(
             watch.saved(motion.position(), clock.monotonic() - began)
             return path
 
-        begun = motion.position()
+        begun, ended = motion.position(), ""
         first = 1.0 if motion.some else motion.stop_interval or schedule.every
         with (
             Progress(schedule.end - start, out.name, comm, show=progress) as bar,
@@ -216,14 +222,23 @@ def follow(
                 target = schedule.target(number)
                 events = _go(motion, target, watch) if number > 0 else None
                 if number == 0 or motion.position() >= target:
-                    time, values, shown, said = content.frame()
-                    for text in said if progress else ():
+                    with _frames_kept(trajectory):
+                        sample = content.frame()
+                    for text in sample.said if progress else ():
                         say(comm, text)
                     # A window may hold more hops than lie between frames.
-                    if time > trajectory.last_time:
-                        trajectory.append(time, values)
-                    bar.update(motion.position() - start, t=time, **shown)
+                    if sample.time > trajectory.last_time:
+                        trajectory.append(sample.time, sample.values)
+                        with _frames_kept(trajectory):
+                            ended = ends(callbacks, sim, sample, schedule, number)
+                    bar.update(motion.position() - start, t=sample.time, **sample.shown)
                     number += 1
+                    if ended:
+                        place = f"{ended} ended the run at {motion.unit} {motion.position():g}"
+                        trajectory.note({"stopped_early": place})
+                        if progress:
+                            say(comm, place)
+                        break
                 else:
                     bar.update(motion.position() - start)
                 verdict = watch.look(motion.position(), events)
@@ -244,6 +259,16 @@ def follow(
                     raise Stopped(verdict.reason)
             if keep is not None:
                 save()
+
+
+@contextmanager
+def _frames_kept(trajectory: TrajectoryWriter) -> Iterator[None]:
+    """An InputError in the block, raised on all ranks alike, leaves a file with all frames."""
+    try:
+        yield
+    except InputError:
+        trajectory.close(complete=False)
+        raise
 
 
 def _say_what_is_taken_back(sim: Simulated, finished: bool) -> None:

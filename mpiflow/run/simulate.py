@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time as clock
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from mpiflow.core.parallel import agreed
 from mpiflow.files import checkpoint
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.files.writer import Backend
+from mpiflow.run import callbacks as calls
+from mpiflow.run.callbacks import Callback
 from mpiflow.run.follow import beginning, facts_of, follow, keep_of, refuse, unchanged
 from mpiflow.run.plan import one_line, read
 from mpiflow.run.stopping import Keep
-from mpiflow.simulation import catalogue
+from mpiflow.simulation import catalogue, measures
 from mpiflow.simulation.base import Simulated
+from mpiflow.simulation.measures import Observables
 from mpiflow.simulation.options import RunConfig
 
 
@@ -66,6 +69,7 @@ def simulate(
         out,
         **config.extent(),
         **config.saved(),
+        observables=config.observables,
         overwrite=overwrite,
         writer=config.writer,
         attributes={"config_json": config.model_dump_json(), **built.attributes},
@@ -124,6 +128,8 @@ def record(
     keep: Keep | None = None,
     point: Checkpoint | None = None,
     changed: Container[str] = (),
+    observables: Observables | None = None,
+    callbacks: Sequence[Callback | Callable[..., Any]] = (),
     **saved: Any,
 ) -> None:
     """Advance a simulation and write a frame now, every ``save_every``, and at the end.
@@ -142,18 +148,30 @@ def record(
     point : go on from this checkpoint of the run (:func:`mpiflow.checkpoint.newest`) with a
         simulation made like the first one; ``time`` still counts from the beginning of the run
     changed : what may be different from then
+    observables : what is measured besides, by name: functions of this rank's state,
+        :class:`mpiflow.Observable` for all that they can be, or names of ready ones of
+        :mod:`mpiflow.observables`, which may be listed without others. A run goes on with those
+        that it was started with
+    callbacks : what looks at the frames, to steer the run and to end it early:
+        :class:`mpiflow.Callback`, or functions of the simulation and the frame
     saved : what is saved besides, as of the simulation's ``content``: ``coarse``, ``spins`` and
         ``spin_bits`` of spins, ``species`` of an alloy
     """
     # It checks the times, before a file is made.
     motion = sim.motion(time=time, hops=hops, save_every=save_every, begun=point is not None)
     facts = facts_of({**sim.facts(), "rng": sim.rng}, dict(attributes or {}))
+    own = measures.chosen(observables)
+    watchers = calls.chosen(callbacks)
+    if definitions := measures.definitions(own):
+        facts["observables"] = definitions
     if point is not None:
+        measures.unchanged(point.facts.get("observables"), definitions)
         unchanged(point, facts, changed)
         refuse(sim.changes(point.numbers), changed)
         checkpoint.load(point, sim)
     content = sim.content(**saved)
     sim.require_state(anew=True)  # before a file is made
+    content = measures.with_observables(sim, content, own, saved.get("coarse"))
     follow(
         motion,
         content,
@@ -166,4 +184,5 @@ def record(
         writer=writer,
         progress=progress,
         changed=changed,
+        callbacks=watchers,
     )

@@ -42,6 +42,13 @@ class Sample(NamedTuple):
     shown: dict[str, Any]
     said: Sequence[str] = ()
 
+    def here(self, name: str) -> np.ndarray:
+        """This rank's part of a variable."""
+        if name not in self.values:
+            raise InputError("variable", name, f"one of {sorted(self.values)}", "See the file.")
+        value = self.values[name]
+        return np.asarray(value[0] if isinstance(value, tuple) else value)
+
 
 @dataclass(frozen=True)
 class Content:
@@ -222,6 +229,10 @@ class Simulated(Guarded):
         if self.block.layout is not None:
             return tuple(self.block.layout.slices(self.comm.rank, unit))
         return tuple(slice(0, side // unit) for side in self.lattice.shape)
+
+    def is_site(self) -> np.ndarray | None:
+        """Which places of this rank's part of a member are sites; None where all are."""
+        return None
 
     # -- the state in and out --------------------------------------------------------
 

@@ -43,7 +43,7 @@ from mpiflow.core.schedule import (
     spacing,
 )
 from mpiflow.core.toml_files import read_toml
-from mpiflow.simulation.option_values import Seconds
+from mpiflow.simulation.option_values import Names, Seconds
 
 if TYPE_CHECKING:  # it imports h5py: not for the sake of --help
     from mpiflow.files.moments import Moment
@@ -239,6 +239,16 @@ class RunConfig(Config):
         allowed="seconds above 0, or MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS",
         remedy="Try 3600.",
     )
+    observables: Names = option(
+        (),
+        "What to measure besides, A,B,...: structure_factor, correlation, clusters, "
+        "cluster_sizes, interface_length, magnetization_histogram; options of one behind colons, "
+        "structure_factor:coarse=8.",
+        shown="none",
+        metavar="A,B,...",
+        allowed="names with commas between, options of one behind colons",
+        remedy="Try structure_factor,clusters.",
+    )
     quiet: bool = option(False, "Show nothing.")
     #: SHA-256 of the input files, by option: found when the run starts, see mpiflow.core.inputs.
     inputs: dict[str, str] = {}
@@ -273,6 +283,11 @@ class RunConfig(Config):
             self._refuse("without checkpoints", "walltime", "checkpoint_every")
         if self.members > 1 and "ranks_grid" in type(self).model_fields:
             self._refuse("with several members, dealt to the ranks", "ranks_grid")
+        if self.observables:
+            from mpiflow.observables.ready import ready  # it imports what compiles
+
+            for text in self.observables:
+                ready(text)
         return self
 
     def _check_intervals(

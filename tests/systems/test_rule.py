@@ -280,7 +280,7 @@ def test_observables_of_many_states_in_many_boxes_in_parts(monkeypatch: pytest.M
     rule = Potts(1.0, 5)
     block = Block.periodic(random_states(rule, 6, 7, 4, 4), np.arange(7))
     whole = observe(block, rule)
-    monkeypatch.setattr("mpiflow.observables._COUNTS", 50)  # two boxes at once
+    monkeypatch.setattr("mpiflow.observables.sums._COUNTS", 50)  # two boxes at once
     parts = observe(block, rule)
     assert all(np.array_equal(whole[name], parts[name]) for name in whole)
 

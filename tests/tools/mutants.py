@@ -147,7 +147,7 @@ MUTANTS: list[list[Mutant]] = [
             "row counted twice in the energy, plain",
             (
                 Change(
-                    "observables.py",
+                    "observables/sums.py",
                     "for y in range(halo, ny - halo):",
                     "for y in range(halo, ny - halo + 1):",
                 ),

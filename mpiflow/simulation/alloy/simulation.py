@@ -306,6 +306,9 @@ class AlloySimulation(Simulated):
         out.flags.writeable = False
         return out
 
+    def is_site(self) -> np.ndarray:
+        return alloy.is_site(self.block.shape)
+
     def local_sites(self) -> slice:
         """This rank's part of all sites in C order; ranks must be slabs along x."""
         layout = self.block.layout
