@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from mpiflow.core.errors import InputError
 
 
 def mean_error(predicted: np.ndarray, true: np.ndarray) -> float:
@@ -53,29 +56,145 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def integrated_autocorrelation_time(series: np.ndarray, window: float = 5.0) -> float:
-    r"""Integrated autocorrelation time, in samples.
+    r"""Integrated autocorrelation time, in samples: see :func:`autocorrelation_time`."""
+    return autocorrelation_time(series, window)[0]
 
-    .. math:: \tau = 1 + 2 \sum_{t=1}^{M} \rho(t),
 
-    with the window M the first that exceeds ``window`` times tau [Sokal, Monte Carlo
-    Methods in Statistical Mechanics, 1996]. ``series`` is (times,).
+def autocorrelation_time(series: np.ndarray, window: float = 5.0) -> tuple[float, float]:
+    r"""Integrated autocorrelation time of a stationary series in samples, and its standard error.
+
+    .. math:: \tau = 1 + 2 \sum_{t=1}^{W} \rho(t), \qquad
+        \Delta\tau = \tau \sqrt{2 (2 W + 1) / n},
+
+    with the window W the first that exceeds ``window`` times tau [Madras and Sokal, J. Stat. Phys.
+    50, 109 (1988); Sokal, Monte Carlo Methods in Statistical Mechanics, 1996] and n samples in
+    all. Multiply it with the time between frames for a time.
+
+    Parameters
+    ----------
+    series : (times,), or (times, members) of independent members with one law
     """
     x = np.asarray(series, float)
-    x = x - x.mean()
-    size = 2 ** int(np.ceil(np.log2(2 * x.size)))
-    spectrum = np.fft.rfft(x, size)
-    covariance = np.fft.irfft(spectrum * np.conj(spectrum), size)[: x.size]
+    x = (x - x.mean()).reshape(len(x), -1)
+    size = 2 ** int(np.ceil(np.log2(2 * len(x))))
+    waves = np.fft.rfft(x, size, axis=0)
+    covariance = np.fft.irfft((waves * np.conj(waves)).sum(axis=1), size)[: len(x)]
     if covariance[0] <= 0.0:
-        return 1.0
+        return 1.0, float("nan")
     tau = 2.0 * np.cumsum(covariance / covariance[0]) - 1.0
-    cut = np.arange(x.size) >= window * tau
-    return float(max(1.0, tau[np.argmax(cut)] if cut.any() else tau[-1]))
+    cut = np.arange(len(x)) >= window * tau
+    last = int(np.argmax(cut)) if cut.any() else len(x) - 1
+    value = max(1.0, float(tau[last]))
+    return value, value * float(np.sqrt(2.0 * (2 * last + 1) / x.size))
 
 
 def correlated_error(series: np.ndarray) -> float:
     """Standard error of the mean of a correlated series, ``sqrt(var tau / n)``."""
     x = np.asarray(series, float)
     return float(np.sqrt(x.var(ddof=1) * integrated_autocorrelation_time(x) / x.size))
+
+
+def fluctuation(series: np.ndarray) -> tuple[float, float]:
+    """Variance of a stationary series and its standard error, correlation in time allowed for.
+
+    The jackknife over blocks of ten integrated autocorrelation times, of the series or of its
+    squares, whichever is longer; it takes away the bias of the mean being that of the sample, too.
+
+    Parameters
+    ----------
+    series : (times,), or (times, members) of independent members with one law
+
+    Returns
+    -------
+    the variance, and its error; nan of fewer than two blocks
+    """
+    x = np.asarray(series, float)
+    x = (x - x.mean()).reshape(len(x), -1)
+    tau = max(autocorrelation_time(x)[0], autocorrelation_time(x * x)[0])
+    count = max(1, len(x) // int(np.ceil(10.0 * tau)))
+    parts = [part for half in np.array_split(x, count) for part in half.T]
+    sizes = np.array([part.size for part in parts])
+    sums = np.array([[part.sum(), (part * part).sum()] for part in parts])
+    blocks, variance = len(parts), float((x * x).mean() - x.mean() ** 2)
+    if blocks < 2:
+        return variance, float("nan")
+    first, second = ((sums.sum(axis=0) - sums) / (x.size - sizes)[:, None]).T
+    left = second - first * first
+    error = np.sqrt((blocks - 1) / blocks * ((left - left.mean()) ** 2).sum())
+    return float(blocks * variance - (blocks - 1) * left.mean()), float(error)
+
+
+def specific_heat(
+    run: Any, *, after: float = 0.0, temperature: float | None = None, sites: int | None = None
+) -> tuple[float, float]:
+    r"""Specific heat per site from fluctuations of the energy, and its standard error.
+
+    .. math:: c = \frac{N}{T^2} (\langle e^2 \rangle - \langle e \rangle^2),
+
+    with e the energy per site of N sites, in equilibrium, and k_B = 1; see :func:`fluctuation`.
+
+    Parameters
+    ----------
+    run : a Trajectory with ``energy``; or e itself, (times,) or (times, members), with
+        ``temperature`` and ``sites``
+    after : frames of a Trajectory before this time are left out
+
+    Raises
+    ------
+    InputError : it has no energies, or not one temperature
+    """
+    energy, temperature, sites = _thermal(run, "energy", after, temperature, sites)
+    value, error = fluctuation(energy)
+    return value * sites / temperature**2, error * sites / temperature**2
+
+
+def susceptibility(
+    run: Any,
+    *,
+    after: float = 0.0,
+    temperature: float | None = None,
+    sites: int | None = None,
+    absolute: bool = False,
+) -> tuple[float, float]:
+    r"""Susceptibility per site from fluctuations of the magnetization, and its standard error.
+
+    .. math:: \chi = \frac{N}{T} (\langle m^2 \rangle - \langle m \rangle^2)
+
+    Parameters
+    ----------
+    run : a Trajectory with ``magnetization``; or m itself, as of :func:`specific_heat`
+    after, temperature, sites : as of :func:`specific_heat`
+    absolute : of the absolute value of m, as below a transition
+    """
+    m, temperature, sites = _thermal(run, "magnetization", after, temperature, sites)
+    value, error = fluctuation(abs(m) if absolute else m)
+    return value * sites / temperature, error * sites / temperature
+
+
+def _thermal(
+    run: Any, name: str, after: float, temperature: float | None, sites: int | None
+) -> tuple[np.ndarray, float, int]:
+    """A series of a run or as it is given, its temperature and number of sites."""
+    if isinstance(run, np.ndarray | list | tuple):
+        if temperature is None or sites is None:
+            given = temperature, sites
+            allowed = "both, of numbers that are no run"
+            raise InputError("temperature, sites", given, allowed, "Give them.")
+        return np.asarray(run, float), temperature, sites
+    known = {part.config.get("temperature") for part in run.segments}
+    if name not in run.variables or len(known) != 1 or None in known or "size" not in run.config:
+        found = f"{name}, " if name in run.variables else ""
+        shown = f"{run.path}: {found}temperatures {sorted(map(str, known))}"
+        allowed = f"a run with {name}, one temperature and the size of its lattice"
+        raise InputError("run", shown, allowed, "Give the numbers themselves.")
+    size = run.config["size"]
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    number = int(np.prod(sides)) if sites is None else sites
+    warm = run.time >= after
+    if np.count_nonzero(warm) < 2:
+        allowed = f"a time that leaves 2 frames or more of those to {run.time[-1]:g}"
+        raise InputError("after", after, allowed, "Leave it out.")
+    return run[name][warm], float(temperature or known.pop()), number
 
 
 def half_time(times: np.ndarray, values: np.ndarray, final: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ PAGES = {
     "exports.md": [f"{RUN} --out a.h5", "export a.h5 --to netcdf --out part.nc"],
     "checkpoints.md": [],
     "python.md": [],
+    "observables.md": [],
     "adding-a-system.md": [],
 }
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import exact
 import numpy as np
 import pytest
+from mpi4py import MPI
+from scipy.signal import lfilter
 
-from mpiflow import metrics
+from mpiflow import Ising, Simulation, Trajectory, initial, metrics, record
+from mpiflow.core.errors import InputError
 
 
 def test_mean_error_is_the_published_formula() -> None:
@@ -217,3 +223,83 @@ def test_exponential_waits_that_were_cut_off() -> None:
         found.append(mean)
     assert abs(np.mean(found) - 8.0) < 4 * np.std(found) / np.sqrt(300)
     assert metrics.exponential_mean(np.ones(3), np.zeros(3))[0] == np.inf
+
+
+def ar1(phi: float, shape: tuple[int, int], seed: int) -> np.ndarray:
+    """Stationary series of variance 1, (times, members)."""
+    rng = np.random.default_rng(seed)
+    kicks = rng.normal(size=shape)
+    kicks[1:] *= np.sqrt(1 - phi**2)
+    return lfilter([1.0], [1.0, -phi], kicks, axis=0)
+
+
+def test_errors_of_autocorrelation_times_are_their_spread() -> None:
+    phi = 0.8
+    exact = (1 + phi) / (1 - phi)
+    found = np.array([metrics.autocorrelation_time(x) for x in ar1(phi, (20_000, 100), 3).T])
+    mean, spread, error = found[:, 0].mean(), found[:, 0].std(ddof=1), found[:, 1].mean()
+    # Of a hundred series, spread and mean are known to 7 and 10 % of the spread: 6 of these.
+    assert abs(mean - exact) < 0.6 * spread + 0.02 * exact  # the window leaves out e^-5
+    assert 0.58 < error / spread < 1.42
+    # Of members together: one of a hundred times as many samples.
+    value, error = metrics.autocorrelation_time(ar1(phi, (2_000, 100), 4))
+    assert abs(value - exact) < 6 * error + 0.02 * exact
+    assert error < 0.15 * exact
+
+
+def test_errors_of_variances_are_their_spread() -> None:
+    found = np.array([metrics.fluctuation(x) for x in ar1(0.8, (5_000, 200), 5).T])
+    mean, spread, error = found[:, 0].mean(), found[:, 0].std(ddof=1), found[:, 1].mean()
+    assert abs(mean - 1.0) < 6 * spread / np.sqrt(200)
+    assert 0.7 < error / spread < 1.3  # each of the 200 is known to some 20 %
+    assert np.isnan(metrics.fluctuation(np.arange(3.0))[1])
+
+
+def enumerated(temperature: float) -> tuple[float, float, float]:
+    """Specific heat and susceptibilities, of m and of |m|, of all states of 4 x 4 spins."""
+    law, states = exact.gibbs((4, 4), temperature), exact.states((4, 4))
+
+    def variance(x: np.ndarray) -> float:
+        return float((law * x * x).sum() - (law * x).sum() ** 2)
+
+    m = exact.magnetizations(states)
+    heat = variance(exact.energies(states)) / 16 / temperature**2
+    return heat, variance(m) / 16 / temperature, variance(abs(m)) / 16 / temperature
+
+
+def test_fluctuations_of_sixteen_spins_are_those_of_all_states(tmp_path: Path) -> None:
+    temperature, out = 3.0, tmp_path / "run.h5"
+    sim = Simulation(Ising(temperature), 4, dt=0.5, members=64, seed=6, comm=MPI.COMM_SELF)
+    sim.set_spins(initial.shuffled, magnetization=0.0)
+    record(sim, out, time=1020, save_every=1, progress=False)  # steps leave this law as it is
+    heat, of_m, of_size = enumerated(temperature)
+    with Trajectory(out) as run:
+        found = [
+            (metrics.specific_heat(run, after=20), heat),
+            (metrics.susceptibility(run, after=20), of_m),
+            (metrics.susceptibility(run, after=20, absolute=True), of_size),
+        ]
+        m = run["magnetization"][20:]
+    assert metrics.susceptibility(m, temperature=temperature, sites=16) == found[1][0]
+    for (value, error), known in found:  # six standard errors: one run in 5e8 fails
+        assert abs(value - known) < 6 * error
+        assert error < 0.03 * known
+    with pytest.raises(InputError, match="temperature, sites"):
+        metrics.susceptibility(m)
+    with Trajectory(out) as run, pytest.raises(InputError, match="2 frames or more"):
+        metrics.specific_heat(run, after=2000)
+
+
+def test_spectra_of_rectangles_add_up_and_have_their_wave_numbers() -> None:
+    field = np.random.default_rng(7).normal(size=(12, 20))
+    assert metrics.spectrum(field).mean() == pytest.approx((field**2).mean(), rel=1e-12)
+    x = np.tile(np.arange(20), (12, 1))
+    wave = np.cos(2 * np.pi * x * 5 / 20)  # 3 in units of 2 pi / 12
+    value, count = metrics.structure_factor(wave, np.arange(7) + 0.5)
+    assert np.argmax(value) == 2
+    assert value[2] * count[2] == pytest.approx(120.0)  # half of N in each of two waves
+    by_hand = [
+        0.5 * ((wave * np.roll(wave, r, 0)).mean() + (wave * np.roll(wave, r, 1)).mean())
+        for r in range(6)
+    ]
+    np.testing.assert_allclose(metrics.two_point_correlation(wave), by_hand, atol=1e-12)

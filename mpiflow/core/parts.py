@@ -10,6 +10,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiflow.core.block import HaloExchange, gather_records
+from mpiflow.core.boxes import gather_boxes
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
 
@@ -186,13 +187,24 @@ class Part:
         sums = self.state if side == 1 else self._block_sums(side)
         if self.cart is not None:
             place = tuple(slice(e.start // side, -(-e.stop // side)) for e in self.box)
-            pieces = self.comm.gather((place, np.ascontiguousarray(sums)))
-            if pieces is None:
+            gathered = self._gathered(np.ascontiguousarray(sums), place, whole, side)
+            if gathered is None:
                 return None
-            sums = np.zeros(whole, sums.dtype)
-            for where, piece in pieces:
-                sums[(slice(None), *where)] += piece  # blocks may lie on several ranks
+            sums = gathered
         return sums if side == 1 else sums / side ** len(self.shape)
+
+    def _gathered(self, sums: np.ndarray, place: Box, whole: Shape, side: int) -> np.ndarray | None:
+        """Sums over all blocks on rank 0; blocks may lie on several ranks."""
+        every = slice(None)
+        if not any(n % side for box in self.boxes for e in box for n in (e.start, e.stop)):
+            return gather_boxes(sums, (every, *place), whole, self.comm)
+        pieces = self.comm.gather((place, sums))
+        if pieces is None:
+            return None
+        out = np.zeros(whole, sums.dtype)
+        for where, piece in pieces:
+            out[(every, *where)] += piece
+        return out
 
     def _block_sums(self, side: int) -> np.ndarray:
         """Sums over blocks, of those that this rank has a part of."""
