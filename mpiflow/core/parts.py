@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from mpiflow.core.block import HaloExchange, gather_records
 from mpiflow.core.boxes import gather_boxes
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
+from mpiflow.core.mpi import MPI
 
 Box = tuple[slice, ...]
 #: Real numbers that are added up at once.
