@@ -30,6 +30,7 @@ PAGES = {
     "checkpoints.md": [],
     "python.md": [],
     "observables.md": [],
+    "import.md": [],
     "adding-a-system.md": [],
 }
 
