@@ -98,6 +98,7 @@ TAKES_A_COMMUNICATOR = {
     "learn.onsagerflow.fit",
     "learn.onsagerflow.net",
     "learn.closure.curie_weiss",
+    "solvers.lines.batch",
     "solvers.lines.chain",
     "core.packed",
     "cli",

@@ -113,10 +113,10 @@ class Messages:
         MPI.Prequest.Waitall(self.requests)
 
 
-class Letters:
+class NeighbourMessages:
     """Records of any number to and from all neighbouring ranks, diagonal ones too.
 
-    One letter a call to every neighbour, the same to all; letters that are posted need not be
+    One message a call to every neighbour, the same to all; those that are posted need not be
     waited for until the next are. For a few scattered changes they are cheaper than halos.
 
     Parameters
@@ -136,25 +136,25 @@ class Letters:
         ranks = {cart.Get_cart_rank(list(place)) for place in product(*near)}
         self.neighbours = sorted(ranks - {cart.rank})
         self._sent: list[MPI.Request] = []
-        self._letter = np.empty((0, columns), np.int64)
+        self._message = np.empty((0, columns), np.int64)
         self._posted = 0
 
     def post(self, records: np.ndarray) -> None:
         """Send records (n, columns) int64 to every neighbour."""
         MPI.Request.Waitall(self._sent)
-        self._letter = records.copy()
-        self._sent = [self.cart.Isend(self._letter, rank, self._TAG) for rank in self.neighbours]
+        self._message = records.copy()
+        self._sent = [self.cart.Isend(self._message, rank, self._TAG) for rank in self.neighbours]
         self._posted += 1
 
     def collect(self) -> Iterator[np.ndarray]:
-        """The records of every letter that neighbours have posted as often as this rank has."""
+        """The records of every message that neighbours have posted as often as this rank has."""
         for _ in range(self._posted):
             for rank in self.neighbours:
                 status = MPI.Status()
                 message = self.cart.Mprobe(rank, self._TAG, status)
-                letter = np.empty(status.Get_count(MPI.INT64_T), np.int64)
-                message.Recv(letter)
-                yield letter.reshape(-1, self.columns)
+                records = np.empty(status.Get_count(MPI.INT64_T), np.int64)
+                message.Recv(records)
+                yield records.reshape(-1, self.columns)
         self._posted = 0
 
 

@@ -142,6 +142,75 @@ def to_unit(word: Word) -> float:
     return (np.float64(word >> np.uint64(12)) + 0.5) * 2.0**-52
 
 
+@rule
+def to_half_open_unit(word: Word) -> float:
+    """A float64 in [0, 1) from the top 53 bits of a word: none is below a share of 0."""
+    return np.float64(word >> np.uint64(11)) * 2.0**-53
+
+
+@rule
+def uniform_below(word: Word, bound: int) -> np.int64:
+    """A uniform number 0..bound - 1: the top bits times the bound; bias below bound / 2^32."""
+    return np.int64((word >> np.uint64(32)) * np.uint64(bound) >> np.uint64(32))
+
+
+@rule
+def upper_half(word: Word, total: Word) -> Word:
+    """floor(word * total / 2^64): a number below any total, in proportion to the word."""
+    half, low = np.uint64(32), np.uint64(2**32 - 1)
+    a, b, c, d = word >> half, word & low, total >> half, total & low
+    middle = a * d + (b * d >> half)
+    return a * c + (middle >> half) + (((middle & low) + b * c) >> half)
+
+
+@rule
+def normal_radius(word: Word) -> float:
+    """The length of a pair of standard normals, by Box and Muller."""
+    return np.sqrt(-2.0 * np.log(to_unit(word)))
+
+
+@rule
+def uniform_angle(word: Word) -> float:
+    """An angle in (0, 2 pi)."""
+    return 2.0 * np.pi * to_unit(word)
+
+
+@rule
+def normal_pair(word: Word, other: Word) -> tuple[float, float]:
+    """Two independent standard normals, by Box and Muller."""
+    radius, angle = normal_radius(word), uniform_angle(other)
+    return radius * np.cos(angle), radius * np.sin(angle)
+
+
+@kernel
+def exponential(word: Word) -> float:
+    """-ln(u) of the uniform of a word, by arithmetic that vectorises and is IEEE everywhere.
+
+    The fdlibm method: u = 2^k m with m near 1, and a polynomial in (m - 1) / (m + 1);
+    the error is below one unit in the last place.
+    """
+    bits = np.float64(to_unit(word)).view(np.int64) + np.int64(
+        0x3FF0000000000000 - 0x3FE6A09E00000000
+    )
+    k = np.float64((bits >> 52) - 0x3FF)
+    m = np.int64((bits & np.int64(0xFFFFFFFFFFFFF)) + np.int64(0x3FE6A09E00000000)).view(np.float64)
+    f = m - 1.0
+    s = f / (2.0 + f)
+    z = s * s
+    w = z * z
+    odd = w * (
+        3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01)
+    )
+    even = z * (
+        6.666666666666735130e-01
+        + w
+        * (2.857142874366239149e-01 + w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01))
+    )
+    half = 0.5 * f * f
+    low = s * (half + odd + even) + k * 1.90821492927058770002e-10
+    return -(low - half + f + k * 6.93147180369123816490e-01)
+
+
 @kernel
 def _fill_words(
     key: np.ndarray, member: Word, step: Word, sites: np.ndarray, out: np.ndarray
@@ -170,7 +239,7 @@ def words(seed: int, stream: str, member: int, step: int, sites: np.ndarray) -> 
 
 def uniforms(seed: int, stream: str, member: int, step: int, sites: np.ndarray) -> np.ndarray:
     """Two float64 uniforms on (0, 1) for each site, shape ``(*sites.shape, 2)``."""
-    return ((words(seed, stream, member, step, sites) >> np.uint64(12)) + 0.5) * 2.0**-52
+    return np.asarray(to_unit.py_func(words(seed, stream, member, step, sites)))
 
 
 @kernel
@@ -178,11 +247,10 @@ def _fill_normals(key: np.ndarray, members: np.ndarray, step: Word, out: np.ndar
     for i in range(members.size):
         for pair in range((out.shape[1] + 1) // 2):
             w0, w1 = threefry(key[0], key[1] + members[i], step, np.uint64(pair))
-            radius = np.sqrt(-2.0 * np.log(to_unit(w0)))
-            angle = 2.0 * np.pi * to_unit(w1)
-            out[i, 2 * pair] = radius * np.cos(angle)
+            first, second = normal_pair(w0, w1)
+            out[i, 2 * pair] = first
             if 2 * pair + 1 < out.shape[1]:
-                out[i, 2 * pair + 1] = radius * np.sin(angle)
+                out[i, 2 * pair + 1] = second
 
 
 def normals(seed: int, stream: str, members: np.ndarray, step: int, components: int) -> np.ndarray:

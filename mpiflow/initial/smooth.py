@@ -12,7 +12,7 @@ from scipy.special import ndtr
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
-from mpiflow.core.noise import Word, stream_key, to_unit, uniforms
+from mpiflow.core.noise import Word, normal_pair, stream_key, to_half_open_unit, uniforms
 from mpiflow.initial.site_words import (
     Boxes,
     Spins,
@@ -116,7 +116,7 @@ def _merged(bands: Iterator[slice], height: int) -> Iterator[slice]:
 @kernel
 def _to_normal(words: np.ndarray, other: np.ndarray, out: np.ndarray) -> None:
     for i in range(words.size):
-        out[i] = np.sqrt(-2.0 * np.log(to_unit(words[i]))) * np.cos(2.0 * np.pi * to_unit(other[i]))
+        out[i] = normal_pair(words[i], other[i])[0]
 
 
 @kernel
@@ -189,7 +189,7 @@ def _to_levels(words: np.ndarray, field: np.ndarray, a: float) -> None:
     """Turn words of a row into the numbers 2 u - 1 - a g, as 53 bits in their order, in place."""
     reach = 1.0 + 10.0 * a  # g is beyond 9 in one of 10^18 sites
     for i in range(words.size):
-        u = np.float64(words[i] >> np.uint64(11)) * 2.0**-53
+        u = to_half_open_unit(words[i])
         place = (2.0 * u - 1.0 - a * field[i] + reach) * (2.0**52 / reach)
         words[i] = np.uint64(min(max(place, 0.0), 2.0**53 - 1.0)) << np.uint64(11)
 
@@ -294,6 +294,7 @@ def smooth_profile(
         sites = np.uint64((y + 2**31) << 32) | (x + 2**31).astype(np.uint64)
         # The counters of initial-radius have step 0 in :func:`gaussian`.
         u = uniforms(seed, "initial-radius", 0, 1, sites)
+        # Complex: NumPy's exp of an array, whose bits a rule for one pair does not have.
         normals = np.sqrt(-2.0 * np.log(u[:, 0])) * np.exp(2j * np.pi * u[:, 1])
         sizes = np.sqrt(np.exp(-fall - falls[1][near]) / norm)
         terms = sizes * normals * phase * phases[1][near]

@@ -19,7 +19,7 @@ import numpy as np
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
-from mpiflow.core.noise import Word, stream_key, threefry
+from mpiflow.core.noise import Word, stream_key, threefry, uniform_below
 from mpiflow.initial.alloy import counts_of
 from mpiflow.scaleup.boxes import (
     Surroundings,
@@ -31,9 +31,9 @@ from mpiflow.scaleup.boxes import (
     require_stop,
     require_surroundings,
     tools_of,
-    uniform_below,
 )
-from mpiflow.solvers.vacancy.events import evolve, first_of, scan
+from mpiflow.solvers.vacancy.events import evolve
+from mpiflow.solvers.vacancy.lists import first_of, scan
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import REACH, Alloy
 from mpiflow.systems.barriers import Barriers
@@ -298,7 +298,7 @@ def _relax(
     tools: Tools,
     made: np.ndarray,
 ) -> None:
-    law, region, table, s, grid = tools.law, tools.region, tools.table, tools.scratch, tools.grid
+    law, region, grid, log = tools.evaluator.law, tools.region, tools.grid, tools.log
     zero = np.zeros(3, np.int64)
     # Centres one point before the window hop too, unless it is closed.
     start = law.halo - 1 + min(region.whole)
@@ -307,29 +307,17 @@ def _relax(
         sides[a] = region.high[a] - start
     for b in range(states.shape[0]):
         for window in range(origins.shape[0]):
-            cut(states[b], origins[window], law, grid, tools.places)
+            cut(states[b], origins[window], tools)
             n = scan(grid, law, region, tools.lists)
             if n == 0:
                 continue
             here = first_of(tools.lists, n)
+            keys = key[0], key[1] + members[b], first + np.uint64(window)
+            # None is logged: there is no room from the row after the last one on.
             hops, _ = evolve(
-                grid,
-                zero,
-                n,
-                law,
-                region,
-                here,
-                table,
-                s,
-                (key[0], key[1] + members[b], first + np.uint64(window)),
-                np.uint64(0),
-                0.0,
-                until,
-                most,
-                tools.log,
-                tools.log.time.size,  # none is logged
-                True,
-            )
+                grid, zero, n, tools.evaluator, region, here, keys, np.uint64(0), 0.0, until, most,
+                log, log.time.size, True,
+            )  # fmt: skip
             if hops > 0:
                 _paste(grid, tools.places, start, sides, states[b])
             made[b] += hops

@@ -29,7 +29,7 @@ from mpiflow.core.block import Block
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
-from mpiflow.core.noise import stream_key, threefry
+from mpiflow.core.noise import stream_key, threefry, uniform_below
 from mpiflow.scaleup.boxes import (
     Surroundings,
     Tools,
@@ -40,9 +40,9 @@ from mpiflow.scaleup.boxes import (
     require_stop,
     require_surroundings,
     tools_of,
-    uniform_below,
 )
-from mpiflow.solvers.vacancy.events import Events, Lists, evolve, first_of, put, scan, within
+from mpiflow.solvers.vacancy.events import Events, evolve
+from mpiflow.solvers.vacancy.lists import Lists, first_of, put, scan, within
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import DIRECTIONS, NEIGHBOURS, REACH, VACANCY, Alloy
 from mpiflow.systems.barriers import Barriers
@@ -310,26 +310,20 @@ def _replay(log: Events, count: int, tools: Tools, at: np.ndarray, change: np.nd
 
     Returns their number; the point moves along.
     """
-    sides, halo, copy = tools.law.sides, tools.law.halo, tools.copy
+    sides, halo, copy = tools.evaluator.law.sides, tools.evaluator.law.halo, tools.copy
     hops = 0
     for r in range(count):
         row = log.hop[r]
         x, y, z, d = row[0], row[1], row[2], row[3]
         put(copy, sides, x, y, z, row[4])
-        put(
-            copy,
-            sides,
-            x + DIRECTIONS[d, 0],
-            y + DIRECTIONS[d, 1],
-            z + DIRECTIONS[d, 2],
-            VACANCY,
-        )
+        i, j, k = x + DIRECTIONS[d, 0], y + DIRECTIONS[d, 1], z + DIRECTIONS[d, 2]
+        put(copy, sides, i, j, k, VACANCY)
         if at[0] % sides[0] != x or at[1] % sides[1] != y or at[2] % sides[2] != z:
             continue
         hops += 1
         _count_hop(copy, at[0], at[1], at[2], d, (at[0] - halo) % 2 == 0, change)
         x, y, z = at[0] + DIRECTIONS[d, 0], at[1] + DIRECTIONS[d, 1], at[2] + DIRECTIONS[d, 2]
-        at[0], at[1], at[2] = within(halo, tools.law.sides, tools.region.whole, x, y, z)
+        at[0], at[1], at[2] = within(halo, sides, tools.region.whole, x, y, z)
     return hops
 
 
@@ -349,14 +343,11 @@ def _evolve_one(
 
     Returns the time that passed and the hops of that one.
     """
-    rule, region, grid, log = tools.law, tools.region, tools.grid, tools.log
+    found, region, grid, log = tools.evaluator, tools.region, tools.grid, tools.log
     tools.copy[...] = grid
     origin = np.zeros(3, np.int64)
     # No hop yet, only the rates.
-    evolve(
-        grid, origin, n, rule, region, lists, tools.table, tools.scratch, keys, np.uint64(0), 0.0,
-        until, 0, log, 0, True,
-    )  # fmt: skip
+    evolve(grid, origin, n, found, region, lists, keys, np.uint64(0), 0.0, until, 0, log, 0, True)
     # Mean times need the rates before every hop.
     room = 1 if mean_times else log.time.size
     mean, clock, hops, total = 0.0, 0.0, 0, 0
@@ -364,23 +355,9 @@ def _evolve_one(
         wait = 1.0 / lists.tree[1]
         wanted = min(room, most - total)
         done, clock = evolve(
-            grid,
-            origin,
-            n,
-            rule,
-            region,
-            lists,
-            tools.table,
-            tools.scratch,
-            keys,
-            np.uint64(total),
-            clock,
-            until,
-            wanted,
-            log,
-            0,
-            False,
-        )
+            grid, origin, n, found, region, lists, keys, np.uint64(total), clock, until, wanted,
+            log, 0, False,
+        )  # fmt: skip
         hops += _replay(log, done, tools, at, change)
         total += done
         if done < wanted:  # the time is over, or nothing can hop
@@ -410,7 +387,7 @@ def _evolve_one_each(
     after: np.ndarray,
 ) -> None:
     """Partial evolution. Noise: step = number of the patch, site = event."""
-    law, region, grid = tools.law, tools.region, tools.grid
+    law, region, grid = tools.evaluator.law, tools.region, tools.grid
     at, frame = np.empty(3, np.int64), law.halo - 1
     inner = grid[frame:-frame, frame:-frame, frame:-frame]
     for b in range(places.shape[0]):
@@ -423,7 +400,7 @@ def _evolve_one_each(
                 first = (place - middle + 1) // 2 * 2
                 at[a] = law.halo + place - first
                 origin[a] = first % states.shape[1 + a]
-            cut(states[b], origin, law, grid, tools.places)
+            cut(states[b], origin, tools)
             if before.size > 0:
                 before[b, p] = inner
             n = 1
@@ -432,16 +409,9 @@ def _evolve_one_each(
             else:
                 tools.lists.place[0] = at
                 tools.lists.flat[0] = (at[0] * grid.shape[1] + at[1]) * grid.shape[2] + at[2]
+            keys = key[0], key[1] + members[b], np.uint64(p)
             elapsed[b, p], hops[b, p] = _evolve_one(
-                n,
-                tools,
-                first_of(tools.lists, n),
-                (key[0], key[1] + members[b], np.uint64(p)),
-                until,
-                most,
-                mean_times,
-                at,
-                change[b, p],
+                n, tools, first_of(tools.lists, n), keys, until, most, mean_times, at, change[b, p]
             )
             if after.size > 0:
                 after[b, p] = inner

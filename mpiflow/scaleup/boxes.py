@@ -12,25 +12,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import kernel, rule
+from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
-from mpiflow.core.noise import MAX_MEMBER, Word
-from mpiflow.solvers.vacancy.events import (
-    HALO,
-    Events,
-    Law,
-    Lists,
-    Region,
-    Scratch,
-    Table,
-    check,
-    events,
-    law,
-    lists,
-    scratch,
-    table,
-)
+from mpiflow.core.noise import MAX_MEMBER
+from mpiflow.solvers.event_limits import NO_LIMIT
+from mpiflow.solvers.vacancy.events import HALO, Events, check, events
+from mpiflow.solvers.vacancy.lists import Lists, Region, lists
+from mpiflow.solvers.vacancy.rates import Evaluator, evaluator
 from mpiflow.systems.alloy import NOT_A_SITE, REACH, VACANCY, Alloy
 from mpiflow.systems.barriers import Barriers
 
@@ -41,13 +30,6 @@ Surroundings = Literal["frozen", "wrap"]
 _HALO = HALO + 1
 #: Hops that are followed together.
 _ROOM = 256
-_NO_LIMIT = np.iinfo(np.int64).max
-
-
-@rule
-def uniform_below(word: Word, bound: int) -> np.int64:
-    """A uniform number 0..bound - 1: the top bits times the bound; bias below bound / 2^32."""
-    return np.int64((word >> np.uint64(32)) * np.uint64(bound) >> np.uint64(32))
 
 
 # -- checks --------------------------------------------------------------------------------
@@ -115,7 +97,7 @@ def require_stop(hops: int | None, duration: float | None) -> tuple[int, float]:
     if duration is not None:
         if not (duration > 0 and np.isfinite(duration)):
             raise InputError("duration", duration, "a finite number of s above 0", "Try 1e-9.")
-        return _NO_LIMIT, float(duration)
+        return NO_LIMIT, float(duration)
     if hops is None or hops < 1:
         raise InputError("hops", hops, "1 or more", "Try 100.")
     return hops, np.inf
@@ -139,11 +121,9 @@ class Tools(NamedTuple):
     places : (3, x) int64, memory for where its points lie in the lattice
     """
 
-    law: Law
+    evaluator: Evaluator
     region: Region
     lists: Lists
-    table: Table
-    scratch: Scratch
     log: Events
     grid: np.ndarray
     copy: np.ndarray
@@ -164,14 +144,12 @@ def tools_of(
         first, (0, 0, 0), shape, np.arange(len(first)), policy=surroundings, halo=_HALO
     )
     check(system, model, block)
-    ours, end = law(system, model, block), _HALO + box
-    x, y, z = (int(box == side) for side in ours.sides)
+    ours, end = evaluator(system, model, block, vacancies), _HALO + box
+    x, y, z = (int(box == side) for side in ours.law.sides)
     return Tools(
         ours,
         Region((_HALO, _HALO, _HALO), (end, end, end), (x, y, z)),
         lists(vacancies),
-        table(model, vacancies),
-        scratch(model),
         events(_ROOM),
         np.empty(padded, np.int8),
         np.empty(padded, np.int8),
@@ -192,10 +170,9 @@ def require_room(name: str, box: int, sides: Shape) -> None:
 
 
 @kernel
-def cut(
-    state: np.ndarray, origin: np.ndarray, law: Law, grid: np.ndarray, places: np.ndarray
-) -> None:
+def cut(state: np.ndarray, origin: np.ndarray, tools: Tools) -> None:
     """Copy a box with what is around it: of a closed box, whose sides the law has, itself."""
+    law, grid, places = tools.evaluator.law, tools.grid, tools.places
     for a in range(3):
         for i in range(grid.shape[a]):
             places[a, i] = (origin[a] + (i - law.halo) % law.sides[a]) % state.shape[a]

@@ -16,7 +16,7 @@ import numpy as np
 
 from mpiflow.core.block import Block, HaloPolicy
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import words
+from mpiflow.core.noise import uniform_below, words
 from mpiflow.observables import patch_sums
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.sublattice import Sublattice
@@ -217,8 +217,7 @@ def _copy_frames(source: np.ndarray, target: np.ndarray) -> None:
 def choose_patch(members: np.ndarray, patches: int, seed: int) -> np.ndarray:
     """A uniform patch number 0..K-1 for each member, (B,) int64."""
     word = words(seed, "patch", 0, 0, np.asarray(members))[..., 0]
-    # The top bits times K: bias below K / 2^32.
-    return ((word >> np.uint64(32)) * np.uint64(patches) >> np.uint64(32)).astype(np.int64)
+    return np.asarray(uniform_below.py_func(word, patches))
 
 
 def _flip_events(

@@ -18,8 +18,7 @@ import numpy as np
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import is_spins, require_rule, spin_fault
-from mpiflow.core.noise import stream_key, threefry, to_unit
-from mpiflow.solvers.spins.nfold import exponential
+from mpiflow.core.noise import exponential, stream_key, threefry, to_unit, uniform_below
 from mpiflow.systems.curie_weiss import CurieWeiss
 
 
@@ -179,7 +178,7 @@ def _windows(
 ) -> None:
     """A spin is up if a word of 64 bits is below the limit for the others that are up."""
     ny, nx = states.shape[1:]
-    sites = np.uint64(window * window)
+    sites = window * window
     for b in range(states.shape[0]):
         up = 0
         for y in range(ny):
@@ -188,8 +187,7 @@ def _windows(
         for i in range(corners.shape[0]):
             for a in range(attempts):
                 w0, w1 = threefry(key[0], key[1] + members[b], first + np.uint64(i), np.uint64(a))
-                # The top bits times the number of sites: bias below sites / 2^32.
-                site = np.int64((w0 >> np.uint64(32)) * sites >> np.uint64(32))
+                site = uniform_below(w0, sites)
                 y = (corners[i, 0] + site // window) % ny
                 x = (corners[i, 1] + site % window) % nx
                 others = up - (states[b, y, x] > 0)

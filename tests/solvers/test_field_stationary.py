@@ -19,7 +19,7 @@ from test_stochastic_field import Counts, bent, symbol
 
 from mpiflow.core.errors import InputError
 from mpiflow.simulation.field.simulation import FieldSimulation
-from mpiflow.solvers.field.steps import Flipping, Pull, Turning, _arrive, _enter, _half_way
+from mpiflow.solvers.field.steps import FlipSteps, LangevinSteps, Pull, _arrive, _enter, _half_way
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import ExactLaw, FiniteLaw, Law, Structure
 
@@ -46,14 +46,14 @@ def moments(m: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def turned(law: Law, spins: int, j: float, h: float, share: float) -> np.ndarray:
     """Relative errors of moments of one block of ``langevin``, at a share of the longest step."""
-    motion = Turning(law, spins)
+    motion = LangevinSteps(law, spins)
     dt = share * min(1.0, motion.longest(Pull(j, j, j, 0.0, abs(h))))
     z = NODES[None, None].copy()
     b, m, middle, between = (np.empty_like(z) for _ in range(4))
     _enter(z, motion.table, b, m)
     _half_way(b, j * m + h, motion.table, dt, middle, between)
     _arrive(b, middle, j * between + h, motion.table, dt, z)
-    # Turns of half a step multiply the polynomials by means over angles, as in Turning.step.
+    # Turns of half a step multiply the polynomials by means over angles, as in LangevinSteps.step.
     t = 0.5 * dt * motion.rate
     r = np.linspace(0, 9, 2001)
     chance = r * np.exp(-r * r / 2)
@@ -91,7 +91,7 @@ def test_the_longest_langevin_steps_keep_the_stationary_law(spins: int) -> None:
 def test_a_longer_langevin_step_would_not() -> None:
     """Free blocks of 16 at dt = 0.5, as found: 12 %. And second order: a half has a quarter."""
     law = ExactLaw(1.0)
-    one = Turning(law, 16).longest(Pull(0, 0, 0, 0, 0))
+    one = LangevinSteps(law, 16).longest(Pull(0, 0, 0, 0, 0))
     assert 0.1 <= one < 0.16
     assert turned(law, 16, 0, 0, 0.5 / one)[0] == pytest.approx(0.12, abs=0.02)
     assert turned(law, 16, 0, 0, 0.5)[0] == pytest.approx(turned(law, 16, 0, 0, 1)[0] / 4, rel=0.05)
@@ -113,7 +113,7 @@ def test_the_longest_cosh_steps_keep_the_stationary_law(spins: int, dense: np.nd
         for law in laws("cosh", spins, beta):
             for h in (0.0, 0.3):
                 pull = Pull(hat.min(), hat.max(), dense[0, 0], other, h)
-                dt = min(1.0, Flipping(law, spins, dense[0, 0]).longest(pull))
+                dt = min(1.0, FlipSteps(law, spins, dense[0, 0]).longest(pull))
                 chain = Counts(law, spins, dense, h)
                 step, exact = chain.step(dt), chain.gibbs()
                 balance = (step - np.eye(len(exact))).T
@@ -153,7 +153,7 @@ def test_a_single_spin_does_not_feel_itself() -> None:
     field.advance(60)
     # 0.01 is the error of a mean of 10,240 spins.
     assert abs(field.m.mean() - math.tanh(0.2)) < 6 * 0.01
-    assert Flipping(field.law, 1, 0.5).longest(Pull(0.5, 0.5, 0.5, 0.0, 0.2)) == math.inf
+    assert FlipSteps(field.law, 1, 0.5).longest(Pull(0.5, 0.5, 0.5, 0.0, 0.2)) == math.inf
 
 
 @BOTH

@@ -324,10 +324,8 @@ def test_a_wide_patch_has_the_bits_of_the_chain(monkeypatch: pytest.MonkeyPatch)
     sim = simulation(LONG, seed=14)
     row = np.zeros(13)  # sites 3 to 13, and two that are frozen
     row[:] = sim.x[0, 2:15]
-    numbers = (15.0, 0.1, 1.0, 1.0)
-    module._evolve(
-        row, 3, 20, sim._key[0], sim._key[1], np.uint64(0), 4, 0.01, np.empty(11), *numbers
-    )
+    law = module._law(LONG)
+    module._evolve(row, 3, 20, sim._key[0], sim._key[1], np.uint64(0), 4, 0.01, np.empty(11), law)
     sim.advance(4)
     np.testing.assert_array_equal(row[4:-4], sim.x[0, 6:11])
     assert row[1] != sim.x[0, 3]

@@ -31,7 +31,8 @@ from mpiflow import initial
 from mpiflow.core.block import Block, HaloPolicy
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
-from mpiflow.solvers.spins.nfold import NFold, choose, exponential
+from mpiflow.core.noise import exponential
+from mpiflow.solvers.spins.nfold import NFold, choose
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
 
@@ -57,15 +58,15 @@ def assert_lists_are_those_of_the_spins(solver: NFold, block: Block) -> None:
     """Each site is in the list of its class, once, at the place that its word names."""
     labels = (neighbour_sums(spins(block)) + 4) // 2 + 5 * (spins(block) > 0)
     for b, label in enumerate(labels.reshape(block.batch, -1)):
-        assert np.array_equal(solver._info[b] >> 28, label)
-        assert np.array_equal(solver._counts[b], np.bincount(label, minlength=10))
+        assert np.array_equal(solver._lists.info[b] >> 28, label)
+        assert np.array_equal(solver._lists.counts[b], np.bincount(label, minlength=10))
         for c in range(10):
-            start, count = int(solver._base[b, c]), int(solver._counts[b, c])
-            assert start + count <= int(solver._base[b, c + 1])
-            listed = solver._pool[b, start : start + count]
+            start, count = int(solver._lists.base[b, c]), int(solver._lists.counts[b, c])
+            assert start + count <= int(solver._lists.base[b, c + 1])
+            listed = solver._lists.pool[b, start : start + count]
             assert np.array_equal(np.sort(listed), np.flatnonzero(label == c))
-            assert np.array_equal(solver._info[b, listed] & (2**28 - 1), np.arange(count))
-        assert solver._base[b, 10] == solver._pool.shape[1]
+            assert np.array_equal(solver._lists.info[b, listed] & (2**28 - 1), np.arange(count))
+        assert solver._lists.base[b, 10] == solver._lists.pool.shape[1]
 
 
 # -- one event ----------------------------------------------------------------------------------
@@ -402,7 +403,7 @@ def test_lists_grow_and_shrink() -> None:
     for time in (0.05, 0.3, 1.0, 3.0, 10.0):
         solver.advance(block, seed=3, until=time)
         assert_lists_are_those_of_the_spins(solver, block)
-    assert solver._counts[:, 9].min() > 0.7 * 48 * 40
+    assert solver._lists.counts[:, 9].min() > 0.7 * 48 * 40
     hot = NFold(Ising(50.0), 2)
     hot.order, hot.clock, hot.events = solver.order, solver.clock, solver.events
     hot.advance(block, seed=3, until=15.0)
@@ -413,7 +414,7 @@ def test_memory() -> None:
     """Ten bytes for each site: spin, class and place, lists with room between them."""
     block, solver = Block.periodic(random_states(1, 1, 256, 256), np.arange(1)), NFold(HOT)
     solver.advance(block, seed=0, flips=1)
-    kept = (solver._info, solver._pool, solver._base, solver._counts)
+    kept = solver._lists
     assert spins(block).nbytes + sum(array.nbytes for array in kept) < 10.01 * 256**2
 
 

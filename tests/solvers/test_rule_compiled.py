@@ -15,6 +15,7 @@ from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
+from mpiflow.core.noise import upper_half
 from mpiflow.observables import observe
 from mpiflow.solvers.spins import rule_compiled, rule_sublattice, rule_tables
 from mpiflow.solvers.spins.rule_sublattice import RuleSublattice
@@ -73,7 +74,7 @@ def test_a_sweep_takes_the_heat_bath_of_all_states() -> None:
 @pytest.mark.parametrize("word", [0, 1, 2**63, 2**64 - 1, 0x123456789ABCDEF0])
 @pytest.mark.parametrize("total", [1, 2**32 - 1, 2**56, 127 * 2**56, 2**64 - 1])
 def test_the_share_of_a_word_is_the_upper_half_of_the_product(word: int, total: int) -> None:
-    assert int(rule_compiled._share(np.uint64(word), np.uint64(total))) == word * total >> 64
+    assert int(upper_half(np.uint64(word), np.uint64(total))) == word * total >> 64
 
 
 @of_many

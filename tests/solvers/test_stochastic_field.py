@@ -19,7 +19,7 @@ from scipy.linalg import expm
 from mpiflow.core.errors import InputError
 from mpiflow.simulation.field.law_files import TableLaw
 from mpiflow.solvers.field.mesoscopic import NonlocalEquation
-from mpiflow.solvers.field.steps import Turning, _binomial
+from mpiflow.solvers.field.steps import LangevinSteps, _binomial
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import ExactLaw, FiniteLaw, Law, Structure
 from mpiflow.systems.kac import kac_kernel
@@ -200,7 +200,7 @@ def test_one_block_has_its_density(name: str, spins: int) -> None:
 def test_a_wrong_mobility_in_the_noise_would_be_seen() -> None:
     """Without the slope of K the density is another; the test above tells them apart."""
     law = bent("langevin")
-    whole, flat = Turning(law, 4), Turning(law, 4)
+    whole, flat = LangevinSteps(law, 4), LangevinSteps(law, 4)
     flat.table[:, 0] = -flat.table[:, 1] * law.entropy_derivative(
         np.tanh(8.0 * (2 * np.arange(-1, 4098) / 4096 - 1)) + flat.table[:, 2]
     )
@@ -210,7 +210,7 @@ def test_a_wrong_mobility_in_the_noise_would_be_seen() -> None:
 def test_the_chart_of_a_law() -> None:
     """K = beta c (1 - z^2) (dm/dz)^2 along the table, and m there and back."""
     law = bent("langevin")
-    turning = Turning(law, 16)
+    turning = LangevinSteps(law, 16)
     b = np.linspace(-3, 3, 101)[:, None, None]
     m = turning.means(np.tanh(b))
     slope = (turning.means(np.tanh(b + 1e-4)) - turning.means(np.tanh(b - 1e-4))) / 2e-4
@@ -220,7 +220,7 @@ def test_the_chart_of_a_law() -> None:
     again = turning.means(turning.state(values))
     assert np.abs(again - values).max() < 1e-8
     assert again[[0, -1], 0, 0] == pytest.approx([-1, 1], abs=1e-15)
-    exact = Turning(ExactLaw(0.7), 16)
+    exact = LangevinSteps(ExactLaw(0.7), 16)
     assert exact.rate == pytest.approx(1 / 16, rel=1e-12)
     assert np.abs(exact.means(np.tanh(b)) - np.tanh(b)).max() < 1e-12
     table = exact.table[1:-1]

@@ -18,10 +18,9 @@ from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.observables import bond_counts
-from mpiflow.solvers.vacancy import barrier_kernels
-from mpiflow.solvers.vacancy import events as vacancy
-from mpiflow.solvers.vacancy.events import decay
+from mpiflow.solvers.vacancy import barrier_kernels, events, lists, rates
 from mpiflow.solvers.vacancy.hop_log import Tracers
+from mpiflow.solvers.vacancy.rates import decay, hop_rates
 from mpiflow.solvers.vacancy.serial import VacancyKMC, total_rates, whole_lattice
 from mpiflow.solvers.vacancy.tiled import TiledKMC
 from mpiflow.systems import barriers
@@ -105,7 +104,7 @@ def test_decay_is_exp():
 def test_rates_of_infinite_barriers_vanish():
     rates = np.empty(8)
     energies = np.array([np.inf, 1.0, 200.0, 0.0, -0.1, np.nan, 1e30, 1.7], np.float32)
-    vacancy.hop_rates(11.6, energies, rates)
+    hop_rates(11.6, energies, rates)
     assert rates[0] == rates[2] == rates[5] == rates[6] == 0.0
     exact = 1e13 * np.exp(-11.6 * energies[[1, 3, 7]].astype(float))
     np.testing.assert_allclose(rates[[1, 3, 7]], exact, rtol=1e-15)
@@ -183,28 +182,15 @@ def test_rates_after_many_hops_are_those_of_a_new_solver():
         solver.advance(block, seed=4, hops=7)
         n, store, _ = solver._lists[0]
         kept = store.rates[:n].copy(), store.near[:n].copy()
-        rule = vacancy.law(SYSTEM, MODEL, block)
-        fresh = vacancy.lists(n)
+        found = rates.evaluator(SYSTEM, MODEL, block, n)
+        fresh = lists.lists(n)
         fresh.place[:], fresh.flat[:] = store.place[:n], store.flat[:n]
         zero = np.uint64(0)
-        vacancy.evolve(
-            block.array[0],
-            np.zeros(3, np.int64),
-            n,
-            rule,
-            whole_lattice(),
-            fresh,
-            vacancy.table(MODEL, n),
-            vacancy.scratch(MODEL),
-            (zero, zero, zero),
-            zero,
-            0.0,
-            0.0,
-            0,
-            vacancy.events(0),
-            0,
-            True,
-        )
+        origin, log = np.zeros(3, np.int64), events.events(0)
+        events.evolve(
+            block.array[0], origin, n, found, whole_lattice(), fresh, (zero, zero, zero), zero, 0.0,
+            0.0, 0, log, 0, True,
+        )  # fmt: skip
         np.testing.assert_array_equal(kept[0], fresh.rates)
         np.testing.assert_array_equal(kept[1], fresh.near)
         np.testing.assert_array_equal(store.tree[: fresh.tree.size], fresh.tree)
@@ -216,9 +202,9 @@ def test_table_changes_no_bit():
     layers[1][1][:] = 1.2
     model = barrier_kernels.network(layers, np.arange(3)[:, None])
     grids, cold = [], Alloy(400.0, ("A", "B"))
-    for table in (vacancy.table, lambda m, n: vacancy.table(barriers.constant([1.0, 1.0]), n)):
+    for table in (rates.table, lambda m, n: rates.table(barriers.constant([1.0, 1.0]), n)):
         block, solver = boxes(random_grid((8, 8, 8), 1)), VacancyKMC(cold, model)
-        solver._lists = [(0, vacancy.lists(1), table(model, 1))]
+        solver._lists = [(0, lists.lists(1), table(model, 1))]
         solver.advance(block, seed=6, hops=2000)
         grids.append((block.array.copy(), solver.clock.copy(), solver.evaluations))
     np.testing.assert_array_equal(grids[0][0], grids[1][0])

@@ -46,10 +46,11 @@ PLAIN_SAME_BITS = (
 
 VACANCY_TESTS = "solvers/test_vacancy.py::test"
 PRODUCT = f"{VACANCY_TESTS}_tiled_law_is_the_product_of_exponentials[sides0-tile0]"
-HOPS, TILES = "solvers/vacancy/events.py", "solvers/vacancy/tiled.py"
+HOPS, OWNED, TILES = (f"solvers/vacancy/{name}.py" for name in ("events", "lists", "tiles"))
 
 PACKED, PLAIN, SLICED = (f"solvers/spins/{name}.py" for name in ("multispin", "heatbath", "sliced"))
 SOLVER, PLANES = "solvers/spins/sublattice.py", "solvers/spins/bitplanes.py"
+WORDS = "solvers/spins/half_lattice.py"
 
 KAC, SUMS = "solvers/kac/steps.py", "solvers/kac/fields.py"
 KAC_LAW = "solvers/test_kac.py::test_a_step_has_the_law_of_its_solver"
@@ -163,14 +164,13 @@ MUTANTS: list[list[Mutant]] = [
                     PACKED,
                     "count_neighbours(other[w - width] ^ s, other[w + width] ^ s,",
                     "count_neighbours(other[w - width] ^ s, other[w - width] ^ s,",
-                    times=2,
                 ),
             ),
             (Named(f"{LAW}[field-inf-packed]"),),
         ),
         Mutant(
             "two sites share a number, plain",
-            (Change(PLAIN, "np.uint64(first + i))", "np.uint64((first + i) // 2))"),),
+            (Change(WORDS, "np.uint64(first + i))", "np.uint64((first + i) // 2))"),),
             (Named(f"{IN_SPACE}[plain-4]"),),
         ),
         Mutant(
@@ -285,7 +285,7 @@ MUTANTS: list[list[Mutant]] = [
     [
         Mutant(
             "tiles own vacancies, not bonds",
-            (Change(HOPS, "(here if corner else there)", "here"),),
+            (Change(OWNED, "(here if corner else there)", "here"),),
             (Named(PRODUCT),),
         ),
     ],
@@ -310,7 +310,7 @@ MUTANTS: list[list[Mutant]] = [
     ],
     [
         Mutant(
-            "letters leave out sites near the boundary",
+            "messages leave out sites near the boundary",
             (Change(TILES, "(2 * halo, n) if c", "(halo, n + halo) if c"),),
             (Named(f"{VACANCY_TESTS}_same_bits_on_any_number_of_ranks[40-tile0]", ranks=2),),
         ),
@@ -339,7 +339,7 @@ MUTANTS: list[list[Mutant]] = [
         ),
         Mutant(
             "Kac noise by the row of the slab",
-            (Change(KAC, "            top + rows.start,", "            rows.start,"),),
+            (Change(KAC, " top + rows.start,", " rows.start,"),),
             (Named("solvers/test_kac.py::test_ranks_change_nothing[sublattice]", 2),),
         ),
         Mutant(

@@ -15,7 +15,7 @@ import numpy as np
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import MPI
-from mpiflow.core.noise import words
+from mpiflow.core.noise import to_half_open_unit, words
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.learn.alloy.model import PairsData, independent
 from mpiflow.scaleup.alloy import assemble, local_relax
@@ -128,8 +128,7 @@ def small_runs(
 def _pools(plan: AlloyPlan, members: np.ndarray, seed: int) -> np.ndarray:
     """First and one past the last snapshot that each state may use, (B, 2) int64."""
     word = words(seed, "sample", 0, 0, members.astype(np.uint64))
-    number = (word[:, 0] >> np.uint64(11)) * 2.0**-53
-    kind = (word[:, 1] >> np.uint64(11)) * 2.0**-53
+    number, kind = to_half_open_unit.py_func(word).T
     frames, seeds = plan.frames + 1, plan.seeds
     chosen = (number * frames * seeds).astype(np.int64)  # any snapshot
     frame = chosen // seeds

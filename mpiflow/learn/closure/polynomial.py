@@ -31,7 +31,7 @@ import numpy as np
 
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import stream_key, threefry, to_unit
+from mpiflow.core.noise import normal_pair, stream_key, threefry
 
 #: Drift of M and of rho; covariance M M, M rho, rho rho: which of them are odd in M.
 ODD = np.array([True, False, False, True, False])
@@ -231,9 +231,7 @@ def _roll(
             l10 = m * cmw / l00
             l11 = max(np.sqrt(max(cww - l10 * l10, 0.0)), floor[1])
             w0, w1 = threefry(key[0], k1, np.uint64(step), np.uint64(0))
-            radius = np.sqrt(-2.0 * np.log(to_unit(w0)))
-            angle = 2.0 * np.pi * to_unit(w1)
-            x0, x1 = radius * np.cos(angle), radius * np.sin(angle)
+            x0, x1 = normal_pair(w0, w1)
             m += m * am * dt + l00 * root * x0
             w += aw * dt + (l10 * x0 + l11 * x1) * root
             inside = low[0] <= m <= high[0] and low[1] <= w <= high[1]

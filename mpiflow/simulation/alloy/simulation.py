@@ -24,9 +24,11 @@ from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.schema import STANDARD, TIME
 from mpiflow.files.writer import Value
 from mpiflow.simulation.base import Content, Motion, Pace, Sample, Simulated
+from mpiflow.solvers.event_limits import NO_LIMIT
 from mpiflow.solvers.vacancy.events import check, check_species
 from mpiflow.solvers.vacancy.serial import VacancyKMC, total_rates
-from mpiflow.solvers.vacancy.tiled import NO_LIMIT, SMALLEST_TILE, TiledKMC
+from mpiflow.solvers.vacancy.tiled import TiledKMC
+from mpiflow.solvers.vacancy.tiles import SMALLEST_TILE
 from mpiflow.solvers.vacancy.window_choice import AIM, MOST_HOPS, WindowChoice, implied_bias
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy

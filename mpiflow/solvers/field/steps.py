@@ -57,7 +57,14 @@ from scipy.special import gammaln
 
 from mpiflow.core.device import kernel, rule
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import Word, site_counter, threefry, to_unit
+from mpiflow.core.noise import (
+    Word,
+    normal_radius,
+    site_counter,
+    threefry,
+    to_unit,
+    uniform_angle,
+)
 from mpiflow.systems.field_law import Law
 
 #: u of block means, both (B, n, nx).
@@ -106,7 +113,7 @@ class Pull:
 # -- langevin --------------------------------------------------------------------------------
 
 
-class Turning:
+class LangevinSteps:
     """Steps of ``langevin``: tables of the drift over artanh z, and turns of the sphere.
 
     With phi = asin m, Phi = asin z and K = beta (1 - m^2) g: d phi / d Phi = sqrt(g / c), so
@@ -221,11 +228,11 @@ def _turn(
         for y in range(z.shape[1]):
             for x in range(z.shape[2]):
                 w0, w1 = threefry(key[0], key[1] + members[i], step, site_counter(top + y, x))
-                angle = width * np.sqrt(-2.0 * np.log(to_unit(w0)))
+                angle = width * normal_radius(w0)
                 old = z[i, y, x]
                 new = old * np.cos(angle)
                 aside = np.sqrt((1.0 - old) * (1.0 + old)) * np.sin(angle)
-                new += aside * np.cos(2.0 * np.pi * to_unit(w1))
+                new += aside * np.cos(uniform_angle(w1))
                 z[i, y, x] = min(max(new, -_TOP), _TOP)  # rounding
 
 
@@ -276,7 +283,7 @@ def _arrive(
 # -- cosh ------------------------------------------------------------------------------------
 
 
-class Flipping:
+class FlipSteps:
     """Steps of ``cosh``: binomial numbers of flips at tabulated rates."""
 
     def __init__(self, law: Law, spins: int, own: float) -> None:
@@ -326,21 +333,11 @@ class Flipping:
         for half in range(2):
             key, members, step, top = noise
             m = self.means(counts)
+            pull = drive(m) - self.alone * m if self.alone else drive(m)
             _flip(
-                counts,
-                drive(m) - self.alone * m if self.alone else drive(m),
-                self.rates,
-                self.beta,
-                self.own,
-                dt / 2,
-                half == 1,
-                before,
-                self.log_factorials,
-                key,
-                members,
-                step + np.uint64(half),
-                top,
-            )
+                counts, pull, self.rates, self.beta, self.own, dt / 2, half == 1, before,
+                self.log_factorials, key, members, step + np.uint64(half), top,
+            )  # fmt: skip
 
 
 @rule

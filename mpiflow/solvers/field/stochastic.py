@@ -37,7 +37,7 @@ from mpiflow.core.noise import stream_key
 from mpiflow.core.parallel import agreed
 from mpiflow.core.schedule import after
 from mpiflow.core.slabs import Slabs
-from mpiflow.solvers.field.steps import Flipping, Pull, Turning
+from mpiflow.solvers.field.steps import FlipSteps, LangevinSteps, Pull
 from mpiflow.systems.field_law import Law
 from mpiflow.systems.kac import KacKernel
 
@@ -138,10 +138,10 @@ class StochasticField:
         quiet = copy.copy(law)  # what its tables ask for is nothing that a field did
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._motion: Turning | Flipping = (
-                Turning(quiet, self.spins)
+            self._motion: LangevinSteps | FlipSteps = (
+                LangevinSteps(quiet, self.spins)
                 if law.structure == "langevin"
-                else Flipping(quiet, self.spins, self.own)
+                else FlipSteps(quiet, self.spins, self.own)
             )
         self.inner = self._inner_steps()
         self.step, self.begun, self.outside = 0, 0, 0
@@ -208,7 +208,7 @@ class StochasticField:
             if not most <= 1:
                 raise InputError("m", most, "-1 to 1 at all points", "Look at the field.")
         m = np.broadcast_to(m, self.local)
-        flips = isinstance(self._motion, Flipping)
+        flips = isinstance(self._motion, FlipSteps)
         self.state = self._to_spins(m) if flips else self._motion.state(m)
         self.step, self.begun = 0, 0
 

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import CudaKernel, simulated
+from mpiflow.core.device import CudaKernel, rule, simulated
 from mpiflow.core.noise import site_counter, threefry
 from mpiflow.core.slabs import Slabs
 from mpiflow.solvers.kac.fields import Fields
-from mpiflow.solvers.kac.tables import RESIDUAL, ROOM, Table, digit, falls_below
+from mpiflow.solvers.kac.tables import RESIDUAL, ROOM, Table, digits_at, falls_below
 from mpiflow.systems.kac import lookup
 
 #: Rows that a thread adds up together, and spare rows so that it may read beyond the last one.
@@ -198,20 +198,9 @@ class CudaSites:
         before = sums if self._before is None else self._before[here]
         noise = *self._key, self._members[here], self._begun[here], np.uint64(turn), self._top
         _flip.launch(
-            _threads(sums),
-            state,
-            sums,
-            self.spins,
-            before,
-            ahead,
-            *self._field,
-            *self._on_device,
-            *self._reading,
-            *noise,
-            out,
-            self._counts[here],
-            count,
-        )
+            _threads(sums), state, sums, self.spins, before, ahead, *self._field,
+            *self._on_device, *self._reading, *noise, out, self._counts[here], count,
+        )  # fmt: skip
 
     def adopt(self, new: Any) -> None:
         """Take the spins of another state; those that differ count as flips."""
@@ -235,16 +224,9 @@ def _threads(sums: Any) -> int:
 
 @CudaKernel
 def _walk(cuda: Any) -> Callable[..., None]:
-    def walk(
-        source: Any,
-        shape: tuple[int, int, int, int],
-        weights: Any,
-        places: Any,
-        heights: Any,
-        chunk: int,
-        pad: int,
-        out: Any,
-    ) -> None:
+    def walk(  # type: ignore[no-untyped-def]
+        source, shape, weights, places, heights, chunk, pad, out
+    ):
         """Weighted sums along the rows' axis: a thread for each column and chunk of rows.
 
         ``source`` is (batch, reach + n + reach + TOGETHER, width), ``out`` (batch, lines, n), of
@@ -311,30 +293,33 @@ def _nearest(cuda: Any) -> Callable[..., None]:
     return nearest
 
 
+@rule
+def _site(thread: int, n: int, nx: int) -> tuple[int, int, int]:
+    """Box, row and group of four columns of a thread."""
+    fours = (nx + SITES - 1) // SITES
+    return thread // (n * fours), thread // fours % n, thread % fours
+
+
+@rule
+def _field(near: int, own: int, spin: int, multiplier: int, down: int, extra: int) -> int:
+    """U of a site from the sum over its neighbours, which has it itself too."""
+    return ((near - own * spin) * multiplier >> down) + extra
+
+
 @CudaKernel
 def _lowest(cuda: Any) -> Callable[..., None]:
-    def lowest(
-        spins: Any,
-        sums: Any,
-        own: int,
-        external: Any,
-        multiplier: int,
-        down: int,
-        least: Any,
-    ) -> None:
+    def lowest(spins, sums, own, external, multiplier, down, least):  # type: ignore[no-untyped-def]
         """The smallest s U of each row, of four sites a thread."""
-        i = cuda.grid(1)
         n, nx = sums.shape[1], sums.shape[2]
-        fours = (nx + SITES - 1) // SITES
-        if i < sums.shape[0] * n * fours:
-            b, y, q = i // (n * fours), i // fours % n, i % fours
+        b, y, q = _site(cuda.grid(1), n, nx)
+        if b < sums.shape[0]:
             row = y if external.shape[0] > 1 else 0
             smallest = np.int64(_NONE)
             for x in range(SITES * q, min(SITES * q + SITES, nx)):
                 spin = np.int64(spins[b, y + 1, x + 1])
                 extra = np.int64(external[row, x if external.shape[1] > 1 else 0])
-                near = np.int64(sums[b, y, x]) - own * spin
-                smallest = min(smallest, spin * ((near * multiplier >> down) + extra))
+                u = _field(np.int64(sums[b, y, x]), own, spin, multiplier, down, extra)
+                smallest = min(smallest, spin * u)
             cuda.atomic.min(least, (b, y), smallest)
 
     return lowest
@@ -344,38 +329,16 @@ def _lowest(cuda: Any) -> Callable[..., None]:
 def _flip(cuda: Any) -> Callable[..., None]:
     # The simulator calls compiled rules, which do not know its arrays.
     find = lookup.py_func if simulated() else lookup
-    part = digit.py_func if simulated() else digit
+    part = digits_at.py_func if simulated() else digits_at
 
-    def flip(
-        state: Any,
-        sums: Any,
-        old: Any,
-        before: Any,
-        ahead: bool,
-        own: int,
-        external: Any,
-        multiplier: int,
-        down: int,
-        bounds: Any,
-        digits: Any,
-        shift: int,
-        offset: int,
-        k0: Any,
-        k1: Any,
-        members: Any,
-        begun: Any,
-        turn: Any,
-        top: int,
-        out: Any,
-        counts: Any,
-        count: bool,
-    ) -> None:
+    def flip(  # type: ignore[no-untyped-def]
+        state, sums, old, before, ahead, own, external, multiplier, down, bounds, digits, shift,
+        offset, k0, k1, members, begun, turn, top, out, counts, count,
+    ):  # fmt: skip
         """One call of the generator for four sites; flips are counted for each row."""
-        i = cuda.grid(1)
         n, nx = sums.shape[1], sums.shape[2]
-        fours = (nx + SITES - 1) // SITES
-        if i < sums.shape[0] * n * fours:
-            b, y, q = i // (n * fours), i // fours % n, i % fours
+        b, y, q = _site(cuda.grid(1), n, nx)
+        if b < sums.shape[0]:
             row = y if external.shape[0] > 1 else 0
             site = np.uint64(site_counter(top + y, q))  # the simulator returns Python ints
             w0, w1 = threefry(k0, k1 + members[b], begun[b] + turn, site)
@@ -385,13 +348,12 @@ def _flip(cuda: Any) -> Callable[..., None]:
                 word = np.int64((both >> np.uint64(32 * (x & 1))) & np.uint64(_WORD))
                 spin = np.int64(state[b, y + 1, x + 1])
                 extra = np.int64(external[row, x if external.shape[1] > 1 else 0])
-                near = np.int64(sums[b, y, x]) - own * spin
-                u = (near * multiplier >> down) + extra
+                u = _field(np.int64(sums[b, y, x]), own, spin, multiplier, down, extra)
                 v, v0 = spin * u, spin * u
                 limit = find(bounds, shift, offset, v)
                 if ahead:
-                    near = np.int64(before[b, y, x]) - own * np.int64(old[b, y + 1, x + 1])
-                    v0 = spin * ((near * multiplier >> down) + extra)
+                    near, then = np.int64(before[b, y, x]), np.int64(old[b, y + 1, x + 1])
+                    v0 = spin * _field(near, own, then, multiplier, down, extra)
                     # It may be below 0; steps of at most 1 keep it below the largest word.
                     limit = 2 * limit - find(bounds, shift, offset, v0) + 2
                 flip = word < limit
@@ -399,13 +361,10 @@ def _flip(cuda: Any) -> Callable[..., None]:
                     site = np.uint64(site_counter(top + y, x))
                     turned = begun[b] + turn | RESIDUAL
                     more = np.uint64(threefry(k0, k1 + members[b], turned, site)[0])
-                    d0 = part(digits, 0, shift, offset, v)
-                    d1 = part(digits, 1, shift, offset, v)
-                    d2 = part(digits, 2, shift, offset, v)
+                    d0, d1, d2 = part(digits, shift, offset, v)
                     if ahead:
-                        d0 = 2 * d0 - part(digits, 0, shift, offset, v0)
-                        d1 = 2 * d1 - part(digits, 1, shift, offset, v0)
-                        d2 = 2 * d2 - part(digits, 2, shift, offset, v0)
+                        e0, e1, e2 = part(digits, shift, offset, v0)
+                        d0, d1, d2 = 2 * d0 - e0, 2 * d1 - e1, 2 * d2 - e2
                     flip = falls_below(word, more, d0, d1, d2)
                 if flip:
                     spin = -spin
@@ -421,11 +380,9 @@ def _flip(cuda: Any) -> Callable[..., None]:
 def _adopt(cuda: Any) -> Callable[..., None]:
     def adopt(new: Any, spins: Any, counts: Any) -> None:
         """Overwrite spins and count, for each row, those that change; four sites a thread."""
-        i = cuda.grid(1)
         n, nx = spins.shape[1] - 2, spins.shape[2] - 2
-        fours = (nx + SITES - 1) // SITES
-        if i < spins.shape[0] * n * fours:
-            b, y, q = i // (n * fours), i // fours % n, i % fours
+        b, y, q = _site(cuda.grid(1), n, nx)
+        if b < spins.shape[0]:
             changed = 0
             for x in range(SITES * q, min(SITES * q + SITES, nx)):
                 if spins[b, y + 1, x + 1] != new[b, y + 1, x + 1]:

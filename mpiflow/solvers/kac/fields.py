@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import fft
 
-from mpiflow.core.device import kernel
+from mpiflow.core.device import inlined, kernel
 from mpiflow.core.guards import require_rule
 from mpiflow.core.slabs import Slabs
 from mpiflow.solvers.kac.tables import uniform_field
@@ -342,6 +342,18 @@ def _gain_one(
         out[x] += gain + (flat[a2 + x] - flat[b2 + x]) + (flat[a3 + x] - flat[b3 + x])
 
 
+@inlined
+def _gain_group(flat, count, plus, minus, alike, heights, kind, out):  # type: ignore[no-untyped-def]
+    """Add four steps, whose heights become numbers of this kind, the cheapest way."""
+    if alike and heights[0] == 1:
+        _gain_one(flat, count, plus, minus, out)
+    elif alike:
+        _gain_alike(flat, count, plus, minus, kind(heights[0]), out)
+    else:
+        d = kind(heights[0]), kind(heights[1]), kind(heights[2]), kind(heights[3])
+        _gain(flat, count, plus, minus, d, out)
+
+
 @kernel
 def _columns(
     padded: np.ndarray,
@@ -376,14 +388,7 @@ def _columns(
                 k2, k3 = places[g, 2] * width, places[g, 3] * width
                 plus = (high + k0, high + k1, high + k2, high + k3)
                 minus = (low - k0, low - k1, low - k2, low - k3)
-                if alike[g] and heights[g, 0] == 1:
-                    _gain_one(flat, w, plus, minus, change)
-                elif alike[g]:
-                    _gain_alike(flat, w, plus, minus, np.int16(heights[g, 0]), change)
-                else:
-                    d0, d1 = np.int16(heights[g, 0]), np.int16(heights[g, 1])
-                    d2, d3 = np.int16(heights[g, 2]), np.int16(heights[g, 3])
-                    _gain(flat, w, plus, minus, (d0, d1, d2, d3), change)
+                _gain_group(flat, w, plus, minus, alike[g], heights[g], np.int16, change)
             _add_to(change, out[y - 1, left : left + w], out[y, left : left + w])
 
 
@@ -426,11 +431,4 @@ def _rows(
             high = reach + 1
             plus = (high + k0, high + k1, high + k2, high + k3)
             minus = (reach - k0, reach - k1, reach - k2, reach - k3)
-            if alike[g] and heights[g, 0] == 1:
-                _gain_one(running, nx, plus, minus, row)
-            elif alike[g]:
-                _gain_alike(running, nx, plus, minus, np.int32(heights[g, 0]), row)
-            else:
-                d0, d1 = np.int32(heights[g, 0]), np.int32(heights[g, 1])
-                d2, d3 = np.int32(heights[g, 2]), np.int32(heights[g, 3])
-                _gain(running, nx, plus, minus, (d0, d1, d2, d3), row)
+            _gain_group(running, nx, plus, minus, alike[g], heights[g], np.int32, row)

@@ -22,97 +22,109 @@ the end of a call is made again, the same, in the next.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import kernel, rule
+from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
-from mpiflow.core.noise import Word, stream_key, threefry
+from mpiflow.core.noise import Word, exponential, stream_key, threefry, upper_half
+from mpiflow.solvers.event_limits import last_events
 from mpiflow.solvers.kac.tables import (
     BITS,
     LANES,
     RESIDUAL,
     ROOM,
-    digit,
+    digits_at,
     falls_below,
     flip_table,
     in_32_bits,
     refresh,
     uniform_field,
 )
-from mpiflow.solvers.spins.nfold import exponential
 from mpiflow.systems.kac import Kac, KacKernel, Scale, lookup
 
-_NO_LIMIT = np.iinfo(np.int64).max
 #: Finer units of rates: 2^-32 times 2 to minus these powers.
 FINER = (0, 16, 32, 48, 64)
 _UNITS = 2.0 ** (BITS + np.array(FINER))
 
 
+class Sites(NamedTuple):
+    """What is known of the sites of a box, or with an axis (B,) before them of all boxes.
+
+    Attributes
+    ----------
+    spins : (Ly, Lx) int8
+    sums : (Ly, Lx) int32, of the weighted spins around
+    external : (Ly, Lx) int32, H, the same for all boxes
+    rates : (Ly, Lx) uint32, bounds of the rates
+    rows : (Ly,) int64, their sums over rows
+    """
+
+    spins: np.ndarray
+    sums: np.ndarray
+    external: np.ndarray
+    rates: np.ndarray
+    rows: np.ndarray
+
+
+class Rates(NamedTuple):
+    """What rates follow from the sums: tables of all units in FINER, and how they are read.
+
+    Attributes
+    ----------
+    bounds : (FINER, points) int64
+    packed : of the first, for the intrinsics
+    digits : (FINER, points, 3) int64
+    numbers : of :func:`mpiflow.solvers.kac.tables.in_32_bits`
+    """
+
+    bounds: np.ndarray
+    packed: np.ndarray
+    digits: np.ndarray
+    numbers: tuple[int, ...]
+
+
 @kernel
-def _fill_rates(
-    spins: np.ndarray,
-    sums: np.ndarray,
-    external: np.ndarray,
-    bounds: np.ndarray,
-    numbers: tuple[int, ...],
-    rates: np.ndarray,
-    rows: np.ndarray,
-) -> None:
+def _box(sites: Sites, b: int) -> Sites:
+    """The sites of one box."""
+    return Sites(sites.spins[b], sites.sums[b], sites.external, sites.rates[b], sites.rows[b])
+
+
+@kernel
+def _fill_rates(box: Sites, law: Rates, finer: int) -> None:
     """Bounds of the rates of all sites of a box, and their sums over rows."""
-    multiplier, down, lowest, _, shift, _, _ = numbers
+    spins, sums, external, rates, rows = box
+    multiplier, down, lowest, _, shift, _, _ = law.numbers
     for y in range(spins.shape[0]):
         rows[y] = 0
         for x in range(spins.shape[1]):
             u = (multiplier * np.int64(sums[y, x]) >> down) + external[y, x]
-            rate = lookup(bounds, shift, -lowest, u if spins[y, x] > 0 else -u)
+            v = u if spins[y, x] > 0 else -u
+            rate = lookup(law.bounds[finer], shift, -lowest, v)
             rates[y, x] = rate
             rows[y] += rate
 
 
 @kernel
-def _all_rates(
-    spins: np.ndarray,
-    sums: np.ndarray,
-    external: np.ndarray,
-    bounds: np.ndarray,
-    numbers: tuple[int, ...],
-    rates: np.ndarray,
-    rows: np.ndarray,
-) -> None:
-    for b in range(spins.shape[0]):
-        _fill_rates(spins[b], sums[b], external, bounds, numbers, rates[b], rows[b])
+def _all_rates(sites: Sites, law: Rates) -> None:
+    for b in range(sites.spins.shape[0]):
+        _fill_rates(_box(sites, b), law, 0)
 
 
 @kernel
-def _refine(
-    spins: np.ndarray,
-    sums: np.ndarray,
-    external: np.ndarray,
-    bounds: np.ndarray,
-    numbers: tuple[int, ...],
-    rates: np.ndarray,
-    rows: np.ndarray,
-) -> int:
+def _refine(box: Sites, law: Rates) -> int:
     """Give the rates of a box the finest units that have room for them: which of FINER."""
     finer = 0
-    while finer + 1 < len(FINER) and rates.max() < 2**16:
+    while finer + 1 < len(FINER) and box.rates.max() < 2**16:
         finer += 1
-        _fill_rates(spins, sums, external, bounds[finer], numbers, rates, rows)
+        _fill_rates(box, law, finer)
     return finer
 
 
 # -- events ---------------------------------------------------------------------------------
-
-
-@rule
-def share(word: np.uint64, total: np.uint64) -> np.uint64:
-    """floor(word * total / 2^64), all uint64: below ``total``, in proportion to the word."""
-    half, mask = np.uint64(32), np.uint64(2**32 - 1)
-    a, b, c, d = word >> half, word & mask, total >> half, total & mask
-    middle = (b * d >> half) + (a * d & mask) + (b * c & mask)
-    return a * c + (a * d >> half) + (b * c >> half) + (middle >> half)
 
 
 @kernel
@@ -134,21 +146,10 @@ def find(amounts: np.ndarray, number: np.uint64) -> tuple[int, np.uint64]:
 
 
 @kernel
-def _flip(
-    y: int,
-    x: int,
-    spins: np.ndarray,
-    sums: np.ndarray,
-    external: np.ndarray,
-    rates: np.ndarray,
-    rows: np.ndarray,
-    stamp: np.ndarray,
-    table: np.ndarray,
-    numbers: tuple[int, ...],
-    gained: np.ndarray,
-) -> int:
+def _flip(y: int, x: int, box: Sites, stamp: np.ndarray, law: Rates, gained: np.ndarray) -> int:
     """Flip a spin and bring all rates up to date; what their sum has gained."""
-    multiplier, down, lowest, highest, shift, left, right = numbers
+    spins, sums, external, rates, rows = box
+    table, numbers = law.packed, law.numbers
     ny, nx = spins.shape
     width = stamp.shape[0]
     reach = width // 2
@@ -164,25 +165,9 @@ def _flip(
             # As many as fit a vector and the row: it goes on at the other edge.
             count = min(LANES, width - done, nx - column)
             refresh(
-                spins,
-                sums,
-                external,
-                rates,
-                row * nx + column,
-                stamp,
-                i * width + done,
-                count,
-                sign,
-                table,
-                multiplier,
-                down,
-                lowest,
-                highest,
-                shift,
-                left,
-                right,
-                gained,
-            )
+                spins, sums, external, rates, row * nx + column, stamp, i * width + done, count,
+                sign, table, numbers, gained,
+            )  # fmt: skip
             done += count
             column = column + count if column + count < nx else 0
         rows[row] += gained[0]
@@ -196,20 +181,16 @@ def _happens(
     x: int,
     rest: Word,
     noise: tuple[Word, Word, Word, Word],
-    spins: np.ndarray,
-    sums: np.ndarray,
-    external: np.ndarray,
-    digits: np.ndarray,
-    numbers: tuple[int, ...],
+    box: Sites,
+    law: Rates,
+    finer: int,
 ) -> bool:
     """Whether the number drawn within a site's bound is also within its rate."""
-    multiplier, down, lowest, _, shift, _, _ = numbers
+    multiplier, down, lowest, _, shift, _, _ = law.numbers
     k0, k1, step, site = noise
-    u = (multiplier * np.int64(sums[y, x]) >> down) + external[y, x]
-    v = u if spins[y, x] > 0 else -u
-    first = digit(digits, 0, shift, -lowest, v)
-    second = digit(digits, 1, shift, -lowest, v)
-    third = digit(digits, 2, shift, -lowest, v)
+    u = (multiplier * np.int64(box.sums[y, x]) >> down) + box.external[y, x]
+    v = u if box.spins[y, x] > 0 else -u
+    first, second, third = digits_at(law.digits[finer], shift, -lowest, v)
     more = threefry(k0, k1, step | RESIDUAL, site)[0]
     return falls_below(np.int64(rest), more, first, second, third)
 
@@ -224,29 +205,23 @@ def _run(
     events: np.ndarray,
     vain: np.ndarray,
     units: np.ndarray,
-    spins: np.ndarray,
-    sums: np.ndarray,
-    external: np.ndarray,
-    rates: np.ndarray,
-    rows: np.ndarray,
+    sites: Sites,
     stamp: np.ndarray,
-    bounds: np.ndarray,
-    table: np.ndarray,
-    digits: np.ndarray,
-    numbers: tuple[int, ...],
+    law: Rates,
 ) -> None:
     """Advance every box to time ``until``, or to a total of ``most`` events if that is first."""
     gained = np.zeros(1, np.int64)
-    for b in range(spins.shape[0]):
-        box = spins[b], sums[b], external
+    for b in range(members.size):
+        box = _box(sites, b)
+        rates, rows = box.rates, box.rows
         # As many draws in vain cost what new units cost.
-        patience = 16 + spins[b].size // 16
+        patience = 16 + rates.size // 16
         refined, finer = False, 0
-        total = rows[b].sum()
+        total = rows.sum()
         while total > 0 and events[b] < most[b]:
             if vain[b] >= patience and not refined:
-                finer = _refine(*box, bounds, numbers, rates[b], rows[b])
-                refined, total = True, rows[b].sum()
+                finer = _refine(box, law)
+                refined, total = True, rows.sum()
             step, event = np.uint64(vain[b]), np.uint64(events[b])
             k1 = key[1] + members[b]
             w0, w1 = threefry(key[0], k1, step, event)
@@ -254,22 +229,22 @@ def _run(
             if clock[b] + wait > until:
                 break
             clock[b] += wait
-            y, rest = find(rows[b], share(w1, np.uint64(total)))
-            x, rest = find(rates[b, y], rest)
-            if rest + np.uint64(ROOM) >= np.uint64(rates[b, y, x]):
+            y, rest = find(rows, upper_half(w1, np.uint64(total)))
+            x, rest = find(rates[y], rest)
+            if rest + np.uint64(ROOM) >= np.uint64(rates[y, x]):
                 noise = key[0], k1, step, event
-                if not _happens(y, x, rest, noise, *box, digits[finer], numbers):
+                if not _happens(y, x, rest, noise, box, law, finer):
                     vain[b] += 1
                     continue
             events[b] += 1
             vain[b] = 0
             if finer > 0:
-                _fill_rates(*box, bounds[0], numbers, rates[b], rows[b])
-                total = rows[b].sum()
+                _fill_rates(box, law, 0)
+                total = rows.sum()
             refined, finer = False, 0
-            total += _flip(y, x, *box, rates[b], rows[b], stamp, table, numbers, gained)
+            total += _flip(y, x, box, stamp, law, gained)
         if finer > 0:  # between calls units are those of the table
-            _fill_rates(*box, bounds[0], numbers, rates[b], rows[b])
+            _fill_rates(box, law, 0)
 
 
 class Gillespie:
@@ -323,7 +298,7 @@ class Gillespie:
         self.external = field.astype(np.int32)
         self._stamp = stamp(system.kernel)
         self.neighbours = int(np.count_nonzero(self._stamp))
-        self._spins = np.empty((batch, 0, 0), np.int8)
+        self._sites: Sites | None = None
 
     @property
     def operations(self) -> int:
@@ -350,39 +325,31 @@ class Gillespie:
         """
         self.check(block)
         block.require_spins()
-        if len(self.clock) != block.batch:
-            raise InputError(
-                "batch", len(self.clock), f"{block.batch}, as many as boxes", "Make a new solver."
-            )
-        if np.isnan(until) or (flips is None and np.isinf(until)):
-            raise InputError("until", until, "a finite time, or flips", "Give one of them.")
-        if flips is not None and flips < 0:
-            raise InputError("flips", flips, "0 or more", "Try the number of sites.")
-        self._follow(block.spins())
-        before = self.events.copy()
-        most = np.full_like(before, _NO_LIMIT) if flips is None else before + flips
-        noise = block.members, stream_key(seed, stream)
-        counts = self.clock, self.events, self.vain
-        _run(*noise, until, most, *counts, _UNITS, self._spins, *self._state)
-        block.load(self._spins)
+        before, most = self.events.copy(), last_events(self.events, block.batch, until, flips)
+        sites = self._follow(block.spins())
+        _run(
+            block.members, stream_key(seed, stream), until, most, self.clock, self.events,
+            self.vain, _UNITS, sites, self._stamp, self._law,
+        )  # fmt: skip
+        block.load(sites.spins)
         return self.events - before
 
-    def _follow(self, spins: np.ndarray) -> None:
+    def _follow(self, spins: np.ndarray) -> Sites:
         """Take the spins, and compute all anew if they are not those of the last call."""
-        if np.array_equal(self._spins, spins):
-            return
-        self._spins = np.array(spins, np.int8, order="C")
-        external = np.array(np.broadcast_to(self.external, spins.shape[1:]), np.int32, order="C")
-        sums = weighted_sums(self._spins, self.system.kernel)
-        rates, rows = np.empty(spins.shape, np.uint32), np.empty(spins.shape[:2], np.int64)
+        if self._sites is not None and np.array_equal(self._sites.spins, spins):
+            return self._sites
+        own = np.array(spins, np.int8, order="C")
+        external = np.array(np.broadcast_to(self.external, own.shape[1:]), np.int32, order="C")
+        sums = weighted_sums(own, self.system.kernel)
+        rates, rows = np.empty(own.shape, np.uint32), np.empty(own.shape[:2], np.int64)
         tables = [flip_table(self.system, self.scale, finer) for finer in FINER]
         bounds = np.stack([table.bounds for table, _, _ in tables])
         digits = np.stack([table.digits for table, _, _ in tables])
         packed, numbers = in_32_bits(bounds[0], *tables[0][1:], self.scale)
-        _all_rates(self._spins, sums, external, bounds[0], numbers, rates, rows)
-        self._state = (
-            sums, external, rates, rows, self._stamp, bounds, packed, digits, numbers
-        )  # fmt: skip
+        self._sites = Sites(own, sums, external, rates, rows)
+        self._law = Rates(bounds, packed, digits, numbers)
+        _all_rates(self._sites, self._law)
+        return self._sites
 
     def check(self, block: Block) -> None:
         """Raise if the blocks cannot be advanced by this solver."""

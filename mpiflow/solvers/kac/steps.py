@@ -40,7 +40,7 @@ from mpiflow.solvers.kac.tables import (
     RESIDUAL,
     ROOM,
     Table,
-    digit,
+    digits_at,
     falls_below,
     in_32_bits,
     look_up,
@@ -247,19 +247,9 @@ class KacSteps:
             self._packed = in_32_bits(table.bounds, self._shift, self._offset, self._scale)
             self._packed_of = table
         _flip_rows(
-            source[:, rows],
-            sums,
-            before,
-            self.fields.at(rows),
-            *self._packed,
-            table.digits,
-            key,
-            members,
-            counters.astype(np.uint64),
-            top + rows.start,
-            out[:, rows],
-            flips,
-        )
+            source[:, rows], sums, before, self.fields.at(rows), *self._packed, table.digits, key,
+            members, counters.astype(np.uint64), top + rows.start, out[:, rows], flips,
+        )  # fmt: skip
 
     # -- on a CUDA device ------------------------------------------------------------------
 
@@ -344,24 +334,8 @@ def _limits_of_row(
     out: np.ndarray,
 ) -> None:
     """A spin flips if its 32-bit word is below this."""
-    multiplier, down, lowest, highest, shift, left, right = numbers
     for x in range(0, spins.size, LANES):
-        look_up(
-            spins,
-            sums,
-            external,
-            x,
-            min(LANES, spins.size - x),
-            table,
-            multiplier,
-            down,
-            lowest,
-            highest,
-            shift,
-            left,
-            right,
-            out,
-        )
+        look_up(spins, sums, external, x, min(LANES, spins.size - x), table, numbers, out)
 
 
 @kernel
@@ -410,14 +384,11 @@ def _settle(
             more = threefry(k0, k1, step | RESIDUAL, site_counter(gy, x))[0]
             spin = np.int64(source[x])
             v = spin * ((np.int64(sums[x]) * multiplier >> down) + extra[x])
-            first = digit(digits, 0, shift, -lowest, v)
-            second = digit(digits, 1, shift, -lowest, v)
-            third = digit(digits, 2, shift, -lowest, v)
+            first, second, third = digits_at(digits, shift, -lowest, v)
             if before.size:
                 v = spin * ((np.int64(before[x]) * multiplier >> down) + extra[x])
-                first = 2 * first - digit(digits, 0, shift, -lowest, v)
-                second = 2 * second - digit(digits, 1, shift, -lowest, v)
-                third = 2 * third - digit(digits, 2, shift, -lowest, v)
+                a, b, c = digits_at(digits, shift, -lowest, v)
+                first, second, third = 2 * first - a, 2 * second - b, 2 * third - c
             if not falls_below(words[x], more, first, second, third):
                 out[x] = source[x]
                 back += 1

@@ -39,7 +39,7 @@ class Table:
     Attributes
     ----------
     digits : (points, 3) int64, the probabilities in units of 2^-96, 32 bits each, the first ones
-        first; straight lines between the points: :func:`digit`
+        first; straight lines between the points: :func:`digits_at`
     bounds : (points,) int64, for :func:`mpiflow.systems.kac.lookup`: in units of 2^-32, above the
         probability by at most 2. 0 where that is 0
     """
@@ -83,21 +83,33 @@ def flip_table(system: Kac, scale: Scale, finer: int = 0) -> tuple[Table, int, i
 
 
 @rule
-def digit(digits: np.ndarray, j: int, shift: int, offset: int, v: int) -> np.int64:
-    """2^16 times digit j of a :class:`Table` at an integer: between its entries, exactly."""
+def _between(low: int, high: int, part: int) -> np.int64:
+    """2^16 times a digit between those of two entries, ``part`` / 2^16 of the way, exactly."""
+    return (np.int64(low) << 16) + (np.int64(high) - np.int64(low)) * part
+
+
+@rule
+def digits_at(
+    digits: np.ndarray, shift: int, offset: int, v: int
+) -> tuple[np.int64, np.int64, np.int64]:
+    """2^16 times the three digits of a :class:`Table` at an integer."""
     top = (np.int64(digits.shape[0] - 1) << shift) - 1
     place = min(max(np.int64(v) + offset, np.int64(0)), top)
     i = place >> shift
-    low, high = np.int64(digits[i, j]), np.int64(digits[i + 1, j])
     part = (place - (i << shift)) << 16 >> shift
-    return (low << 16) + (high - low) * part
+    return (
+        _between(digits[i, 0], digits[i + 1, 0], part),
+        _between(digits[i, 1], digits[i + 1, 1], part),
+        _between(digits[i, 2], digits[i + 1, 2], part),
+    )
 
 
 @rule
 def falls_below(word: int, more: Word, first: np.int64, second: np.int64, third: np.int64) -> bool:
     """Whether the number of 96 bits, ``word`` and 64 ``more``, is less than that of the digits.
 
-    The digits are those of :func:`digit`, or sums of such: they may exceed 32 bits and be negative.
+    The digits are those of :func:`digits_at`, or sums of such: they may exceed 32 bits and be
+    negative.
     """
     low = third - (np.int64(more & np.uint64(_MASK)) << 16)
     middle = second - (np.int64(more >> np.uint64(32)) << 16) + (low >> 32)
@@ -161,10 +173,12 @@ class _Lanes:
         name = f"llvm.masked.store.v{LANES}i32.p0"
         self.call(name, self.ir.VoidType(), value, pointer, self.i32(4), self.inside)
 
-    def rates(self, sums: Any, external: Any, spins: Any, at: Any, integers: Sequence[Any]) -> Any:
+    def rates(
+        self, sums: Any, external: Any, spins: Any, at: Any, table: Any, numbers: Sequence[Any]
+    ) -> Any:
         """Entries of the table at s U, to the bit those of :func:`mpiflow.systems.kac.lookup`."""
         builder, word, constant = self.builder, self.word, self.constant
-        table, multiplier, down, lowest, highest, shift, left, right = integers
+        multiplier, down, lowest, highest, shift, left, right = numbers
         u = builder.ashr(builder.mul(word(multiplier), sums), word(down))
         u = builder.add(u, self.load(external, at))
         up = builder.icmp_signed(">", self.load(spins, at, self.few, 8), constant(0, self.few))
@@ -192,56 +206,19 @@ class _Lanes:
 
 
 @intrinsic
-def look_up(
-    ir: Any,
-    builder: Any,
-    spins: Any,
-    sums: Any,
-    external: Any,
-    at: Any,
-    count: Any,
-    table: Any,
-    multiplier: Any,
-    down: Any,
-    lowest: Any,
-    highest: Any,
-    shift: Any,
-    left: Any,
-    right: Any,
-    out: Any,
-) -> None:
+def look_up(ir, builder, spins, sums, external, at, count, table, numbers, out):  # type: ignore[no-untyped-def]
     """Table entries of ``count`` <= 16 neighbouring sites from ``at`` on, to ``out`` there.
 
-    ``table`` and the numbers after it are those of :func:`in_32_bits`.
+    ``table`` and ``numbers`` are those of :func:`in_32_bits`.
     """
     lanes = _Lanes(ir, builder, count)
-    integers = table, multiplier, down, lowest, highest, shift, left, right
-    lanes.store(lanes.rates(lanes.load(sums, at), external, spins, at, integers), out, at)
+    lanes.store(lanes.rates(lanes.load(sums, at), external, spins, at, table, numbers), out, at)
 
 
 @intrinsic
-def refresh(
-    ir: Any,
-    builder: Any,
-    spins: Any,
-    sums: Any,
-    external: Any,
-    rates: Any,
-    at: Any,
-    stamp: Any,
-    first: Any,
-    count: Any,
-    sign: Any,
-    table: Any,
-    multiplier: Any,
-    down: Any,
-    lowest: Any,
-    highest: Any,
-    shift: Any,
-    left: Any,
-    right: Any,
-    gained: Any,
-) -> None:
+def refresh(  # type: ignore[no-untyped-def]
+    ir, builder, spins, sums, external, rates, at, stamp, first, count, sign, table, numbers, gained
+):
     """Add ``sign`` times the stamp from ``first`` on to the sums of ``count`` <= 16 sites ``at``.
 
     Their rates are brought up to date; what they gain is added to ``gained``. Written out
@@ -252,8 +229,7 @@ def refresh(
         lanes.load(sums, at), builder.mul(lanes.word(sign), lanes.load(stamp, first))
     )
     lanes.store(total, sums, at)
-    integers = table, multiplier, down, lowest, highest, shift, left, right
-    rate = lanes.rates(total, external, spins, at, integers)
+    rate = lanes.rates(total, external, spins, at, table, numbers)
     before = builder.zext(lanes.load(rates, at), lanes.longs)
     gain = builder.sub(builder.zext(rate, lanes.longs), before)
     gain = builder.select(lanes.inside, gain, lanes.constant(0, lanes.longs))

@@ -13,27 +13,21 @@ Chains are dealt to ranks whole: the same bits on any number of them. Nothing co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mpiflow.core import arrays
 from mpiflow.core.device import kernel
-from mpiflow.core.errors import InputError
-from mpiflow.core.guards import require_finite, require_rule, together
-from mpiflow.core.lattice import split
-from mpiflow.core.noise import Word, stream_key, threefry, to_unit
-from mpiflow.core.schedule import after
+from mpiflow.core.guards import require_rule
+from mpiflow.core.noise import Word, normal_pair, stream_key, threefry, uniform_below
+from mpiflow.solvers.lines.batch import CHOICE, LineBatch, require_patches, require_step
 from mpiflow.systems.linear_chain import LinearChain, drift
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-#: Counter word of the choice of a patch; those of sites are below.
-_CHOICE = np.uint64(2**63)
 
-
-class ChainSimulation:
+class ChainSimulation(LineBatch):
     """A batch of independent chains.
 
     Parameters
@@ -51,6 +45,9 @@ class ChainSimulation:
     step : steps made
     """
 
+    system: LinearChain
+    unset = "Set the displacements: sim.set(system.resting())."
+
     def __init__(
         self,
         system: LinearChain,
@@ -61,45 +58,15 @@ class ChainSimulation:
         comm: MPI.Intracomm | None = None,
     ) -> None:
         require_rule(system, LinearChain)
-        _require_step(system, dt)
-        if members < 1:
-            raise InputError("members", members, "1 or more", "Leave it out for one chain.")
-        self._comm = comm
-        ranks, rank = (comm.size, comm.rank) if comm is not None else (1, 0)
-        self.system, self.dt, self.seed, self.step = system, float(dt), seed, 0
-        self.numbers = np.arange(*split(members, ranks, rank))
-        self._members = self.numbers.astype(np.uint64)
-        self._key = stream_key(seed, "linear-chain")
-        self._padded = np.full((len(self.numbers), system.sites + 2), np.nan)  # not set yet
-        self.x = self._padded[:, 1:-1]
-
-    @property
-    def time(self) -> float:
-        """Steps times dt."""
-        return after(0.0, self.step, self.dt)
-
-    def set(self, x: float | np.ndarray) -> None:
-        """Start at time 0 from displacements: a number, (N,), (B, 1) or (B, N), all finite."""
-        x = arrays.real("x", x)
-        try:
-            fits = np.broadcast_shapes(x.shape, self.x.shape) == self.x.shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise InputError("x", x.shape, f"a number or {self.x.shape}", "Reshape it.")
-        self.x[:] = x
-        self.step = 0
-
-    def require_state(self) -> None:
-        """Raise, on all ranks that share the chains, unless they are set and finite."""
-        with together(self._comm):
-            require_finite("x", self.x, "Set the displacements: sim.set(system.resting()).")
+        require_step(dt, system.longest_step)
+        stream = "linear-chain"
+        super().__init__(system, (), dt=dt, stream=stream, seed=seed, members=members, comm=comm)
 
     def advance(self, steps: int) -> None:
         """Make steps of length dt."""
         self.require_state()
-        numbers = _numbers(self.system)
-        _advance(self._padded, self._members, self._key, self.step, steps, self.dt, *numbers)
+        law = _law(self.system)
+        _advance(self._padded, self._members, self._key, self.step, steps, self.dt, law)
         self.step += steps
 
     def mean_displacement(self) -> np.ndarray:
@@ -130,30 +97,28 @@ class ChainSimulation:
         ------
         InputError : a patch that does not divide the chain, or no such dt, steps or draws
         """
-        sites = self.system.sites
-        if patch < 1 or sites % patch:
-            raise InputError("patch", patch, f"a divisor of the {sites} sites", "Try 10.")
-        for name, value in (("steps", steps), ("draws", draws)):
-            if value < 1:
-                raise InputError(name, value, "1 or more", "Leave it out for 1.")
-        _require_step(self.system, dt)
+        require_patches(self.system.sites, patch, steps=steps, draws=draws)
+        require_step(dt, self.system.longest_step)
         self.require_state()
         out = np.empty((len(self.numbers), draws))
         key = stream_key(self.seed, "linear-chain-partial")
         first = self.step * draws * steps
-        numbers = _numbers(self.system)
-        _partial(self._padded, self._members, key, patch, first, steps, dt, out, *numbers)
+        law = _law(self.system)
+        _partial(self._padded, self._members, key, patch, first, steps, dt, out, law)
         return out
 
 
-def _require_step(system: LinearChain, dt: float) -> None:
-    if not 0 < dt < system.longest_step:
-        allowed = f"above 0 and below {system.longest_step:.4g}, where steps are stable"
-        raise InputError("dt", dt, allowed, "Try 0.01.")
+class _Law(NamedTuple):
+    """The parameters of a chain, as its kernels take them."""
+
+    force: float
+    friction: float
+    coupling: float
+    noise: float
 
 
-def _numbers(system: LinearChain) -> tuple[float, float, float, float]:
-    return float(system.force), system.friction, float(system.coupling), float(system.noise)
+def _law(system: LinearChain) -> _Law:
+    return _Law(float(system.force), system.friction, float(system.coupling), float(system.noise))
 
 
 @kernel
@@ -162,12 +127,11 @@ def _fill_normals(k0: Word, k1: Word, step: Word, origin: int, out: np.ndarray) 
     last = origin + out.size
     for pair in range(origin // 2, (last + 1) // 2):
         w0, w1 = threefry(k0, k1, step, np.uint64(pair))
-        radius = np.sqrt(-2.0 * np.log(to_unit(w0)))
-        angle = 2.0 * np.pi * to_unit(w1)
+        first, second = normal_pair(w0, w1)
         if 2 * pair >= origin:
-            out[2 * pair - origin] = radius * np.cos(angle)
+            out[2 * pair - origin] = first
         if 2 * pair + 1 < last:
-            out[2 * pair + 1 - origin] = radius * np.sin(angle)
+            out[2 * pair + 1 - origin] = second
 
 
 @kernel
@@ -181,23 +145,20 @@ def _evolve(
     steps: int,
     dt: float,
     xi: np.ndarray,
-    force: float,
-    friction: float,
-    coupling: float,
-    noise: float,
+    law: _Law,
 ) -> None:
     """Steps of the sites between the first and the last of a row; ``xi`` is scratch."""
-    n, width = row.size - 2, noise * np.sqrt(dt)
+    n, width = row.size - 2, law.noise * np.sqrt(dt)
     for step in range(steps):
         _fill_normals(k0, k1, first + np.uint64(step), origin, xi)
         if origin == 0:
             row[0] = row[1]
         if origin + n == sites:
             row[n + 1] = row[n]
-        left, push = row[0], force if origin == 0 else 0.0
+        left, push = row[0], law.force if origin == 0 else 0.0
         for i in range(1, n + 1):
             old = row[i]
-            row[i] += dt * (drift(left, old, row[i + 1], friction, coupling) + push)
+            row[i] += dt * (drift(left, old, row[i + 1], law.friction, law.coupling) + push)
             row[i] += width * xi[i - 1]
             left, push = old, 0.0
 
@@ -210,17 +171,13 @@ def _advance(
     first: int,
     steps: int,
     dt: float,
-    force: float,
-    friction: float,
-    coupling: float,
-    noise: float,
+    law: _Law,
 ) -> None:
     sites = x.shape[1] - 2
     xi = np.empty(sites)
     for b in range(x.shape[0]):
         _evolve(
-            x[b], 0, sites, key[0], key[1] + members[b], np.uint64(first), steps, dt, xi,
-            force, friction, coupling, noise,
+            x[b], 0, sites, key[0], key[1] + members[b], np.uint64(first), steps, dt, xi, law
         )  # fmt: skip
 
 
@@ -234,27 +191,18 @@ def _partial(
     steps: int,
     dt: float,
     out: np.ndarray,
-    force: float,
-    friction: float,
-    coupling: float,
-    noise: float,
+    law: _Law,
 ) -> None:
     sites = x.shape[1] - 2
-    patches = np.uint64(sites // patch)
     row, xi = np.empty(patch + 2), np.empty(patch)
     for b in range(x.shape[0]):
         k1 = key[1] + members[b]
         for draw in range(out.shape[1]):
             step = np.uint64(first + draw * steps)
-            word = threefry(key[0], k1, step, _CHOICE)[0]
-            # The top bits times K: bias below K / 2^32.
-            index = ((word >> np.uint64(32)) * patches) >> np.uint64(32)
-            origin = int(index) * patch
+            word = threefry(key[0], k1, step, CHOICE)[0]
+            origin = uniform_below(word, sites // patch) * patch
             row[:] = x[b, origin : origin + patch + 2]
-            _evolve(
-                row, origin, sites, key[0], k1, step, steps, dt, xi,
-                force, friction, coupling, noise,
-            )  # fmt: skip
+            _evolve(row, origin, sites, key[0], k1, step, steps, dt, xi, law)
             change = 0.0
             for i in range(1, patch + 1):
                 change += row[i] - x[b, origin + i]

@@ -21,27 +21,26 @@ to ranks whole: the same bits on any number of them. Nothing communicates.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mpiflow.core import arrays
 from mpiflow.core.device import kernel, rule
 from mpiflow.core.errors import InputError
-from mpiflow.core.guards import require_finite, require_rule, together
-from mpiflow.core.lattice import split
-from mpiflow.core.noise import Word, stream_key, threefry, to_unit
-from mpiflow.core.schedule import after
+from mpiflow.core.guards import require_rule
+from mpiflow.core.noise import Word, normal_pair, stream_key, threefry, uniform_below
+from mpiflow.solvers.lines.batch import CHOICE, LineBatch, require_patches, require_step
 from mpiflow.systems.predator_prey import PredatorPrey, predators, prey
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-#: Counter words of the choice of a patch, and of edges; those of cells are below.
-_CHOICE, _EDGE = np.uint64(2**63), np.uint64(2**62)
+#: Counter words of edges, from here on; those of cells are below.
+_EDGE = np.uint64(2**62)
 
 
-class PredatorPreySimulation:
+class PredatorPreySimulation(LineBatch):
     """A batch of independent lines.
 
     Parameters
@@ -60,6 +59,9 @@ class PredatorPreySimulation:
     step : steps made
     """
 
+    system: PredatorPrey
+    unset = "Set the lines: sim.set(system.start(0.5, 0.1))."
+
     def __init__(
         self,
         system: PredatorPrey,
@@ -71,45 +73,17 @@ class PredatorPreySimulation:
         comm: MPI.Intracomm | None = None,
     ) -> None:
         require_rule(system, PredatorPrey)
-        _require_step(system, dt)
-        if members < 1:
-            raise InputError("members", members, "1 or more", "Leave it out for one line.")
-        self._comm = comm
-        ranks, rank = (comm.size, comm.rank) if comm is not None else (1, 0)
-        self.system, self.dt, self.seed, self.step = system, float(dt), seed, 0
-        self.numbers = first + np.arange(*split(members, ranks, rank))
-        self._members = self.numbers.astype(np.uint64)
-        self._key = stream_key(seed, "predator-prey")
-        self._padded = np.full((len(self.numbers), 2, system.sites + 2), np.nan)  # not set yet
-        self.x = self._padded[:, :, 1:-1]
+        require_step(dt, _longest_step(system))
+        super().__init__(
+            system, (2,), dt=dt, stream="predator-prey", seed=seed, members=members, first=first,
+            comm=comm,
+        )  # fmt: skip
 
-    @property
-    def time(self) -> float:
-        """Steps times dt."""
-        return after(0.0, self.step, self.dt)
-
-    def set(self, x: np.ndarray) -> None:
-        """Start at time 0 from states that broadcast to (B, 2, n), all finite.
-
-        A cell may be negative, where noise has put it, but not the mean of a line.
-        """
-        x = arrays.real("x", x)
-        try:
-            fits = np.broadcast_shapes(x.shape, self.x.shape) == self.x.shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise InputError("x", x.shape, f"{self.x.shape} or what fills it", "Reshape it.")
-        lowest = float(np.broadcast_to(x, self.x.shape).mean(axis=-1).min(initial=0.0))
+    def _require_possible(self, states: np.ndarray) -> None:
+        """A cell may be negative, where noise has put it, but not the mean of a line."""
+        lowest = float(states.mean(axis=-1).min(initial=0.0))
         if lowest < 0:
             raise InputError("x", lowest, "means of prey and of predators of 0 or more", "Shift x.")
-        self.x[:] = x
-        self.step = 0
-
-    def require_state(self) -> None:
-        """Raise, on all ranks that share the lines, unless they are set and finite."""
-        with together(self._comm):
-            require_finite("x", self.x, "Set the lines: sim.set(system.start(0.5, 0.1)).")
 
     def advance(self, steps: int) -> None:
         """Make steps of length dt.
@@ -119,15 +93,8 @@ class PredatorPreySimulation:
         InputError : a cell ran to infinity, as one does once u is far below 0
         """
         self.require_state()
-        _advance(
-            self._padded,
-            self._members,
-            self._key,
-            self.step,
-            steps,
-            self.dt,
-            *_numbers(self.system),
-        )
+        law = _law(self.system)
+        _advance(self._padded, self._members, self._key, self.step, steps, self.dt, law)
         self.step += steps
         if not np.isfinite(self.x).all():
             allowed = f"so small that u stays positive (a cell is infinite at t = {self.time:g})"
@@ -182,33 +149,38 @@ def evolve_patches(
     -------
     which patch, (B, draws) int64, and it after the step, (B, draws, 2, patch) float64
     """
-    if patch < 1 or system.sites % patch:
-        raise InputError("patch", patch, f"a divisor of the {system.sites} sites", "Try 40.")
-    if draws < 1:
-        raise InputError("draws", draws, "1 or more", "Leave it out for 1.")
+    require_patches(system.sites, patch, draws=draws)
     states = arrays.real("states", states)
     if states.shape != (len(members), 2, system.sites):
         allowed = f"({len(members)}, 2, {system.sites})"
         raise InputError("states", states.shape, allowed, "Reshape them.")
-    _require_step(system, dt)
+    require_step(dt, _longest_step(system))
     require_rule(system, PredatorPrey)
     index = np.empty((len(members), draws), np.int64)
     after = np.empty((len(members), draws, 2, patch))
     key = stream_key(seed, "predator-prey-partial")
     keys = np.asarray(members, np.uint64)
     x = np.ascontiguousarray(states)
-    _partial(x, keys, key, dt, mirrored, index, after, *_numbers(system))
+    _partial(x, keys, key, dt, mirrored, index, after, _law(system))
     return index, after
 
 
-def _require_step(system: PredatorPrey, dt: float) -> None:
-    if not 0 < dt < min(system.longest_step, 1.0):
-        allowed = f"above 0 and below {min(system.longest_step, 1.0):.4g}, where steps are stable"
-        raise InputError("dt", dt, allowed, "Try 0.01.")
+def _longest_step(system: PredatorPrey) -> float:
+    return min(system.longest_step, 1.0)
 
 
-def _numbers(system: PredatorPrey) -> tuple[float, float, np.ndarray, float, bool]:
-    return (
+class _Law(NamedTuple):
+    """The parameters of a line, as its kernels take them."""
+
+    growth: float
+    death: float
+    coupling: np.ndarray
+    amplitude: float
+    implicit: bool
+
+
+def _law(system: PredatorPrey) -> _Law:
+    return _Law(
         float(system.growth),
         float(system.death),
         np.array(system.coupling),
@@ -220,9 +192,7 @@ def _numbers(system: PredatorPrey) -> tuple[float, float, np.ndarray, float, boo
 @rule
 def _two_normals(k0: Word, k1: Word, step: Word, site: Word) -> tuple[float, float]:
     w0, w1 = threefry(k0, k1, step, site)
-    radius = np.sqrt(-2.0 * np.log(to_unit(w0)))
-    angle = 2.0 * np.pi * to_unit(w1)
-    return radius * np.cos(angle), radius * np.sin(angle)
+    return normal_pair(w0, w1)
 
 
 @kernel
@@ -267,18 +237,15 @@ def _evolve(
     steps: int,
     dt: float,
     pivot: np.ndarray,
-    growth: float,
-    death: float,
-    coupling: np.ndarray,
-    amplitude: float,
-    implicit: bool,
+    law: _Law,
 ) -> None:
     """Steps of the cells between the first and the last of a row (2, n + 2).
 
     ``left`` and ``right`` say which ends are frozen; the others are mirrored. ``pivot`` (2, n) is
     scratch.
     """
-    n, width = row.shape[1] - 2, amplitude * np.sqrt(dt)
+    coupling, implicit = law.coupling, law.implicit
+    n, width = row.shape[1] - 2, law.amplitude * np.sqrt(dt)
     on_edge = width * np.sqrt(0.5 * dt * coupling)
     if implicit:
         for field in range(2):
@@ -296,7 +263,7 @@ def _evolve(
             site = np.uint64(origin + i - 1)
             xi_u, xi_v = _two_normals(k0, k1, now, site)
             u, v = row[0, i], row[1, i]
-            du, dv = prey(u, v), predators(u, v, growth, death)
+            du, dv = prey(u, v), predators(u, v, law.growth, law.death)
             row[0, i] += width * xi_u
             row[1, i] += width * xi_v
             if implicit:
@@ -326,17 +293,13 @@ def _advance(
     first: int,
     steps: int,
     dt: float,
-    growth: float,
-    death: float,
-    coupling: np.ndarray,
-    amplitude: float,
-    implicit: bool,
+    law: _Law,
 ) -> None:
     pivot = np.empty((2, x.shape[2] - 2))
     for b in range(x.shape[0]):
         _evolve(
             x[b], 0, False, False, key[0], key[1] + members[b], np.uint64(first), steps, dt, pivot,
-            growth, death, coupling, amplitude, implicit,
+            law,
         )  # fmt: skip
 
 
@@ -349,21 +312,15 @@ def _partial(
     mirrored: bool,
     index: np.ndarray,
     after: np.ndarray,
-    growth: float,
-    death: float,
-    coupling: np.ndarray,
-    amplitude: float,
-    implicit: bool,
+    law: _Law,
 ) -> None:
     sites, patch = x.shape[2], after.shape[3]
-    patches = np.uint64(sites // patch)
     row, pivot = np.empty((2, patch + 2)), np.empty((2, patch))
     for b in range(x.shape[0]):
         k1 = key[1] + members[b]
         for draw in range(index.shape[1]):
-            word = threefry(key[0], k1, np.uint64(draw), _CHOICE)[0]
-            # The top bits times K: bias below K / 2^32.
-            chosen = int(((word >> np.uint64(32)) * patches) >> np.uint64(32))
+            word = threefry(key[0], k1, np.uint64(draw), CHOICE)[0]
+            chosen = uniform_below(word, sites // patch)
             origin = chosen * patch
             left = origin > 0 and not mirrored
             right = origin + patch < sites and not mirrored
@@ -374,8 +331,7 @@ def _partial(
                 if right:
                     row[field, patch + 1] = x[b, field, origin + patch]
             _evolve(
-                row, origin, left, right, key[0], k1, np.uint64(draw), 1, dt, pivot,
-                growth, death, coupling, amplitude, implicit,
+                row, origin, left, right, key[0], k1, np.uint64(draw), 1, dt, pivot, law
             )  # fmt: skip
             index[b, draw] = chosen
             after[b, draw] = row[:, 1:-1]

@@ -165,28 +165,25 @@ def compare(
     return a, b, c, lt, eq
 
 
-@rule
-def below_residual(
-    key0: Word,
-    key1: Word,
-    step: Word,
-    site: Word,
-    bit: Word,
-    s0: Word,
-    s1: Word,
-    s2: Word,
-    spin: Word,
-    residual: np.ndarray,
-) -> bool:
-    """Whether the site at one bit, which the planes left undecided, is below its threshold.
+@inlined
+def settle(  # type: ignore[no-untyped-def]
+    undecided, key0, key1, key_step, step, site, site_step, s0, s1, s2, spin, residual
+):
+    """Of the sites that the planes left undecided, a bit for each that is below its threshold.
 
-    ``step`` carries the kind of draw.
+    The one at bit i has the noise of (key1 + i key_step, site + i site_step); ``step`` carries the
+    kind of draw. ``residual`` is that of :class:`Thresholds`, an array or a tuple.
     """
-    one = np.uint64(1)
-    kind = ((s0 >> bit) & one) + np.uint64(2) * ((s1 >> bit) & one)
-    kind += np.uint64(4) * ((s2 >> bit) & one) + np.uint64(5) * ((spin >> bit) & one)
-    word = threefry(key0, key1, step, site)[0]
-    return word < residual[np.int64(kind)]
+    below, bit, one = np.uint64(0), np.uint64(0), np.uint64(1)
+    while undecided:
+        if undecided & one:
+            kind = ((s0 >> bit) & one) + np.uint64(2) * ((s1 >> bit) & one)
+            kind += np.uint64(4) * ((s2 >> bit) & one) + np.uint64(5) * ((spin >> bit) & one)
+            word = threefry(key0, key1 + bit * key_step, step, site + bit * site_step)[0]
+            below |= np.uint64(word < residual[np.int64(kind)]) << bit
+        undecided >>= one
+        bit += one
+    return below
 
 
 # -- CPU ----------------------------------------------------------------------------------------

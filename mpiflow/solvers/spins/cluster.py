@@ -21,7 +21,7 @@ import numpy as np
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import is_spins, require_rule, spin_fault
-from mpiflow.core.noise import stream_key, threefry
+from mpiflow.core.noise import stream_key, threefry, uniform_below
 from mpiflow.systems.ising import Ising
 
 #: 63-bit uniforms.
@@ -41,9 +41,7 @@ def _grow(
         for cluster in range(first, first + clusters):
             step = np.uint64(cluster)
             w0, w1 = threefry(key[0], k1, step, np.uint64(0))
-            # The top bits times the side: bias below side / 2^32.
-            y = np.int64(((w0 >> np.uint64(32)) * np.uint64(ly)) >> np.uint64(32))
-            x = np.int64(((w1 >> np.uint64(32)) * np.uint64(lx)) >> np.uint64(32))
+            y, x = uniform_below(w0, ly), uniform_below(w1, lx)
             old = spins[y, x]
             spins[y, x] = -old
             stack[0] = y * lx + x

@@ -4,9 +4,6 @@ They take boxes of any size and origin and agree bit for bit: the CPU runs along
 of a box, CUDA gives every site a thread. Fast kernels with the same law for large lattices
 and for many small boxes: :mod:`~mpiflow.solvers.spins.multispin`,
 :mod:`~mpiflow.solvers.spins.sliced`.
-
-A pass draws one Threefry call for the two rows ``2r`` and ``2r + 1`` of a
-compressed column ``x // 2``: its two words serve the even and the odd row.
 """
 
 from __future__ import annotations
@@ -17,23 +14,8 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.device import CudaKernel, kernel
-from mpiflow.core.noise import threefry
+from mpiflow.solvers.spins.half_lattice import box_of, draw_words, site_of, word_of
 from mpiflow.systems.ising import resample
-
-
-@kernel
-def _fill_words(
-    key: tuple[np.uint64, np.uint64],
-    step: np.uint64,
-    row: np.uint64,
-    first: int,
-    count: int,
-    even: np.ndarray,
-    odd: np.ndarray,
-) -> None:
-    """Words of `count` sites of an even row and of the odd row below it."""
-    for i in range(count):
-        even[i], odd[i] = threefry(key[0], key[1], step, row | np.uint64(first + i))
 
 
 @kernel
@@ -99,9 +81,7 @@ def update_rows(
                 gy = (origins[b, 0] + iy) % ly
                 if gy >> 1 != filled:
                     filled = gy >> 1
-                    row = np.uint64(filled) << np.uint64(32)
-                    count = ((gx + width - 1) >> 1) - first + 1
-                    _fill_words(box_key, step, row, first, count, words[0], words[1])
+                    draw_words(box_key, step, gy, gx, width, words[0], words[1])
                 skip = (gx + gy + colour) & 1
                 start = ix + skip + halo - 1
                 count = (width - skip + 1) // 2
@@ -120,32 +100,15 @@ def update_rows(
 
 @CudaKernel
 def update_cuda(cuda: Any) -> Callable[..., None]:
-    def update(
-        target: Any,
-        field: Any,
-        halo: int,
-        origins: Any,
-        members: Any,
-        ly: int,
-        lx: int,
-        key: Any,
-        step: Any,
-        colour: int,
-        thresholds: Any,
-        flips: Any,
-    ) -> None:
+    def update(  # type: ignore[no-untyped-def]
+        target, field, halo, origins, members, ly, lx, key, step, colour, thresholds, flips
+    ):
         """One thread for each site of the colour; same bits as the CPU kernel."""
-        i = cuda.grid(1)
         ny, nx = field.shape[1] - 2 * halo, field.shape[2] - 2 * halo
-        half = (nx + 1) // 2
-        if i < field.shape[0] * ny * half:
-            b, iy, j = i // (ny * half), i // half % ny, i % half
-            gy = (origins[b, 0] + iy) % ly
-            ix = 2 * j + ((origins[b, 1] % lx + gy + colour) & 1)
+        b, iy, j = box_of(cuda.grid(1), ny, nx)
+        if b < field.shape[0]:
+            gy, gx, ix = site_of(iy, j, origins[b, 0], origins[b, 1], ly, lx, colour)
             if ix < nx:
-                gx = (origins[b, 1] + ix) % lx
-                counter = (np.uint64(gy >> 1) << np.uint64(32)) | np.uint64(gx >> 1)
-                even, odd = threefry(key[0], key[1] + members[b], step, counter)
                 y, x = iy + halo, ix + halo
                 k = (
                     field[b, y - 1, x]
@@ -154,8 +117,9 @@ def update_cuda(cuda: Any) -> Callable[..., None]:
                     + field[b, y, x + 1]
                 )
                 spin = field[b, y, x]
-                word = np.uint64(odd if gy & 1 else even)  # the simulator returns Python ints
-                new = resample(spin, k, word, thresholds)
+                word = word_of(key[0], key[1] + members[b], step, gy, gx)
+                # The simulator's rules return Python ints.
+                new = resample(spin, k, np.uint64(word), thresholds)
                 if new != spin:
                     target[b, y, x] = -target[b, y, x]
                     cuda.atomic.add(flips, b, 1)

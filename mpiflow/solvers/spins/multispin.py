@@ -29,10 +29,10 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     STATE_B,
     STATE_C,
     Masks,
-    below_residual,
     compare,
     compare_words,
     count_neighbours,
+    settle,
 )
 
 
@@ -138,7 +138,7 @@ def _seed_streams(
 
 
 @inlined
-def _classes_even(
+def _classes(
     space: np.ndarray,
     base: Word,
     n: int,
@@ -146,33 +146,17 @@ def _classes_even(
     other: np.ndarray,
     at: Word,
     width: Word,
+    odd: bool,
 ) -> None:
-    """Classes of n words from word `at` of a row, if its sites have even x:
-    one neighbour is a bit to the left."""
+    """Classes of n words from word `at` of a row: if its sites have even x one neighbour is a bit
+    to the left, else to the right."""
     for i in range(n):
         w = at + np.uint64(i)
         s, o = spins[w], other[w]
-        side = (o << np.uint64(1)) | (other[w - np.uint64(1)] >> np.uint64(63))
-        s0, s1, s2 = count_neighbours(other[w - width] ^ s, other[w + width] ^ s, o ^ s, side ^ s)
-        k = base + np.uint64(i)
-        space[S0 + k], space[S1 + k], space[S2 + k], space[SPIN + k] = s0, s1, s2, s
-
-
-@inlined
-def _classes_odd(
-    space: np.ndarray,
-    base: Word,
-    n: int,
-    spins: np.ndarray,
-    other: np.ndarray,
-    at: Word,
-    width: Word,
-) -> None:
-    """The same for odd x: a bit to the right."""
-    for i in range(n):
-        w = at + np.uint64(i)
-        s, o = spins[w], other[w]
-        side = (o >> np.uint64(1)) | (other[w + np.uint64(1)] << np.uint64(63))
+        if odd:
+            side = (o >> np.uint64(1)) | (other[w + np.uint64(1)] << np.uint64(63))
+        else:
+            side = (o << np.uint64(1)) | (other[w - np.uint64(1)] >> np.uint64(63))
         s0, s1, s2 = count_neighbours(other[w - width] ^ s, other[w + width] ^ s, o ^ s, side ^ s)
         k = base + np.uint64(i)
         space[S0 + k], space[S1 + k], space[S2 + k], space[SPIN + k] = s0, s1, s2, s
@@ -191,25 +175,12 @@ def _settle(
 ) -> None:
     """Decide the sites that the planes left undecided; `first` is the site of the first bit."""
     for i in range(n):
-        w = base + np.uint64(i)
-        undecided = space[EQUAL + w]
-        bit = np.uint64(0)
-        while undecided:
-            if undecided & np.uint64(1) and below_residual(
-                key0,
-                key1,
-                step | RESIDUAL,
-                first + np.uint64(WORD_SITES * i) + np.uint64(2) * bit,
-                bit,
-                space[S0 + w],
-                space[S1 + w],
-                space[S2 + w],
-                space[SPIN + w],
-                residual,
-            ):
-                space[BELOW + w] |= np.uint64(1) << bit
-            undecided >>= np.uint64(1)
-            bit += np.uint64(1)
+        w, site = base + np.uint64(i), first + np.uint64(WORD_SITES * i)
+        if space[EQUAL + w]:
+            space[BELOW + w] |= settle(
+                space[EQUAL + w], key0, key1, np.uint64(0), step | RESIDUAL, site, np.uint64(2),
+                space[S0 + w], space[S1 + w], space[S2 + w], space[SPIN + w], residual,
+            )  # fmt: skip
 
 
 @inlined
@@ -270,10 +241,10 @@ def _update_packed(  # type: ignore[no-untyped-def]
                             y = (bands[0] + i * bands[2]) * BAND + row
                             at = np.uint64(b * rows + y + 1) * width + np.uint64(start + 1)
                             base = np.uint64((i - low) * n)
-                            if odd:
-                                _classes_odd(space, base, n, spins, other, at, width)
+                            if odd:  # each with a loop that has no branch
+                                _classes(space, base, n, spins, other, at, width, True)
                             else:
-                                _classes_even(space, base, n, spins, other, at, width)
+                                _classes(space, base, n, spins, other, at, width, False)
                         count = np.uint64(PLANES * row + 1)
                         compare_words(space, (high - low) * n, count, masks)
                         for i in range(low, high):
@@ -348,20 +319,10 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
     """The kernel with the thresholds as an argument, or compiled in."""
 
     def factory(cuda: Any) -> Callable[..., None]:
-        def update(
-            target: Any,
-            black: Any,
-            white: Any,
-            number: Any,
-            bands: Any,
-            words: Any,
-            origins: Any,
-            key: Any,
-            members: Any,
-            masks: Any,
-            residual: Any,
-            flips: Any,
-        ) -> None:
+        def update(  # type: ignore[no-untyped-def]
+            target, black, white, number, bands, words, origins, key, members, masks, residual,
+            flips,
+        ):  # fmt: skip
             """One pass; one thread for each band and word. Same bits as the CPU kernel."""
             i = cuda.grid(1)
             across = words[1] - words[0]
@@ -398,29 +359,17 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
                     below, undecided = np.uint64(below), np.uint64(undecided)
                     site = site_counter(origins[box, 0] + y, origins[box, 1] + WORD_SITES * w + odd)
                     site = np.uint64(site)
-                    bit = np.uint64(0)
-                    while undecided:
-                        if undecided & np.uint64(1):
-                            # A tuple: the simulator's rules take no arrays.
-                            classes = (
-                                residual[0], residual[1], residual[2], residual[3], residual[4],
-                                residual[5], residual[6], residual[7], residual[8], residual[9],
-                            )  # fmt: skip
-                            if below_residual(
-                                key0,
-                                key1,
-                                step | RESIDUAL,
-                                site + np.uint64(2) * bit,
-                                bit,
-                                s0,
-                                s1,
-                                s2,
-                                s,
-                                classes,
-                            ):
-                                below |= np.uint64(1) << bit
-                        undecided >>= np.uint64(1)
-                        bit += np.uint64(1)
+                    if undecided:
+                        # A tuple: the simulator's rules take no arrays.
+                        classes = (
+                            residual[0], residual[1], residual[2], residual[3], residual[4],
+                            residual[5], residual[6], residual[7], residual[8], residual[9],
+                        )  # fmt: skip
+                        more = settle(
+                            undecided, key0, key1, np.uint64(0), step | RESIDUAL, site,
+                            np.uint64(2), s0, s1, s2, s, classes,
+                        )  # fmt: skip
+                        below |= np.uint64(more)
                     out[box, y + 1, x] ^= below
                     flipped += np.uint64(popcount(below))
                 cuda.atomic.add(flips, box, np.int64(flipped))

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpiflow.core.device import CudaKernel, outside, rule
+from mpiflow.core.device import CudaKernel, outside
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import site_counter, threefry, to_unit
+from mpiflow.core.noise import site_counter, threefry, to_unit, upper_half
+from mpiflow.solvers.spins.half_lattice import box_of, site_of
 from mpiflow.solvers.spins.rule_tables import LARGEST_NUMBER, Function, function_of, numbers_of
 from mpiflow.systems.rule import SpinRule
 
@@ -89,16 +90,6 @@ def _kernels(function: Function, by_rate: bool) -> tuple[Kernels, Any]:
 # lowest if the function returns what it must not.
 
 
-@rule
-def _share(word: np.uint64, total: np.uint64) -> np.uint64:
-    """The upper 64 bits of the product: a number below the total."""
-    low = np.uint64(2**32 - 1)
-    half = np.uint64(32)
-    a, b, c, d = word >> half, word & low, total >> half, total & low
-    middle = a * d + (b * d >> half)
-    return a * c + (middle >> half) + (((middle & low) + b * c) >> half)
-
-
 def _trial_of_weights(weight: Any) -> Any:
     @outside
     def trial(  # type: ignore[no-untyped-def]
@@ -118,7 +109,7 @@ def _trial_of_weights(weight: Any) -> Any:
         for state in range(lowest, lowest + states):
             w = weight(state, north, west, east, south, numbers) / largest
             total += np.uint64(w * _WEIGHT + 0.5)
-        left, new = _share(np.uint64(choice), total), lowest
+        left, new = upper_half(np.uint64(choice), total), lowest
         for state in range(lowest, lowest + states):
             w = weight(state, north, west, east, south, numbers) / largest
             share = np.uint64(w * _WEIGHT + 0.5)
@@ -208,15 +199,12 @@ def _cuda_with(trial: Any) -> CudaKernel:
             numbers, time, bound, counts,
         ):  # fmt: skip
             """One thread for each site of the colour; same bits as the CPU kernel."""
-            i = cuda.grid(1)
             ny, nx = field.shape[1] - 2 * halo, field.shape[2] - 2 * halo
-            half = (nx + 1) // 2
-            if i < field.shape[0] * ny * half:
-                b, iy, j = i // (ny * half), i // half % ny, i % half
-                gy = (origins[b, 0] + iy) % ly
-                ix = 2 * j + ((origins[b, 1] % lx + gy + colour) & 1)
+            b, iy, j = box_of(cuda.grid(1), ny, nx)
+            if b < field.shape[0]:
+                gy, gx, ix = site_of(iy, j, origins[b, 0], origins[b, 1], ly, lx, colour)
                 if ix < nx:
-                    gx, y, x = (origins[b, 1] + ix) % lx, iy + halo, ix + halo
+                    y, x = iy + halo, ix + halo
                     for k in range(passes):
                         own = np.int64(field[b, y, x])
                         new = trial(

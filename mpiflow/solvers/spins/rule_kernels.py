@@ -1,8 +1,6 @@
 """Passes of a spin rule whose chances are in a table: CPU and CUDA, one byte a site.
 
-They take boxes of any size and origin and agree bit for bit. As in
-:mod:`~mpiflow.solvers.spins.heatbath`, a pass draws one Threefry call for the two rows ``2r`` and
-``2r + 1`` of a compressed column ``x // 2``: its two words serve the even and the odd row.
+They take boxes of any size and origin and agree bit for bit.
 
 ``counts`` is (B, 2) int64: the changes of each box, and trials that could not be made, of which a
 table has none.
@@ -16,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.device import CudaKernel, kernel
-from mpiflow.core.noise import threefry
-from mpiflow.solvers.spins.heatbath import _fill_words
+from mpiflow.solvers.spins.half_lattice import box_of, draw_words, site_of, word_of
 
 
 @kernel
@@ -107,17 +104,8 @@ def update_rows(
                 count = (width - skip + 1) // 2
                 for k in range(passes):
                     if gy >> 1 != filled:
-                        counter = np.uint64(gy >> 1) << np.uint64(32)
-                        drawn = ((gx + width - 1) >> 1) - left + 1
-                        _fill_words(
-                            box_key,
-                            first + np.uint64(k),
-                            counter,
-                            left,
-                            drawn,
-                            words[2 * k],
-                            words[2 * k + 1],
-                        )
+                        step = first + np.uint64(k)
+                        draw_words(box_key, step, gy, gx, width, words[2 * k], words[2 * k + 1])
                     counts[b, 0] += _update_row(
                         field[b, iy + halo - 1, start:],
                         field[b, iy + halo, start:],
@@ -136,35 +124,16 @@ def update_rows(
 
 @CudaKernel
 def update_cuda(cuda: Any) -> Callable[..., None]:
-    def update(
-        field: Any,
-        halo: int,
-        origins: Any,
-        members: Any,
-        ly: int,
-        lx: int,
-        key: Any,
-        first: Any,
-        passes: int,
-        colour: int,
-        lowest: int,
-        states: int,
-        thresholds: Any,
-        around: int,
-        by_own: int,
-        counts: Any,
-    ) -> None:
+    def update(  # type: ignore[no-untyped-def]
+        field, halo, origins, members, ly, lx, key, first, passes, colour, lowest, states,
+        thresholds, around, by_own, counts,
+    ):  # fmt: skip
         """One thread for each site of the colour; same bits as the CPU kernel."""
-        i = cuda.grid(1)
         ny, nx = field.shape[1] - 2 * halo, field.shape[2] - 2 * halo
-        half = (nx + 1) // 2
-        if i < field.shape[0] * ny * half:
-            b, iy, j = i // (ny * half), i // half % ny, i % half
-            gy = (origins[b, 0] + iy) % ly
-            ix = 2 * j + ((origins[b, 1] % lx + gy + colour) & 1)
+        b, iy, j = box_of(cuda.grid(1), ny, nx)
+        if b < field.shape[0]:
+            gy, gx, ix = site_of(iy, j, origins[b, 0], origins[b, 1], ly, lx, colour)
             if ix < nx:
-                gx = (origins[b, 1] + ix) % lx
-                counter = (np.uint64(gy >> 1) << np.uint64(32)) | np.uint64(gx >> 1)
                 q, y, x = states, iy + halo, ix + halo
                 near = np.int64(field[b, y - 1, x]) - lowest
                 near = near * q + field[b, y, x - 1] - lowest
@@ -172,9 +141,10 @@ def update_cuda(cuda: Any) -> Callable[..., None]:
                 near = near * q + field[b, y + 1, x] - lowest
                 own = np.int64(field[b, y, x]) - lowest
                 for k in range(passes):
-                    even, odd = threefry(key[0], key[1] + members[b], first + np.uint64(k), counter)
-                    word = np.uint64(odd if gy & 1 else even)  # the simulator has Python ints
-                    value, at = word >> np.uint64(1), (near * around + own * by_own) * q
+                    word = word_of(key[0], key[1] + members[b], first + np.uint64(k), gy, gx)
+                    # The simulator's rules return Python ints.
+                    value = np.uint64(word) >> np.uint64(1)
+                    at = (near * around + own * by_own) * q
                     if value < thresholds[at + q - 1]:
                         new = np.int64(0)
                         while value >= thresholds[at + new]:

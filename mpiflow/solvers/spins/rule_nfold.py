@@ -13,28 +13,31 @@ lists, not on how it was cut into calls.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import kernel
-from mpiflow.core.noise import threefry, to_unit
-from mpiflow.solvers.spins.nfold import (
-    _NOWHERE,
-    _ONE,
-    NFold,
-    _make_room,
-    _spread,
-    _store_order,
-    _surroundings,
-    exponential,
-)
+from mpiflow.core.device import inlined, kernel
+from mpiflow.core.noise import exponential, threefry, to_unit
+from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.rule_sublattice import require_states
 from mpiflow.solvers.spins.rule_tables import Classes, check_rule, classes, require_table
+from mpiflow.solvers.spins.site_lists import (
+    NOWHERE,
+    ONE,
+    SiteLists,
+    lay_out,
+    lists_in,
+    make_room,
+    ordered,
+    surroundings,
+)
 from mpiflow.systems.rule import SpinRule
 
 #: Events whose noise is drawn at once.
 _AHEAD = 64
-#: The class of a site is above these bits of its word, its place in the list in them.
+#: The class of a site is above these bits of its word of 64, its place in the list in them.
 _SHIFT = np.uint64(32)
 _PLACE = np.uint64(2**32 - 1)
 
@@ -49,71 +52,62 @@ def _draw(k0: np.uint64, k1: np.uint64, first: np.uint64, out: np.ndarray) -> No
         event = first + np.uint64(i)
         w0, w1 = threefry(k0, k1, event, np.uint64(0))
         out[0, i], out[1, i] = exponential(w0), to_unit(w1)
-        out[2, i] = to_unit(threefry(k0, k1, event, _ONE)[0])
+        out[2, i] = to_unit(threefry(k0, k1, event, ONE)[0])
 
 
 # -- lists ----------------------------------------------------------------------------------
-# Of one box: `info` (sites,) uint64 class and place of each site; `pool`, `base`, `counts` as in
-# nfold.py.
+
+
+class Rule(NamedTuple):
+    """A rule of q states, of which one is the ``lowest``, and its table."""
+
+    q: int
+    lowest: int
+    table: Classes
 
 
 @kernel
-def _around(field: np.ndarray, y: int, x: int, q: int, lowest: int) -> int:
+def _around(field: np.ndarray, y: int, x: int, rule: Rule) -> int:
     """The number of the neighbourhood of a point of a box with its halo."""
+    q = rule.q
     near = np.int64(field[y - 1, x]) * q + field[y, x - 1]
     near = (near * q + field[y, x + 1]) * q + field[y + 1, x]
-    return near - lowest * (q * q * q + q * q + q + 1)
+    return near - rule.lowest * (q * q * q + q * q + q + 1)
 
 
 @kernel
-def _class(field: np.ndarray, y: int, x: int, q: int, lowest: int, of: np.ndarray) -> np.uint64:
-    own = np.int64(field[y, x]) - lowest
-    return np.uint64(of[_around(field, y, x, q, lowest) * q + own])
+def _class(field: np.ndarray, y: int, x: int, rule: Rule) -> np.uint64:
+    own = np.int64(field[y, x]) - rule.lowest
+    return np.uint64(rule.table.of[_around(field, y, x, rule) * rule.q + own])
 
 
 @kernel
-def _differ(
-    field: np.ndarray, halo: int, q: int, lowest: int, of: np.ndarray, info: np.ndarray
-) -> bool:
+def _differ(field: np.ndarray, halo: int, rule: Rule, info: np.ndarray) -> bool:
     """Whether the class of any site is not that of its state and neighbours."""
     nx = field.shape[1] - 2 * halo
     for y in range(halo, field.shape[0] - halo):
         for x in range(halo, nx + halo):
             word = np.uint64(info[(y - halo) * nx + x - halo])
-            if word >> _SHIFT != _class(field, y, x, q, lowest, of):
+            if word >> _SHIFT != _class(field, y, x, rule):
                 return True
     return False
 
 
 @kernel
-def _sort(
-    field: np.ndarray,
-    halo: int,
-    q: int,
-    lowest: int,
-    of: np.ndarray,
-    info: np.ndarray,
-    pool: np.ndarray,
-    base: np.ndarray,
-    counts: np.ndarray,
-) -> None:
+def _sort(field: np.ndarray, halo: int, rule: Rule, lists: SiteLists) -> None:
     """Sort the sites into their classes, within a class in their present order."""
-    nx = field.shape[1] - 2 * halo
-    order = np.empty(info.size, np.uint32)
-    _store_order(pool, base, counts, order)
+    nx, counts = field.shape[1] - 2 * halo, lists.counts
+    order = ordered(lists)
     counts[:] = 0
     for i in range(order.size):
         site = np.int64(order[i])
-        c = _class(field, site // nx + halo, site % nx + halo, q, lowest, of)
-        info[site] = c << _SHIFT | counts[c]
-        counts[c] += _ONE
-    _spread(base, counts, pool.size)
-    for i in range(order.size):
-        word = np.uint64(info[order[i]])
-        pool[base[word >> _SHIFT] + (word & _PLACE)] = order[i]
+        c = _class(field, site // nx + halo, site % nx + halo, rule)
+        lists.info[site] = c << _SHIFT | counts[c]
+        counts[c] += ONE
+    lay_out(order, lists, _SHIFT)
 
 
-@kernel
+@inlined
 def _move(
     site: np.uint64,
     new: np.uint64,
@@ -125,17 +119,17 @@ def _move(
     """Move a site to the end of the list of another class; the last of its own takes its place."""
     word = np.uint64(info[site])
     old = word >> _SHIFT
-    last = counts[old] - _ONE
+    last = counts[old] - ONE
     filler = pool[base[old] + last]
     pool[base[old] + (word & _PLACE)] = filler
     info[filler] = word
     counts[old] = last
     end = counts[new]
-    if base[new] + end == base[new + _ONE]:
-        _make_room(new, pool, base, counts)
+    if base[new] + end == base[new + ONE]:
+        make_room(new, pool, base, counts)
     pool[base[new] + end] = site
     info[site] = new << _SHIFT | end
-    counts[new] = end + _ONE
+    counts[new] = end + ONE
 
 
 # -- a tree of sums -------------------------------------------------------------------------
@@ -146,21 +140,21 @@ def _move(
 def _set_leaf(tree: np.ndarray, leaf: np.uint64, value: float) -> None:
     i = np.uint64(tree.size >> 1) + leaf
     tree[i] = value
-    i >>= _ONE
+    i >>= ONE
     while i > 0:
-        tree[i] = tree[i + i] + tree[i + i + _ONE]
-        i >>= _ONE
+        tree[i] = tree[i + i] + tree[i + i + ONE]
+        i >>= ONE
 
 
 @kernel
 def _find_leaf(tree: np.ndarray, value: float) -> tuple[np.uint64, float]:
     """The leaf in whose share of the root a number lies, and how far inside."""
-    i, half = _ONE, np.uint64(tree.size >> 1)
+    i, half = ONE, np.uint64(tree.size >> 1)
     while i < half:
         i += i
-        if value >= tree[i] and tree[i + _ONE] > 0.0:  # by rounding, nothing may be there
+        if value >= tree[i] and tree[i + ONE] > 0.0:  # by rounding, nothing may be there
             value -= tree[i]
-            i += _ONE
+            i += ONE
     return i - half, value
 
 
@@ -205,24 +199,17 @@ def _follow(
     field: np.ndarray,
     halo: int,
     closed: bool,
-    q: int,
-    lowest: int,
-    of: np.ndarray,
-    rates: np.ndarray,
-    shares: np.ndarray,
-    around: int,
-    by_own: int,
+    rule: Rule,
     noise: np.ndarray,
     until: float,
     clock: float,
     tree: np.ndarray,
-    info: np.ndarray,
-    pool: np.ndarray,
-    base: np.ndarray,
-    counts: np.ndarray,
+    lists: SiteLists,
 ) -> tuple[float, int]:
     """Events of one box with the given noise; the time of the last, and how many there were."""
     ny, nx = field.shape[0] - 2 * halo, field.shape[1] - 2 * halo
+    info, pool, base, counts = lists
+    lowest, rates, shares = rule.lowest, rule.table.rates, rule.table.shares
     near = np.empty(5, np.uint64)
     for i in range(noise.shape[1]):
         total = tree[1]
@@ -232,20 +219,20 @@ def _follow(
             return clock, i
         clock += wait
         chosen, rest = _find_leaf(tree, noise[1, i] * total)
-        place = min(np.uint64(rest / rates[chosen]), counts[chosen] - _ONE)
+        place = min(np.uint64(rest / rates[chosen]), counts[chosen] - ONE)
         site = np.uint64(pool[base[chosen] + place])
         y, x = np.int64(site) // nx, np.int64(site) % nx
         own = np.int64(field[y + halo, x + halo]) - lowest
-        row = _around(field, y + halo, x + halo, q, lowest) * around + own * by_own
-        new = _new_state(own, q, shares, row, noise[2, i])
+        row = _around(field, y + halo, x + halo, rule) * shares.around + own * shares.own
+        new = _new_state(own, rule.q, shares.values, row, noise[2, i])
         _set_state(field, halo, y + halo, x + halo, closed, new + lowest)
         near[0] = site
-        _surroundings(site, np.uint64(ny), np.uint64(nx), closed, near)
+        surroundings(site, np.uint64(ny), np.uint64(nx), closed, near)
         for j in range(5):
             mover = near[j]
-            if mover != _NOWHERE:
+            if mover != NOWHERE:
                 y, x = np.int64(mover) // nx, np.int64(mover) % nx
-                now = _class(field, y + halo, x + halo, q, lowest, of)
+                now = _class(field, y + halo, x + halo, rule)
                 old = np.uint64(info[mover]) >> _SHIFT
                 if now != old:
                     _move(mover, now, info, pool, base, counts)
@@ -261,58 +248,34 @@ def _run(
     closed: bool,
     members: np.ndarray,
     key: np.ndarray,
-    q: int,
-    lowest: int,
-    of: np.ndarray,
-    rates: np.ndarray,
-    shares: np.ndarray,
-    around: int,
-    by_own: int,
+    rule: Rule,
     until: float,
     most: np.ndarray,
     clock: np.ndarray,
     events: np.ndarray,
-    info: np.ndarray,
-    pool: np.ndarray,
-    base: np.ndarray,
-    counts: np.ndarray,
+    lists: SiteLists,
 ) -> None:
     """Advance every box to time `until`, or to a total of `most` events if that is first."""
-    leaves = 1
+    rates, leaves = rule.table.rates, 1
     while leaves < rates.size:
         leaves *= 2
     tree, noise = np.empty(2 * leaves), np.empty((3, _AHEAD))
     for b in range(fields.shape[0]):
-        if _differ(fields[b], halo, q, lowest, of, info[b]):
-            _sort(fields[b], halo, q, lowest, of, info[b], pool[b], base[b], counts[b])
+        mine = lists_in(lists, b)
+        if _differ(fields[b], halo, rule, mine.info):
+            _sort(fields[b], halo, rule, mine)
         tree[:] = 0.0
         for c in range(rates.size):
-            tree[leaves + c] = np.int64(counts[b, c]) * rates[c]
+            tree[leaves + c] = np.int64(mine.counts[c]) * rates[c]
         for i in range(leaves - 1, 0, -1):
             tree[i] = tree[2 * i] + tree[2 * i + 1]
         running = True
         while running and events[b] < most[b]:
             ahead = min(most[b] - events[b], _AHEAD)
             _draw(key[0], key[1] + members[b], np.uint64(events[b]), noise[:, :ahead])
+            some = noise[:, :ahead]
             clock[b], done = _follow(
-                fields[b],
-                halo,
-                closed,
-                q,
-                lowest,
-                of,
-                rates,
-                shares,
-                around,
-                by_own,
-                noise[:, :ahead],
-                until,
-                clock[b],
-                tree,
-                info[b],
-                pool[b],
-                base[b],
-                counts[b],
+                fields[b], halo, closed, rule, some, until, clock[b], tree, mine
             )
             events[b] += done
             running = done == ahead
@@ -352,24 +315,8 @@ class RuleNFold(NFold):
         require_states(block, self.system)
 
     def _run(self, block: Block, key: np.ndarray, until: float, most: np.ndarray) -> None:
-        table = self._table
+        rule = Rule(int(self.system.states), int(self.system.lowest), self._table)
         _run(
-            block.array,
-            block.halo,
-            block.closed,
-            block.members,
-            key,
-            int(self.system.states),
-            int(self.system.lowest),
-            table.of,
-            table.rates,
-            *table.shares,
-            until,
-            most,
-            self.clock,
-            self.events,
-            self._info,
-            self._pool,
-            self._base,
-            self._counts,
-        )
+            block.array, block.halo, block.closed, block.members, key, rule, until, most,
+            self.clock, self.events, self._lists,
+        )  # fmt: skip

@@ -30,7 +30,7 @@ from mpiflow.core.lattice import split
 from mpiflow.core.noise import stream_key
 from mpiflow.solvers.spins import rule_compiled, rule_kernels
 from mpiflow.solvers.spins.rule_tables import check_rule, numbers_of, tabled, thresholds
-from mpiflow.solvers.spins.sublattice import BLACK, WHITE, _require_two_colours
+from mpiflow.solvers.spins.sublattice import BLACK, WHITE, require_two_colours
 from mpiflow.systems.rule import SpinRule
 
 #: Numbers of the half passes of a step, the noise counters: black, white, black.
@@ -119,7 +119,7 @@ class RuleSublattice:
         InputError : a site is in no state of the rule, or in a neighbourhood where a rule too
             large to be looked at as a whole returns what is none
         """
-        _require_two_colours(block)
+        require_two_colours(block)
         require_states(block, self.system)
         put, key = block.device.put, stream_key(seed, stream)
         box = (block.halo, put(block.origins), put(block.members), *block.lattice.shape, put(key))

@@ -34,10 +34,10 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     STATE_B,
     STATE_C,
     Masks,
-    below_residual,
     compare,
     compare_words,
     count_neighbours,
+    settle,
 )
 
 #: Words of a batch's field that are handled together, to fit the second-level cache.
@@ -177,24 +177,12 @@ def _settle(
     """Decide the lanes that the planes left undecided."""
     for i in range(n):
         w = np.uint64(i)
-        undecided = space[EQUAL + w]
-        bit = np.uint64(0)
-        while undecided:
-            if undecided & np.uint64(1) and below_residual(
-                key0,
-                key1 + (groups[i] << np.uint64(6) | bit),
-                step | SLICED_RESIDUAL,
-                site,
-                bit,
-                space[S0 + w],
-                space[S1 + w],
-                space[S2 + w],
-                space[SPIN + w],
-                residual,
-            ):
-                space[BELOW + w] |= np.uint64(1) << bit
-            undecided >>= np.uint64(1)
-            bit += np.uint64(1)
+        if space[EQUAL + w]:
+            first, kind = key1 + (groups[i] << np.uint64(6)), step | SLICED_RESIDUAL
+            space[BELOW + w] |= settle(
+                space[EQUAL + w], key0, first, np.uint64(1), kind, site, np.uint64(0),
+                space[S0 + w], space[S1 + w], space[S2 + w], space[SPIN + w], residual,
+            )  # fmt: skip
 
 
 @kernel
@@ -340,18 +328,9 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
     """The kernel with the thresholds as an argument, or compiled in."""
 
     def factory(cuda: Any) -> Callable[..., None]:
-        def update(
-            target: Any,
-            field: Any,
-            halo: int,
-            parity: int,
-            number: int,
-            groups: Any,
-            key: Any,
-            masks: Any,
-            residual: Any,
-            flips: Any,
-        ) -> None:
+        def update(  # type: ignore[no-untyped-def]
+            target, field, halo, parity, number, groups, key, masks, residual, flips
+        ):
             """One pass; one thread for each row of a box and word. Same bits as the CPU kernel."""
             i = cuda.grid(1)
             height, width, words = field.shape
@@ -375,30 +354,23 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
                     a, b, c = np.uint64(a), np.uint64(b), np.uint64(c)
                     m = masks if constants is None else constants
                     a, b, c, below, undecided = compare(a, b, c, draws, m, s0, s1, s2, s)
+                    below, undecided = np.uint64(below), np.uint64(undecided)
                     draws += np.uint64(PLANES)
                     site = np.uint64(site_counter(y - halo, x - halo))
+                    if undecided:
+                        # A tuple: the simulator's rules take no arrays.
+                        classes = (
+                            residual[0], residual[1], residual[2], residual[3], residual[4],
+                            residual[5], residual[6], residual[7], residual[8], residual[9],
+                        )  # fmt: skip
+                        first = key[1] + (group << np.uint64(6))
+                        more = settle(
+                            undecided, key[0], first, np.uint64(1), step | SLICED_RESIDUAL, site,
+                            np.uint64(0), s0, s1, s2, s, classes,
+                        )  # fmt: skip
+                        below |= np.uint64(more)
                     for lane in range(64):
-                        bit = np.uint64(lane)
-                        if undecided >> bit & np.uint64(1):
-                            # A tuple: the simulator's rules take no arrays.
-                            classes = (
-                                residual[0], residual[1], residual[2], residual[3], residual[4],
-                                residual[5], residual[6], residual[7], residual[8], residual[9],
-                            )  # fmt: skip
-                            if below_residual(
-                                key[0],
-                                key[1] + (group << np.uint64(6) | bit),
-                                step | SLICED_RESIDUAL,
-                                site,
-                                bit,
-                                s0,
-                                s1,
-                                s2,
-                                s,
-                                classes,
-                            ):
-                                below |= np.uint64(1) << bit
-                        if below >> bit & np.uint64(1):
+                        if below >> np.uint64(lane) & np.uint64(1):
                             cuda.atomic.add(flips, 64 * w + lane, 1)
                     target[y, x, w] ^= below
 

@@ -225,7 +225,7 @@ class Sublattice:
     def _apply_plain(
         self, block: Block, runs: Sequence[Run], key: np.ndarray, flips: np.ndarray
     ) -> None:
-        _require_two_colours(block)
+        require_two_colours(block)
         put, cuda = block.device.put, block.device.is_cuda
         ny, nx = block.shape
         origins, members, key = put(block.origins), put(block.members), put(key)
@@ -271,7 +271,7 @@ class Sublattice:
         self, block: Block, runs: Sequence[Run], key: np.ndarray, flips: np.ndarray
     ) -> None:
         """A group of words that fits the cache at a time: all its passes, then the next."""
-        _require_two_colours(block)
+        require_two_colours(block)
         host = block.host()
         boxes = host.reshape(block.batch, math.prod(host.shape[1:]))
         for lanes in sliced.lanes(block.members, boxes.shape[1]):
@@ -380,7 +380,7 @@ def fixed_point(probabilities: np.ndarray) -> tuple[np.uint64, ...]:
     return tuple(np.uint64(round(math.ldexp(p, 63))) for p in probabilities)
 
 
-def _require_two_colours(block: Block) -> None:
+def require_two_colours(block: Block) -> None:
     """Raise if two neighbours that both evolve would have the same colour."""
     sides = np.array(block.lattice.shape)
     over_the_edge = np.any(block.origins % sides + block.shape > sides, axis=0)

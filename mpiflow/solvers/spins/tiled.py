@@ -33,8 +33,8 @@ from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import divisors
-from mpiflow.core.noise import stream_key, threefry, to_unit
-from mpiflow.solvers.spins.nfold import choose, exponential, normal_rates
+from mpiflow.core.noise import exponential, stream_key, threefry, to_unit
+from mpiflow.solvers.spins.nfold import choose, normal_rates
 from mpiflow.solvers.spins.tile_counts import TileCounts
 from mpiflow.systems.ising import CLASSES, Ising, rate_class
 
@@ -264,21 +264,9 @@ def _pass(
             at[1] = _awake(parity, corners[b], grid, keys, window, rates, totals[b], shape, awake)
             at[2] = 0
         made = _evolve(
-            fields[b],
-            halo,
-            side,
-            awake[: at[1]],
-            keys,
-            window,
-            rates,
-            inverse,
-            rows[b],
-            totals[b],
-            match,
-            left,
-            at,
-            since,
-        )
+            fields[b], halo, side, awake[: at[1]], keys, window, rates, inverse, rows[b],
+            totals[b], match, left, at, since,
+        )  # fmt: skip
         flips[b] += made
         left -= made
         if at[2] < at[1]:
@@ -391,24 +379,10 @@ class TiledNFold:
             for number, (row, column, share) in enumerate(PASSES, len(PASSES) * step):
                 at[...], since[...] = (0, -1, 0, 0), 0.0
                 while not self.abandoned and not _pass(
-                    block.array,
-                    block.halo,
-                    self.tile,
-                    (row, column),
-                    *fixed,
-                    np.uint64(number),
-                    share * self.window,
-                    rates,
-                    inverse,
-                    counts.rows,
-                    counts.totals,
-                    flips,
-                    awake,
-                    match,
-                    STRETCH,
-                    at,
-                    since,
-                ):
+                    block.array, block.halo, self.tile, (row, column), *fixed, np.uint64(number),
+                    share * self.window, rates, inverse, counts.rows, counts.totals, flips,
+                    awake, match, STRETCH, at, since,
+                ):  # fmt: skip
                     self.abandoned = over()
                 block.fill_halo()
                 counts.see_halo(block)

@@ -206,19 +206,9 @@ def evaluate_many_cuda(model: Barriers, types: Any, out: Any) -> None:
 
 @CudaKernel
 def _evaluate_cuda(cuda: Any) -> Callable[..., None]:
-    def evaluate_block(
-        kind: int,
-        base: Any,
-        bonds: Any,
-        codes: Any,
-        gather: Any,
-        layers: Any,
-        stride: int,
-        pool: int,
-        weights: Any,
-        types: Any,
-        out: Any,
-    ) -> None:
+    def evaluate_block(  # type: ignore[no-untyped-def]
+        kind, base, bonds, codes, gather, layers, stride, pool, weights, types, out
+    ):
         """One block of threads for each vacancy, one thread for a column of a layer."""
         # Value k of hop d is at 8 k + d of the half that holds the inputs, or outputs, of a layer.
         shared = cuda.shared.array(_SHARED, np.float32)

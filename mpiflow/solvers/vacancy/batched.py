@@ -14,29 +14,23 @@ from typing import NamedTuple
 import numpy as np
 
 from mpiflow.core.device import Device, kernel
-from mpiflow.core.noise import threefry, to_unit
-from mpiflow.solvers.spins.nfold import exponential
+from mpiflow.core.noise import exponential, threefry, to_unit
 from mpiflow.solvers.vacancy.barrier_kernels import evaluate_many_cuda, on_device
-from mpiflow.solvers.vacancy.events import (
-    Events,
-    Law,
+from mpiflow.solvers.vacancy.events import Events, events, hop, write
+from mpiflow.solvers.vacancy.lists import (
     Lists,
     Region,
+    Triple,
     accept,
     choose_hop,
-    events,
     first_of,
-    hop,
-    hop_rates,
     lists,
-    look,
     others_near,
     scan,
 )
+from mpiflow.solvers.vacancy.rates import Law, hop_rates, look
 from mpiflow.systems.alloy import NEIGHBOURS
 from mpiflow.systems.barriers import SITES
-
-Triple = tuple[int, int, int]
 
 
 class Progress(NamedTuple):
@@ -65,11 +59,26 @@ class Queue(NamedTuple):
     types: np.ndarray
 
 
+class Tiles(NamedTuple):
+    """Tiles of one class on a rank.
+
+    Attributes
+    ----------
+    table : (n, 4) int64, first index in the padded box along each axis, number in the lattice
+    shape, whole : points of a tile along each axis, and whether it spans the axis
+    """
+
+    table: np.ndarray
+    shape: Triple
+    whole: Triple
+
+
 @kernel
-def region_of(tiles: np.ndarray, t: int, shape: Triple, whole: Triple) -> Region:
-    """The region of a tile: row t of a table of first indices."""
-    low = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-    return Region(low, (low[0] + shape[0], low[1] + shape[1], low[2] + shape[2]), whole)
+def region_of(tiles: Tiles, t: int) -> Region:
+    """The region of a tile: row t of the table."""
+    low = tiles.table[t, 0], tiles.table[t, 1], tiles.table[t, 2]
+    shape = tiles.shape
+    return Region(low, (low[0] + shape[0], low[1] + shape[1], low[2] + shape[2]), tiles.whole)
 
 
 @kernel
@@ -98,9 +107,7 @@ def _ask(flat: np.ndarray, t: int, v: int, law: Law, part: Lists, queue: Queue, 
 @kernel
 def _open(
     grid: np.ndarray,
-    tiles: np.ndarray,
-    shape: Triple,
-    whole: Triple,
+    tiles: Tiles,
     law: Law,
     lists: Lists,
     progress: Progress,
@@ -110,9 +117,9 @@ def _open(
     """List the vacancies of all tiles and ask for all their barriers; tiles, and asked."""
     flat = grid.reshape(-1)
     found, first, asked = 0, 0, 0
-    for t in range(tiles.shape[0]):
+    for t in range(tiles.table.shape[0]):
         room = _part(lists, first, lists.flat.size - first)
-        n = scan(grid, law, region_of(tiles, t, shape, whole), room)
+        n = scan(grid, law, region_of(tiles, t), room)
         if n == 0:
             continue
         part = _part(lists, first, n)
@@ -135,9 +142,7 @@ def _answer(
     asked: int,
     barriers: np.ndarray,
     rates: np.ndarray,
-    tiles: np.ndarray,
-    shape: Triple,
-    whole: Triple,
+    tiles: Tiles,
     law: Law,
     lists: Lists,
     progress: Progress,
@@ -148,7 +153,7 @@ def _answer(
         t, v = queue.who[q, 0], queue.who[q, 1]
         part = _part(lists, progress.first[t], progress.number[t])
         hop_rates(law.beta, barriers[q], rates)
-        region = region_of(tiles, progress.tile[t], shape, whole)
+        region = region_of(tiles, progress.tile[t])
         accept(v, law.halo, region, part.place, part.rates, part.tree, rates)
 
 
@@ -156,9 +161,7 @@ def _answer(
 def _round(
     grid: np.ndarray,
     origin: np.ndarray,
-    tiles: np.ndarray,
-    shape: Triple,
-    whole: Triple,
+    tiles: Tiles,
     law: Law,
     lists: Lists,
     progress: Progress,
@@ -178,9 +181,9 @@ def _round(
         n = progress.number[t]
         part = _part(lists, progress.first[t], n)
         row = progress.tile[t]
-        region = region_of(tiles, row, shape, whole)
+        region = region_of(tiles, row)
         total = part.tree[1]
-        counter = (np.uint64(tiles[row, 3]) << np.uint64(32)) + np.uint64(progress.made[t])
+        counter = (np.uint64(tiles.table[row, 3]) << np.uint64(32)) + np.uint64(progress.made[t])
         w0, w1 = threefry(keys[0], keys[1], keys[2], counter)
         time = progress.clock[t] + exponential(w0) / total
         if not time <= until or not total > 0.0:
@@ -188,15 +191,10 @@ def _round(
             continue
         v, d = choose_hop(part.tree, part.rates, to_unit(w1) * total)
         near = part.near[v]
-        x, y, z, atom = hop(grid, law.halo, sides, whole, part.place, part.flat, v, d)
+        x, y, z, atom = hop(grid, law.halo, sides, tiles.whole, part.place, part.flat, v, d)
         progress.clock[t] = time
         progress.made[t] += 1
-        log.time[hops] = time
-        log.hop[hops, 0] = (origin[0] + x) % sides[0]
-        log.hop[hops, 1] = (origin[1] + y) % sides[1]
-        log.hop[hops, 2] = (origin[2] + z) % sides[2]
-        log.hop[hops, 3] = d
-        log.hop[hops, 4] = atom
+        write(log, hops, time, origin, sides, x, y, z, d, atom)
         hops += 1
         asked = _ask(flat, t, v, law, part, queue, asked)
         if n > 1 and near + part.near[v] > 0:
@@ -240,9 +238,7 @@ class Batches:
         self,
         grid: np.ndarray,
         origin: np.ndarray,
-        tiles: np.ndarray,
-        shape: Triple,
-        whole: Triple,
+        tiles: Tiles,
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
@@ -256,7 +252,7 @@ class Batches:
         Parameters are those of the pass in :mod:`mpiflow.solvers.vacancy.tiled`, and so is the
         part of the window that is also returned.
         """
-        where = tiles, shape, whole, self.law, self.lists, self.progress
+        where = tiles, self.law, self.lists, self.progress
         out: list[Events] = []
         found, asked = _open(grid, *where, start, self.queue)
         rates = np.zeros(NEIGHBOURS)

@@ -139,17 +139,7 @@ class _Code:
 def _tile(rows: int, panels: int) -> Any:
     """A hidden layer for some rows and panels."""
 
-    def emit(
-        ir: Any,
-        builder: Any,
-        work: Any,
-        x: Any,
-        y: Any,
-        stride: Any,
-        weights: Any,
-        at: Any,
-        inputs: Any,
-    ) -> None:
+    def emit(ir, builder, work, x, y, stride, weights, at, inputs):  # type: ignore[no-untyped-def]
         code = _Code(ir, builder)
         size = code.times(code.plus(inputs, 1), LANES)
         w = [code.at(weights, at, code.times(size, p)) for p in range(panels)]
@@ -244,17 +234,7 @@ def add_parts(work: np.ndarray, y: int, stride: int, part: int, parts: int) -> N
 
 
 @intrinsic
-def output(
-    ir: Any,
-    builder: Any,
-    work: Any,
-    x: Any,
-    y: Any,
-    stride: Any,
-    weights: Any,
-    at: Any,
-    inputs: Any,
-) -> None:
+def output(ir, builder, work, x, y, stride, weights, at, inputs):  # type: ignore[no-untyped-def]
     """The output of each row at x of ``work``, put at y, one after the other."""
     code = _Code(ir, builder)
     w = code.at(weights, at)

@@ -13,27 +13,12 @@ from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.noise import stream_key
-from mpiflow.solvers.vacancy.events import (
-    Events,
-    Law,
-    Lists,
-    Region,
-    Scratch,
-    Table,
-    check,
-    events,
-    evolve,
-    law,
-    lists,
-    require_species,
-    scan,
-    scratch,
-    table,
-)
+from mpiflow.solvers.event_limits import NO_LIMIT
+from mpiflow.solvers.vacancy.events import Events, check, events, evolve, require_species
+from mpiflow.solvers.vacancy.lists import Lists, Region, lists, scan
+from mpiflow.solvers.vacancy.rates import Evaluator, Law, Table, evaluator, law, scratch, table
 from mpiflow.systems.alloy import VACANCY, Alloy
 from mpiflow.systems.barriers import Barriers
-
-_NO_LIMIT = np.iinfo(np.int64).max
 
 
 def whole_lattice() -> Region:
@@ -63,11 +48,9 @@ def _run(
     grid: np.ndarray,
     origin: np.ndarray,
     n: int,
-    law: Law,
+    evaluator: Evaluator,
     region: Region,
     lists: Lists,
-    table: Table,
-    s: Scratch,
     keys: tuple[np.uint64, np.uint64, np.uint64],
     counter: np.uint64,
     clock: float,
@@ -76,26 +59,11 @@ def _run(
     log: Events,
 ) -> tuple[int, int, float]:
     """One call of the serial solver for one box; returns vacancies, hops and the time."""
-    n = _keep(grid, n, lists, law, region)
+    n = _keep(grid, n, lists, evaluator.law, region)
     if n > lists.flat.size:
         return n, 0, clock
     hops, clock = evolve(
-        grid,
-        origin,
-        n,
-        law,
-        region,
-        lists,
-        table,
-        s,
-        keys,
-        counter,
-        clock,
-        until,
-        most,
-        log,
-        0,
-        True,
+        grid, origin, n, evaluator, region, lists, keys, counter, clock, until, most, log, 0, True
     )
     return n, hops, clock
 
@@ -203,27 +171,17 @@ class VacancyKMC:
         for b in range(block.batch):
             if len(self._lists) <= b:
                 self._lists.append((0, lists(1), table(self.model, 1)))
-            while made[b] < (_NO_LIMIT if hops is None else hops):
+            while made[b] < (NO_LIMIT if hops is None else hops):
                 n, store, met = self._lists[b]
-                most = _NO_LIMIT if hops is None else hops - int(made[b])
+                most = NO_LIMIT if hops is None else hops - int(made[b])
                 log = events(0 if self.log is None else 2**16)
                 most = most if self.log is None else min(most, 2**16)
+                keys = key[0], key[1] + block.members[b], np.uint64(0)
                 n, count, clock = _run(
-                    grids[b],
-                    block.origins[b] - block.halo,
-                    n,
-                    rule,
-                    region,
-                    store,
-                    met,
-                    self._scratch,
-                    (key[0], key[1] + block.members[b], np.uint64(0)),
-                    np.uint64(self.hops[b]),
-                    self.clock[b],
-                    until,
-                    most,
-                    log,
-                )
+                    grids[b], block.origins[b] - block.halo, n,
+                    Evaluator(rule, met, self._scratch), region, store, keys,
+                    np.uint64(self.hops[b]), self.clock[b], until, most, log,
+                )  # fmt: skip
                 if n > store.flat.size:
                     self._lists[b] = (0, lists(n), table(self.model, n))
                     continue
@@ -242,18 +200,12 @@ class VacancyKMC:
 
 @kernel
 def _totals(
-    grid: np.ndarray,
-    law: Law,
-    region: Region,
-    lists: Lists,
-    table: Table,
-    s: Scratch,
-    log: Events,
+    grid: np.ndarray, evaluator: Evaluator, region: Region, lists: Lists, log: Events
 ) -> int:
-    n = scan(grid, law, region, lists)
+    n = scan(grid, evaluator.law, region, lists)
     origin, zero = np.zeros(3, np.int64), np.uint64(0)
     keys = zero, zero, zero
-    evolve(grid, origin, n, law, region, lists, table, s, keys, zero, 0.0, 0.0, 0, log, 0, True)
+    evolve(grid, origin, n, evaluator, region, lists, keys, zero, 0.0, 0.0, 0, log, 0, True)
     return n
 
 
@@ -261,12 +213,12 @@ def total_rates(system: Alloy, model: Barriers, block: Block) -> np.ndarray:
     """Sum of the eight rates of every vacancy in the boxes, (n,) float64 in 1 / s, box by box."""
     check(system, model, block)
     require_species(block, len(system.elements))
-    rule, s, out = law(system, model, block), scratch(model), [np.empty(0)]
+    found, out = evaluator(system, model, block, 1), [np.empty(0)]
     for grid in block.array:
         inner = grid[(slice(block.halo, -block.halo),) * 3]
         store = lists(max(1, int((inner == VACANCY).sum())))
         # A box of a rank, not closed, has its bounds; the vacancies in it use any bond.
-        box = rule._replace(sides=(block.shape[0], block.shape[1], block.shape[2]))
-        n = _totals(grid, box, whole_lattice(), store, table(model, 1), s, events(0))
+        box = found.law._replace(sides=(block.shape[0], block.shape[1], block.shape[2]))
+        n = _totals(grid, found._replace(law=box), whole_lattice(), store, events(0))
         out.append(store.rates[:n].sum(axis=1))
     return np.concatenate(out)

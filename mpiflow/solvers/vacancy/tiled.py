@@ -23,7 +23,7 @@ Sites change up to one point beyond a tile, and barriers see four points more. T
 points or more keep these apart from the next tile of their class.
 
 Ranks tell each other changed sites near their boundaries, after every pass. A rank first
-does the tiles that need no news from others, then reads the letters of the last pass.
+does the tiles that need no news from others, then reads the messages of the last pass.
 """
 
 from __future__ import annotations
@@ -31,44 +31,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import numpy as np
 
-from mpiflow.core.block import Block, Letters
+from mpiflow.core.block import Block
 from mpiflow.core.device import Device, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
-from mpiflow.core.lattice import Shape, divisors
+from mpiflow.core.lattice import Shape
 from mpiflow.core.noise import stream_key
-from mpiflow.solvers.vacancy.batched import Batches, region_of
-from mpiflow.solvers.vacancy.events import (
-    HALO,
-    Events,
-    Law,
-    Lists,
-    Scratch,
-    Table,
-    check,
-    events,
-    evolve,
-    first_of,
-    law,
-    lists,
-    put,
-    require_species,
-    scan,
-    scratch,
-    table,
-)
-from mpiflow.systems.alloy import DIRECTIONS, VACANCY, Alloy
+from mpiflow.solvers.event_limits import NO_LIMIT
+from mpiflow.solvers.vacancy.batched import Tiles, region_of
+from mpiflow.solvers.vacancy.changed_sites import apply, fill_species, note, note_all
+from mpiflow.solvers.vacancy.events import HALO, Events, check, events, evolve, require_species
+from mpiflow.solvers.vacancy.lists import Lists, first_of, scan
+from mpiflow.solvers.vacancy.rates import Evaluator
+from mpiflow.solvers.vacancy.tiles import Plan, check_tiles
+from mpiflow.systems.alloy import VACANCY, Alloy
 from mpiflow.systems.barriers import Barriers
 
-#: Points along an axis: sites of a tile and what they see stay apart from the next of its class.
-SMALLEST_TILE = HALO + 2
-#: No tile makes as many hops in a pass.
-NO_LIMIT = np.iinfo(np.int64).max
 #: Hops of a tile that are kept before they are noted.
 _RECENT = 256
 #: Hops between two looks at whether a window is still wanted.
@@ -76,79 +58,12 @@ STRETCH = 2**11
 
 
 @kernel
-def _note(
-    origin: np.ndarray,
-    sides: tuple[int, int, int],
-    near: np.ndarray,
-    row: np.ndarray,
-    first: int,
-    noted: int,
-    records: np.ndarray,
-) -> int:
-    """Put both sites of a hop among a tile's records if they lie near the box's boundary."""
-    for end in range(2):
-        inside = True
-        point = np.empty(3, np.int64)
-        for a in range(3):
-            point[a] = (row[a] + end * DIRECTIONS[row[3], a]) % sides[a]
-            inside &= near[a, 0] <= (point[a] - origin[a]) % sides[a] < near[a, 1]
-        if inside:
-            continue
-        known = False
-        for r in range(first, noted):
-            known |= (
-                records[r, 0] == point[0]
-                and records[r, 1] == point[1]
-                and records[r, 2] == point[2]
-            )
-        if not known:
-            for a in range(3):
-                records[noted, a] = point[a]
-            noted += 1
-    return noted
-
-
-@kernel
-def _note_all(
-    origin: np.ndarray,
-    sides: tuple[int, int, int],
-    near: np.ndarray,
-    hops: np.ndarray,
-    noted: int,
-    records: np.ndarray,
-) -> int:
-    for r in range(hops.shape[0]):
-        noted = _note(origin, sides, near, hops[r], 0, noted, records)
-    return noted
-
-
-@kernel
-def _fill_species(
-    grid: np.ndarray,
-    origin: np.ndarray,
-    sides: tuple[int, int, int],
-    records: np.ndarray,
-    noted: int,
-) -> None:
-    """Write into the records what the sites now hold."""
-    for r in range(noted):
-        x = (records[r, 0] - origin[0]) % sides[0]
-        y = (records[r, 1] - origin[1]) % sides[1]
-        z = (records[r, 2] - origin[2]) % sides[2]
-        records[r, 3] = grid[x, y, z]
-
-
-@kernel
 def _pass(
     grid: np.ndarray,
     origin: np.ndarray,
-    tiles: np.ndarray,
-    shape: tuple[int, int, int],
-    whole: tuple[int, int, int],
-    law: Law,
+    tiles: Tiles,
+    evaluator: Evaluator,
     lists: Lists,
-    table: Table,
-    s: Scratch,
     keys: tuple[np.uint64, np.uint64, np.uint64],
     start: float,
     window: float,
@@ -166,8 +81,6 @@ def _pass(
 
     Parameters
     ----------
-    tiles : (n, 4) int64, first index in the padded box along each axis, number in the lattice
-    shape, whole : points of a tile along each axis, and whether it spans the axis
     near : (3, 2) padded indices between which no other rank needs a site
     hops : (n,) filled with the hops of each tile
     limit : a tile that has made so many hops stops
@@ -186,40 +99,27 @@ def _pass(
     """
     t, n, first, noted, logged = at[0], at[1], at[2], at[3], at[4]
     clock, room, left = since[0], recent.time.size, most
-    while t < tiles.shape[0]:
-        region = region_of(tiles, t, shape, whole)
+    law = evaluator.law
+    while t < tiles.table.shape[0]:
+        region = region_of(tiles, t)
         if n < 0:
             n = scan(grid, law, region, lists)
             clock, first, hops[t] = start, noted, 0
         here = first_of(lists, n)
-        counter = np.uint64(tiles[t, 3]) << np.uint64(32)
+        counter = np.uint64(tiles.table[t, 3]) << np.uint64(32)
         made, some = 0, 0
         while n > 0 and made == some and hops[t] < limit and left > 0:
             some = min(left, limit - hops[t])
             some = min(room, some) if room else some
             made, clock = evolve(
-                grid,
-                origin,
-                n,
-                law,
-                region,
-                here,
-                table,
-                s,
-                keys,
-                counter + np.uint64(hops[t]),
-                clock,
-                start + window,
-                some,
-                recent,
-                0,
-                hops[t] == 0,
-            )
+                grid, origin, n, evaluator, region, here, keys, counter + np.uint64(hops[t]),
+                clock, start + window, some, recent, 0, hops[t] == 0,
+            )  # fmt: skip
             hops[t] += made
             left -= made
             for r in range(min(made, room)):
                 row = recent.hop[r]
-                noted = _note(origin, law.sides, near, row, first, noted, records)
+                noted = note(origin, law.sides, near, row, first, noted, records)
                 if logged < log.time.size:
                     log.time[logged] = recent.time[r]
                     log.hop[logged] = row
@@ -231,19 +131,7 @@ def _pass(
         t, n = t + 1, -1
     at[0], at[1], at[2], at[3], at[4] = t, n, first, noted, logged
     since[0] = clock
-    return t == tiles.shape[0]
-
-
-@kernel
-def _apply(
-    grid: np.ndarray, origin: np.ndarray, sides: tuple[int, int, int], letter: np.ndarray
-) -> None:
-    """Set the sites of a neighbour's letter that this box holds, its halo included."""
-    for r in range(letter.shape[0]):
-        x = (letter[r, 0] - origin[0]) % sides[0]
-        y = (letter[r, 1] - origin[1]) % sides[1]
-        z = (letter[r, 2] - origin[2]) % sides[2]
-        put(grid, sides, x, y, z, letter[r, 3])
+    return t == tiles.table.shape[0]
 
 
 class TiledKMC:
@@ -264,7 +152,7 @@ class TiledKMC:
     Attributes
     ----------
     load : hops on this rank, vacancies that were looked at, barriers of them computed, seconds
-        in tiles, seconds waiting for letters
+        in tiles, seconds waiting for messages
     log : None, or a list that every pass appends its :class:`Events` on this rank to
     share : part of the last step after which the first tile of this rank had made too many hops
     abandoned : whether this rank left out a part of the last step
@@ -384,27 +272,27 @@ class TiledKMC:
         start: float,
         window: float,
     ) -> int:
-        """One class of tiles of one box: first those that need no letters; returns the hops."""
+        """One class of tiles of one box: first those that need no messages; returns the hops."""
         plan = self._plan
         hops, _ = self._tiles(block, b, plan.inner[group], keys, start, window)
         self._read(block)
         made, records = self._tiles(block, b, plan.border[group], keys, start, window)
-        if plan.letters is not None:
-            plan.letters.post(records)
+        if plan.messages is not None:
+            plan.messages.post(records)
         return hops + made
 
     def _tiles(
         self,
         block: Block,
         b: int,
-        tiles: np.ndarray,
+        tiles: Tiles,
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
     ) -> tuple[int, np.ndarray]:
         """Let some tiles evolve; returns their hops and the records for other ranks."""
         plan = self._plan
-        if not len(tiles) or self._told():
+        if not len(tiles.table) or self._told():
             return 0, plan.records[:0]
         begin = time.perf_counter()
         if plan.batches is not None:
@@ -422,44 +310,25 @@ class TiledKMC:
         self,
         block: Block,
         b: int,
-        tiles: np.ndarray,
+        tiles: Tiles,
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
     ) -> tuple[int, int, list[Events]]:
         """Tile after tile on the CPU; hops, records, log."""
         plan = self._plan
-        noting = self.log is not None or plan.letters is not None
+        noting = self.log is not None or plan.messages is not None
         recent = events(_RECENT if noting else 0)
-        log = events(0 if self.log is None else _RECENT * len(tiles))
+        log = events(0 if self.log is None else _RECENT * len(tiles.table))
         before = None if self.log is None else block.array[b].copy()
-        hops, origin = np.zeros(len(tiles), np.int64), block.origins[b] - block.halo
+        hops, origin = np.zeros(len(tiles.table), np.int64), block.origins[b] - block.halo
         while True:
             hops[...] = 0
             at, since = np.array([0, -1, 0, 0, 0]), np.array([start, 1.0])
             while not _pass(
-                block.array[b],
-                origin,
-                tiles,
-                plan.shape,
-                plan.whole,
-                plan.law,
-                plan.lists,
-                plan.table,
-                plan.scratch,
-                keys,
-                start,
-                window,
-                plan.near,
-                hops,
-                self._limit,
-                STRETCH,
-                recent,
-                plan.records,
-                log,
-                at,
-                since,
-            ):
+                block.array[b], origin, tiles, plan.evaluator, plan.lists, keys, start, window,
+                plan.near, hops, self._limit, STRETCH, recent, plan.records, log, at, since,
+            ):  # fmt: skip
                 if self._told():
                     break
             noted, logged = int(at[3]), int(at[4])
@@ -468,8 +337,8 @@ class TiledKMC:
             block.array[b][...] = before  # once more, with enough room
             log = events(2 * logged)
         self.share = min(self.share, float(since[1]))
-        if plan.letters is not None:
-            _fill_species(block.array[b], origin, plan.law.sides, plan.records, noted)
+        if plan.messages is not None:
+            fill_species(block.array[b], origin, plan.evaluator.law.sides, plan.records, noted)
         return int(hops.sum()), noted, [Events(log.time[:logged], log.hop[:logged])]
 
     def _told(self) -> bool:
@@ -481,53 +350,45 @@ class TiledKMC:
         self,
         block: Block,
         b: int,
-        tiles: np.ndarray,
+        tiles: Tiles,
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
     ) -> tuple[int, int, list[Events]]:
         """All tiles together, barriers on the device; hops, records, log."""
         plan, origin = self._plan, block.origins[b] - block.halo
+        sides, near, records = plan.evaluator.law.sides, plan.near, plan.records
         logs, share = plan.batches.evolve(
-            block.array[b],
-            origin,
-            tiles,
-            plan.shape,
-            plan.whole,
-            keys,
-            start,
-            window,
-            self._limit,
-            self._told,
+            block.array[b], origin, tiles, keys, start, window, self._limit, self._told
         )
         self.share = min(self.share, share)
         noted = 0
-        if plan.letters is not None:
+        if plan.messages is not None:
             for log in logs:
-                noted = _note_all(origin, plan.law.sides, plan.near, log.hop, noted, plan.records)
-            _fill_species(block.array[b], origin, plan.law.sides, plan.records, noted)
+                noted = note_all(origin, sides, near, log.hop, noted, records)
+            fill_species(block.array[b], origin, sides, records, noted)
         return sum(len(log.time) for log in logs), noted, logs
 
     def _read(self, block: Block) -> None:
-        """Bring the box up to date with the letters of other ranks."""
-        letters = self._plan.letters
-        if letters is None:
+        """Bring the box up to date with the messages of other ranks."""
+        messages = self._plan.messages
+        if messages is None:
             return
         begin = time.perf_counter()
-        for letter in letters.collect():
-            if len(letter):
+        for records in messages.collect():
+            if len(records):
                 for b in range(block.batch):
                     origin = block.origins[b] - block.halo
-                    _apply(block.array[b], origin, self._plan.law.sides, letter)
+                    apply(block.array[b], origin, self._plan.evaluator.law.sides, records)
         self.load["waiting"] += time.perf_counter() - begin
 
-    def _planned(self, block: Block) -> _Plan:
+    def _planned(self, block: Block) -> Plan:
         """What is fixed for a block, made anew if the block or its vacancies are others."""
         inner = block.inner()
         vacancies = int(block.total(np.array([(inner == VACANCY).sum()]))[0])
         plan = self._plan
         if plan is None or plan.block is not block or plan.vacancies != vacancies:
-            plan = _Plan(self.system, self.model, block, self.tile, vacancies, self.device)
+            plan = Plan(self.system, self.model, block, self.tile, vacancies, self.device)
         return plan
 
     def check(self, block: Block) -> None:
@@ -539,91 +400,4 @@ class TiledKMC:
             raise InputError(
                 "policy", block.policy, "'exchange' or 'wrap'", "Use partial evolution."
             )
-        sides = block.shape if block.policy == "wrap" else block.lattice.shape
-        for axis, (side, tile) in enumerate(zip(sides, self.tile, strict=True)):
-            cuts = divisors(side // 2) if side % 2 == 0 else []
-            fitting = [n for n in cuts if n >= SMALLEST_TILE and n % 2 == 0]
-            if tile != side and tile not in fitting:
-                raise InputError(
-                    "tile",
-                    self.tile,
-                    f"along axis {axis} the whole side of {side} points, or an even length from "
-                    f"{SMALLEST_TILE} that goes an even number of times into it",
-                    f"Use {' or '.join(map(str, [*fitting, side]))} there.",
-                )
-        if block.layout is None:
-            return
-        for rank in range(block.layout.ranks):
-            box = block.layout.offset(rank) + block.layout.shape(rank)
-            if any(n % tile for n, tile in zip(box, 2 * self.tile, strict=True)):
-                raise InputError(
-                    "tile",
-                    self.tile,
-                    f"whole tiles on every rank; rank {rank} has a box of {box[3:]} points",
-                    "Use smaller tiles or fewer ranks.",
-                )
-
-
-class _Plan:
-    """What a run keeps from pass to pass on one rank.
-
-    Attributes
-    ----------
-    passes : the class of tiles, and the share of the window, of each pass of a step
-    inner, border : of each class, the tiles that see no site of other ranks, and the rest:
-        (n, 4), first index in the padded box and number in the lattice
-    near : (3, 2) padded indices between which no other rank needs a site
-    """
-
-    def __init__(
-        self,
-        system: Alloy,
-        model: Barriers,
-        block: Block,
-        tile: Shape,
-        vacancies: int,
-        device: Device,
-    ) -> None:
-        self.block, self.vacancies = block, vacancies
-        self.law = law(system, model, block)
-        self.lists, self.table = lists(max(1, vacancies)), table(model, max(1, vacancies))
-        self.scratch = scratch(model)
-        self.batches = Batches(self.law, max(1, vacancies), device) if device.is_cuda else None
-        sides, halo, shape = np.array(self.law.sides), block.halo, np.array(tile)
-        self.shape = tile
-        self.whole = tuple(int(n == side) for n, side in zip(tile, sides, strict=True))
-        ranks = block.layout.ranks_grid if block.layout is not None else (1, 1, 1)
-        cut = np.array(ranks) > 1
-        self.letters = Letters(block.cart, 4) if block.cart is not None and cut.any() else None
-        self.near = np.array(
-            [(2 * halo, n) if c else (0, 2**40) for n, c in zip(block.shape, cut, strict=True)]
-        )
-        grid = sides // shape
-        here = np.array(block.shape) // shape
-        corner = block.origins[0] // shape
-        classes = list(product(*(range(1 if n == 1 else 2) for n in grid)))
-        half = [(c, 0.5) for c in range(len(classes) - 1)]
-        self.passes = [*half, (len(classes) - 1, 1.0), *reversed(half)]
-        self.inner: list[np.ndarray] = []
-        self.border: list[np.ndarray] = []
-        for parity in classes:
-            groups: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])
-            for place in np.ndindex(*here):
-                there = corner + place
-                if any(there[a] % 2 != parity[a] for a in range(3) if grid[a] > 1):
-                    continue
-                edge = any(c and p in (0, n - 1) for p, n, c in zip(place, here, cut, strict=True))
-                number = int((there[0] * grid[1] + there[1]) * grid[2] + there[2])
-                groups[edge].append((*(halo + np.array(place) * shape), number))
-            for group, into in zip(groups, (self.inner, self.border), strict=True):
-                into.append(np.array(group, np.int64).reshape(-1, 4))
-        most = max(len(tiles) for tiles in self.border)
-        sites = int(np.prod(shape // 2 + 1) * 2)
-        self.records = np.zeros((most * sites if self.letters else 0, 4), np.int64)
-
-    def counts(self) -> tuple[float, float]:
-        """Vacancies looked at, and barriers of them computed, so far."""
-        if self.batches is not None:
-            return float(self.batches.evaluations), float(self.batches.evaluations)
-        looks, done = self.table.counts
-        return float(looks), float(done)
+        check_tiles(self.tile, block)

@@ -1,0 +1,55 @@
+"""Where the sites of one colour are, and their words: what plain passes of all spin rules share.
+
+A pass draws one Threefry call for the two rows ``2r`` and ``2r + 1`` of a compressed column
+``x // 2``: its two words serve the even and the odd row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpiflow.core.device import kernel, rule
+from mpiflow.core.noise import Word, site_counter, threefry
+
+
+@kernel
+def draw_words(
+    key: tuple[Word, Word],
+    step: Word,
+    gy: int,
+    gx: int,
+    width: int,
+    even: np.ndarray,
+    odd: np.ndarray,
+) -> None:
+    """Words of the sites from global column ``gx`` on: of the row ``gy`` and its partner."""
+    row, first = np.uint64(gy >> 1) << np.uint64(32), gx >> 1
+    for i in range(((gx + width - 1) >> 1) - first + 1):
+        even[i], odd[i] = threefry(key[0], key[1], step, row | np.uint64(first + i))
+
+
+# -- for CUDA: a thread for each site of the colour ------------------------------------------------
+
+
+@rule
+def word_of(k0: Word, k1: Word, step: Word, gy: int, gx: int) -> Word:
+    """The word of one global site."""
+    even, odd = threefry(k0, k1, step, site_counter(gy >> 1, gx >> 1))
+    return odd if gy & 1 else even
+
+
+@rule
+def box_of(thread: int, ny: int, nx: int) -> tuple[int, int, int]:
+    """Box, row and number in the row of the site of a thread."""
+    half = (nx + 1) // 2
+    return thread // (ny * half), thread // half % ny, thread % half
+
+
+@rule
+def site_of(
+    iy: int, j: int, origin_y: int, origin_x: int, ly: int, lx: int, colour: int
+) -> tuple[int, int, int]:
+    """Global row and column of site j of a colour in a box's row, and its column in the box."""
+    gy = (origin_y + iy) % ly
+    ix = 2 * j + ((origin_x % lx + gy + colour) & 1)
+    return gy, (origin_x + ix) % lx, ix
