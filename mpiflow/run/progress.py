@@ -1,10 +1,11 @@
-"""Live progress on rank 0: a bar on a terminal, a line now and then in a batch log."""
+"""Live progress on rank 0: a bar on a terminal or in a notebook, a line now and then in a batch log."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._start = self._shown = time.monotonic()
-        width = terminal_width() if self.show else None
-        if width is not None:
+        notebook = self.show and in_notebook()
+        width = terminal_width() if self.show and not notebook else None
+        if notebook or width is not None:
             self._bar = _bar(width)
             self._bar.add_task(self.label, total=1.0, facts="")
             self._bar.start()
@@ -117,7 +119,14 @@ def terminal_width() -> int | None:
         os.close(descriptor)
 
 
-def _bar(width: int) -> RichProgress:
+def in_notebook() -> bool:
+    """Whether this runs in a notebook that can show a bar, which takes ipywidgets."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell" and find_spec("ipywidgets") is not None
+
+
+def _bar(width: int | None) -> RichProgress:
+    """A bar for a terminal of so many columns, or for a notebook."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -128,7 +137,9 @@ def _bar(width: int) -> RichProgress:
         TaskProgressColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[facts]}"),
-        console=Console(stderr=True, force_terminal=True, width=width),
+        console=Console(force_jupyter=True)
+        if width is None
+        else Console(stderr=True, force_terminal=True, width=width),
         refresh_per_second=4,
     )
 

@@ -14,6 +14,7 @@ import sys
 import termios
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -363,6 +364,26 @@ def test_a_failed_run_does_not_claim_to_be_done(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ZeroDivisionError):
         fail()
     assert log.getvalue() == ""
+
+
+def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """If it can show one; else lines, as a log."""
+
+    class ZMQInteractiveShell:
+        pass
+
+    shown: list[int | None] = []
+    notebook = SimpleNamespace(get_ipython=ZMQInteractiveShell)
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    real = progress._bar(80)
+    monkeypatch.setattr(progress, "_bar", lambda width: shown.append(width) or real)
+    monkeypatch.setattr(progress, "terminal_width", lambda: None)
+    for installed, bars in ((None, []), ("here", [None])):
+        monkeypatch.setattr(progress, "find_spec", lambda name, found=installed: found)
+        with Progress(2, "train") as bar:
+            bar.update(2)
+        assert shown == bars
+        assert ("train 100 %" in capsys.readouterr().err) is not bool(bars)
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch):
