@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mpiflow.run.simulate import record as record
     from mpiflow.run.simulate import simulate as simulate
     from mpiflow.run.stopping import Keep as Keep
+    from mpiflow.run.sweep import sweep as sweep
     from mpiflow.scaleup.spins import local_relax as local_relax
     from mpiflow.scaleup.spins import partial_evolution as partial_evolution
     from mpiflow.scaleup.spins import upsample as upsample
@@ -111,6 +112,7 @@ _PUBLIC = {
     "export": ("mpiflow.commands.twins", "export"),
     "verify": ("mpiflow.commands.twins", "verify"),
     "learn_onsagerflow": ("mpiflow.commands.twins", "learn_onsagerflow"),
+    "sweep": ("mpiflow.run.sweep", "sweep"),
     "upsample": ("mpiflow.scaleup.spins", "upsample"),
 }
 #: Modules that are public as a whole, and where they live.

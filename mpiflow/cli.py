@@ -48,7 +48,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
     word = sys.argv[1:2]
-    if word in (["simulate"], ["resume"], ["predict"]) and signals.listen():
+    if word in (["simulate"], ["sweep"], ["resume"], ["predict"]) and signals.listen():
         remark = "stopped before its first steps were over: start it again"
         signals.nothing_to_lose(parallel.ender(signals.STOPPED, remark))
     elif word in (["learn"], ["bench"]):
@@ -252,6 +252,41 @@ def learn_onsagerflow(
     )
     if comm.rank == 0:
         print(from_files.table(model, out))
+
+
+@app.command()
+def sweep(
+    path: Path = typer.Argument(..., metavar="CONFIG", help="TOML file with a table [sweep]."),
+    options: list[str] | None = typer.Argument(
+        None, metavar="[NAME=VALUE]...", help="Options of all runs that replace those of the file."
+    ),
+    out: Path = typer.Option(..., "--out", metavar="FOLDER", help="For runs, table and data set."),
+    mode: str = typer.Option(
+        "grid", "--mode", metavar="grid|list", help="All combinations, or values side by side."
+    ),
+    discard: float = typer.Option(
+        0.0, "--discard", metavar="TIME", help="The table has means of frames after this time."
+    ),
+    resume: bool = typer.Option(
+        False, "--resume", help="Finished points stay, and others go on from their checkpoints."
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace runs that are there."),
+) -> None:
+    """Run a configuration for a grid or a list of parameters, dealt to the ranks."""
+    from mpiflow.run import sweep as sweeps
+    from mpiflow.run.plan import named_values
+
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        of_all: dict[str, Any] = named_values(options or [])
+        if resume:
+            of_all["resume"] = True
+        if overwrite:
+            of_all["overwrite"] = True
+    of_all["mode"] = mode
+    made = sweeps.sweep(path, out=out, discard=discard, comm=comm, **of_all)
+    if comm.rank == 0:
+        print(f"{made}: {sweeps.TABLE} and {sweeps.DATA}")
 
 
 @app.command()

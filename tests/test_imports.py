@@ -52,6 +52,7 @@ COMMUNICATES = {
     "simulation.measures": frozenset({"allgather", "bcast"}),  # what a function returns
     "run.stopping": ANY,  # one answer for all ranks
     "run.resume": ANY,
+    "run.sweep": ANY,
     "run.progress": ANY,
     "run.plan_time": ANY,
     "commands.bench.spins": ANY,

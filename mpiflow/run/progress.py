@@ -1,4 +1,4 @@
-"""Live progress on rank 0: a bar on a terminal or in a notebook, a line now and then in a batch log."""
+"""Progress on rank 0: a bar on a terminal or in a notebook, a line now and then in a batch log."""
 
 from __future__ import annotations
 
