@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mpiflow.cli import invoke
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PROGRAMS = Path(sys.executable).parent
@@ -43,9 +45,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("command", commands())
-def test_command(command: str, place: Path) -> None:
+def test_command(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command)
+    if words[0] == ".venv/bin/mpiflow":  # others start it under mpirun: here its work is enough
+        monkeypatch.chdir(place)
+        invoke(words[1:])
+        return
     done = subprocess.run(
-        shlex.split(command), cwd=place, env=one_thread(), capture_output=True, text=True,
+        words, cwd=place, env=one_thread(), capture_output=True, text=True,
         timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

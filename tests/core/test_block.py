@@ -185,13 +185,6 @@ def test_six_ranks(mpirun: Run) -> None:
     assert " passed" in done.stdout
 
 
-def test_cuda_exchange_on_two_ranks(mpirun: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
-    done = mpirun(2, *SUITE, "-m", "mpi and kernel", check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
-
-
 # -- boxes of whole lattices -----------------------------------------------------------------
 
 

@@ -320,16 +320,6 @@ def test_exchange_of_cuda_words(comm: MPI.Intracomm) -> None:
         assert_halo(block, whole[None])
 
 
-SUITE = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__)
-
-
-def test_cuda_exchange_on_two_ranks(mpirun: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
-    done = mpirun(2, *SUITE, "-m", "mpi and kernel", check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
-
-
 # -- what does not fit ----------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import shutil
@@ -13,7 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from interrupted import Interrupted
 from mpi4py import MPI
+from same_files import assert_same
 
 from mpiflow.cli import invoke
 from mpiflow.core.errors import InputError
@@ -30,91 +31,9 @@ from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
 from mpiflow.simulation.options import RunConfig
 
-WORLD = MPI.COMM_WORLD
-ISING = {"temperature": 2.2, "field": 0.05, "time": 6, "save_every": 1.5, "seed": 5, "dt": 0.25}
-KAC = {"gamma": 2, "temperature": 0.8, "time": 3, "save_every": 0.75, "seed": 3, "size": "24x40"}
-ALLOY = {"cells": 4, "temperature": 2000, "seed": 4}
-EVENTS = {"dt": None, "time": 3, "save_every": 0.7}
-
-#: Name: (configuration, can be cut over ranks).
-RUNS: dict[str, tuple[type[RunConfig], dict[str, Any], bool]] = {
-    "plain": (IsingConfig, {**ISING, "size": "26x44", "coarse": 2, "spins": True}, True),
-    "packed": (IsingConfig, {**ISING, "size": "64x256", "coarse": 8, "spin_bits": True}, True),
-    "sweeps": (IsingConfig, {**ISING, "size": "64x128", "dt": "inf", "save_every": 2}, True),
-    "sliced": (IsingConfig, {**ISING, "size": 16, "members": 70}, True),
-    "members": (IsingConfig, {**ISING, "size": "10x14", "members": 5, "kernel": "plain"}, True),
-    "tiled": (
-        IsingConfig,
-        {**ISING, "size": 32, "solver": "tiled-nfold", "tile": 4, "temperature": 1.5},
-        True,
-    ),
-    "nfold": (IsingConfig, {**ISING, **EVENTS, "size": "12x20", "solver": "nfold"}, False),
-    "nfolds": (
-        IsingConfig,
-        {**ISING, **EVENTS, "size": 8, "solver": "nfold", "members": 5},
-        True,
-    ),
-    "kac": (KacConfig, {**KAC, "tau": 0.25, "coarse": 4}, True),
-    "midpoint": (KacConfig, {**KAC, "tau": 0.25, "solver": "midpoint"}, True),
-    "leap": (KacConfig, {**KAC, "tau": 0.25, "solver": "tau-leap"}, True),
-    "leaps": (KacConfig, {**KAC, "eps": 0.2, "solver": "tau-leap"}, True),
-    "kacs": (KacConfig, {**KAC, "tau": 0.25, "members": 3}, True),
-    "gillespie": (KacConfig, {**KAC, "solver": "gillespie"}, False),
-    "gillespies": (KacConfig, {**KAC, "solver": "gillespie", "members": 3}, True),
-    "alloy": (
-        AlloyConfig,
-        {**ALLOY, "time": 3e-9, "save_every": 7e-10, "vacancies": 3, "species": True},
-        False,
-    ),
-    "alloy-hops": (AlloyConfig, {**ALLOY, "hops": 400, "save_every": 90, "vacancies": 2}, False),
-    "alloys": (AlloyConfig, {**ALLOY, "time": 2e-9, "members": 3, "vacancies": 2}, True),
-    "alloy-tiled": (
-        AlloyConfig,
-        {**ALLOY, "cells": "16x4x4", "time": 2e-9, "save_every": 4e-10, "solver": "tiled",
-         "vacancies": 6, "tile": "8x8x8", "window": 1e-10, "species": True},
-        True,
-    ),
-    "alloy-tiled-hops": (
-        AlloyConfig,
-        {**ALLOY, "cells": "16x4x4", "hops": 300, "save_every": 70, "solver": "tiled",
-         "vacancies": 6, "tile": "8x8x8", "window": 1e-10},
-        True,
-    ),
-}  # fmt: skip
-
 
 def run(config: RunConfig, comm: MPI.Intracomm) -> None:
     simulate(config, comm)
-
-
-def contents(path: Path) -> dict[str, np.ndarray]:
-    with h5py.File(path, "r") as file:
-        return {name: np.asarray(dataset) for name, dataset in file.items()}
-
-
-def assert_same(first: Path, second: Path) -> None:
-    a, b = contents(first), contents(second)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
-class Interrupted(Watch):
-    """Stops after a number of looks, and looks after every grain of work."""
-
-    left = 0
-    events = 3  # where stretches are measured in them
-
-    def ahead(self, position: float) -> float:
-        return 1e-30 + (0.0 if self.stride == np.inf else self.first)
-
-    def __init__(self, keep: Keep | None, comm: MPI.Intracomm, stride: float, now: float) -> None:
-        super().__init__(keep, comm, stride, now)
-        self.first = stride / 3 if stride < 1e-3 or stride > 0.5 else stride
-
-    def look(self, position: float, events: float | None = None) -> Verdict:
-        type(self).left -= 1
-        return Verdict("SIGUSR1" if self.left < 0 else "", False, self.stride)
 
 
 @pytest.fixture
@@ -123,95 +42,21 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Interrupted]]:
     return Interrupted
 
 
-def stopped_and_gone_on(
-    watch: type[Interrupted], config: RunConfig, comms: list[MPI.Intracomm], looks: int
-) -> int:
-    """Stop again and again, each time going on with the next communicator; how often."""
-    for stops in range(1000):
-        watch.left = looks + stops  # in the end it gets through
-        comm = comms[stops % len(comms)]
-        with contextlib.suppress(Stopped):
-            if stops == 0:
-                run(config, comm)
-            else:
-                resume(config.out, comm, {"quiet": True})
-            return stops
-    raise AssertionError("no end")
-
-
 @pytest.mark.mpi
-@pytest.mark.parametrize("name", RUNS)
-def test_stopped_anywhere_it_goes_on_with_the_same_bits(comm, mpi_tmp_path, interrupted, name):
-    model, options, cut = RUNS[name]
-    if comm.size > 1 and not cut:
-        pytest.skip("one rank for each lattice")
-    if comm.size > 2:
-        pytest.skip("as on two ranks; test_any_ranks_out_any_ranks_in has more")
-    whole = model(**options, out=mpi_tmp_path / "whole.h5", quiet=True)
-    parts = model(**options, out=mpi_tmp_path / "parts.h5", quiet=True)
-    interrupted.left = 10**9
-    run(whole, comm)
-    looks = random.Random(name).randrange(3)  # noqa: S311 - where to stop
-    assert stopped_and_gone_on(interrupted, parts, [comm], looks) >= 2
-    assert_same(whole.out, parts.out)
-    with Trajectory(parts.out) as trajectory:
-        assert trajectory.complete
-    assert len(checkpoint.paths(parts.out)) == checkpoint.KEPT
-
-
-@pytest.mark.mpi(min_size=4)
-@pytest.mark.parametrize("name", [name for name, (*_, cut) in RUNS.items() if cut])
-def test_any_ranks_out_any_ranks_in(comm, mpi_tmp_path, interrupted, name):
-    """On all ranks, on the first one alone, on the first two, and so on in turn."""
-    model, options, _ = RUNS[name]
-    config = model(**options, out=mpi_tmp_path / "parts.h5", quiet=True)
-    whole = model(**options, out=mpi_tmp_path / "whole.h5", quiet=True)
-    interrupted.left = 10**9
-    if comm.rank == 0:
-        run(whole, MPI.COMM_SELF)
-    comm.Barrier()
-    sizes = [1, comm.size, 1, max(2, comm.size - 1), comm.size]
-    for stops, size in enumerate([*sizes, *sizes]):
-        some = comm.Split(0 if comm.rank < size else 1)
-        interrupted.left = 1 + stops if stops < 9 else 10**9
-        done = False
-        if comm.rank < size:
-            try:
-                if stops == 0:
-                    run(config, some)
-                else:
-                    resume(config.out, some, {"quiet": True})
-                done = True
-            except Stopped:
-                pass
-        some.Free()
-        if comm.bcast(done):
-            break
-    assert_same(whole.out, config.out)
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize("name", ["plain", "packed", "members", "alloy-tiled", "kac"])
-def test_the_bytes_of_a_checkpoint_do_not_depend_on_ranks(comm, mpi_tmp_path, name):
-    model, options, _ = RUNS[name]
-    run(model(**options, out=mpi_tmp_path / "all.h5", quiet=True), comm)
-    if comm.rank == 0:
-        run(model(**options, out=mpi_tmp_path / "one.h5", quiet=True), MPI.COMM_SELF)
-    comm.Barrier()
-    first, second = (checkpoint.paths(mpi_tmp_path / f"{n}.h5")[0] for n in ("all", "one"))
-    assert_same(first, second)
-    with h5py.File(first) as file:
-        if name in ("plain", "packed"):  # a bit a spin, the first in the highest bit
-            shape = tuple(int(n) for n in file.attrs["shape"])
-            assert file["sites"].shape == (*shape[:2], -(-shape[2] // 8))
-    if name == "plain":
-        with h5py.File(first) as file, Trajectory(mpi_tmp_path / "all.h5") as trajectory:
-            bits = np.unpackbits(file["sites"][0], axis=-1)[:, :44]
-            ahead = trajectory.read("spin", -1)
-            # The state waits before its next pass: one colour is that of the frame.
-            colour = np.add.outer(np.arange(26), np.arange(44)) % 2
-            same = bits == (ahead > 0)
-            assert same[colour == 1].all() or same[colour == 0].all()
+@pytest.mark.parametrize("size", [(26, 44), (64, 256)])
+def test_a_spin_is_a_bit_of_a_checkpoint(comm, mpi_tmp_path, size):
+    """The first in the highest bit of a byte, by the plain kernel and by the packed one."""
+    out = mpi_tmp_path / "run.h5"
+    options = {"temperature": 2.2, "dt": 0.25, "time": 2, "save_every": 1, "spins": True}
+    run(IsingConfig(**options, size=size, seed=5, out=out, quiet=True), comm)
+    with h5py.File(checkpoint.paths(out)[0]) as file, Trajectory(out) as trajectory:
+        assert file["sites"].shape == (1, size[0], -(-size[1] // 8))
+        bits = np.unpackbits(file["sites"][0], axis=-1)[:, : size[1]]
+        ahead = trajectory.read("spin", -1)
+        # The state waits before its next pass: one colour is that of the frame.
+        colour = np.add.outer(*map(np.arange, size)) % 2
+        same = bits == (ahead > 0)
+        assert same[colour == 1].all() or same[colour == 0].all()
 
 
 # -- bad files ---------------------------------------------------------------------------

@@ -69,26 +69,20 @@ RUNS = {
 
 
 @pytest.mark.parametrize("config", RUNS.values(), ids=RUNS)
-def test_frames_and_bytes_are_those_of_a_real_run(config: RunConfig, tmp_path: Path) -> None:
+def test_a_file_is_about_as_large_as_planned(config: RunConfig, tmp_path: Path) -> None:
+    """Compression is measured; the bytes before it are in tests/simulation/test_contract.py."""
     made = plan(config)
     there = config.model_copy(update={"out": tmp_path / "run.h5"})
     simulate(there, ALONE)
+    # Half a file is structure here; of the rest small lattices and first frames count most.
+    assert 0.75 < there.out.stat().st_size / made.disk_bytes < 1.25
+    per_frame = {s.name: s for s in made.stored if s.frame}
     with h5py.File(there.out) as file:
-        assert made.frames == len(file["time"])
-        per_frame = {s.name: s for s in made.stored if s.frame}
-        found = {name: d for name, d in file.items() if d.maxshape and d.maxshape[0] is None}
-        assert {name: s.total for name, s in per_frame.items()} == {
-            name: d.nbytes for name, d in found.items()
-        }
-        # Half a file is structure here; of the rest small lattices and first frames count most.
-        assert 0.75 < there.out.stat().st_size / made.disk_bytes < 1.25
-        # Names are references, of 16 bytes in the file.
-        sizes = [16 * d.size if d.dtype.kind == "O" else d.nbytes for d in file.values()]
-        assert made.raw_bytes == sum(sizes)
-        for name, d in found.items():
-            if d.compression and per_frame[name].frame >= COMPRESSED_FROM:
+        for name, planned in per_frame.items():
+            if file[name].compression and planned.frame >= COMPRESSED_FROM:
                 # Small lattices and first frames, which are random, are not the measured ones.
-                assert 0.4 < d.id.get_storage_size() / per_frame[name].compressed < 2.5, name
+                size = file[name].id.get_storage_size()
+                assert 0.4 < size / planned.compressed < 2.5, name
 
 
 @pytest.mark.parametrize("config", RUNS.values(), ids=RUNS)
@@ -236,38 +230,6 @@ def test_read(tmp_path: Path) -> None:
         assert error.value.name == name
     with pytest.raises(InputError, match="isng.*Did you mean ising"):
         read(path, "isng")
-
-
-@pytest.mark.parametrize("name", ["packed", "plain", "kac leaps", "alloy"])
-def test_the_configuration_of_a_trajectory_is_planned(name: str, tmp_path: Path) -> None:
-    config = RUNS[name].model_copy(update={"out": tmp_path / "run.h5"})
-    simulate(config, ALONE)
-    assert plan(read(config.out)) == plan(config)
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize(
-    "config",
-    [
-        ising(size=256, coarse=8, spins=True, time=1000.0),
-        ising(size=24, members=5, solver="nfold", time=5.0),
-        kac(solver="tau-leap", time=50.0),
-        alloy(cells=(24, 4, 4), solver="tiled", window=1e-10, hops=10**6),
-        alloy(members=2, hops=None, time=1e-5),
-    ],
-    ids=["steps", "events", "leaps", "hops", "time"],
-)
-def test_a_measured_time(config: RunConfig, comm: MPI.Intracomm) -> None:
-    made = plan(config, comm.size)
-    assert "not measured" in made.text()
-    timed = estimate(made, comm, seconds=0.02, repeats=3)
-    assert timed.timing is not None
-    middle, low, high = timed.timing.seconds
-    assert 0 < low <= middle <= high
-    assert middle >= timed.frames * timed.timing.frame
-    assert timed.timing.step > 0
-    assert "s a frame" in timed.text()
-    assert len(set(comm.allgather(timed.timing.seconds[1] > 0))) == 1
 
 
 def test_the_estimate_is_about_right(tmp_path: Path) -> None:
@@ -444,9 +406,12 @@ def test_the_interpreter_is_measured_where_it_runs(options: str, tmp_path: Path)
     """A constant of the reference machine, 215 MB, was 278 MB on the next."""
     system, *rest = options.split()
     command = [sys.executable, "-c", EMPTY, system, str(tmp_path / "run.h5"), *rest]
-    for _ in range(2):  # the second one takes its kernels from the cache
+    for _ in range(2):  # the first may compile, which the second does not
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0.75 < float(done.stdout.split()[-1]) < 1.25
+        share = float(done.stdout.split()[-1])
+        if 0.75 < share < 1.25:
+            break
+    assert 0.75 < share < 1.25
 
 
 def test_many_ranks_of_a_learned_field(law: Path) -> None:

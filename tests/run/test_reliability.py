@@ -7,17 +7,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import reliability
 from mpi4py import MPI
 
+from mpiflow.cli import invoke
 from mpiflow.core import signals
 from mpiflow.files import checkpoint
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.run import progress
+from mpiflow.run.stopping import Stopped
 
 MpiRun = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")
@@ -27,14 +31,21 @@ ENDLESS = (
 ).split()
 
 
-@pytest.mark.parametrize(("kind", "ranks"), [("live", 1), ("live", 2), ("checkpoint", 1)])
+@pytest.mark.parametrize(("kind", "ranks"), [("live", 2), ("checkpoint", 1)])
 def test_killed_runs_leave_what_was_promised(kind, ranks):
+    """Frames of both: those of two ranks by parallel HDF5, those of one without it."""
     result = reliability.kills(kind, ranks, 3, seed=ranks)
     assert (result.killed, result.resumed, result.frames_lost) == (3, 1, 0)
 
 
-def test_some_ranks_then_others():
-    assert reliability.pairs([1, 3], ["alloy"]) == 4
+def test_some_ranks_then_others(tmp_path, mpirun: MpiRun):
+    """Programs; tests/simulation/test_contract.py has all systems, within one process a rank."""
+    line = ["simulate", *reliability.SYSTEMS["alloy"], *"--seed 3 --quiet --save-every".split()]
+    whole, part = tmp_path / "whole.h5", tmp_path / "part.h5"
+    invoke([*line, "4e-10", "--out", str(whole)])
+    mpirun(3, "mpiflow", *line, "4e-10", "--time", "8e-10", "--out", part)
+    invoke(["resume", str(part), "--time", "2e-9", "--quiet"])
+    assert reliability.same(whole, part)
 
 
 def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
@@ -61,15 +72,20 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, float]:
     return process.returncode, said, time.monotonic() - began
 
 
+def assert_stopped(out: Path, number: signal.Signals, said: str) -> None:
+    """At a checkpoint that is the one named, with all frames before it."""
+    found = re.search(rf"{number.name}: stopped at time (\S+); checkpoint checkpoints/run", said)
+    assert found, said
+    assert f"time {found[1]}" in checkpoint.verify(checkpoint.paths(out)[0])
+    with Trajectory(out) as trajectory:
+        assert len(trajectory) == int(float(found[1])) // 2500 + 1
+        assert not trajectory.complete
+
+
 @pytest.mark.parametrize(
     ("ranks", "number", "code"),
     [
         (1, signal.SIGTERM, 75),
-        (1, signal.SIGINT, 75),
-        (1, signal.SIGUSR1, 75),
-        (1, signal.SIGUSR2, 75),
-        (1, signal.SIGHUP, 75),
-        (1, signal.SIGXCPU, 75),
         (2, signal.SIGUSR1, 75),
         (2, signal.SIGTERM, 1),  # mpirun's own, once the ranks are done
     ],
@@ -81,12 +97,33 @@ def test_a_signal_stops_it_with_a_checkpoint(tmp_path, ranks, number, code):
     returned, said, seconds = end(process)
     assert returned == code, said
     assert seconds < 15
-    found = re.search(rf"{number.name}: stopped at time (\S+); checkpoint checkpoints/run", said)
-    assert found, said
-    assert f"time {found[1]}" in checkpoint.verify(checkpoint.paths(out)[0])
-    with Trajectory(out) as trajectory:
-        assert len(trajectory) == int(float(found[1])) // 2500 + 1
-        assert not trajectory.complete
+    assert_stopped(out, number, said)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU]
+)
+def test_every_signal_that_asks_stops_it(tmp_path, capsys, number):
+    """As in the program, whose first act is to listen, but in this process."""
+    out = tmp_path / "run.h5"
+    send = threading.Thread(target=lambda: (wait_for(out), os.kill(os.getpid(), number)))
+    assert signals.listen()
+    try:
+        send.start()
+        with pytest.raises(Stopped) as caught:
+            invoke([*ENDLESS, str(out)])
+        send.join()
+    finally:
+        signals.stop_listening()
+    assert caught.value.code == 75
+    assert_stopped(out, number, capsys.readouterr().err)
+
+
+def wait_for(out: Path) -> None:
+    """Until a run is on its way."""
+    while not out.exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
 
 
 @pytest.mark.parametrize(

@@ -259,33 +259,6 @@ def test_a_file_without_parts_is_one(tmp_path: Path):
 # -- intervals -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*STEPS, *EVENTS])
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"checkpoint_every": 1e-20}, "^checkpoint_every=1e-20: .*at most 1e.06 checkpoints"),
-        ({"save_every": 1e-30}, "^save_every=1e-30: .*at most 1e.09 frames"),
-        ({"save_every": 1e9}, "^save_every=1000000000.0: .*at most the time of the run"),
-        ({"step": 1e-30}, "=1e-30: .*at most 1e.15 steps"),
-        ({"walltime": 0}, "^walltime=0"),
-        ({"walltime": -1}, "^walltime=-1"),
-        ({"walltime": float("nan")}, "^walltime=nan"),
-        ({"save_every": float("inf")}, "^save_every=inf"),
-    ],
-)
-def test_intervals_that_make_no_sense_are_refused(tmp_path: Path, name, change, message):
-    if name in STEPS:
-        kind, options, option, unit, _ = STEPS[name]
-        options = {**options, option: unit}
-    else:
-        (kind, options, unit), option = EVENTS[name], ""
-    change = {option if key == "step" else key: value for key, value in change.items()}
-    if "" in change:
-        pytest.skip("exact events have no step")
-    with pytest.raises(InputError, match=message):
-        kind(**{**options, "time": 10 * unit, "out": tmp_path / "run.h5", **change})
-
-
 def test_intervals_in_hops_and_in_python(tmp_path: Path):
     with pytest.raises(InputError, match="^save_every=30.*at most the hops of the run, 20"):
         AlloyConfig(cells=4, temperature=2000, hops=20, save_every=30, out=tmp_path / "run.h5")

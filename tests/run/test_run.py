@@ -21,8 +21,10 @@ import h5py
 import numpy as np
 import pytest
 from mpi4py import MPI
+from same_files import assert_same, contents
 
 from mpiflow import initial
+from mpiflow.cli import invoke
 from mpiflow.commands.verify import verify
 from mpiflow.core.errors import InputError
 from mpiflow.files.trajectory import Trajectory
@@ -52,19 +54,6 @@ def config(out: Path, **options: Any) -> IsingConfig:
         "quiet": True,
     }
     return IsingConfig(**defaults | options, out=out)
-
-
-def contents(path: Path) -> dict[str, np.ndarray]:
-    with h5py.File(path, "r") as file:
-        return {name: np.asarray(dataset) for name, dataset in file.items()}
-
-
-def assert_same(first: Path, second: Path) -> None:
-    a, b = contents(first), contents(second)
-    assert list(a) == list(b)
-    for name, values in a.items():
-        assert values.dtype == b[name].dtype, name
-        assert np.array_equal(values, b[name]), name
 
 
 # -- what the file holds -------------------------------------------------------------------
@@ -160,43 +149,15 @@ def test_quiet_is_silent_and_the_rest_says_where_the_file_is(
 # -- the same bits -------------------------------------------------------------------------
 
 
-@pytest.mark.mpi
-@pytest.mark.parametrize("backend", ["parallel", "gather"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"size": "40x24", "coarse": 8, "dt": "inf"},  # five blocks do not divide by two ranks
-        {"size": "34x18", "coarse": None, "initial": "gaussian", "correlation_length": 2},
-        {"members": 5, "initial": "random"},
-        {"members": 5, "solver": "nfold", "size": "15x9", "coarse": 3},
-    ],
-    ids=["plain", "sweeps", "gaussian", "ensemble", "nfold"],
-)
-def test_ranks_and_writers_change_nothing(
-    comm: MPI.Intracomm, mpi_tmp_path: Path, options: dict[str, Any], backend: str
-):
-    if backend == "parallel" and not h5py.get_config().mpi:
-        pytest.skip("this h5py has no MPI")
-    simulate(config(mpi_tmp_path / "all.h5", **options, writer=backend), comm)
-    if comm.rank == 0:
-        simulate(config(mpi_tmp_path / "one.h5", **options), MPI.COMM_SELF)
-        assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
-
-
 @one_rank
 def test_programs_on_1_2_4_ranks_write_the_same(mpirun: MpiRun, tmp_path: Path):
     line = (
         "simulate ising --size 48 --temperature 2.5 --field 0.1 --time 3 --save-every 1.5 "
         "--coarse 8 --initial-magnetization 0.3 --seed 1 --spins --quiet"
     ).split()
-    for ranks, extra in (
-        (1, []),
-        (2, []),
-        (4, ["--writer", "gather"]),
-        (4, ["--ranks-grid", "4,1"]),
-    ):
-        mpirun(ranks, "mpiflow", *line, *extra, "--overwrite", "--out", tmp_path / f"{ranks}.h5")
+    invoke([*line, "--out", str(tmp_path / "1.h5")])
+    for ranks, extra in ((2, ["--writer", "gather"]), (4, ["--ranks-grid", "4,1"])):
+        mpirun(ranks, "mpiflow", *line, *extra, "--out", tmp_path / f"{ranks}.h5")
         assert_same(tmp_path / "1.h5", tmp_path / f"{ranks}.h5")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,12 @@ from mpi4py import MPI
 from mpiflow.cli import invoke
 from mpiflow.commands import verify
 from mpiflow.core.errors import InputError
-from mpiflow.files import checkpoint
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.files.writer import TrajectoryWriter
-from mpiflow.run import follow as recording
-from mpiflow.run.plan import plan, read
-from mpiflow.run.plan_time import estimate
-from mpiflow.run.resume import configuration, resume
+from mpiflow.run.plan import plan
+from mpiflow.run.resume import resume
 from mpiflow.run.simulate import simulate
-from mpiflow.run.stopping import Stopped, Verdict, Watch
 from mpiflow.simulation import catalogue
 from mpiflow.simulation.ensemble.options import (
     ChainConfig,
@@ -52,38 +46,7 @@ def config(system: str, out: str | Path = "run.h5", **options: Any) -> Any:
     return catalogue.options(system)(**short[system] | common | options)
 
 
-SHORT: dict[str, tuple[str, dict[str, Any]]] = {
-    "chain": ("linear-chain", {}),
-    "chains": ("linear-chain", {"members": 3}),
-    "spins": ("curie-weiss", {"save_every": 0.4}),
-    "ensemble of spins": ("curie-weiss", {"members": 5, "initial_magnetization": 0.5}),
-    "line": ("predator-prey", {}),
-    "lines": ("predator-prey", {"members": 3, "form": "pde", "prey_diffusion": 0.01}),
-}
-by_run = pytest.mark.parametrize(("system", "options"), SHORT.values(), ids=SHORT)
-
-
-def contents(path: Path) -> dict[str, np.ndarray]:
-    with h5py.File(path) as file:
-        return {name: data[()] for name, data in file.items()}
-
-
-def assert_same(first: Path, second: Path) -> None:
-    a, b = contents(first), contents(second)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
 # -- options -----------------------------------------------------------------------------------
-
-
-@by_run
-def test_options_survive_json(system: str, options: dict[str, Any], tmp_path: Path) -> None:
-    one = config(system, **options)
-    assert type(one)(**json.loads(one.model_dump_json())) == one
-    again = configuration(json.loads(one.model_dump_json()), tmp_path / "run.h5", {})
-    assert again == one.model_copy(update={"out": tmp_path / "run.h5", "resume": True})
 
 
 @pytest.mark.parametrize(
@@ -151,76 +114,7 @@ def test_help_lists_every_option(system: str, capsys: pytest.CaptureFixture[str]
         assert f"--{name.replace('_', '-')} " in text, name
 
 
-# -- ranks, and going on -------------------------------------------------------------------------
-
-
-@pytest.mark.mpi
-@by_run
-def test_any_ranks_write_the_same(
-    system: str, options: dict[str, Any], comm: MPI.Intracomm, mpi_tmp_path: Path
-) -> None:
-    simulate(config(system, mpi_tmp_path / "all.h5", **options), comm)
-    if comm.rank == 0:
-        simulate(config(system, mpi_tmp_path / "one.h5", **options), ALONE)
-        assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
-        points = [checkpoint.paths(mpi_tmp_path / f"{n}.h5")[0] for n in ("all", "one")]
-        assert_same(*points)
-
-
-class Interrupted(Watch):
-    """Looks as often as it can, and stops after a number of looks."""
-
-    left = 0
-    far = 1e-30
-    events = 5  # where stretches are measured in them
-
-    def ahead(self, position: float) -> float:
-        return type(self).far
-
-    def look(self, position: float, events: float | None = None) -> Verdict:
-        type(self).left -= 1
-        return Verdict("SIGUSR1" if self.left < 0 else "", False, self.stride)
-
-
-@pytest.mark.mpi
-@by_run
-def test_stopped_anywhere_it_goes_on_with_the_same_bits(
-    system: str,
-    options: dict[str, Any],
-    comm: MPI.Intracomm,
-    mpi_tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """On all ranks and on the first alone in turn."""
-    monkeypatch.setattr(recording, "Watch", Interrupted)
-    # A stop of exact events is at any time, that of steps at the next one.
-    monkeypatch.setattr(Interrupted, "far", 0.0777 if system == "curie-weiss" else 1e-30)
-    Interrupted.left = 10**9
-    whole, parts = mpi_tmp_path / "whole.h5", mpi_tmp_path / "parts.h5"
-    simulate(config(system, whole, **options), comm)
-    some = comm.Split(0 if comm.rank == 0 else 1)
-    for stops in range(100):
-        Interrupted.left = 1 + stops
-        alone, done = stops % 2 == 1, False
-        if comm.rank == 0 or not alone:
-            with contextlib.suppress(Stopped):
-                if stops == 0:
-                    simulate(config(system, parts, **options), comm)
-                else:
-                    resume(parts, some if alone else comm, {"quiet": True})
-                done = True
-        if comm.bcast(done):
-            break
-    some.Free()
-    assert stops >= 3
-    assert_same(whole, parts)
-    Interrupted.left = 10**9
-    resume(parts, comm, {"time": 5, "quiet": True})
-    with Trajectory(parts) as run:
-        assert run.complete
-        assert run["time"][-1] == 5
-        if comm.rank == 0:
-            assert verify.verify_file(parts).good
+# -- going on --------------------------------------------------------------------------------
 
 
 def test_a_change_on_the_way_is_asked_for(tmp_path: Path) -> None:
@@ -337,25 +231,6 @@ def test_prey_and_predators_settle_where_both_live(tmp_path: Path) -> None:
 # -- other commands ----------------------------------------------------------------------------
 
 
-@by_run
-def test_plans_agree_with_files(system: str, options: dict[str, Any], tmp_path: Path) -> None:
-    made = config(system, tmp_path / "run.h5", **options)
-    planned = plan(made)
-    simulate(made, ALONE)
-    with h5py.File(made.out) as file:
-        assert planned.frames == len(file["time"])
-        found = {name: d for name, d in file.items() if d.maxshape[0] is None}
-        assert {s.name: s.total for s in planned.stored if s.frame} == {
-            name: d.nbytes for name, d in found.items()
-        }
-        assert planned.raw_bytes == sum(d.nbytes for d in file.values())
-    (point,) = checkpoint.paths(made.out)
-    with h5py.File(point) as file:
-        assert planned.checkpoint == sum(d.nbytes for d in file.values())
-    assert plan(read(made.out)) == planned
-    assert f"{made.members} systems" in plan(made, 2).text() or made.members == 1
-
-
 @pytest.mark.parametrize("system", ["linear-chain", "predator-prey"])
 def test_profiles_shrink_as_planned(system: str, tmp_path: Path) -> None:
     made = config(system, tmp_path / "run.h5", size=1000, time=4, save_every=0.5)
@@ -364,40 +239,6 @@ def test_profiles_shrink_as_planned(system: str, tmp_path: Path) -> None:
     with h5py.File(made.out) as file:
         for name in made.profiles:
             assert 0.7 < file[name].id.get_storage_size() / planned[name] < 1.3
-
-
-@pytest.mark.mpi
-@by_run
-def test_a_measured_time(system: str, options: dict[str, Any], comm: MPI.Intracomm) -> None:
-    made = config(system, **options | {"time": 1000, "save_every": 10})
-    timed = estimate(plan(made, comm.size), comm, seconds=0.02, repeats=3).timing
-    assert timed is not None
-    middle, low, high = timed.seconds
-    assert 0 < low <= middle <= high
-    assert timed.unit == ("attempt per spin" if system == "curie-weiss" else "step")
-
-
-@by_run
-def test_other_commands_know_such_files(
-    system: str, options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run.h5"
-    made = config(system, out, **options)
-    simulate(made, ALONE)
-    capsys.readouterr()
-    invoke(["info", str(out)])
-    assert f"{system}, complete" in capsys.readouterr().out
-    invoke(["verify", str(out), str(tmp_path / "checkpoints" / "run.h5.000001")])
-    assert capsys.readouterr().out.count("good") == 2
-    invoke(["plot", str(out)])
-    told = capsys.readouterr().out
-    for name in (*made.scalars, *(made.profiles if made.saves_profiles else ())):
-        assert name in told
-    invoke(["plot", str(out), "--out", str(tmp_path / "run.png")])
-    invoke(["export", str(out), "--to", "netcdf", "--out", str(tmp_path / "run.nc")])
-    assert_same(out, tmp_path / "run.nc")
-    invoke(["plan", str(out), "--ranks", "4"])
-    assert made.moves in capsys.readouterr().out
 
 
 def written(path: Path, made: EnsembleConfig, frames: list[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from mpi4py import MPI
+from same_files import assert_same
 
 from mpiflow.cli import invoke
 from mpiflow.core.errors import InputError
@@ -21,11 +22,6 @@ from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.kac import Kac
 
 GOOD: dict[str, Any] = {"size": 32, "gamma": 2, "temperature": 0.8, "time": 2, "out": "run.h5"}
-
-
-def contents(path: Path) -> dict[str, np.ndarray]:
-    with h5py.File(path) as file:
-        return {name: data[()] for name, data in file.items() if isinstance(data, h5py.Dataset)}
 
 
 def test_defaults_are_filled_in_and_survive_json() -> None:
@@ -113,10 +109,7 @@ def test_ranks_and_methods_write_the_same(
     simulate(KacConfig(**given | {"out": mpi_tmp_path / "all.h5", "method": "fft"}), comm)
     if comm.rank == 0:
         simulate(KacConfig(**given | {"out": mpi_tmp_path / "one.h5"}), MPI.COMM_SELF)
-        a, b = contents(mpi_tmp_path / "all.h5"), contents(mpi_tmp_path / "one.h5")
-        assert list(a) == list(b)
-        for name, values in a.items():
-            assert np.array_equal(values, b[name]), name
+        assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
 
 
 @pytest.mark.parametrize(
@@ -149,13 +142,6 @@ def test_a_profile_of_means_is_an_initial_state(tmp_path: Path) -> None:
         blocks = run["coarse_magnetization"][0]
     # 1024 spins a block; four standard errors
     assert abs(blocks - means).max() < 4 / 32
-
-
-def test_members_are_dealt_to_ranks(tmp_path: Path) -> None:
-    config = KacConfig(**GOOD | {"members": 3, "out": tmp_path / "run.h5", "quiet": True})
-    simulate(config, MPI.COMM_SELF)
-    with Trajectory(config.out) as run:
-        assert run["magnetization"].shape == (21, 3)
 
 
 def test_a_checkpoint_of_other_bits_is_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from importlib import import_module
 from pathlib import Path
@@ -42,18 +41,6 @@ GOOD: dict[str, Any] = {
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return save_free_law(tmp_path / "model")
-
-
-def contents(path: Path) -> dict[str, np.ndarray]:
-    with h5py.File(path) as file:
-        return {name: data[()] for name, data in file.items()}
-
-
-def assert_same(first: Path, second: Path) -> None:
-    a, b = contents(first), contents(second)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 # -- from the command line -------------------------------------------------------------------
@@ -154,22 +141,9 @@ def test_what_is_predicted_can_be_learned_from(learned: Path) -> None:
     assert (abs(far) < 5 * s).all(), far / s
 
 
-def test_other_commands_know_such_files(
-    learned: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_holds_what_the_law_says(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.h5"
-    config = FieldConfig(**GOOD, model=model, out=out)
-    simulate(config, MPI.COMM_SELF)
-    capsys.readouterr()
-    invoke(["info", str(out)])
-    told = capsys.readouterr().out
-    assert "onsagerflow, complete" in told
-    assert "free_energy" in told
-    invoke(["verify", str(out), str(tmp_path / "checkpoints" / "run.h5.000001")])
-    assert capsys.readouterr().out.count("good") == 2
-    invoke(["plot", str(out)])
-    invoke(["export", str(out), "--to", "netcdf", "--out", str(tmp_path / "run.nc")])
-    invoke(["export", str(out), "--to", "xdmf"])
+    simulate(FieldConfig(**GOOD, model=model, out=out), MPI.COMM_SELF)
     with Trajectory(out) as run:
         assert run["y"].tolist() == [1.5 + 4 * i for i in range(8)]
         assert run.config["coarse"] == BLOCK
@@ -187,34 +161,18 @@ def test_other_commands_know_such_files(
         assert run["free_energy"][0] == pytest.approx(free.mean(), abs=1e-12)
 
 
-# -- ranks, and going on -----------------------------------------------------------------------
+# -- going on -----------------------------------------------------------------------
 
 
-@pytest.mark.mpi
-@pytest.mark.parametrize(
-    "options", [{}, {"structure": "langevin"}, {"members": 3}, {"initial": "file"}], ids=str
-)
-def test_any_ranks_write_the_same(
-    options: dict[str, Any], comm: MPI.Intracomm, mpi_tmp_path: Path
+@pytest.mark.parametrize("structure", ["cosh", "langevin"])
+def test_a_checkpoint_holds_sums_of_spins_or_means(
+    structure: str, model: Path, tmp_path: Path
 ) -> None:
-    """A lattice of 8 x 12 blocks; 3 members; a file of a smaller lattice that is repeated."""
-    if comm.rank == 0:
-        save_free_law(mpi_tmp_path / "model")
-        rng = np.random.default_rng(3)
-        np.save(mpi_tmp_path / "start.npy", rng.uniform(-1, 1, (4, 3)))
-    comm.Barrier()
-    given = GOOD | {"model": mpi_tmp_path / "model"} | options
-    if "initial" in options:
-        given |= {"initial": str(mpi_tmp_path / "start.npy"), "initial_magnetization": 0.0}
-    simulate(FieldConfig(**given, out=mpi_tmp_path / "all.h5"), comm)
-    if comm.rank == 0:
-        simulate(FieldConfig(**given, out=mpi_tmp_path / "one.h5"), MPI.COMM_SELF)
-        assert_same(mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5")
-        points = [checkpoint.paths(mpi_tmp_path / f"{n}.h5")[0] for n in ("all", "one")]
-        assert_same(*points)
-        with h5py.File(points[0]) as file:
-            assert file["sites"].shape == (options.get("members", 1), 8, 12)
-            assert file["sites"].dtype == ("f8" if "structure" in options else "i4")
+    given = GOOD | {"structure": structure, "model": model, "members": 3}
+    simulate(FieldConfig(**given, out=tmp_path / "run.h5"), MPI.COMM_SELF)
+    with h5py.File(checkpoint.paths(tmp_path / "run.h5")[0]) as file:
+        assert file["sites"].shape == (3, 8, 12)
+        assert file["sites"].dtype == ("f8" if structure == "langevin" else "i4")
 
 
 class Interrupted(Watch):
@@ -228,59 +186,6 @@ class Interrupted(Watch):
     def look(self, position: float, events: float | None = None) -> Verdict:
         type(self).left -= 1
         return Verdict("SIGUSR1" if self.left < 0 else "", False, self.stride)
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"structure": "langevin", "dt": 0.1},
-        {"structure": "langevin", "dt": 0.5, "time": 1.5},
-        {"members": 3},
-        {"size": "8x24"},
-    ],
-    ids=["cosh", "langevin", "inner steps", "members", "two rows"],
-)
-def test_stopped_anywhere_it_goes_on_with_the_same_bits(
-    options: dict[str, Any],
-    comm: MPI.Intracomm,
-    mpi_tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """On all ranks and on the first alone in turn; model and initial file do not matter twice."""
-    monkeypatch.setattr(recording, "Watch", Interrupted)
-    if comm.rank == 0:
-        save_free_law(mpi_tmp_path / "model")
-        np.save(mpi_tmp_path / "start.npy", np.random.default_rng(3).uniform(-0.9, 0.9, (2, 6)))
-    comm.Barrier()
-    given = GOOD | {"model": mpi_tmp_path / "model", **options, "initial_magnetization": 0.0}
-    given["initial"] = str(mpi_tmp_path / "start.npy")
-    Interrupted.left = 10**9
-    simulate(FieldConfig(**given, out=mpi_tmp_path / "whole.h5"), comm)
-    parts = FieldConfig(**given, out=mpi_tmp_path / "parts.h5")
-    some = comm.Split(0 if comm.rank == 0 else 1)
-    for stops in range(100):
-        Interrupted.left = 1 + stops
-        alone, done = stops % 2 == 1, False
-        if comm.rank == 0 or not alone:
-            with contextlib.suppress(Stopped):
-                if stops == 0:
-                    simulate(parts, comm)
-                else:
-                    resume(parts.out, some if alone else comm, {"quiet": True})
-                done = True
-        if stops == 0 and comm.rank == 0:
-            (mpi_tmp_path / "start.npy").unlink()
-        if comm.bcast(done):
-            break
-    some.Free()
-    assert stops >= 3
-    assert_same(mpi_tmp_path / "whole.h5", parts.out)
-    Interrupted.left = 10**9
-    resume(parts.out, comm, {"time": 4, "quiet": True})
-    with Trajectory(parts.out) as run:
-        assert run["time"].tolist() == [0.5 * i for i in range(9)]
 
 
 def test_it_stops_inside_of_a_step(model: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +18,13 @@ from mpiflow.commands.verify import rules as verify_rules
 from mpiflow.core.errors import InputError
 from mpiflow.files import checkpoint
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.run.plan import plan, read
-from mpiflow.run.resume import configuration, resume
+from mpiflow.run.resume import resume
 from mpiflow.run.simulate import simulate
 from mpiflow.simulation import catalogue
 from mpiflow.systems.blume_capel import BlumeCapel
 from mpiflow.systems.potts import Potts
 
-MpiRun = Callable[..., subprocess.CompletedProcess[str]]
 ALONE = MPI.COMM_SELF
-one_rank = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")
 
 
 def config(system: str, out: str | Path = "run.h5", **options: Any) -> Any:
@@ -56,35 +50,10 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "nfold of blume-capel": ("blume-capel", {"solver": "nfold", "members": 2}),
 }
 RUNS = CUT | WHOLE
-ALONE_TOO = RUNS | {
-    "one by nfold": ("blume-capel", {"solver": "nfold", "size": "7x9", "coarse": 1})
-}
 by_run = pytest.mark.parametrize(("system", "options"), RUNS.values(), ids=RUNS)
-by_lone_run = pytest.mark.parametrize(("system", "options"), ALONE_TOO.values(), ids=ALONE_TOO)
-
-
-def contents(path: Path) -> dict[str, np.ndarray]:
-    with h5py.File(path) as file:
-        return {name: data[()] for name, data in file.items()}
-
-
-def assert_same(first: Path, second: Path) -> None:
-    a, b = contents(first), contents(second)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype, name
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 # -- options -----------------------------------------------------------------------------------
-
-
-@by_lone_run
-def test_options_survive_json(system: str, options: dict[str, Any], tmp_path: Path) -> None:
-    one = config(system, **options)
-    assert type(one)(**json.loads(one.model_dump_json())) == one
-    again = configuration(json.loads(one.model_dump_json()), tmp_path / "run.h5", {})
-    assert again == one.model_copy(update={"out": tmp_path / "run.h5", "resume": True})
 
 
 @pytest.mark.parametrize(
@@ -222,55 +191,6 @@ def test_it_starts_from_its_own_run_and_from_arrays(
             np.testing.assert_array_equal(run.read("site_state", 0), wanted)
 
 
-# -- the same bits -------------------------------------------------------------------------------
-
-
-@by_run
-@pytest.mark.mpi
-def test_ranks_and_writers_change_nothing(
-    system: str, options: dict[str, Any], comm: MPI.Intracomm, mpi_tmp_path: Path
-) -> None:
-    all_of_us, alone = mpi_tmp_path / "all.h5", mpi_tmp_path / "one.h5"
-    if comm.rank == 0:
-        simulate(config(system, alone, **options), ALONE)
-    grids = [None] if "members" in options else [None, (comm.size, 1), (1, comm.size)]
-    for grid, writer in zip([*grids, None], ["auto"] * len(grids) + ["gather"], strict=True):
-        made = config(system, all_of_us, **options, ranks_grid=grid, writer=writer, overwrite=True)
-        simulate(made, comm)
-        if comm.rank == 0:
-            assert_same(all_of_us, alone)
-        comm.Barrier()
-
-
-@pytest.mark.mpi
-@by_run
-def test_a_run_goes_on_with_the_same_bits(
-    system: str, options: dict[str, Any], comm: MPI.Intracomm, mpi_tmp_path: Path
-) -> None:
-    """On all ranks, on the first one alone, and on all again."""
-    whole, parts = mpi_tmp_path / "whole.h5", mpi_tmp_path / "parts.h5"
-    simulate(config(system, whole, **options, time=5), comm)
-    simulate(config(system, parts, **options), comm)
-    if comm.rank == 0:
-        resume(parts, ALONE, {"time": 3, "quiet": True})
-    comm.Barrier()
-    resume(parts, comm, {"time": 5, "quiet": True})
-    if comm.rank == 0:
-        assert_same(whole, parts)
-        assert verify.verify_file(parts).good
-
-
-@one_rank
-def test_programs_on_1_2_4_ranks_write_the_same(mpirun: MpiRun, tmp_path: Path) -> None:
-    line = (
-        "simulate potts --states 3 --size 24x36 --temperature 1.1 --dt 0.25 --time 1 "
-        "--save-every 0.5 --coarse 4 --seed 1 --spins --quiet --overwrite"
-    ).split()
-    for ranks, extra in ((1, []), (2, []), (4, ["--ranks-grid", "1,4"])):
-        mpirun(ranks, "mpiflow", *line, *extra, "--out", tmp_path / f"{ranks}.h5")
-        assert_same(tmp_path / "1.h5", tmp_path / f"{ranks}.h5")
-
-
 # -- checkpoints ---------------------------------------------------------------------------------
 
 
@@ -318,42 +238,6 @@ def test_a_checkpoint_keeps_every_bit_of_a_number(comm: MPI.Intracomm, mpi_tmp_p
 
 
 # -- other commands ------------------------------------------------------------------------------
-
-
-@by_lone_run
-def test_plans_agree_with_files(system: str, options: dict[str, Any], tmp_path: Path) -> None:
-    made = config(system, tmp_path / "run.h5", **options)
-    planned = plan(made)
-    simulate(made, ALONE)
-    with h5py.File(made.out) as file:
-        assert planned.frames == len(file["time"])
-        frames = {name: d.nbytes for name, d in file.items() if d.maxshape[0] is None}
-        assert {s.name: s.total for s in planned.stored if s.frame} == frames
-        assert planned.raw_bytes == sum(d.nbytes for d in file.values())
-    assert plan(read(made.out)) == planned
-
-
-@by_lone_run
-def test_other_commands_know_such_files(
-    system: str, options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run.h5"
-    simulate(config(system, out, **options), ALONE)
-    capsys.readouterr()
-    invoke(["info", str(out)])
-    assert f"{system}, complete" in capsys.readouterr().out
-    invoke(["verify", str(out), str(tmp_path / "checkpoints" / "run.h5.000001")])
-    assert capsys.readouterr().out.count("good") == 2
-    invoke(["plot", str(out)])
-    told = capsys.readouterr().out
-    for name in ("energy", "magnetization", "fraction", "flips", "site_state"):
-        assert name in told
-    invoke(["plot", str(out), "--out", str(tmp_path / "run.png")])
-    invoke(["export", str(out), "--to", "netcdf", "--out", str(tmp_path / "run.nc")])
-    assert_same(out, tmp_path / "run.nc")
-    invoke(["export", str(out), "--to", "xdmf", "--out", str(tmp_path / "run.xdmf")])
-    assert "run.h5:/site_state" in (tmp_path / "run.xdmf").read_text()
-    invoke(["plan", str(out), "--ranks", "2"]) if "members" in options else None
 
 
 def test_fields_are_asked_for_in_the_words_of_the_options(tmp_path: Path) -> None:

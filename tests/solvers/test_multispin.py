@@ -436,11 +436,14 @@ def test_ranks_on_cuda(comm: MPI.Intracomm) -> None:
 
 
 def test_cuda_on_two_ranks(mpirun: Mpirun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This solver, and the exchanges of both kinds of blocks: a start of two ranks for all."""
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
-    suite = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__)
+    core = Path(__file__).parents[1] / "core"
+    files = (core / "test_block.py", core / "test_packed.py", __file__)
+    suite = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
     done = mpirun(2, *suite, "-m", "mpi and kernel", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    assert "3 passed" in done.stdout
 
 
 def test_seed_member_step_and_stream_all_matter() -> None:
