@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +19,16 @@ import numpy as np
 from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.alloy import published_order
+from mpiflow.experiments.alloy import LARGE, PAIRS, published_order
 from mpiflow.experiments.figures import relaxation_figure, temperature_figure
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import Report, results_directory
+from mpiflow.experiments.results import Report, results_directory, trajectory
 from mpiflow.files.schema import STANDARD
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.alloy.model import AlloyModel, load_alloy_model
-from mpiflow.systems.alloy import pair_names, row_sums
+from mpiflow.systems.alloy import row_sums
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT.parent / "shared" / "reference"
-PAIRS = pair_names(("Nb", "Mo", "Ta"))
-#: The half-times of the other pairs are those of small changes.
-LARGE = ("MoMo", "MoTa", "TaTa")
+REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "reference"
 
 
 def main() -> None:
@@ -163,19 +157,14 @@ class Comparison:
 
     def save(self, path: np.ndarray, times: np.ndarray, sites: int, temperature: float) -> None:
         """A rollout in the same kind of file as the truth."""
-        with TrajectoryWriter(
+        with trajectory(
             self.out / f"rollout_{sites}_{temperature:g}.h5",
+            "alloy (learned)",
+            {"sites": sites, "temperature": temperature},
+            self.options.seed,
             dims={"member": path.shape[1], "pair": len(PAIRS)},
             variables=[STANDARD["sro"].over("member", "pair")],
             coordinates={"pair": np.array(PAIRS)},
-            attributes={
-                "system": "alloy (learned)",
-                "config_json": json.dumps({"sites": sites, "temperature": temperature}),
-                "seed": self.options.seed,
-                "rng": "threefry2x64-13",
-                "decomposition_invariant": 1,
-            },
-            overwrite=True,
         ) as file:
             for time, values in zip(times, path, strict=True):
                 file.append(time, {"sro": values})

@@ -22,7 +22,7 @@ from mpi4py import MPI
 from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.alloy import published_order
+from mpiflow.experiments.alloy import LARGE, PAIRS, published_order
 from mpiflow.experiments.figures import relaxation_figure
 from mpiflow.experiments.options import add_barriers, driver_parser, list_of
 from mpiflow.experiments.results import Report, farm, results_directory
@@ -31,15 +31,12 @@ from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.run.simulate import record
 from mpiflow.simulation.alloy.barrier_model import BarrierModel, load_barrier_model
 from mpiflow.simulation.alloy.simulation import AlloySimulation
-from mpiflow.systems.alloy import Alloy, pair_names, row_sums
+from mpiflow.systems.alloy import Alloy, row_sums
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_T2000_sizes.csv"
 #: Lattices of up to so many cells a side are exact, larger ones tiled.
 SERIAL = 16
-PAIRS = pair_names(("Nb", "Mo", "Ta"))
-#: The half-times of the other three are those of small changes: noise.
-LARGE = ("MoMo", "MoTa", "TaTa")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from mpi4py import MPI
 from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
+from mpiflow.experiments.alloy import PAIRS
 from mpiflow.experiments.options import add_barriers, driver_parser, list_of
 from mpiflow.experiments.results import Report, farm, results_directory
 from mpiflow.initial.alloy import counts_of, random_alloy
@@ -27,10 +28,10 @@ from mpiflow.simulation.alloy.barrier_model import BarrierModel, load_barrier_mo
 from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.solvers.vacancy.events import Events
 from mpiflow.solvers.vacancy.hop_log import Tracers
-from mpiflow.systems.alloy import Alloy, pair_names, short_range_order
+from mpiflow.systems.alloy import Alloy, short_range_order
 
 QUANTITIES = [
-    *(f"SRO {pair}" for pair in pair_names(("Nb", "Mo", "Ta"))),
+    *(f"SRO {pair}" for pair in PAIRS),
     "hops of a vacancy",
     "sites changed",
     "r^2 of vacancies",

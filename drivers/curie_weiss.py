@@ -51,7 +51,6 @@ import torch
 from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import RNG
 from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
@@ -59,10 +58,10 @@ from mpiflow.experiments.results import (
     farm,
     figure,
     results_directory,
+    trajectory,
     with_error,
 )
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure.curie_weiss import (
     LearnedLaw,
@@ -355,18 +354,13 @@ def write_rollout(
         start[:, None], members, exact.times, dt=model.dt, seed=options.seed
     )
     config = {"size": SIDE, "temperature": SYSTEM.temperature, "field": SYSTEM.field}
-    with TrajectoryWriter(
+    with trajectory(
         path,
+        "macroscopic curie-weiss",
+        {**config, **model.card, "patch": model.plan.patch},
+        options.seed,
         dims={"member": len(start)},
         variables=[STANDARD["initial_magnetization"], STANDARD["magnetization"].over("member")],
-        attributes={
-            "system": "macroscopic curie-weiss",
-            "config_json": json.dumps({**config, **model.card, "patch": model.plan.patch}),
-            "seed": options.seed,
-            "rng": RNG,
-            "decomposition_invariant": 1,
-        },
-        overwrite=True,
     ) as writer:
         writer.write_static("initial_magnetization", start)
         for time, frame in zip(exact.times, values, strict=True):

@@ -36,7 +36,6 @@ goes on). Full cost: 17 minutes on two cores.
 from __future__ import annotations
 
 import argparse
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,6 @@ import numpy as np
 from mpiflow import observables
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import RNG
 from mpiflow.experiments import finite_size
 from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import (
@@ -55,11 +53,11 @@ from mpiflow.experiments.results import (
     farm,
     figure,
     results_directory,
+    trajectory,
     with_error,
 )
 from mpiflow.experiments.upsampling import Relaxation, relax, whole_lattices
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.closure.polynomial import PolynomialSDE, Ridge, exponents, normal_equations
 from mpiflow.run.progress import Progress
 from mpiflow.scaleup import spins as scaleup
@@ -462,18 +460,13 @@ def write_rollout(path: Path, data: dict[Any, Any], options: argparse.Namespace)
     z, _ = model.rollout(
         start, np.arange(len(start)), dt=dt, frames=200, stride=stride, seed=options.seed
     )
-    with TrajectoryWriter(
+    with trajectory(
         path,
+        "macroscopic ising",
+        {"size": side, "temperature": t, "dt": dt},
+        options.seed,
         dims={"member": len(start)},
         variables=[STANDARD[n].over("member") for n in ("magnetization", "domain_wall_density")],
-        attributes={
-            "system": "macroscopic ising",
-            "config_json": json.dumps({"size": side, "temperature": t, "dt": dt}),
-            "seed": options.seed,
-            "rng": RNG,
-            "decomposition_invariant": 1,
-        },
-        overwrite=True,
     ) as writer:
         for frame, row in enumerate(z):
             now = {"magnetization": row[:, 0], "domain_wall_density": row[:, 1]}

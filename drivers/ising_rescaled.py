@@ -27,7 +27,6 @@ import numpy as np
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import equilibrium
-from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
     Report,
@@ -159,23 +158,8 @@ def write(
 
 
 def parse() -> argparse.Namespace:
-    parser = driver_parser(__doc__, "results/ising_rescaled")
-    add = parser.add_argument
-    add("--seeds", type=int, default=3, help="data sets and trainings, 2 or more")
-    add("--states", type=int, default=20_480, help="states in each training set")
-    add("--repeats", type=int, default=16, help="evolutions of a state are K times as many")
-    add("--seed", type=int, default=1)
-    options = parser.parse_args()
-    options.burn, options.every = 1500.0, 50.0
-    options.watch = equilibrium.Watch(burn=4000.0, every=20.0, frames=801)
-    options.predicted = equilibrium.Watch(burn=1000.0, every=20.0, frames=151)
-    options.epochs = 20
-    if options.smoke:
-        options.seeds, options.states, options.repeats, options.epochs = 2, 256, 2, 2
-        options.burn, options.every = 2.0, 1.0
-        options.watch = equilibrium.Watch(burn=2.0, every=1.0, frames=4)
-        options.predicted = equilibrium.Watch(burn=2.0, every=1.0, frames=4)
-    return options
+    repeats = "evolutions of a state are K times as many"
+    return equilibrium.parse(__doc__, "results/ising_rescaled", repeats, 151)
 
 
 if __name__ == "__main__":

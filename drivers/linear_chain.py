@@ -29,7 +29,6 @@ In full 83 s on one core, a few MB.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import RNG, uniforms
+from mpiflow.core.noise import uniforms
 from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
@@ -47,9 +46,9 @@ from mpiflow.experiments.results import (
     farm,
     figure,
     results_directory,
+    trajectory,
 )
 from mpiflow.files.schema import Variable
-from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.closure.linear import Coefficients, LinearSDE, minimum, pair_sums
 from mpiflow.solvers.lines.chain import ChainSimulation
 from mpiflow.systems.linear_chain import LinearChain
@@ -201,19 +200,13 @@ def write_rollout(
     path: Path, m: np.ndarray, values: Coefficients, options: argparse.Namespace
 ) -> None:
     config = {"sites": LARGE, **dict(zip(NAMES, values, strict=True)), "dt": PREDICTION_DT}
-    with TrajectoryWriter(
+    with trajectory(
         path,
+        "macroscopic linear-chain",
+        config,
+        options.seed,
         dims={"member": m.shape[1]},
         variables=[Variable("displacement", ("member",), long_name="mean displacement of a chain")],
-        attributes={
-            "system": "macroscopic linear-chain",
-            "config_json": json.dumps(config),
-            "seed": options.seed,
-            "rng": RNG,
-            "decomposition_invariant": 1,
-        },
-        comm=MPI.COMM_SELF,
-        overwrite=True,
     ) as writer:
         for time, row in zip(times(options), m, strict=True):
             writer.append(float(time), {"displacement": row})

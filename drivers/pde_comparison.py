@@ -14,7 +14,6 @@ Trajectory.
 from __future__ import annotations
 
 import argparse
-import json
 import time as clock
 from itertools import product
 from pathlib import Path
@@ -26,10 +25,9 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.experiments.figures import field_figure, limits_figure
 from mpiflow.experiments.options import driver_parser, list_of
-from mpiflow.experiments.results import Report, results_directory
+from mpiflow.experiments.results import Report, results_directory, trajectory
 from mpiflow.files.schema import STANDARD, block_centres
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.run.simulate import record
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.solvers.field.mesoscopic import LocalEquation, NonlocalEquation
@@ -151,26 +149,19 @@ class Study:
 
     def save(self, name: str, system: Kac, series: Series) -> None:
         size = self.options.size
-        with TrajectoryWriter(
+        with trajectory(
             self.out / f"{name}_gamma{system.gamma:g}.h5",
-            comm=MPI.COMM_SELF,
+            "nonlocal equation",
+            {
+                "temperature": system.temperature,
+                "gamma": system.gamma,
+                "field": system.field,
+            },
+            self.options.seed,
+            rng="none",
             dims={"y": self.blocks, "x": self.blocks},
             variables=[STANDARD["magnetization"], STANDARD["coarse_magnetization"]],
             coordinates={a: block_centres(size, size // self.blocks) for a in ("y", "x")},
-            attributes={
-                "system": "nonlocal equation",
-                "config_json": json.dumps(
-                    {
-                        "temperature": system.temperature,
-                        "gamma": system.gamma,
-                        "field": system.field,
-                    }
-                ),
-                "seed": self.options.seed,
-                "rng": "none",
-                "decomposition_invariant": 1,
-            },
-            overwrite=True,
         ) as file:
             for t, m, field in zip(
                 self.times, series["magnetization"], series["field"], strict=True

@@ -37,12 +37,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from mpi4py import MPI
 
 from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import RNG
 from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
@@ -51,10 +49,10 @@ from mpiflow.experiments.results import (
     farm,
     figure,
     results_directory,
+    trajectory,
     with_error,
 )
 from mpiflow.files.schema import CLOCK, Variable
-from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure import predator_prey
 from mpiflow.learn.closure.predator_prey import LATENTS, PredatorPreyModel, PredatorPreyPlan, learn
@@ -359,24 +357,18 @@ def write_means(
     members = values.shape[2]
     names = {"prey": "mean of u", "predators": "mean of v"}
     config = {**vars(SYSTEMS["published"]), "dt": DT, "model": model}
-    with TrajectoryWriter(
+    with trajectory(
         path,
+        system,
+        config,
+        options.seed,
         dims={"member": values.shape[1] * members},
         variables=[
             Variable("wave", ("member",), per_frame=False, long_name="initial k"),
             Variable("initial_mean", ("member",), per_frame=False, long_name="initial m"),
             *(Variable(name, ("member",), long_name=text) for name, text in names.items()),
         ],
-        attributes={
-            "system": system,
-            "config_json": json.dumps(config),
-            "seed": options.seed,
-            "rng": RNG,
-            "decomposition_invariant": 1,
-        },
         time=CLOCK,
-        comm=MPI.COMM_SELF,
-        overwrite=True,
     ) as writer:
         for name, column in zip(("wave", "initial_mean"), zip(*SETS, strict=True), strict=True):
             writer.write_static(name, np.repeat(column, members))

@@ -25,7 +25,6 @@ Full cost: 8 minutes on one core.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,11 @@ from mpiflow.experiments.results import (
     figure,
     results_directory,
     table,
+    trajectory,
     with_error,
 )
 from mpiflow.experiments.short_time import stationary_variance
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.observables import intensive, spin_sums
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.sublattice import Sublattice
@@ -386,18 +385,14 @@ def write_truth(
     temperature, field, side = case
     config = {"size": side, "temperature": temperature, "field": field}
     names = ("magnetization", "domain_wall_density")
-    with TrajectoryWriter(
+    with trajectory(
         path,
+        "ising",
+        config,
+        options.seed,
+        rng=BIT_RNG,
         dims={"member": part["path"].shape[1]},
         variables=[STANDARD[name].over("member") for name in names],
-        attributes={
-            "system": "ising",
-            "config_json": json.dumps(config),
-            "seed": options.seed,
-            "rng": BIT_RNG,
-            "decomposition_invariant": 1,
-        },
-        overwrite=True,
     ) as writer:
         for state, frame in enumerate(part["path"]):
             columns = dict(zip(names, np.ascontiguousarray(frame.T), strict=True))

@@ -22,7 +22,6 @@ table.md, theorem_one.png, truth.h5. Full cost: 4 minutes on one core.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +32,6 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import RNG
 from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
@@ -42,6 +40,7 @@ from mpiflow.experiments.results import (
     figure,
     results_directory,
     table,
+    trajectory,
 )
 from mpiflow.experiments.short_time import (
     Surroundings,
@@ -53,7 +52,6 @@ from mpiflow.experiments.short_time import (
     steps_between,
 )
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.observables import intensive, spin_sums
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
@@ -423,18 +421,13 @@ def write_truth(path: Path, part: Part, options: argparse.Namespace) -> None:
     temperature, field = next(iter(KINDS.values()))[:2]
     config = {"size": SIDE, "temperature": temperature, "field": field}
     names = ("magnetization", "domain_wall_density")
-    with TrajectoryWriter(
+    with trajectory(
         path,
+        "ising",
+        config,
+        options.seed,
         dims={"member": TOGETHER},
         variables=[STANDARD[name].over("member") for name in names],
-        attributes={
-            "system": "ising",
-            "config_json": json.dumps(config),
-            "seed": options.seed,
-            "rng": RNG,
-            "decomposition_invariant": 1,
-        },
-        overwrite=True,
     ) as writer:
         for time, frame in zip(np.append(0.0, TIMES), part["path"], strict=True):
             writer.append(float(time), dict(zip(names, frame.T, strict=True)))

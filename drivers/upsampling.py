@@ -26,7 +26,6 @@ In full 4 minutes on two cores.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time as clock
 from collections.abc import Callable, Iterator
@@ -41,7 +40,6 @@ from mpiflow import initial, observables
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
-from mpiflow.core.noise import RNG
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
 from mpiflow.experiments import upsampling
 from mpiflow.experiments.options import driver_parser
@@ -55,10 +53,10 @@ from mpiflow.experiments.results import (
     figure,
     results_directory,
     table,
+    trajectory,
 )
 from mpiflow.experiments.upsampling import COLUMNS, RADII, WAVELENGTHS, Difference, Relaxation
 from mpiflow.files.schema import STANDARD, Variable
-from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.solvers.spins.cluster import flip_clusters
 from mpiflow.systems.ising import Ising
@@ -640,19 +638,14 @@ def write_levels(path: Path, options: argparse.Namespace) -> None:
         STANDARD["domain_wall_density"].over("member"),
         STANDARD["coarse_magnetization"].over("member", "y", "x"),
     ]
-    with TrajectoryWriter(
+    with trajectory(
         path,
+        "upsampled ising",
+        config,
+        options.seed,
         dims={"member": SHOWN, "y": COARSE, "x": COARSE},
         variables=variables,
         coordinates={"y": centres, "x": centres},
-        attributes={
-            "system": "upsampled ising",
-            "config_json": json.dumps(config),
-            "seed": options.seed,
-            "rng": RNG,
-            "decomposition_invariant": 1,
-        },
-        overwrite=True,
     ) as writer:
         seed = number(options, 6, 1, 0)
         levels = upsampling.hierarchy(

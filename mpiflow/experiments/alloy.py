@@ -1,4 +1,4 @@
-"""Published tables of alloys that drivers are compared with."""
+"""What drivers of alloys share: the pairs they look at, and published tables."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from mpiflow import metrics
+from mpiflow.systems.alloy import pair_names
+
+#: Pairs of elements, and those whose half-times are told: the others change too little.
+PAIRS = pair_names(("Nb", "Mo", "Ta"))
+LARGE = ("MoMo", "MoTa", "TaTa")
 
 
 def published_order(

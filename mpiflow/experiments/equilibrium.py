@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from mpiflow import metrics
 from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import BIT_RNG
-from mpiflow.experiments.results import Entry, entry, figure, with_error
+from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.results import Entry, entry, figure, trajectory, with_error
 from mpiflow.files.schema import STANDARD
-from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.closure.equilibrium import DT, MEMBERS
 from mpiflow.learn.sde import LearnedSDE
 from mpiflow.simulation.ising.simulation import Simulation
@@ -43,6 +43,32 @@ class Watch:
             raise InputError("frames", self.frames, "2 or more", "Try 100.")
         if not (self.burn >= 0 and self.every > 0):
             raise InputError("burn, every", (self.burn, self.every), "0 or more", "Try 1000, 20.")
+
+
+def parse(doc: str | None, out: str, repeats: str, frames: int) -> argparse.Namespace:
+    """The options of drivers that learn equilibrium, and what ``--smoke`` makes of them.
+
+    Parameters
+    ----------
+    doc, out : as of :func:`mpiflow.experiments.options.driver_parser`
+    repeats : what the option of this name is
+    frames : of a learned trajectory
+    """
+    parser = driver_parser(doc, out)
+    add = parser.add_argument
+    add("--seeds", type=int, default=3, help="data sets and trainings, 2 or more")
+    add("--states", type=int, default=20_480, help="states in each training set")
+    add("--repeats", type=int, default=16, help=repeats)
+    add("--seed", type=int, default=1)
+    options = parser.parse_args()
+    options.burn, options.every, options.epochs = 1500.0, 50.0, 20
+    options.watch = Watch(burn=4000.0, every=20.0, frames=801)
+    options.predicted = Watch(burn=1000.0, every=20.0, frames=frames)
+    if options.smoke:
+        options.seeds, options.states, options.repeats, options.epochs = 2, 256, 2, 2
+        options.burn, options.every = 2.0, 1.0
+        options.watch = options.predicted = Watch(burn=2.0, every=1.0, frames=4)
+    return options
 
 
 def truth(
@@ -230,19 +256,14 @@ def write_truth(
 ) -> None:
     """Write M (frames, members) of direct simulations as a Trajectory file; on one rank."""
     config = {"size": size, "temperature": system.temperature, "field": system.field, "dt": DT}
-    with TrajectoryWriter(
+    with trajectory(
         path,
+        "ising",
+        config,
+        seed,
+        rng=BIT_RNG,
         dims={"member": m.shape[1]},
         variables=[STANDARD["magnetization"].over("member")],
-        attributes={
-            "system": "ising",
-            "config_json": json.dumps(config),
-            "seed": seed,
-            "rng": BIT_RNG,
-            "decomposition_invariant": 1,
-        },
-        comm=MPI.COMM_SELF,
-        overwrite=True,
     ) as writer:
         for frame, row in enumerate(m):
             writer.append(watch.burn + watch.every * frame, {"magnetization": row})

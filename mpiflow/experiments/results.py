@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mpi4py import MPI
 
+    from mpiflow.files.writer import TrajectoryWriter
+
 #: One quantity of results.json, as :func:`entry` makes it.
 Entry = dict[str, Any]
 T = TypeVar("T")
@@ -137,6 +139,28 @@ class Report:
         print(text)
         results = json.dumps(self.entries, indent=2) + "\n"
         storage.write_folder(self.out, {"table.md": text, "results.json": results})
+
+
+def trajectory(
+    path: str | Path,
+    system: str,
+    config: Mapping[str, Any],
+    seed: int,
+    *,
+    rng: str | None = None,
+    **about: Any,
+) -> TrajectoryWriter:
+    """A Trajectory file of frames that a driver has made, on one rank, over an older one.
+
+    Its random numbers are those of sites unless ``rng`` names others; ``about`` are dimensions,
+    variables and what else :class:`~mpiflow.files.writer.TrajectoryWriter` takes.
+    """
+    from mpiflow.core.noise import RNG
+    from mpiflow.files.writer import TrajectoryWriter
+
+    attributes = {"system": system, "config_json": json.dumps(config), "seed": seed}
+    attributes |= {"rng": rng or RNG, "decomposition_invariant": 1}
+    return TrajectoryWriter(path, attributes=attributes, overwrite=True, **about)
 
 
 def figure(width: float, height: float) -> Figure:

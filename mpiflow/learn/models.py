@@ -60,6 +60,25 @@ def load_model(directory: str | Path) -> Any:
         return getattr(import_module(module), function)(directory)
 
 
+def tensors_of(**networks: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of networks by ``network.tensor``, for :func:`write_model`."""
+    return {
+        f"{part}.{name}": value.contiguous()
+        for part, network in networks.items()
+        for name, value in network.state_dict().items()
+    }
+
+
+def restore(tensors: Mapping[str, torch.Tensor], **networks: torch.nn.Module) -> None:
+    """Put the tensors of :func:`tensors_of` back into networks, which are then ready for use."""
+    for part, network in networks.items():
+        prefix = f"{part}."
+        network.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+        network.eval()
+
+
 def write_model(
     directory: str | Path,
     kind: str,

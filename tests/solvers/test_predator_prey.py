@@ -19,13 +19,13 @@ from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 from mpiflow import metrics
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
+from mpiflow.learn.closure.model import fit_sde
 from mpiflow.learn.closure.predator_prey import (
     PatchAutoencoder,
     PredatorPreyPlan,
     initial_states,
     latent_pairs,
     learn,
-    train_sde,
     training_states,
 )
 from mpiflow.learn.models import load_model
@@ -440,7 +440,7 @@ def test_lambda_is_a_factor_of_sigma_and_nothing_else() -> None:
     torch.manual_seed(0)
     data = latent_pairs(SMALL, PLAN, states, PatchAutoencoder(40, 8), 17)
     schedule = Schedule(epochs=4, batch=16)
-    one, five = (train_sde(data, factor=f, seed=17, schedule=schedule)[0] for f in (1.0, 5.0))
+    one, five = (fit_sde(data, f, seed=17, schedule=schedule)[0] for f in (1.0, 5.0))
     z = torch.as_tensor(data[0], dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(one.drift(z), five.drift(z), rtol=1e-3, atol=1e-4)

@@ -11,23 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mpiflow import initial
-from mpiflow.core.block import Block, gather_records
 from mpiflow.core.errors import InputError
-from mpiflow.core.lattice import split
 from mpiflow.core.mpi import MPI
-from mpiflow.core.noise import uniforms
-from mpiflow.learn.closure.model import Method
+from mpiflow.learn.closure.dataset import PatchPlan, generate, shuffled_states, start_states
+from mpiflow.learn.closure.model import Method, fit_sde
 from mpiflow.learn.models import read_model, write_model
 from mpiflow.learn.pair_goodness import judge
 from mpiflow.learn.sde import LearnedSDE, MacroscopicSDE
-from mpiflow.learn.training import Schedule, TrainingLog, fit
+from mpiflow.learn.training import Schedule, TrainingLog
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.mean_field import MeanField, relax_windows
 from mpiflow.systems.curie_weiss import CurieWeiss
@@ -37,15 +35,12 @@ KIND = "curie-weiss"
 
 
 @dataclass(frozen=True)
-class MeanFieldPlan:
+class MeanFieldPlan(PatchPlan):
     """How the training set is made.
 
     Parameters
     ----------
-    large : side of the square of spins whose dynamics is learned
-    patch : side of the small systems and of the patches, large / 2^j
-    states : number of large states
-    repeats : independent partial evolutions of each state
+    large, patch, states, repeats : see :class:`PatchPlan`
     duration : time of a partial evolution
     flips : length of a partial evolution in flips instead; the published code uses patch^2
     small_time : small systems are observed at times up to this one
@@ -53,10 +48,6 @@ class MeanFieldPlan:
     relax : duration of the windows of LocalRelax
     """
 
-    large: int = 64
-    patch: int = 16
-    states: int = 10_000
-    repeats: int = 64
     duration: float = 0.25
     flips: int | None = None
     small_time: float = 20.0
@@ -64,20 +55,9 @@ class MeanFieldPlan:
     relax: float = 0.5
 
     def __post_init__(self) -> None:
-        ratio = self.large / self.patch
-        if self.patch < 4 or ratio < 1 or ratio != 2 ** round(np.log2(ratio)):
-            allowed = f"4 or more, and {self.large} divided by a power of two"
-            raise InputError("patch", self.patch, allowed, "Try 16.")
-        if self.states < 10 or self.repeats < 1:
-            allowed = "10 or more, repeats 1 or more"
-            raise InputError("states", self.states, allowed, "Try 10000 and 64.")
+        super().__post_init__()
         if not self.duration > 0 or (self.flips is not None and self.flips < 1):
             raise InputError("duration", self.duration, "above 0, flips 1 or more", "Try 0.25.")
-
-    @property
-    def patches(self) -> int:
-        """K, the number of patches."""
-        return (self.large // self.patch) ** 2
 
 
 @dataclass(frozen=True)
@@ -115,31 +95,26 @@ def training_states(
     of them early. Their spins are exchangeable, so a snapshot is its exact number of spins up,
     shuffled.
     """
-    first, second = (uniforms(seed, "sample", 0, step, members) for step in (0, 1))
-    magnetization, age = 2.0 * first[:, 0] - 1.0, first[:, 1]
-    random = (second[:, 0] < plan.random_fraction) & (plan.patch < plan.large)
-    states = np.empty((len(members), plan.large, plan.large), np.int8)
-    states[random] = _shuffled(plan.large, members[random], magnetization[random], seed)
-    grown = ~random
-    states[grown] = _grown(system, plan, members[grown], magnetization[grown], age[grown], seed)
-    return states
+    return start_states(
+        plan, plan.random_fraction, members, seed, partial(_grown, system, plan, seed)
+    )[0]
 
 
 def _grown(
     system: CurieWeiss,
     plan: MeanFieldPlan,
+    seed: int,
     members: np.ndarray,
     magnetization: np.ndarray,
     age: np.ndarray,
-    seed: int,
 ) -> np.ndarray:
     """Snapshots of small systems, doubled and relaxed until they are large."""
     sites = plan.patch**2
     up = np.rint(0.5 * (1.0 + magnetization) * sites).astype(np.int64)
     small = MeanField(system, sites, up, members)
     small.advance(seed=seed, until=age**2 * plan.small_time)
-    states = _shuffled(plan.patch, members, small.magnetization, seed)
-    for level in range(round(np.log2(plan.large / plan.patch))):
+    states = shuffled_states(plan.patch, members, small.magnetization, seed)
+    for level in range(plan.doublings):
         states = scaleup.upsample(states)
         corners = scaleup.window_origins(states.shape[1:], plan.patch, plan.patch // 2)
         relax_windows(
@@ -155,12 +130,6 @@ def _grown(
     return states
 
 
-def _shuffled(side: int, members: np.ndarray, magnetization: np.ndarray, seed: int) -> np.ndarray:
-    block = Block.periodic(np.zeros((len(members), side, side), np.int8), members)
-    initial.shuffled(block, seed, magnetization)
-    return np.array(block.inner())
-
-
 def generate_pairs(
     system: CurieWeiss,
     plan: MeanFieldPlan,
@@ -173,16 +142,13 @@ def generate_pairs(
 
     It does not depend on the ranks.
     """
-    comm = MPI.COMM_SELF if comm is None else comm
-    start, stop = split(plan.states, comm.size, comm.rank)
     names = ("before", "after", "elapsed")
-    kind = [("up", np.int32)]
-    kind += [(n, np.float64 if n == "elapsed" else np.int32, (plan.repeats,)) for n in names]  # type: ignore[misc]
-    records = np.zeros(stop - start, kind)
-    for first in range(start, stop, chunk):
-        members = np.arange(first, min(first + chunk, stop))
+    counts = [(n, np.float64 if n == "elapsed" else np.int32, (plan.repeats,)) for n in names]
+    kind = np.dtype([("up", np.int32), *counts])
+
+    def measured(members: np.ndarray) -> np.ndarray:
         states = training_states(system, plan, members, seed)
-        some = records[members - start]
+        some = np.zeros(len(members), kind)
         some["up"] = np.count_nonzero(states > 0, axis=(1, 2))
         side = plan.large // plan.patch
         blocks = states.reshape(-1, side, plan.patch, side, plan.patch) > 0
@@ -199,12 +165,10 @@ def generate_pairs(
             some["before"][:, repeat] = part
             some["after"][:, repeat] = group.group_up
             some["elapsed"][:, repeat] = plan.duration if plan.flips is None else group.clock
-        records[members - start] = some
-    gathered = gather_records(records, comm)
-    if gathered is None:
-        return None
-    fields = {name: np.ascontiguousarray(gathered[name]) for name in ("up", *names)}
-    return MeanFieldPairs(plan, **fields)
+        return some
+
+    fields = generate(plan.states, kind, measured, comm, chunk)
+    return None if fields is None else MeanFieldPairs(plan, **fields)
 
 
 def train_magnetization(
@@ -216,12 +180,9 @@ def train_magnetization(
 ) -> tuple[MacroscopicSDE, TrainingLog]:
     """Train the SDE of M; lambda is K for ``partial`` and 1 for ``naive``."""
     z, increments = _latents(pairs, method)
-    torch.manual_seed(seed)
     factor = float(pairs.plan.patches) if method == "partial" else 1.0
-    sde = MacroscopicSDE(1, width=32, factor=factor)
-    sde.set_scales(z, increments, pairs.elapsed)
-    log = fit(sde, (z, increments, pairs.elapsed), seed=seed, schedule=schedule)
-    return sde, log
+    data = z, increments, pairs.elapsed
+    return fit_sde(data, factor, width=32, seed=seed, schedule=schedule)
 
 
 @dataclass

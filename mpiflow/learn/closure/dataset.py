@@ -7,8 +7,9 @@ the spins) to rank 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -29,8 +30,8 @@ RANDOM_RELAX = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
-class DataPlan:
-    """How the training set is made.
+class PatchPlan:
+    """Large states that are made of small ones, and patches of them that evolve.
 
     Parameters
     ----------
@@ -38,6 +39,40 @@ class DataPlan:
     patch : side n_s^(1/2) of the small systems and of the patches, large / 2^j
     states : number of large states
     repeats : independent partial evolutions of each state
+    """
+
+    large: int = 64
+    patch: int = 16
+    states: int = 10_000
+    repeats: int = 64
+
+    def __post_init__(self) -> None:
+        ratio = self.large / self.patch
+        if self.patch < 4 or ratio < 1 or ratio != 2 ** round(np.log2(ratio)):
+            allowed = f"4 or more, and {self.large} divided by a power of two"
+            raise InputError("patch", self.patch, allowed, "Try 16.")
+        if self.states < 10 or self.repeats < 1:
+            usual = f"Try {type(self).states} and {type(self).repeats}."
+            raise InputError("states", self.states, "10 or more, repeats 1 or more", usual)
+
+    @property
+    def patches(self) -> int:
+        """K, the number of patches in the large lattice."""
+        return (self.large // self.patch) ** 2
+
+    @property
+    def doublings(self) -> int:
+        """How often small states are doubled until they are large."""
+        return round(np.log2(self.large / self.patch))
+
+
+@dataclass(frozen=True)
+class DataPlan(PatchPlan):
+    """How the training set is made.
+
+    Parameters
+    ----------
+    large, patch, states, repeats : see :class:`PatchPlan`
     duration, dt : length of a partial evolution and its time step
     flips : length of a partial evolution in flips instead (exact dynamics); the
         published code uses patch^2
@@ -49,8 +84,6 @@ class DataPlan:
         and the time step of all of them
     """
 
-    large: int = 64
-    patch: int = 16
     states: int = 20_000
     repeats: int = 16
     duration: float = 0.5
@@ -63,24 +96,26 @@ class DataPlan:
     relax: float = 2.0
     relax_dt: float = 0.5
 
-    def __post_init__(self) -> None:
-        ratio = self.large / self.patch
-        if self.patch < 4 or ratio < 1 or ratio != 2 ** round(np.log2(ratio)):
-            raise InputError(
-                "patch",
-                self.patch,
-                f"4 or more, and {self.large} divided by a power of two",
-                "Try 16.",
-            )
-        if self.states < 10 or self.repeats < 1:
-            raise InputError(
-                "states", self.states, "10 or more, repeats 1 or more", "Try 20000 and 16."
-            )
 
-    @property
-    def patches(self) -> int:
-        """K, the number of patches in the large lattice."""
-        return (self.large // self.patch) ** 2
+#: Makes large states of the given members, of their magnetisations and ages from 0 to 1.
+Grow = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def start_states(
+    plan: PatchPlan, share: float, members: np.ndarray, seed: int, grow: Grow
+) -> tuple[np.ndarray, np.ndarray]:
+    """Large states, (B, large, large) int8: a ``share`` is random, the others are grown.
+
+    Magnetisations are uniform on -1 to 1. Also returned is which states are random, (B,).
+    """
+    first, second = (uniforms(seed, "sample", 0, step, members) for step in (0, 1))
+    magnetization, age = 2.0 * first[:, 0] - 1.0, first[:, 1]
+    random = (second[:, 0] < share) & (plan.patch < plan.large)
+    states = np.empty((len(members), plan.large, plan.large), np.int8)
+    states[random] = shuffled_states(plan.large, members[random], magnetization[random], seed)
+    grown = ~random
+    states[grown] = grow(members[grown], magnetization[grown], age[grown])
+    return states, random
 
 
 def training_states(system: Ising, plan: DataPlan, members: np.ndarray, seed: int) -> np.ndarray:
@@ -90,17 +125,16 @@ def training_states(system: Ising, plan: DataPlan, members: np.ndarray, seed: in
     uniform magnetisation, doubled and relaxed in overlapping windows until they are
     large; a share starts as random large states, relaxed for a random time.
     """
-    first, second = (uniforms(seed, "sample", 0, step, members) for step in (0, 1))
-    magnetization, age = 2.0 * first[:, 0] - 1.0, first[:, 1]
-    random = (second[:, 0] < plan.random_fraction) & (plan.patch < plan.large)
-    draw = (second[:, 1] * len(GROWN_RELAX)).astype(int)
+    states, random = start_states(
+        plan,
+        plan.random_fraction,
+        members,
+        seed,
+        partial(_upsampled, system, plan, seed),
+    )
+    draw = (uniforms(seed, "sample", 0, 1, members)[:, 1] * len(GROWN_RELAX)).astype(int)
     duration = np.where(random, np.take(RANDOM_RELAX, draw), np.take(GROWN_RELAX, draw))
-    states = np.empty((len(members), plan.large, plan.large), np.int8)
-    level = round(np.log2(plan.large / plan.patch))
-    states[random] = _shuffled(plan.large, members[random], magnetization[random], seed)
-    grown = ~random
-    states[grown] = _upsampled(system, plan, members[grown], magnetization[grown], age[grown], seed)
-    if level > 0:
+    if (level := plan.doublings) > 0:
         for each in np.unique(duration[duration > 0]):
             chosen = duration == each
             some = states[chosen]
@@ -133,21 +167,24 @@ def _relax(
 def _upsampled(
     system: Ising,
     plan: DataPlan,
+    seed: int,
     members: np.ndarray,
     magnetization: np.ndarray,
     age: np.ndarray,
-    seed: int,
 ) -> np.ndarray:
     """Hierarchical upsampling: double, relax, and double again until the states are large."""
     states = _small_snapshots(system, plan, members, magnetization, age, seed)
-    for level in range(round(np.log2(plan.large / plan.patch))):
+    for level in range(plan.doublings):
         if level > 0:
             _relax(system, plan, states, members, seed, plan.relax, level)
         states = scaleup.upsample(states)
     return states
 
 
-def _shuffled(side: int, members: np.ndarray, magnetization: np.ndarray, seed: int) -> np.ndarray:
+def shuffled_states(
+    side: int, members: np.ndarray, magnetization: np.ndarray, seed: int
+) -> np.ndarray:
+    """Square lattices of shuffled spins with given magnetisations, (B, side, side) int8."""
     block = Block.periodic(np.zeros((len(members), side, side), np.int8), members)
     initial.shuffled(block, seed, magnetization)
     return np.array(block.inner())
@@ -165,7 +202,7 @@ def _small_snapshots(
 
     At time ``age^2 small_time``: more of them early, when the state changes fast.
     """
-    states = _shuffled(plan.patch, members, magnetization, seed)
+    states = shuffled_states(plan.patch, members, magnetization, seed)
     solver = Sublattice(system, plan.dt)
     ticks = np.rint(age**2 * plan.small_time).astype(int)  # one tick, one unit of time
     steps = round(1.0 / plan.dt)
@@ -256,31 +293,48 @@ def generate_pairs(
     Every rank makes its share of the states and their partial evolutions, and one
     gather collects the statistics. The result does not depend on the ranks.
     """
+    kind = _record(plan)
+
+    def measured(members: np.ndarray) -> np.ndarray:
+        states = training_states(system, plan, members, seed)
+        return _measure(system, plan, states, members, seed, kind)
+
+    fields = generate(plan.states, kind, measured, comm, chunk, progress)
+    return None if fields is None else PairData(plan, **fields)
+
+
+def generate(
+    states: int,
+    kind: np.dtype,
+    measured: Callable[[np.ndarray], np.ndarray],
+    comm: MPI.Intracomm | None,
+    chunk: int,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, np.ndarray] | None:
+    """Records of all states, ``chunk`` at a time, by field; on rank 0, None on others. Collective.
+
+    ``measured(members)`` makes those of some states.
+    """
     comm = MPI.COMM_SELF if comm is None else comm
-    start, stop = split(plan.states, comm.size, comm.rank)
-    records = np.zeros(stop - start, _record(plan))
+    start, stop = split(states, comm.size, comm.rank)
+    records = np.zeros(stop - start, kind)
     for first in range(start, stop, chunk):
         members = np.arange(first, min(first + chunk, stop))
-        states = training_states(system, plan, members, seed)
-        records[members - start] = _measure(system, plan, states, members, seed)
+        records[members - start] = measured(members)
         if progress is not None:
             progress((int(members[-1]) + 1 - start) / (stop - start))
     gathered = gather_records(records, comm)
     if gathered is None:
         return None
-    fields = {name: np.ascontiguousarray(gathered[name]) for name in gathered.dtype.names or ()}
-    return PairData(plan, **fields)
+    return {name: np.ascontiguousarray(gathered[name]) for name in kind.names or ()}
 
 
-def _measure(
+def evolutions(
     system: Ising, plan: DataPlan, states: np.ndarray, members: np.ndarray, seed: int
-) -> np.ndarray:
-    """Partial evolutions of some states and all their statistics, as records."""
-    out = np.zeros(len(members), _record(plan))
-    out["sums"] = observables.spin_sums(Block.periodic(states, members))
-    out["counts"] = observables.class_counts(states, plan.patch)
+) -> Iterator[scaleup.Patches]:
+    """The partial evolutions of some states, all states together, one for each repeat."""
     for repeat in range(plan.repeats):
-        patches = scaleup.partial_evolution(
+        yield scaleup.partial_evolution(
             states,
             members * plan.repeats + repeat,
             system,
@@ -292,6 +346,21 @@ def _measure(
             flips=plan.flips,
             dt=plan.dt,
         )
+
+
+def _measure(
+    system: Ising,
+    plan: DataPlan,
+    states: np.ndarray,
+    members: np.ndarray,
+    seed: int,
+    kind: np.dtype,
+) -> np.ndarray:
+    """Partial evolutions of some states and all their statistics, as records."""
+    out = np.zeros(len(members), kind)
+    out["sums"] = observables.spin_sums(Block.periodic(states, members))
+    out["counts"] = observables.class_counts(states, plan.patch)
+    for repeat, patches in enumerate(evolutions(system, plan, states, members, seed)):
         out["index"][:, repeat] = patches.index
         out["changes"][:, repeat] = patches.changes()
         out["patch_sums"][:, repeat] = observables.patch_sums(patches.after)

@@ -28,10 +28,9 @@ from mpiflow import observables
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.learn.closure.closure import OBSERVABLES, ClosureAutoencoder
-from mpiflow.learn.closure.dataset import DataPlan, class_densities, training_states
+from mpiflow.learn.closure.dataset import DataPlan, class_densities, evolutions, training_states
 from mpiflow.learn.sde import LearnedSDE
 from mpiflow.learn.training import Schedule, fit, mlp
-from mpiflow.scaleup import spins as scaleup
 from mpiflow.systems.ising import CLASSES, NEIGHBOUR_SUMS, Ising
 
 KINDS = ("ours", "linear", "drifts", "convolution", "published")
@@ -86,21 +85,7 @@ def generate_spin_pairs(
     for first in range(0, plan.states, chunk):
         members = np.arange(first, min(first + chunk, plan.states))
         states = training_states(system, plan, members, seed)
-        evolved = [
-            scaleup.partial_evolution(
-                states,
-                members * plan.repeats + repeat,
-                system,
-                plan.patch,
-                seed=seed,
-                halo=plan.halo,
-                buffer=plan.buffer,
-                duration=plan.duration if plan.flips is None else None,
-                flips=plan.flips,
-                dt=plan.dt,
-            )
-            for repeat in range(plan.repeats)
-        ]
+        evolved = list(evolutions(system, plan, states, members, seed))
         columns = (
             [p.index for p in evolved],
             [p.after[:, 1:-1, 1:-1] for p in evolved],

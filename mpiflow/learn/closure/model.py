@@ -16,7 +16,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import MPI
 from mpiflow.learn.closure.closure import OBSERVABLES, ClosureAutoencoder
 from mpiflow.learn.closure.dataset import DataPlan, PairData, class_densities
-from mpiflow.learn.models import read_model, write_model
+from mpiflow.learn.models import read_model, restore, tensors_of, write_model
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule, TrainingLog, fit
 
@@ -82,11 +82,6 @@ class MacroscopicModel:
 
     def parts(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """A description that JSON can hold, and the tensors: the model for :func:`built`."""
-        tensors = {
-            f"{part}.{name}": value.contiguous()
-            for part, module in (("autoencoder", self.autoencoder), ("sde", self.sde))
-            for name, value in module.state_dict().items()
-        }
         description = {
             "closures": self.autoencoder.closures,
             "autoencoder_width": self.autoencoder.width,
@@ -96,7 +91,7 @@ class MacroscopicModel:
             "dt": self.dt,
             "card": self.card,
         }
-        return description, tensors
+        return description, tensors_of(autoencoder=self.autoencoder, sde=self.sde)
 
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into a directory."""
@@ -116,13 +111,7 @@ def built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
         description["sde_width"],
         description["factor"],
     )
-    for part, module in (("autoencoder", autoencoder), ("sde", sde)):
-        prefix = f"{part}."
-        module.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        )
-    autoencoder.eval()
-    sde.eval()
+    restore(tensors, autoencoder=autoencoder, sde=sde)
     plan = DataPlan(**description["plan"])
     return MacroscopicModel(autoencoder, sde, plan, description["dt"], description["card"])
 
@@ -201,15 +190,24 @@ def train_sde(
     if not factor > 0:
         raise InputError("factor", factor, "above 0", "Leave it out for lambda = K.")
     z0, increments, dt = latent_pairs(data, autoencoder, method)
-    torch.manual_seed(seed)
-    sde = MacroscopicSDE(z0.shape[1], factor=factor)
-    sde.set_scales(z0, increments, dt)
-    log = fit(
-        sde,
-        (z0, increments, dt),
-        seed=seed,
-        schedule=schedule,
-        comm=comm,
-        progress=progress,
+    return fit_sde(
+        (z0, increments, dt), factor, seed=seed, schedule=schedule, comm=comm, progress=progress
     )
-    return sde, log
+
+
+def fit_sde(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray],
+    factor: float,
+    *,
+    width: int = 64,
+    seed: int,
+    **how: Any,
+) -> tuple[MacroscopicSDE, TrainingLog]:
+    """A new SDE trained on latents, increments and times with lambda = ``factor``.
+
+    ``how`` are further arguments of :func:`mpiflow.learn.training.fit`.
+    """
+    torch.manual_seed(seed)
+    sde = MacroscopicSDE(data[0].shape[1], width, factor)
+    sde.set_scales(*data)
+    return sde, fit(sde, data, seed=seed, **how)

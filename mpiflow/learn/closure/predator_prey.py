@@ -22,10 +22,11 @@ from torch import nn
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import uniforms
-from mpiflow.learn.models import read_model, write_model
+from mpiflow.learn.closure.model import fit_sde
+from mpiflow.learn.models import read_model, restore, tensors_of, write_model
 from mpiflow.learn.pair_goodness import judge
 from mpiflow.learn.sde import MacroscopicSDE
-from mpiflow.learn.training import Schedule, TrainingLog, fit, mlp
+from mpiflow.learn.training import Schedule, fit, mlp
 from mpiflow.solvers.lines.predator_prey import PredatorPreySimulation, evolve_patches
 from mpiflow.systems.predator_prey import PredatorPrey, upsample
 
@@ -235,11 +236,6 @@ class PredatorPreyModel:
 
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into a directory."""
-        tensors = {
-            f"{part}.{name}": value.contiguous()
-            for part, module in (("autoencoder", self.autoencoder), ("sde", self.sde))
-            for name, value in module.state_dict().items()
-        }
         description = {
             "factor": self.sde.factor,
             "plan": asdict(self.plan),
@@ -248,6 +244,7 @@ class PredatorPreyModel:
             "variance": self.variance.tolist(),
             "card": self.card,
         }
+        tensors = tensors_of(autoencoder=self.autoencoder, sde=self.sde)
         write_model(directory, KIND, description, tensors)
 
 
@@ -261,29 +258,10 @@ def built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
     plan = PredatorPreyPlan(**description["plan"])
     autoencoder = PatchAutoencoder(plan.large, plan.patch)
     sde = MacroscopicSDE(LATENTS, factor=description["factor"])
-    for part, module in (("autoencoder", autoencoder), ("sde", sde)):
-        prefix = f"{part}."
-        module.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        )
-        module.eval()
+    restore(tensors, autoencoder=autoencoder, sde=sde)
     variance = np.array(description["variance"])
     losses = (description["reconstruction"], description["loss"])
     return PredatorPreyModel(autoencoder, sde, plan, *losses, variance, description["card"])
-
-
-def train_sde(
-    data: tuple[np.ndarray, np.ndarray, np.ndarray],
-    *,
-    factor: float,
-    seed: int,
-    schedule: Schedule,
-) -> tuple[MacroscopicSDE, TrainingLog]:
-    """Train the SDE on latent pairs with lambda = ``factor``."""
-    torch.manual_seed(seed)
-    sde = MacroscopicSDE(LATENTS, factor=factor)
-    sde.set_scales(*data)
-    return sde, fit(sde, data, seed=seed, schedule=schedule)
 
 
 def learn(
@@ -303,7 +281,7 @@ def learn(
     first = fit(autoencoder, [states], seed=seed, schedule=schedule)
     data = latent_pairs(system, plan, states, autoencoder, seed)
     schedule = Schedule(epochs=epochs, batch=256, learning_rate=4e-3)
-    sde, log = train_sde(data, factor=float(plan.patches), seed=seed, schedule=schedule)
+    sde, log = fit_sde(data, float(plan.patches), seed=seed, schedule=schedule)
     variance = data[1].var(axis=(0, 1), dtype=float)
     losses = (first.best_validation, log.best_validation)
     card = {
