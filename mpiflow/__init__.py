@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     from mpiflow.core.lattice import Layout as Layout
     from mpiflow.files.runs import Runs as Runs
     from mpiflow.files.runs import open_path
+    from mpiflow.files.schema import STANDARD as STANDARD
+    from mpiflow.files.schema import block_centres as block_centres
     from mpiflow.files.trajectory import Trajectory as Trajectory
     from mpiflow.files.writer import TrajectoryWriter as TrajectoryWriter
+    from mpiflow.initial.alloy import counts_of as counts_of
+    from mpiflow.initial.alloy import random_alloy as random_alloy
     from mpiflow.learn.closure.model import MacroscopicModel as MacroscopicModel
     from mpiflow.learn.models import load_model as load_model
     from mpiflow.learn.run_dataset import RunDataset as RunDataset
@@ -44,18 +48,24 @@ if TYPE_CHECKING:
     from mpiflow.scaleup.spins import partial_evolution as partial_evolution
     from mpiflow.scaleup.spins import upsample as upsample
     from mpiflow.simulation.alloy.barrier_model import load_barrier_model as load_barrier_model
+    from mpiflow.simulation.alloy.barrier_model import network_model as network_model
+    from mpiflow.simulation.alloy.barrier_model import pairwise_model as pairwise_model
+    from mpiflow.simulation.alloy.barrier_model import save_barrier_model as save_barrier_model
     from mpiflow.simulation.alloy.simulation import AlloySimulation as AlloySimulation
     from mpiflow.simulation.field.simulation import FieldSimulation as FieldSimulation
     from mpiflow.simulation.ising.simulation import Simulation as Simulation
     from mpiflow.simulation.kac.simulation import KacSimulation as KacSimulation
     from mpiflow.simulation.rules.simulation import RuleSimulation as RuleSimulation
+    from mpiflow.solvers.field.mesoscopic import NonlocalEquation as NonlocalEquation
     from mpiflow.solvers.spins.nfold import NFold as NFold
     from mpiflow.solvers.spins.sublattice import Sublattice as Sublattice
     from mpiflow.systems.alloy import Alloy as Alloy
     from mpiflow.systems.blume_capel import BlumeCapel as BlumeCapel
     from mpiflow.systems.curie_weiss import CurieWeiss as CurieWeiss
     from mpiflow.systems.ising import Ising as Ising
+    from mpiflow.systems.ising import onsager_energy as onsager_energy
     from mpiflow.systems.kac import Kac as Kac
+    from mpiflow.systems.kac import kac_kernel as kac_kernel
     from mpiflow.systems.linear_chain import LinearChain as LinearChain
     from mpiflow.systems.potts import Potts as Potts
     from mpiflow.systems.predator_prey import PredatorPrey as PredatorPrey
@@ -83,37 +93,47 @@ _PUBLIC = {
     "LinearChain": ("mpiflow.systems.linear_chain", "LinearChain"),
     "MacroscopicModel": ("mpiflow.learn.closure.model", "MacroscopicModel"),
     "NFold": ("mpiflow.solvers.spins.nfold", "NFold"),
+    "NonlocalEquation": ("mpiflow.solvers.field.mesoscopic", "NonlocalEquation"),
     "Observable": ("mpiflow.observables.observable", "Observable"),
     "Potts": ("mpiflow.systems.potts", "Potts"),
     "PredatorPrey": ("mpiflow.systems.predator_prey", "PredatorPrey"),
     "RuleSimulation": ("mpiflow.simulation.rules.simulation", "RuleSimulation"),
     "RunDataset": ("mpiflow.learn.run_dataset", "RunDataset"),
     "Runs": ("mpiflow.files.runs", "Runs"),
+    "STANDARD": ("mpiflow.files.schema", "STANDARD"),
     "Simulation": ("mpiflow.simulation.ising.simulation", "Simulation"),
     "SpinRule": ("mpiflow.systems.rule", "SpinRule"),
     "Sublattice": ("mpiflow.solvers.spins.sublattice", "Sublattice"),
     "Trajectory": ("mpiflow.files.trajectory", "Trajectory"),
     "TrajectoryWriter": ("mpiflow.files.writer", "TrajectoryWriter"),
+    "block_centres": ("mpiflow.files.schema", "block_centres"),
+    "counts_of": ("mpiflow.initial.alloy", "counts_of"),
+    "export": ("mpiflow.commands.twins", "export"),
     "import_array": ("mpiflow.commands.importing.run", "import_array"),
     "import_trajectory": ("mpiflow.commands.importing.run", "import_trajectory"),
+    "info": ("mpiflow.commands.twins", "info"),
+    "kac_kernel": ("mpiflow.systems.kac", "kac_kernel"),
+    "learn_onsagerflow": ("mpiflow.commands.twins", "learn_onsagerflow"),
     "load_barrier_model": ("mpiflow.simulation.alloy.barrier_model", "load_barrier_model"),
     "load_model": ("mpiflow.learn.models", "load_model"),
     "local_relax": ("mpiflow.scaleup.spins", "local_relax"),
+    "network_model": ("mpiflow.simulation.alloy.barrier_model", "network_model"),
+    "onsager_energy": ("mpiflow.systems.ising", "onsager_energy"),
     "open": ("mpiflow.files.runs", "open_path"),
+    "pairwise_model": ("mpiflow.simulation.alloy.barrier_model", "pairwise_model"),
     "partial_evolution": ("mpiflow.scaleup.spins", "partial_evolution"),
-    "predict": ("mpiflow.commands.twins", "predict"),
-    "record": ("mpiflow.run.simulate", "record"),
-    "record_alloy": ("mpiflow.run.simulate", "record"),
-    "simulate": ("mpiflow.run.simulate", "simulate"),
-    "resume": ("mpiflow.run.resume", "resume"),
-    "info": ("mpiflow.commands.twins", "info"),
     "plan": ("mpiflow.commands.twins", "plan"),
     "plot": ("mpiflow.commands.twins", "plot"),
-    "export": ("mpiflow.commands.twins", "export"),
-    "verify": ("mpiflow.commands.twins", "verify"),
-    "learn_onsagerflow": ("mpiflow.commands.twins", "learn_onsagerflow"),
+    "predict": ("mpiflow.commands.twins", "predict"),
+    "random_alloy": ("mpiflow.initial.alloy", "random_alloy"),
+    "record": ("mpiflow.run.simulate", "record"),
+    "record_alloy": ("mpiflow.run.simulate", "record"),
+    "resume": ("mpiflow.run.resume", "resume"),
+    "save_barrier_model": ("mpiflow.simulation.alloy.barrier_model", "save_barrier_model"),
+    "simulate": ("mpiflow.run.simulate", "simulate"),
     "sweep": ("mpiflow.run.sweep", "sweep"),
     "upsample": ("mpiflow.scaleup.spins", "upsample"),
+    "verify": ("mpiflow.commands.twins", "verify"),
 }
 #: Modules that are public as a whole, and where they live.
 _MODULES = {

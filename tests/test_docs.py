@@ -6,6 +6,7 @@ And the names of modules, functions, classes and files that the pages mention: a
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+import mpiflow
 from mpiflow.cli import invoke
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +63,26 @@ def test_imports_of_blocks(name: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exec(compile(ast.Module(lines, []), name, "exec"), {})  # noqa: S102
+
+
+def test_what_pages_import_is_public() -> None:
+    """Only the page about the inside names the modules that things live in."""
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        text = page.read_text()
+        if page.name != "adding-a-system.md":
+            assert not re.findall(r"from mpiflow\.\S+ import .*", text), page.name
+        for line in re.findall(r"from mpiflow import ([\w, ]+)", text):
+            names = {part.split(" as ")[0].strip() for part in line.split(",")}
+            assert names <= {*mpiflow.__all__, "open"}, page.name
+
+
+def test_a_star_leaves_the_names_of_the_language() -> None:
+    names: dict[str, object] = {}
+    exec("from mpiflow import *", names)  # noqa: S102
+    assert not set(mpiflow.__all__) & set(dir(builtins))
+    assert names.keys() >= {"Kac", "Alloy", "predict", "record_alloy", "initial"}
+    assert "open" not in names
+    assert callable(mpiflow.open)
 
 
 # -- names ---------------------------------------------------------------------------------
