@@ -297,7 +297,7 @@ def components(run: Trajectory, v: Variable) -> dict[str, dict[str, int]]:
     """
     names: dict[str, dict[str, int]] = {v.name: {}}
     for dim in v.dims:
-        if dim != "member" and dim not in field_axes(v) and not _is_species(v):
+        if dim != "member" and dim not in field_axes(v) and not is_species(v):
             words = [str(word) for word in run.read(dim)]
             names = {
                 f"{name} {dim} {word}": {**place, dim: i}
@@ -344,7 +344,7 @@ def to_xdmf(
     InputError : no fields, no such variable, frame or member, bad output
     """
     atoms = run.attributes.get("system") == "alloy" or run.config.get("kind") == "species"
-    shown = [v for v in run.variables.values() if field_axes(v) or (atoms and _is_species(v))]
+    shown = [v for v in run.variables.values() if field_axes(v) or (atoms and is_species(v))]
     if not shown:
         remedy = "Its system has none on a lattice: export it to netcdf."
         # Of spins, or of a spin rule.
@@ -367,7 +367,7 @@ def to_xdmf(
         text = files.enter_context(whole_file(path, **about))
         meshes: dict[_Mesh, list[Variable]] = {}
         for v in kept:
-            if _is_species(v):
+            if is_species(v):
                 points = _points(run)
                 target = files.enter_context(whole_file(beside, **about))
                 target.write_bytes(_points_image(points))
@@ -384,7 +384,8 @@ def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _is_species(v: Variable) -> bool:
+def is_species(v: Variable) -> bool:
+    """Whether a variable is the species of the sites of an alloy."""
     return v.name == "species" and v.dims[-1:] == ("site",)
 
 

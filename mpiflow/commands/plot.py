@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from mpiflow.commands.export import attributes_of, check_member, chosen, components, field_axes
+from mpiflow.commands.export import (
+    attributes_of,
+    check_member,
+    chosen,
+    components,
+    field_axes,
+    is_species,
+)
+from mpiflow.commands.plot_atoms import draw_atoms
 from mpiflow.core.errors import InputError
 from mpiflow.files import segments
 from mpiflow.files.schema import Variable
@@ -131,11 +139,15 @@ def _along_a_line(v: Variable) -> bool:
     return v.per_frame and v.name.endswith("_profile")
 
 
-def _select(run: Trajectory, names: Sequence[str] | None) -> tuple[list[Variable], list[Variable]]:
-    """The variables to draw against time, and the fields."""
+def _select(
+    run: Trajectory, names: Sequence[str] | None, *, atoms: bool = False
+) -> tuple[list[Variable], list[Variable]]:
+    """The variables to draw against time, and the fields; atoms too where they are asked for."""
     lines = {v.name: n for v in run.variables.values() if (n := _lines_of(run, v))}
     planes = [v for v in run.variables.values() if len(field_axes(v)) == 2 or _along_a_line(v)]
     fields = [v.name for v in planes]
+    if atoms and names is not None:
+        fields += [v.name for v in run.variables.values() if is_species(v)]
     if names is not None:
         wanted = chosen(run, names, [*lines, *fields])
     else:
@@ -285,11 +297,17 @@ def _figure(
     last = _frame(run, -1)
     moments = [_frame(run, frame)] if frame is not None else _spaced(last, SNAPSHOTS)
     check_member(run, member)
-    drawn, kept = _select(run, variables)
+    drawn, kept = _select(run, variables, atoms=True)
+    atoms = [v for v in kept if is_species(v)]
+    kept = [v for v in kept if v not in atoms]
     columns = 2 if len(drawn) == 4 else min(3, max(1, len(drawn)))
     rows = -(-len(drawn) // columns)
     panels_of = (1 if _along_a_line(v) else len(_first_components(run, v)) for v in kept)
-    sizes = [2.6 * rows] * bool(drawn) + [2.9] * sum(panels_of)
+    sizes = (
+        [2.6 * rows] * bool(drawn)
+        + [2.9] * sum(panels_of)
+        + [8.0 / len(moments) + 2.0] * len(atoms)
+    )
     figure = Figure(figsize=(13.0, sum(sizes) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     parts = list(figure.subfigures(len(sizes), 1, height_ratios=sizes, squeeze=False)[:, 0])
@@ -304,6 +322,8 @@ def _figure(
             axes.set_xlabel(_time_label(run), fontsize=8)
         for axes in panels[len(drawn) :]:
             axes.remove()
+    if atoms:
+        draw_atoms(parts.pop(), run, moments, member)
     for part, field in zip(parts, fields_of(run, kept, moments, member), strict=True):
         if field.line:
             _draw_profile(part, _time_label(run), field)

@@ -153,6 +153,24 @@ def _only_atoms(row: np.ndarray, words: np.ndarray) -> int:
 
 
 @kernel
+def _line(
+    species: np.ndarray, boxes: Boxes, key: np.ndarray, top: int, b: int, i: int, j: int,
+    words: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """The sites along z at point (i, j) of box b, a view, and their words; none between sites.
+
+    ``top`` is the first of the rows (x) that ``species`` has.
+    """
+    origins, members, lattice = boxes
+    x, y = (origins[b, 0] + top + i) % lattice[0], (origins[b, 1] + j) % lattice[1]
+    first = (x - origins[b, 2]) % 2 if (x - y) % 2 == 0 else species.shape[3]
+    row = species[b, i, j, first::2]
+    z = origins[b, 2] + first
+    _row_words(key, members[b], x, y, z, lattice[2], words[: row.size])
+    return row
+
+
+@kernel
 def _count(
     species: np.ndarray,
     boxes: Boxes,
@@ -163,22 +181,15 @@ def _count(
     counts: np.ndarray,
 ) -> None:
     """Histograms (B, digits) of the next digit of the words of all atoms."""
-    origins, members, lattice = boxes
     words = np.empty(species.shape[3] // 2 + 1, np.uint64)
     for b in range(species.shape[0]):
         if left[b] == 0:
             continue
         for i in range(species.shape[1]):
-            x = (origins[b, 0] + i) % lattice[0]
             for j in range(species.shape[2]):
-                y = (origins[b, 1] + j) % lattice[1]
-                if (x - y) % 2 == 0:
-                    first = (x - origins[b, 2]) % 2
-                    row = species[b, i, j, first::2]
-                    z = origins[b, 2] + first
-                    _row_words(key, members[b], x, y, z, lattice[2], words[: row.size])
-                    atoms = _only_atoms(row, words)
-                    count_digits(words[:atoms], bounds[b], shift, counts[b])
+                row = _line(species, boxes, key, 0, b, i, j, words)
+                atoms = _only_atoms(row, words)
+                count_digits(words[:atoms], bounds[b], shift, counts[b])
 
 
 @kernel
@@ -194,19 +205,11 @@ def _turn_row(row: np.ndarray, words: np.ndarray, bounds: np.ndarray) -> None:
 @kernel
 def _turn(species: np.ndarray, boxes: Boxes, key: np.ndarray, top: int, bounds: np.ndarray) -> None:
     """Turn atoms into the first species whose bound (B, kinds) lies above their word."""
-    origins, members, lattice = boxes
     words = np.empty(species.shape[3] // 2 + 1, np.uint64)
     for b in range(species.shape[0]):
         for i in range(species.shape[1]):
-            x = (origins[b, 0] + top + i) % lattice[0]
             for j in range(species.shape[2]):
-                y = (origins[b, 1] + j) % lattice[1]
-                if (x - y) % 2 == 0:
-                    first = (x - origins[b, 2]) % 2
-                    row = species[b, i, j, first::2]
-                    z = origins[b, 2] + first
-                    _row_words(key, members[b], x, y, z, lattice[2], words[: row.size])
-                    _turn_row(row, words, bounds[b])
+                _turn_row(_line(species, boxes, key, top, b, i, j, words), words, bounds[b])
 
 
 def _turn_smallest(block: Block, key: np.ndarray, numbers: np.ndarray) -> None:

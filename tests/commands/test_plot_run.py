@@ -13,8 +13,10 @@ import pytest
 
 from mpiflow.cli import invoke
 from mpiflow.commands import plot as plot_run
+from mpiflow.commands import plot_atoms
 from mpiflow.core.errors import InputError
 from mpiflow.files.schema import STANDARD, block_centres
+from mpiflow.files.structure import grid_of
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.files.writer import TrajectoryWriter
 
@@ -252,6 +254,35 @@ def test_every_component_of_a_field_is_drawn(tmp_path: Path, states: int) -> Non
         pages = plot_run.page(run, None, None, 1)
         assert sum("coarse_fraction state" in line for line in pages) == few
         assert plot_run.picture(run, tmp_path / "all.png", member=1) == 2
+
+
+def test_atoms_are_drawn_where_they_are_asked_for(tmp_path: Path) -> None:
+    """Those of the outer layers of the three faces that are seen, and every vacancy."""
+    path, cells = tmp_path / "run.h5", (6, 6, 6)
+    species = np.arange(2 * 6**3, dtype=np.int8) % 3 + 1
+    species[[5, 77]] = 0
+    with TrajectoryWriter(
+        path,
+        dims={"site": species.size},
+        variables=[STANDARD["species"]],
+        attributes=about("alloy", cells=list(cells)),
+    ) as writer:
+        writer.append(0.0, {"species": species})
+        writer.append(1.0, {"species": species})
+    out = tmp_path / "atoms.png"
+    with Trajectory(path) as run:
+        assert plot_run.picture(run, out, ["species"], -1) == 2
+        with pytest.raises(InputError, match="species"):
+            plot_run.page(run, ["species"])
+    assert out.stat().st_size > 10_000
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes, grid = figure.subplots(), grid_of(species, cells)
+    plot_atoms._draw(axes, grid, ("Nb", "Mo", "Ta"))
+    x, y, z = np.indices(grid.shape)
+    near = np.minimum(np.minimum(11 - x, y), 11 - z) < 4
+    atoms, *holes = (len(part.get_offsets()) for part in axes.collections[:3])
+    assert atoms == np.count_nonzero(near & (grid > 0))
+    assert sum(holes) == 2
 
 
 def alloy(path: Path) -> np.ndarray:
