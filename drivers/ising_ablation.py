@@ -26,14 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow.core import parallel
-from mpiflow.core.errors import InputError
 from mpiflow.experiments import equilibrium
 from mpiflow.experiments.results import (
-    FinishedParts,
     Report,
     farm,
-    results_directory,
     with_error,
 )
 from mpiflow.learn.closure import equilibrium as eq
@@ -54,15 +50,7 @@ PUBLISHED = {"snapshots": "shown", "naive": "NaN", "hierarchical": "shown"}
 
 def main() -> None:
     options = parse()
-    comm = parallel.start()
-    with parallel.agreed(comm):
-        if options.seeds < 2:
-            raise InputError("seeds", options.seeds, "2 or more, for error bars", "Leave it out.")
-        if options.states < 256:
-            raise InputError("states", options.states, "256 or more", "Leave it out.")
-    out = results_directory(options.out, comm)
-    facts = {k: v for k, v in vars(options).items() if k not in ("out", "seeds")}
-    kept = FinishedParts(out / "parts", facts)
+    comm, out, kept = equilibrium.begin(options)
     truths = farm(
         [("truth", i) for i in range(2)], lambda task: true_law(task[1], options), comm, kept
     )

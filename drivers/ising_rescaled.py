@@ -24,14 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow.core import parallel
-from mpiflow.core.errors import InputError
 from mpiflow.experiments import equilibrium
 from mpiflow.experiments.results import (
-    FinishedParts,
     Report,
     farm,
-    results_directory,
     with_error,
 )
 from mpiflow.learn.closure import equilibrium as eq
@@ -53,15 +49,7 @@ PUBLISHED = ("right", "no reversals", "right", "")
 
 def main() -> None:
     options = parse()
-    comm = parallel.start()
-    with parallel.agreed(comm):
-        if options.seeds < 2:
-            raise InputError("seeds", options.seeds, "2 or more, for error bars", "Leave it out.")
-        if options.states < 256:
-            raise InputError("states", options.states, "256 or more", "Leave it out.")
-    out = results_directory(options.out, comm)
-    facts = {k: v for k, v in vars(options).items() if k not in ("out", "seeds")}
-    kept = FinishedParts(out / "parts", facts)
+    comm, out, kept = equilibrium.begin(options)
     sizes = (SMALL, LARGE)
     truths = farm(list(product(sizes, range(2))), lambda task: true_law(task, options), comm, kept)
     spins = {size: truths[size, 0]["spins"] for size in sizes}

@@ -11,11 +11,20 @@ import numpy as np
 import torch
 
 from mpiflow import metrics
+from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import BIT_RNG
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import Entry, entry, figure, trajectory, with_error
+from mpiflow.experiments.results import (
+    Entry,
+    FinishedParts,
+    entry,
+    figure,
+    results_directory,
+    trajectory,
+    with_error,
+)
 from mpiflow.files.schema import STANDARD
 from mpiflow.learn.closure.equilibrium import DT, MEMBERS
 from mpiflow.learn.sde import LearnedSDE
@@ -61,14 +70,28 @@ def parse(doc: str | None, out: str, repeats: str, frames: int) -> argparse.Name
     add("--repeats", type=int, default=16, help=repeats)
     add("--seed", type=int, default=1)
     options = parser.parse_args()
-    options.burn, options.every, options.epochs = 1500.0, 50.0, 20
+    options.burn, options.every = 1500.0, 50.0
     options.watch = Watch(burn=4000.0, every=20.0, frames=801)
     options.predicted = Watch(burn=1000.0, every=20.0, frames=frames)
+    options.epochs = 20
     if options.smoke:
         options.seeds, options.states, options.repeats, options.epochs = 2, 256, 2, 2
         options.burn, options.every = 2.0, 1.0
         options.watch = options.predicted = Watch(burn=2.0, every=1.0, frames=4)
     return options
+
+
+def begin(options: argparse.Namespace) -> tuple[MPI.Intracomm, Path, FinishedParts]:
+    """Check the options: the ranks, the folder of results, the parts that are done. Collective."""
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        if options.seeds < 2:
+            raise InputError("seeds", options.seeds, "2 or more, for error bars", "Leave it out.")
+        if options.states < 256:
+            raise InputError("states", options.states, "256 or more", "Leave it out.")
+    out = results_directory(options.out, comm)
+    facts = {k: v for k, v in vars(options).items() if k not in ("out", "seeds")}
+    return comm, out, FinishedParts(out / "parts", facts)
 
 
 def truth(
