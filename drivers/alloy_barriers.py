@@ -36,7 +36,7 @@ from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import Entry, Report, entry, farm, results_directory
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.simulation.alloy.barrier_model import (
@@ -108,10 +108,7 @@ def main() -> None:
     comm = parallel.start()
     with parallel.agreed(comm):
         teacher = load_teacher(options)
-        if options.members < 2 * comm.size:
-            raise InputError(
-                "members", options.members, f"{2 * comm.size} or more", "Leave it out."
-            )
+        at_least(options, members=2 * comm.size)
     out = results_directory(options.out, comm)
     rules = teacher.parameters
     train = environments(rules, options.seed, 0, options.runs, options.random, comm)

@@ -19,9 +19,8 @@ from mpi4py import MPI
 
 from mpiflow import metrics
 from mpiflow.core import parallel
-from mpiflow.core.errors import InputError
 from mpiflow.experiments.alloy import PAIRS
-from mpiflow.experiments.options import add_barriers, driver_parser, list_of
+from mpiflow.experiments.options import add_barriers, at_least, driver_parser, list_of
 from mpiflow.experiments.results import Report, farm, results_directory
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.simulation.alloy.barrier_model import BarrierModel, load_barrier_model
@@ -45,8 +44,7 @@ def main() -> None:
     options = parse()
     comm = parallel.start()
     with parallel.agreed(comm):
-        if options.seeds < 2:
-            raise InputError("seeds", options.seeds, "2 or more", "Leave it out.")
+        at_least(options, seeds=2)
         model = load_barrier_model(options.barriers, options.axis_order)
     out = results_directory(options.out, comm)
     cases = [SERIAL, *((tile, w) for tile in options.tiles for w in options.windows)]

@@ -38,9 +38,8 @@ from mpi4py import MPI
 
 from mpiflow import initial
 from mpiflow.core import parallel
-from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
     Report,
@@ -87,9 +86,7 @@ def main() -> None:
     options = parse()
     comm = parallel.start()
     with parallel.agreed(comm):
-        for name, least in (("seeds", 3), ("replicas", 2), ("steps", 1)):
-            if getattr(options, name) < least:
-                raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
+        at_least(options, seeds=3, replicas=2, steps=1)
         plans = {
             "full": DataPlan(states=options.states, repeats=8),
             "small": DataPlan(states=max(10, 2 * options.states // 5), repeats=8),

@@ -50,8 +50,7 @@ import torch
 
 from mpiflow import metrics
 from mpiflow.core import parallel
-from mpiflow.core.errors import InputError
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
     Report,
@@ -138,9 +137,7 @@ def main() -> None:
     options = parse()
     comm = parallel.start()
     with parallel.agreed(comm):
-        for name, least in (("seeds", 1), ("steps", 1), ("frames", 1)):
-            if getattr(options, name) < least:
-                raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
+        at_least(options, seeds=1, steps=1, frames=1)
         tasks = list(product(options.patches, METHODS, range(options.seeds)))
         plans = {task: plan_of(task, options) for task in tasks}
     out = results_directory(options.out, comm)

@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from mpiflow.core import parallel
-from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
 from mpiflow.experiments.figures import latent_figure
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import Report, Results, results_directory
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.closure.model import Method
@@ -39,8 +38,7 @@ def main() -> None:
     with parallel.agreed(comm):
         plan = DataPlan(patch=PATCH, states=options.states)
         schedule = Schedule(epochs=options.epochs)
-        if options.replicas < 2:
-            raise InputError("replicas", options.replicas, "2 or more", "Leave it out.")
+        at_least(options, replicas=2)
     out = results_directory(options.out, comm)
     start = time.monotonic()
     data = experiment.generate(SYSTEM, {(PATCH, SEED): plan}, comm)

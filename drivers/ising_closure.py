@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core import parallel
-from mpiflow.core.errors import InputError
 from mpiflow.experiments import ising as experiment
 from mpiflow.experiments.figures import latent_figure
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
     Report,
@@ -65,9 +64,7 @@ def main() -> None:
             for seed in range(options.seeds)
         }
         schedule = Schedule(epochs=options.epochs)
-        for name, least in (("seeds", 1), ("replicas", 2), ("steps", 1)):
-            if getattr(options, name) < least:
-                raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
+        at_least(options, seeds=1, replicas=2, steps=1)
     out = results_directory(options.out, comm)
     facts = {name: value for name, value in vars(options).items() if name not in LATER}
     kept = FinishedParts(out / "parts", facts)

@@ -29,7 +29,7 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import Report, figure, results_directory
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.kac import Kac
@@ -74,10 +74,7 @@ def main() -> None:
     options = parse()
     comm = parallel.start()
     with parallel.agreed(comm):
-        if options.trials < max(8, comm.size):
-            raise InputError(
-                "trials", options.trials, f"{max(8, comm.size)} or more", "Leave it out."
-            )
+        at_least(options, trials=max(8, comm.size))
         if options.time < 1 or options.time % 1:
             raise InputError("time", options.time, "a whole number from 1 on", "Try 5.")
     out = results_directory(options.out, comm)

@@ -26,7 +26,7 @@ from mpiflow import Ising, Simulation, initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.figures import power_law_figure
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import Report, results_directory, with_error
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.run.simulate import record
@@ -40,8 +40,7 @@ def main() -> None:
     comm = parallel.start()
     imported = peak_memory()
     with parallel.agreed(comm):
-        if options.seeds < 1:
-            raise InputError("seeds", options.seeds, "1 or more", "Leave it out.")
+        at_least(options, seeds=1)
         if not 0 < options.temperature < CRITICAL_TEMPERATURE:
             raise InputError("temperature", options.temperature, "below 2.269", "Try 1.")
         if not options.sweeps >= 4 * options.first >= 4 * options.every:

@@ -22,7 +22,7 @@ from mpi4py import MPI
 from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import Report, farm, figure, results_directory
 from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
@@ -428,9 +428,7 @@ def draw(path: Path, found: dict[Task, dict[str, Any]], options: argparse.Namesp
 
 
 def check(options: argparse.Namespace) -> None:
-    for name, least in (("runs", len(LEARNED)), ("micro_runs", len(LEARNED)), ("epochs", 1)):
-        if getattr(options, name) < least:
-            raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
+    at_least(options, runs=len(LEARNED), micro_runs=len(LEARNED), epochs=1)
     if not options.noise or min(options.noise) < 0:
         raise InputError("noise", options.noise, "levels of 0 or more", "Leave it out.")
     for gamma in options.gammas:

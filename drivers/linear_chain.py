@@ -39,7 +39,7 @@ from mpiflow.core import parallel
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import uniforms
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
     Report,
@@ -72,9 +72,7 @@ def main() -> None:
     with parallel.agreed(comm):
         if options.seeds < 3:
             raise InputError("seeds", options.seeds, "3 or more, for error bars", "Leave it out.")
-        for name in ("chains", "members"):
-            if getattr(options, name) < 2:
-                raise InputError(name, getattr(options, name), "2 or more", "Leave it out.")
+        at_least(options, chains=2, members=2)
     out = results_directory(options.out, comm)
     chains = {"small": LinearChain(SMALL), "large": LinearChain(LARGE)}
     tasks = [(name, 1000 * options.seed + n) for n in range(options.seeds) for name in chains]

@@ -40,8 +40,7 @@ import torch
 
 from mpiflow import metrics
 from mpiflow.core import parallel
-from mpiflow.core.errors import InputError
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
     Report,
@@ -76,9 +75,7 @@ def main() -> None:
     options = parse()
     comm = parallel.start()
     with parallel.agreed(comm):
-        for name, least in (("seeds", 3), ("members", 2), ("epochs", 1)):
-            if getattr(options, name) < least:
-                raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
+        at_least(options, seeds=3, members=2, epochs=1)
     out = results_directory(options.out, comm)
     facts = {k: v for k, v in vars(options).items() if k not in ("out", "smoke")}
     facts |= {"plan": plan_of("published", options), "systems": SYSTEMS, "sets": SETS}

@@ -34,9 +34,8 @@ import numpy as np
 from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.block import Block
-from mpiflow.core.errors import InputError
 from mpiflow.core.noise import BIT_RNG
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
     Report,
@@ -98,9 +97,7 @@ def main() -> None:
     options = parse()
     comm = parallel.start()
     with parallel.agreed(comm):
-        for name, least in (("seeds", 3), ("lattices", 8), ("states", 1)):
-            if getattr(options, name) < least:
-                raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
+        at_least(options, seeds=3, lattices=8, states=1)
     out = results_directory(options.out, comm)
     facts = {name: getattr(options, name) for name in ("lattices", "states", "seed", "sweeps")}
     facts |= {"ways": WAYS, "cases": CASES, "times": WHOLE_TIMES}

@@ -32,7 +32,7 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import (
     FinishedParts,
     Report,
@@ -87,8 +87,7 @@ def main() -> None:
     with parallel.agreed(comm):
         if options.groups < 2:
             raise InputError("groups", options.groups, "2 or more, for error bars", "Leave it out.")
-        if options.replicas < 4:
-            raise InputError("replicas", options.replicas, "4 or more", "Leave it out.")
+        at_least(options, replicas=4)
     out = results_directory(options.out, comm)
     facts = {"replicas": options.replicas, "seed": options.seed, "kinds": KINDS, "sides": SIDES}
     tasks = [(kind, group) for kind in range(len(KINDS)) for group in range(options.groups)]

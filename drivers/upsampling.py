@@ -42,7 +42,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
 from mpiflow.experiments import upsampling
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import (
     Entry,
     FinishedParts,
@@ -149,9 +149,7 @@ def main() -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    for name, least in (("groups", 3), ("thin", 1)):
-        if getattr(options, name) < least:
-            raise InputError(name, getattr(options, name), f"{least} or more", "Leave it out.")
+    at_least(options, groups=3, thin=1)
     for name in ("largest", "beyond"):
         side = getattr(options, name)
         if side < 32 or 2 ** round(math.log2(side)) != side:

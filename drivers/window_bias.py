@@ -19,9 +19,8 @@ from mpi4py import MPI
 from mpiflow import Ising, initial, metrics, observables
 from mpiflow.core import parallel
 from mpiflow.core.block import Block, gather_records
-from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import Report, results_directory
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.tiled import TiledNFold
@@ -36,10 +35,7 @@ def main() -> None:
     options = parse()
     comm = parallel.start()
     with parallel.agreed(comm):
-        if options.replicas < 4 * comm.size:
-            raise InputError(
-                "replicas", options.replicas, f"{4 * comm.size} or more", "Leave it out."
-            )
+        at_least(options, replicas=4 * comm.size)
     out = results_directory(options.out, comm)
     report = Report(out)
     report.table("T", "tile", "t", *(f"W = {w:g}" for w in WINDOWS))

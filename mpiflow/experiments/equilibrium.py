@@ -15,7 +15,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import BIT_RNG
-from mpiflow.experiments.options import driver_parser
+from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import (
     Entry,
     FinishedParts,
@@ -87,8 +87,7 @@ def begin(options: argparse.Namespace) -> tuple[MPI.Intracomm, Path, FinishedPar
     with parallel.agreed(comm):
         if options.seeds < 2:
             raise InputError("seeds", options.seeds, "2 or more, for error bars", "Leave it out.")
-        if options.states < 256:
-            raise InputError("states", options.states, "256 or more", "Leave it out.")
+        at_least(options, states=256)
     out = results_directory(options.out, comm)
     facts = {k: v for k, v in vars(options).items() if k not in ("out", "seeds")}
     return comm, out, FinishedParts(out / "parts", facts)

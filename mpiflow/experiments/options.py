@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import TypeVar
 
+from mpiflow.core.errors import InputError
+
 T = TypeVar("T")
 
 
@@ -24,6 +26,13 @@ def driver_parser(
     parser.add_argument("--out", default=out, help="directory for the results")
     parser.add_argument("--smoke", action="store_true", help=smoke)
     return parser
+
+
+def at_least(options: argparse.Namespace, **least: int) -> None:
+    """Raise :class:`InputError` where a numeric option is below its least value."""
+    for name, bound in least.items():
+        if getattr(options, name) < bound:
+            raise InputError(name, getattr(options, name), f"{bound} or more", "Leave it out.")
 
 
 def add_barriers(parser: argparse.ArgumentParser) -> None:

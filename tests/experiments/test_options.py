@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mpiflow.experiments.options import add_barriers, driver_parser, list_of
+from mpiflow.core.errors import InputError
+from mpiflow.experiments.options import add_barriers, at_least, driver_parser, list_of
 
 
 def test_every_driver_says_where_results_go_and_what_a_smoke_run_is() -> None:
@@ -27,3 +28,12 @@ def test_lists_have_commas_between(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             parser.parse_args(["--cells", wrong])
         assert f"invalid list_with_commas value: '{wrong}'" in capsys.readouterr().err
+
+
+def test_numbers_that_are_too_small_are_refused() -> None:
+    parser = driver_parser(None, "results/x")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args(["--seeds", "1"])
+    at_least(options, seeds=1)
+    with pytest.raises(InputError, match="seeds=1: allowed is 2 or more"):
+        at_least(options, seeds=2)
