@@ -93,7 +93,14 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True)
 class Course:
-    """How the model is fitted."""
+    """How the model is fitted.
+
+    Parameters
+    ----------
+    filters, hidden : units of the network's layers
+    steps, batch, rate : of Adam, the rate at its start
+    average : of the running mean of the weights, a step
+    """
 
     filters: int = 16
     hidden: tuple[int, ...] = (32, 32)

@@ -463,6 +463,8 @@ class _Files:
 
 
 class _Held:
+    """The open file of a run while it is read: nobody may close it, the lock of all is held."""
+
     def __init__(self, files: _Files, run: Run) -> None:
         self.files, self.run = files, run
 
