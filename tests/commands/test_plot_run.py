@@ -13,7 +13,7 @@ import pytest
 
 from mpiflow.cli import invoke
 from mpiflow.commands import plot as plot_run
-from mpiflow.commands import plot_atoms
+from mpiflow.commands import plot_atoms, terminal
 from mpiflow.core.errors import InputError
 from mpiflow.files.schema import STANDARD, block_centres
 from mpiflow.files.structure import grid_of
@@ -67,15 +67,15 @@ def lines_of(run: Path, *arguments: Any, **options: Any) -> list[str]:
 
 def test_braille() -> None:
     dots = np.zeros((8, 4), bool)
-    assert plot_run.braille(dots) == ["⠀⠀", "⠀⠀"]
+    assert terminal.braille(dots) == ["⠀⠀", "⠀⠀"]
     dots[0, 0] = dots[3, 3] = dots[4, 1] = dots[7, 2] = True
-    assert plot_run.braille(dots) == ["⠁⢀", "⠈⡀"]
-    assert plot_run.braille(np.ones((4, 4), bool)) == ["⣿⣿"]
+    assert terminal.braille(dots) == ["⠁⢀", "⠈⡀"]
+    assert terminal.braille(np.ones((4, 4), bool)) == ["⣿⣿"]
 
 
 def traced(across: list[float], down: list[float], *, dotted: bool = False) -> np.ndarray:
     dots = np.zeros((8, 12), bool)
-    plot_run._trace(dots, np.array(across), np.array(down), dotted=dotted)
+    terminal.trace(dots, np.array(across), np.array(down), dotted=dotted)
     return dots
 
 
@@ -107,10 +107,10 @@ def test_many_points_keep_their_peaks() -> None:
 
 def test_half_blocks_show_y_upwards() -> None:
     field = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    plain = plot_run.half_blocks(field, (0.0, 1.0), 3, colour=False)
+    plain = terminal.half_blocks(field, (0.0, 1.0), 3, colour=False)
     assert plain == ["▄ ▀"]
-    coloured = plot_run.half_blocks(field, (0.0, 1.0), 3, colour=True)
-    low, high = plot_run._PALETTE[0], plot_run._PALETTE[-1]
+    coloured = terminal.half_blocks(field, (0.0, 1.0), 3, colour=True)
+    low, high = terminal._PALETTE[0], terminal._PALETTE[-1]
     pairs = [(low, high), (low, low), (high, low)]
     assert coloured == ["".join(f"\x1b[38;5;{a};48;5;{b}m▀" for a, b in pairs) + "\x1b[0m"]
 
@@ -118,14 +118,14 @@ def test_half_blocks_show_y_upwards() -> None:
 def test_half_blocks_of_other_sizes() -> None:
     rng = np.random.default_rng(1)
     for shape in [(1, 1), (3, 5), (64, 64), (1000, 700), (7, 900), (900, 7), (40, 200)]:
-        lines = plot_run.half_blocks(rng.normal(size=shape), (-3.0, 3.0), 80, colour=False)
+        lines = terminal.half_blocks(rng.normal(size=shape), (-3.0, 3.0), 80, colour=False)
         assert 1 <= len(lines) <= 16, shape
         assert len({len(line) for line in lines}) == 1
         assert 1 <= len(lines[0]) <= 80
         # Pixels are square, but for what is thinner than one of them.
         if min(shape) > 7:
             assert len(lines[0]) / (2 * len(lines)) == pytest.approx(shape[1] / shape[0], rel=0.15)
-    grey = plot_run.half_blocks(np.full((64, 64), 0.25), (0.0, 1.0), 80, colour=False)
+    grey = terminal.half_blocks(np.full((64, 64), 0.25), (0.0, 1.0), 80, colour=False)
     inked = {" ": 0, "▄": 1, "▀": 1, "█": 2}
     share = np.mean([inked[c] for c in "".join(grey)]) / 2
     assert share == pytest.approx(0.25)
@@ -133,11 +133,11 @@ def test_half_blocks_of_other_sizes() -> None:
 
 def test_a_large_field_is_averaged() -> None:
     field = np.arange(12.0).reshape(4, 3)
-    assert plot_run._resampled(field, 2).tolist() == [[1.5, 2.5, 3.5], [7.5, 8.5, 9.5]]
-    assert plot_run._resampled(field, 3).shape == (3, 3)
-    assert plot_run._resampled(field, 8)[::2].tolist() == field.tolist()
+    assert terminal.resampled(field, 2).tolist() == [[1.5, 2.5, 3.5], [7.5, 8.5, 9.5]]
+    assert terminal.resampled(field, 3).shape == (3, 3)
+    assert terminal.resampled(field, 8)[::2].tolist() == field.tolist()
     whole = np.random.default_rng(1).normal(size=(101, 7))
-    assert plot_run._resampled(whole, 1)[0] == pytest.approx(whole.mean(axis=0))
+    assert terminal.resampled(whole, 1)[0] == pytest.approx(whole.mean(axis=0))
 
 
 # -- a page ------------------------------------------------------------------------------------
