@@ -284,3 +284,9 @@ def test_imports_are_no_heavier_than_needed(statement: str, absent: str) -> None
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.split() == []
+
+
+def test_no_two_files_of_tests_have_the_same_name() -> None:
+    """pytest would refuse to collect both, and with them the whole suite."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

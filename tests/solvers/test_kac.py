@@ -20,7 +20,7 @@ from mpiflow.core.slabs import Slabs
 from mpiflow.simulation.kac.simulation import ERRORS, KacSimulation
 from mpiflow.solvers.kac.fields import Fields, Sums
 from mpiflow.solvers.kac.steps import KacSteps
-from mpiflow.solvers.kac.tables import Table, digit, falls_below, flip_table
+from mpiflow.solvers.kac.tables import Table, digits_at, falls_below, flip_table
 from mpiflow.systems.kac import Kac, KacKernel, kac_kernel, lookup
 
 GAMMAS = [0.0, 0.3, 0.5, 1.0, 1.7, 3.0, 6.5]
@@ -179,7 +179,7 @@ def test_sums_on_slabs_are_those_of_the_whole(
 
 def probability(table: Table, shift: int, offset: int, v: int) -> float:
     """What a table says at an integer, of all its 96 bits."""
-    parts = [int(digit(table.digits, j, shift, offset, v)) for j in range(3)]
+    parts = [int(part) for part in digits_at(table.digits, shift, offset, v)]
     return math.ldexp((parts[0] << 64) + (parts[1] << 32) + parts[2], -96 - 16)
 
 
