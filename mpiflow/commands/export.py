@@ -277,12 +277,12 @@ def _chunks(shape: Sequence[int], itemsize: int, frames: int) -> list[int]:
 
 
 def field_axes(v: Variable) -> tuple[str, ...]:
-    """Dimensions of a field, as (y, x) or (site_y, site_x); () for any other variable.
+    """Dimensions of a field, as (y, x), (site_y, site_x) or (k_y, k_x); () of any other variable.
 
     Those before, as the states of a spin rule, number its components.
     """
     axes = tuple(name for name in v.dims if name != "member")
-    plain = [name.removeprefix("site_") for name in axes]
+    plain = [name.rpartition("_")[2] for name in axes]
     for space in (["z", "y", "x"], ["y", "x"]):
         if v.per_frame and plain[-len(space) :] == space:
             return axes[-len(space) :]

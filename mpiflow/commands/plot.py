@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -125,7 +126,7 @@ def plot(
 
 def _lines_of(run: Trajectory, v: Variable) -> int:
     """In how many lines a variable is drawn against time; 0 for one that cannot be."""
-    if not v.per_frame or field_axes(v) or _along_a_line(v):
+    if not v.per_frame or field_axes(v) or _along_a_line(run, v):
         return 0
     count = 1
     for name in v.dims:
@@ -133,9 +134,15 @@ def _lines_of(run: Trajectory, v: Variable) -> int:
     return count if count <= _LINES else 0
 
 
-def _along_a_line(v: Variable) -> bool:
-    """Whether it is drawn over time and place."""
-    return v.per_frame and v.name.endswith("_profile")
+def _along_a_line(run: Trajectory, v: Variable) -> bool:
+    """Whether it is drawn over time and place: along a line, or many numbers in a row."""
+    axes = [name for name in v.dims if name != "member"]
+    if not v.per_frame or len(axes) != 1 or v.dims[-1:] != (*axes,):
+        return False
+    if v.name.endswith("_profile"):
+        return True
+    own = v.name in json.loads(run.attributes.get("observables_json", "{}"))
+    return own and run.sizes[axes[0]] > _FEW_LINES and run.read(axes[0]).dtype.kind in "fiu"
 
 
 def _select(
@@ -143,7 +150,7 @@ def _select(
 ) -> tuple[list[Variable], list[Variable]]:
     """The variables to draw against time, and the fields; atoms too where they are asked for."""
     lines = {v.name: n for v in run.variables.values() if (n := _lines_of(run, v))}
-    planes = [v for v in run.variables.values() if len(field_axes(v)) == 2 or _along_a_line(v)]
+    planes = [v for v in run.variables.values() if len(field_axes(v)) == 2 or _along_a_line(run, v)]
     fields = [v.name for v in planes]
     if atoms and names is not None:
         fields += [v.name for v in run.variables.values() if is_species(v)]
@@ -180,7 +187,7 @@ def fields_of(
 ) -> Iterator[Field]:
     """Read fields at some frames, one frame at a time: the first components of each."""
     for v in kept:
-        if _along_a_line(v):
+        if _along_a_line(run, v):
             yield profile_of(run, v, member)
             continue
         across, up = (_edges(run, name) for name in reversed(field_axes(v)))
@@ -301,7 +308,7 @@ def _figure(
     kept = [v for v in kept if v not in atoms]
     columns = 2 if len(drawn) == 4 else min(3, max(1, len(drawn)))
     rows = -(-len(drawn) // columns)
-    panels_of = (1 if _along_a_line(v) else len(_first_components(run, v)) for v in kept)
+    panels_of = (1 if _along_a_line(run, v) else len(_first_components(run, v)) for v in kept)
     sizes = (
         [2.6 * rows] * bool(drawn)
         + [2.9] * sum(panels_of)

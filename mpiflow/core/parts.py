@@ -93,7 +93,9 @@ class Part:
             return self.state
         if self.cart is None:
             axes = [(0, 0), *[(halo, halo)] * len(self.shape)]
-            return np.pad(self.state, axes, mode="wrap")
+            out = np.pad(self.state, axes, mode="wrap")
+            out.flags.writeable = False
+            return out
         key = halo, self.state.dtype.str
         if key not in self._exchanges:
             shape = (1, *(side + 2 * halo for side in self.sides))

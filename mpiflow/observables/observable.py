@@ -129,8 +129,9 @@ class Observable:
 
     def definition(self) -> dict[str, Any]:
         """What must be the same where a run goes on."""
-        names = ("kind", "of", "halo", "coarse", "pooled")
-        about = {name: getattr(self, name) for name in names}
+        about: dict[str, Any] = {"kind": self.kind, "of": self.of, "halo": int(self.halo)}
+        coarse = None if self.coarse is None else int(self.coarse)
+        about |= {"coarse": coarse, "pooled": bool(self.pooled)}
         return {"function": name_of(self.function), **about}
 
 

@@ -1,14 +1,15 @@
 r"""Observables that are ready, for ``observables=`` of a run, ``--observables`` and TOML files.
 
-By name, with options behind colons: ``structure_factor:coarse=8``, ``clusters``. In Python each is
-a function of the same options that makes an :class:`~mpiflow.observables.Observable`. They are of
-square lattices (:func:`interface_length` and the two of clusters of whole numbers on it).
+By name, with options behind colons, and with another name for the file before an equals sign:
+``clusters``, ``structure_factor:coarse=8``, ``S8=structure_factor:coarse=8``. In Python each is a
+function of the same options that makes an :class:`~mpiflow.observables.Observable`. They are of
+square lattices; :func:`interface_length` and those of clusters are of whole numbers.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,8 +129,8 @@ def cluster_sizes(bins: int = 32) -> Observable:
     return Observable(
         ClusterSizes(bins),
         of="part",
-        dims={"cluster_size": 2.0 ** np.arange(bins)},
-        long_name="clusters of so many sites, up to twice as many",
+        dims={"log2_size": np.arange(bins)},
+        long_name="clusters of 2^n sites up to twice as many",
     )
 
 
@@ -215,6 +216,24 @@ READY: dict[str, Callable[..., Observable]] = {
     "interface_length": interface_length,
     "magnetization_histogram": magnetization_histogram,
 }
+
+
+def listed(texts: Sequence[str]) -> dict[str, Observable]:
+    """Ready observables by their names in the file.
+
+    Raises
+    ------
+    InputError : there is no such, or two have one name
+    """
+    out: dict[str, Observable] = {}
+    for text in texts:
+        first, colon, options = text.partition(":")
+        own, equals, name = (word.strip() for word in first.partition("="))
+        if own in out:
+            allowed = "a name of its own for each"
+            raise InputError("observables", text, allowed, f"Try {own}_2={text}.")
+        out[own] = ready(f"{name if equals else own}{colon}{options}")
+    return out
 
 
 def ready(text: str) -> Observable:

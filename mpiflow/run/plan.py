@@ -7,6 +7,7 @@ other. tests/run/test_plan.py holds the sizes against real runs. Times come from
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -21,11 +22,13 @@ from mpiflow.core.machine import machine_memory
 from mpiflow.core.toml_files import read_toml
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.simulation import catalogue
+from mpiflow.simulation.measures import chosen
 from mpiflow.simulation.options import RunConfig
 from mpiflow.simulation.sizes import (
     CHECKPOINTS,
     LARGE,
     Plan,
+    Stored,
     _ranks,
     _size,
 )
@@ -47,7 +50,27 @@ def plan(config: RunConfig, ranks: int = 1, *, here: int | None = None) -> Plan:
     if ranks < 1:
         raise InputError("ranks", ranks, "1 or more", "Leave it out for those that run this.")
     made: Plan = catalogue.plan(config, ranks)
+    if config.observables:
+        made = _with_observables(made)
     return replace(made, warnings=tuple(_warnings(made, ranks if here is None else here)))
+
+
+def _with_observables(made: Plan) -> Plan:
+    """With what observables put into the file, and what those of whole lattices take on rank 0."""
+    stored, gathered = list(made.stored), 0
+    config: Any = made.config
+    members = config.members if config.members > 1 else 1
+    for name, one in chosen(config.observables).items():
+        side = one.coarse or (getattr(config, "coarse", None) if one.of == "coarse" else 1) or 1
+        points = tuple(n // side for n in made.shape)
+        sizes = (n if isinstance(n, int) else len(n) for n in one.sizes(points, side).values())
+        frame = 8 * math.prod(sizes) * (1 if one.pooled else members)
+        stored.append(Stored(name, frame, made.frames * frame, made.frames * frame))
+        if one.of == "coarse":  # the field, and its Fourier transform with a copy
+            gathered = max(gathered, 48 * math.prod(points))
+    memory = {**made.memory, "observables": gathered} if gathered else made.memory
+    first_only = made.first_only + (gathered if made.ranks > 1 and members == 1 else 0)
+    return replace(made, stored=tuple(stored), memory=memory, first_only=first_only)
 
 
 def one_line(config: RunConfig, ranks: int) -> str:

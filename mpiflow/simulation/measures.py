@@ -20,7 +20,7 @@ from mpiflow.core.parts import Part
 from mpiflow.files.schema import STANDARD, Variable, block_centres
 from mpiflow.files.writer import Value
 from mpiflow.observables.observable import Observable
-from mpiflow.observables.ready import READY, ready
+from mpiflow.observables.ready import READY, listed, ready
 from mpiflow.simulation.base import Content, Rows, Sample, Simulated
 
 #: What ``observables`` may be: functions and observables by name, or names of ready ones.
@@ -42,7 +42,7 @@ def chosen(observables: Observables | None) -> dict[str, Observable]:
     if isinstance(observables, str):
         observables = observables.split(",")
     if not isinstance(observables, Mapping):
-        observables = {text.partition(":")[0].strip(): text for text in observables}
+        observables = listed(observables)
     out = {}
     for name, given in observables.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):

@@ -290,10 +290,9 @@ class RunConfig(Config):
         if self.members > 1 and "ranks_grid" in type(self).model_fields:
             self._refuse("with several members, dealt to the ranks", "ranks_grid")
         if self.observables:
-            from mpiflow.observables.ready import ready  # it imports what compiles
+            from mpiflow.observables.ready import listed  # it imports what compiles
 
-            for text in self.observables:
-                ready(text)
+            listed(self.observables)
         return self
 
     def _check_intervals(

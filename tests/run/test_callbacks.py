@@ -79,7 +79,7 @@ def test_what_a_callback_changes_is_where_the_run_goes_on(
 ) -> None:
     def up(sim: Simulation, sample: Any) -> None:
         if sample.time == 1.0:
-            sim.block.load(np.ones_like(sim.block.spins()))
+            sim.set_state(np.ones((16, 16)))
 
     out = mpi_tmp_path / "run.h5"
     run(out, comm, up, time=2)

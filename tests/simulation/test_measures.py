@@ -23,6 +23,10 @@ from mpiflow.files import checkpoint
 from mpiflow.run.stopping import Keep
 from mpiflow.simulation import catalogue
 from mpiflow.simulation.base import Simulated
+from mpiflow.simulation.field.simulation import FieldSimulation
+from mpiflow.solvers.field.stochastic import StochasticField
+from mpiflow.systems.field_law import ExactLaw
+from mpiflow.systems.kac import kac_kernel
 
 #: Small systems of each kind: options, and how far they run. Sides are no powers of 2, so that
 #: tiles of ranks differ.
@@ -40,15 +44,21 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "curie-weiss": {"system": "curie-weiss", "size": 8, "members": 2},
     "chain": {"system": "linear-chain", "size": 9},
     "lines": {"system": "predator-prey", "size": 10, "members": 3},
+    "field": {},
+    "fields": {"members": 3},
 }  # fmt: skip
 ENDS = {"alloy": 2e-11, "chain": 0.02, "lines": 0.01}
 #: Those whose states are whole numbers on a square lattice.
 SPINS = ("plain", "packed", "sliced", "tiled", "many", "kac", "potts", "blume-capel")
-#: Those that are cut over ranks, which must be able to have a halo.
-CUT = ("plain", "packed", "tiled", "kac", "potts", "alloy")
+FIELDS = ("field", "fields")
 
 
 def made(name: str, comm: MPI.Intracomm) -> Simulated:
+    if name in FIELDS:
+        law, kernel, members = ExactLaw(1.25), kac_kernel(2.0), SYSTEMS[name].get("members", 1)
+        field = StochasticField(law, kernel, (12, 10), block=4, members=members, comm=comm)
+        field.set(0.25)
+        return FieldSimulation(field, 0, members)
     options = {"out": "unused.h5", "time": ENDS.get(name, 1.0), "seed": 5, **SYSTEMS[name]}
     if options["system"] not in ("linear-chain", "predator-prey"):
         options.setdefault("temperature", 2.0)
@@ -67,6 +77,8 @@ def of_anything(name: str) -> dict[str, Any]:
     if name not in ("curie-weiss", "chain", "lines"):
         chosen["product"] = Observable(product, halo=2)
         chosen["copy"] = Observable(lambda state: state, kind="field")
+    if name in FIELDS:
+        chosen |= {"S": "structure_factor", "C": "correlation:coarse=1"}
     if name in SPINS:
         names = "structure_factor", "correlation", "clusters", "cluster_sizes", "interface_length"
         chosen |= dict(zip(names, names, strict=True))
@@ -90,7 +102,7 @@ def both(state: np.ndarray) -> np.ndarray:
 def product(state: np.ndarray) -> np.ndarray:
     """Of a site and the one two steps along the last axis."""
     inner = (slice(None), *[slice(2, -2)] * (state.ndim - 1))
-    return state[inner] * state[(*inner[:-1], slice(4, None))].astype(np.int64)
+    return state[inner] * state[(*inner[:-1], slice(4, None))]
 
 
 def saved(path: Path) -> dict[str, np.ndarray]:
@@ -137,7 +149,7 @@ def _check_values(state: np.ndarray, found: dict[str, np.ndarray], sim: Simulate
         "waves": sums,
         "positive": positive(state),
         "both": np.stack([rows > 0, rows < 0], 1).sum(2) / sites.sum(),
-        "product": (state * shift.astype(np.int64))[:, sites].sum(1) / sites.sum(),
+        "product": exact_sum((state * shift)[:, sites], int(sites.sum())) / sites.sum(),
         "copy": state,
     }
     if "interface_length" in found:
@@ -343,5 +355,9 @@ def test_options_name_observables(tmp_path: Path) -> None:
         assert len(run) == 4
         assert run["structure_factor"].shape == (4, 4)
         assert run.config["observables"] == ["clusters", "structure_factor:coarse=2"]
+    with pytest.raises(InputError, match="a name of its own for each"):
+        options(size=16, temperature=2, time=2, out=out, observables="clusters,clusters")
+    two = "correlation,half=correlation:coarse=2"
+    assert options(size=16, temperature=2, time=2, out=out, observables=two).observables
     with pytest.raises(InputError, match="Did you mean clusters"):
         options(size=16, temperature=2, time=2, out=out, observables="cluster")

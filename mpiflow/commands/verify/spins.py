@@ -183,7 +183,7 @@ class FieldValues(MeanValues):
 
     def _field(self, dataset: h5py.Dataset) -> None:
         """Means of blocks of a learned law: their mean is the total, those of spins are such."""
-        spins = self.config["coarse"] ** 2
+        spins = (self.config.get("coarse") or self.config["block"]) ** 2
         total, largest = np.zeros((2, len(dataset), *dataset.shape[1:-2]))
         for box in pieces(dataset):
             means = self._plain("coarse_magnetization", box, dataset[box]).astype(np.float64)
