@@ -306,6 +306,9 @@ def from_xyz(comment: str, rows: Rows) -> Atoms:
     about = xyz_comment(comment)
     origin, box = xyz_box(about, Rows([comment], rows.first - 1))
     at, width = xyz_columns(about.get("properties", "species:S:1:pos:R:3"))
+    if "species" not in at:
+        allowed = "Properties with species:S:1 and pos:R:3"
+        raise Unfit(allowed, f"It has {', '.join(at)}.")
     table = rows.words(width)
     place = at["pos"]
     positions = rows.numbers((row[place : place + 3] for row in table), "positions").reshape(-1, 3)
@@ -321,9 +324,13 @@ def xyz_columns(properties: str) -> tuple[dict[str, int], int]:
     for name, _, number in triples:
         at[name.lower()] = width
         width += _whole_number(number, f"the width of property {name}")
-    if len(parts) % 3 or not {("species", "S", "1"), ("pos", "R", "3")} <= set(triples):
+    if len(parts) % 3 or ("pos", "R", "3") not in triples or _odd_species(triples):
         raise Unfit("Properties with species:S:1 and pos:R:3", f"It has {properties!r}.")
     return at, width
+
+
+def _odd_species(triples: Iterable[tuple[str, str, str]]) -> bool:
+    return any(one[0] == "species" and one[1:] != ("S", "1") for one in triples)
 
 
 # -- formats that ASE reads --------------------------------------------------------------------

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mpi4py import MPI
 
@@ -104,6 +105,19 @@ def test_runs_are_read_without_mpi_and_torch(folder: Path) -> None:
     assert "run.h5: good" in text  # verify
     assert "(101,) {'frames': [101]}" in text
     assert (folder / "run.png").stat().st_size > 1000
+
+
+def test_data_are_imported_without_mpi(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 8, 8)))
+    code = """
+run("import", f"{folder}/a.npy", "--time-step", "1", "--block", "4", "--out", f"{folder}/a.h5")
+run("info", f"{folder}/a.h5")
+print("LOADED", "mpi4py.MPI" in sys.modules)
+"""
+    said = blocked("mpi4py,torch,numba", tmp_path, code)
+    assert "a.h5: 2 frames" in said
+    assert "imported    from npy" in said
+    assert "LOADED False" in said
 
 
 def test_one_process_learns_without_mpi(folder: Path) -> None:

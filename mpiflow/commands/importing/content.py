@@ -15,7 +15,9 @@ from mpiflow.files.structure import Structure, species_of
 from mpiflow.files.structure_files import Unfit
 from mpiflow.simulation.options import idle
 from mpiflow.systems import alloy
-from mpiflow.systems.ising import Ising
+
+#: Of a number of the file.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Content(Protocol):
@@ -50,7 +52,7 @@ def content_of(first: Frame, config: ImportConfig) -> Content:
     """
     if isinstance(first.values, Structure):
         _refuse(config, "of an alloy", "kind", "offset", "scale", "spacing", "block", "coupling")
-        return AlloyContent(first.values, config.elements)
+        return AlloyContent(first.values, first.elements)
     _refuse(config, "of sites of a square lattice", "elements")
     values = numbers(first, config)
     spins = config.kind == "spins" or (config.kind == "auto" and is_spins(values))
@@ -140,6 +142,8 @@ class SpinContent:
             "domain_wall_density": 0.5 * (1.0 - bonds / (2.0 * sites)),
         }
         if (coupling := self.options.coupling) is not None:
+            from mpiflow.systems.ising import Ising  # it loads Numba
+
             law = Ising(self.options.temperature or 1.0, self.options.field or 0.0, coupling)
             out["energy"] = float(law.energy(np.array(bonds), np.array(total))) / sites
         if self.block is not None:
@@ -169,6 +173,9 @@ class FieldContent:
 
     def values(self, frame: Frame) -> dict[str, Any]:
         means = _means(numbers(frame, self.options), self.times)
+        if not (abs(means) <= _LARGEST).all():
+            found = f"{frame.where}: it has {abs(means).max():g}. Use --scale."
+            raise Unfit(f"values up to {_LARGEST:g}", found)
         return {"magnetization": float(means.mean()), "coarse_magnetization": means}
 
 
@@ -182,7 +189,7 @@ def _means(values: np.ndarray, block: int) -> np.ndarray:
 class AlloyContent:
     """Species of the sites of a bcc lattice, their bonds, and order parameters."""
 
-    def __init__(self, first: Structure, elements: Sequence[str]) -> None:
+    def __init__(self, first: Structure, elements: tuple[str, ...]) -> None:
         self.cells = tuple(side // 2 for side in first.grid.shape)
         self.shape, self.elements = first.grid.shape, elements
         names = np.array(("vacancy", *elements))
@@ -204,6 +211,9 @@ class AlloyContent:
         self.attributes: dict[str, Any] = {"lattice_constant_angstrom": first.lattice_constant}
 
     def values(self, frame: Frame) -> dict[str, Any]:
+        if frame.elements != self.elements:
+            found = f"{frame.where}: it has {', '.join(frame.elements)}. Give all with --elements."
+            raise Unfit(f"the elements of the first frame, {', '.join(self.elements)}", found)
         grid = frame.values.grid if isinstance(frame.values, Structure) else frame.values
         species = species_of(grid)
         bonds = alloy.bonds_of(species, self.cells, len(self.elements) + 1)

@@ -61,13 +61,13 @@ class ImportConfig(Config):
         "auto",
         "Of atoms. square: a column of numbers; bcc: species. auto: square if all lie in a plane.",
     )
-    elements: Names = option(
-        ELEMENTS,
+    elements: Names | None = option(
+        None,
         "Names of the species of a bcc alloy, which are types 1, 2, ...",
         metavar="A,B,...",
-        shown=",".join(ELEMENTS),
-        min_length=2,
-        allowed="two names or more",
+        shown=f"those of the first frame, or {','.join(ELEMENTS)}",
+        min_length=1,
+        allowed="one name or more",
         remedy="Try Nb,Mo,Ta.",
     )
     kind: Literal["auto", "spins", "field"] = option(

@@ -169,7 +169,8 @@ def _together(config: ImportConfig, comm: MPI.Intracomm | None, work: Any) -> tu
 
 def _wanted(config: ImportConfig) -> Wanted:
     chosen = ("variable", "component", "layer", "lattice", "elements")
-    return Wanted(**{name: getattr(config, name) for name in chosen})
+    values = {name: getattr(config, name) for name in chosen}
+    return Wanted(**{name: value for name, value in values.items() if value is not None})
 
 
 @contextlib.contextmanager

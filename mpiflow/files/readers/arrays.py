@@ -1,4 +1,4 @@
-"""Stacks of NumPy: ``.npy``, mapped, and ``.npz``, unpacked frame by frame.
+"""Stacks of NumPy, read frame by frame: ``.npy`` and ``.npz``.
 
 (y, x) is one frame, (time, y, x) are many, (time, component, y, x) have a component to be chosen.
 An array ``time`` in an ``.npz``, with a value for each frame, has their times. Truth values are
@@ -70,7 +70,12 @@ def read_npy(path: Path, wanted: Wanted) -> Iterator[Frame]:
         raise Unfit("a whole .npy file of numbers", found) from None
     if wanted.variable is not None:
         raise Unfit(f"an array {wanted.variable!r}", "An .npy has one: leave --variable out.")
-    yield from frames_of(values, wanted)
+    if not values.flags.c_contiguous:
+        yield from frames_of(values, wanted)
+        return
+    del values  # pages of a map that were looked at count as memory
+    with path.open("rb") as file:
+        yield from _unpacked(file, "the array", wanted, None)
 
 
 def read_npz(path: Path, wanted: Wanted) -> Iterator[Frame]:
@@ -110,15 +115,14 @@ def _unpacked(
     if times is not None and times.shape != (count,):
         raise Unfit(f"a time for each of {count} frames", f"It has times of shape {times.shape}.")
     inner = shape if len(shape) == 2 else shape[1:]
+    of = f" of {name}" if name != "the array" else ""
     size = math.prod(inner) * dtype.itemsize
     for k in range(count):
-        data = bytearray()
-        while len(data) < size and (part := file.read(size - len(data))):
-            data += part
+        data = file.read(size)
         if len(data) < size:
             found = f"{name} ends in frame {k}, after {len(data)} of {size} bytes."
             raise Unfit("a whole array", found)
-        frame = np.frombuffer(bytes(data), dtype).reshape(inner)
+        frame = np.frombuffer(data, dtype).reshape(inner)
         time = None if times is None else float(times[k])
         frame = frame[component] if len(inner) == 3 else frame
-        yield Frame(as_numbers(frame), time, f"frame {k} of {name}")
+        yield Frame(as_numbers(frame), time, f"frame {k}{of}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mpiflow.files.readers.frames import Axes, Frame, Wanted, one_of
-from mpiflow.files.structure import TOLERANCE, placed
+from mpiflow.files.structure import TOLERANCE, VACANCY_NAMES, placed
 from mpiflow.files.structure_files import (
     Atoms,
     Lines,
@@ -35,6 +35,7 @@ from mpiflow.files.structure_files import (
     xyz_comment,
     xyz_frames,
 )
+from mpiflow.systems.alloy import ELEMENTS
 
 #: Columns that are no value of a site.
 _PLACES = {"id", "mol", "element", "mass", "species", "pos"} | {
@@ -71,6 +72,7 @@ class _Lattice:
     wanted: Wanted
     cells: tuple[int, ...] | None = None
     sides: tuple[int, int] | None = None
+    elements: Sequence[str] = ()
     shift: np.ndarray = field(default_factory=lambda: np.zeros(2))
 
     def is_flat(self, z: np.ndarray, depth: float) -> bool:
@@ -85,18 +87,17 @@ class _Lattice:
             if (value := getattr(self.wanted, name)) is not None:
                 what = f"no {name} {value!r} of a bcc lattice, which has species"
                 raise Unfit(what, f"{where}: leave --{name} out, or use --lattice square.")
+        self.elements = self.elements or self.wanted.elements or _elements_of(atoms.species)
         try:
-            found = placed(atoms, self.wanted.elements, self.cells)
+            found = placed(atoms, self.elements, self.cells)
         except Unfit as error:
             raise Unfit(error.allowed, f"{where}: {error.remedy}") from None
         self.cells = tuple(side // 2 for side in found.grid.shape)
-        return Frame(found, time, where)
+        return Frame(found, time, where, tuple(self.elements))
 
     def on_square(self, table: _Table, time: float | None, where: str) -> Frame:
         """A frame of the values of a column."""
         names = [name for name in table.columns if name not in _PLACES]
-        if self.wanted.variable is None and len(names) > 1:
-            names = [name for name in names if name != "type"]
         known = names if self.wanted.variable is None else list(table.columns)
         values = table.numbers(one_of(known, self.wanted.variable, "column"))
         component, _ = Axes(values.shape[1]).place(self.wanted)
@@ -142,6 +143,14 @@ class _Lattice:
         return points.astype(np.int64) % sides
 
 
+def _elements_of(words: Sequence[str]) -> tuple[str, ...]:
+    """Names of the elements of the first frame where they are not our own."""
+    names = [w for w in dict.fromkeys(words) if w.lower() not in VACANCY_NAMES]
+    if any(name.isdecimal() for name in names) or {*names} <= {*ELEMENTS}:
+        return ELEMENTS
+    return tuple(sorted(names))
+
+
 def read_atoms_of(path: Path, wanted: Wanted) -> Iterator[Frame]:
     """The frames of a file of atoms; only one is in memory at a time."""
     lattice = _Lattice(wanted)
@@ -162,12 +171,14 @@ def _of_dump(lattice: _Lattice, sections: Mapping[str, Rows], title: str, rows: 
     columns = dump_columns(title)
     low, box = dump_box(sections, "")
     at = {name: (i, 1) for i, name in enumerate(columns)}
-    styles = [s for s in ("{}", "{}u", "{}s", "{}su") if {s.format(a) for a in "xyz"} <= {*columns}]
+    styles = [s for s in ("{}", "{}u", "{}s", "{}su") if {s.format(a) for a in "xy"} <= {*columns}]
     if not styles:
         raise Unfit("columns x y z, xu yu zu or xs ys zs", f"It has {title}.")
-    words, places = rows.words(len(columns)), [columns.index(styles[0].format(a)) for a in "xyz"]
-    positions = rows.numbers(([row[i] for i in places] for row in words), "positions")
-    positions = positions.reshape(-1, 3)
+    known = [styles[0].format(a) for a in "xyz" if styles[0].format(a) in columns]
+    words, places = rows.words(len(columns)), [columns.index(name) for name in known]
+    positions = np.zeros((len(words), 3))  # of sites in a plane z may be left out
+    given = rows.numbers(([row[i] for i in places] for row in words), "positions")
+    positions[:, : len(places)] = given.reshape(len(words), -1)
     if "s" in styles[0]:
         positions = low + positions * box
     if lattice.is_flat(positions[:, 2], float(box.max())):

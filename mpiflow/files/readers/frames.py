@@ -9,7 +9,6 @@ import numpy as np
 
 from mpiflow.files.structure import Structure
 from mpiflow.files.structure_files import Unfit
-from mpiflow.systems.alloy import ELEMENTS
 
 AXES = "xyz"
 
@@ -24,14 +23,14 @@ class Wanted:
     component : x, y, z, a label or a number from 0; None where there is one
     layer : number of a plane along z; None where there is one
     lattice : ``square`` or ``bcc`` of atoms; ``auto`` is square where all lie in a plane
-    elements : names of species 1, 2, ...
+    elements : names of species 1, 2, ...; those of the first frame unless given
     """
 
     variable: str | None = None
     component: str | None = None
     layer: int | None = None
     lattice: str = "auto"
-    elements: Sequence[str] = ELEMENTS
+    elements: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,13 @@ class Frame:
     values : (ny, nx) numbers, or the species of a bcc lattice
     time : in the unit of the file; None where it says none
     where : in its file, for messages
+    elements : of a bcc lattice
     """
 
     values: np.ndarray | Structure
     time: float | None
     where: str
+    elements: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

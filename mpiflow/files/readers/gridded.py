@@ -1,7 +1,7 @@
 """Variables of netCDF (with CF's conventions) and of zarr, through xarray.
 
-The last two dimensions of a variable are y and x; one before them that is called ``time`` or ``t``,
-has the axis T, or is the only one of a size above 1, is time. Another one is the component.
+Dimensions of a variable are known by CF's attribute axis, or by their names: time or t, z, y and x.
+Without such the last two are y and x, and one more is time. Another one is the component.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import numpy as np
 from mpiflow.files.readers.arrays import as_numbers, check_numbers
 from mpiflow.files.readers.frames import Axes, Frame, Wanted, one_of
 from mpiflow.files.structure_files import Unfit
-
-_TIMES = ("time", "t")
 
 
 def read_netcdf(path: Path, wanted: Wanted) -> Iterator[Frame]:
@@ -63,36 +61,49 @@ def _said(error: Exception) -> str:
 
 def _frames(values: Any, name: str, wanted: Wanted, kind: str) -> Iterator[Frame]:
     check_numbers(values.dtype)
-    lone = [d for d in values.dims[:-2] if values.sizes[d] == 1 and not _is_time(values, d)]
-    values = values.squeeze(lone)
-    *others, _, _ = values.dims
-    time = next((d for d in others if _is_time(values, d)), None)
-    if time is None and len(others) == 1 and wanted.component is None:
-        time = others[0]
-    rest = [d for d in others if d != time]
-    if len(rest) > 1:
-        allowed = "a variable over time, a component, y and x at most"
-        raise Unfit(allowed, f"{name} is over {', '.join(map(str, values.dims))}.")
-    component = 0
-    if rest:
-        labels = values[rest[0]].values if rest[0] in values.coords else []
-        component, _ = Axes(values.sizes[rest[0]], 1, [str(label) for label in labels]).place(
-            wanted
-        )
-    elif wanted.component not in (None, "0"):
-        Axes(1).place(wanted)
+    time, part, layer, *plane = _roles(values, name, wanted)
+    axes = Axes(values.sizes.get(part, 1), values.sizes.get(layer, 1), _labels(values, part))
+    component, depth = axes.place(wanted)
+    chosen = {part: component, layer: depth}
     times = values[time].values if time in values.coords else None
-    for k in range(values.sizes[time] if time else 1):
-        place = {d: component for d in rest} | ({time: k} if time else {})
+    for k in range(values.sizes.get(time, 1)):
+        place = {d: number for d, number in {**chosen, time: k}.items() if d is not None}
         try:
-            frame = np.asarray(values.isel(place).values)
+            frame = np.asarray(values.isel(place).transpose(*plane).values)
         except Exception as error:  # whatever a library raises at a broken chunk
             raise Unfit(f"a readable {kind} file", f"{name}, frame {k}: {_said(error)}") from None
         own = None if times is None or times.dtype.kind not in "iuf" else float(times[k])
         yield Frame(as_numbers(frame), own, f"frame {k} of {name}")
 
 
-def _is_time(values: Any, dim: Any) -> bool:
-    if str(dim).lower() in _TIMES:
-        return True
-    return dim in values.coords and values[dim].attrs.get("axis") == "T"
+def _roles(values: Any, name: str, wanted: Wanted) -> list[Any]:
+    """The dimensions that are time, component and layer, each None if there is none, and y and x.
+
+    They are known by CF's attribute axis or by their names; y and x are the last two else.
+    """
+    found = {axis: next((d for d in values.dims if _is(values, d, axis)), None) for axis in "TZYX"}
+    rest = [d for d in values.dims if d not in found.values()]
+    if found["Y"] is None or found["X"] is None:
+        rest = [d for d in values.dims if d not in (found["T"], found["Z"])]
+        if len(rest) < 2:
+            found_dims = ", ".join(map(str, values.dims))
+            raise Unfit("a variable over y and x", f"{name} is over {found_dims}.")
+        rest, found["Y"], found["X"] = rest[:-2], *rest[-2:]
+    rest = [d for d in rest if values.sizes[d] > 1] or rest[:1]
+    if found["T"] is None and wanted.component is None and len(rest) == 1:
+        found["T"] = rest.pop()
+    if len(rest) > 1:
+        allowed = "a variable over time, a component, a layer, y and x at most"
+        raise Unfit(allowed, f"{name} is over {', '.join(map(str, values.dims))}.")
+    return [found["T"], rest[0] if rest else None, found["Z"], found["Y"], found["X"]]
+
+
+def _is(values: Any, dim: Any, axis: str) -> bool:
+    word = str(dim).lower()
+    if dim in values.coords and values[dim].attrs.get("axis"):
+        return values[dim].attrs["axis"] == axis
+    return word == axis.lower() or (axis == "T" and word == "time")
+
+
+def _labels(values: Any, dim: Any) -> list[str]:
+    return [str(label) for label in values[dim].values] if dim in values.coords else []

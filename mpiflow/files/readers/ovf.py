@@ -33,12 +33,15 @@ def read_ovf(path: Path, wanted: Wanted) -> Iterator[Frame]:
         lines = _Lines(file)
         first = lines.next().lower().replace(" ", "")
         version = 2 if "ovf2" in first else 1
-        if not ("ovf2" in first or "rectangularmeshv1" in first or "ovf1" in first):
-            raise Unfit("OVF 1.0 or 2.0", f"Line 1 has {first[:40]!r}.")
+        if not any(word in first for word in ("ovf2", "meshv1", "ovf1")):
+            raise Unfit("OVF 1.0 or 2.0", f"Line 1 has {first[:40].strip()!r}.")
+        count = "1"
         while header := _header(lines):
+            count = header.get("segmentcount", count)
             yield _segment(lines, header, version, wanted)
-    if not lines.segments:
-        raise Unfit("a file with a segment", f"It ends at line {lines.number} without one.")
+    if lines.segments < (int(count) if count.isdecimal() else 1):
+        found = f"It ends at line {lines.number} after {lines.segments} of {count} segments."
+        raise Unfit("a whole file", found)
 
 
 class _Lines:
@@ -91,11 +94,21 @@ def _segment(lines: _Lines, about: Mapping[str, str], version: int, wanted: Want
         data = _text(lines, nx * ny * nz, parts)
     else:
         raise Unfit("data text, binary 4 or binary 8", f"{where}: it has {about['data']!r}.")
+    _require_end(lines, f"{nx} x {ny} x {nz} nodes of {parts} numbers")
     values = data.reshape(nz, ny, nx, parts)[layer, ..., component]
     if version == 1 and is_number(unit := about.get("valuemultiplier", "1")) and float(unit) != 1:
         values = values * float(unit)
     time = about.get("time", "")
     return Frame(values, float(time) if is_number(time) else None, where)
+
+
+def _require_end(lines: _Lines, what: str) -> None:
+    """Behind the data there is a comment, or nothing: else they were not what the header says."""
+    place = lines.file.tell()
+    behind = lines.file.read(64).lstrip()
+    lines.file.seek(place)
+    if behind and not behind.startswith(b"#"):
+        raise Unfit(what, f"At byte {place}, behind them, there are more: {behind[:16]!r}.")
 
 
 def _whole(about: Mapping[str, str], name: str, where: str) -> int:

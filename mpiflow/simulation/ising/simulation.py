@@ -29,7 +29,6 @@ from mpiflow.simulation.spins.simulation import Frame, SpinSimulation, cut
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
 from mpiflow.solvers.spins.tiled import LONG_WINDOW, LONG_WINDOW_ERROR, TiledNFold
-from mpiflow.systems.drive import Drive
 from mpiflow.systems.ising import Ising
 from mpiflow.systems.rule import SpinRule
 
@@ -69,9 +68,6 @@ class Simulation(SpinSimulation):
         the same law, each its own bits. It depends on the size and on whether there are
         several members, not on the ranks.
     tile : side of the tiles of tiled-nfold
-    schedule : parameters that change in time, a :class:`mpiflow.Drive` or its text. Each pass has
-        the values of the middle of its time, and so has each window of tiled-nfold; nfold holds
-        them for times of ``dt``
 
     Examples
     --------
@@ -110,12 +106,9 @@ class Simulation(SpinSimulation):
         device: str = "cpu",
         kernel: KernelName = "auto",
         tile: int = 64,
-        schedule: Drive | str | None = None,
     ) -> None:
         require_rule(system, Ising)
-        self._set_drive(system, schedule)
-        system, drive = self.system, self.drive
-        self.seed, self.members = seed, members
+        self.system, self.seed, self.members = system, seed, members
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
         self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
@@ -124,9 +117,9 @@ class Simulation(SpinSimulation):
         self.solver: Sublattice | NFold | TiledNFold
         if solver == "sublattice":
             self.lattice.require_bipartite()
-            self.solver = Sublattice(system, dt, plain=kernel == "plain", drive=drive)
+            self.solver = Sublattice(system, dt, plain=kernel == "plain")
         elif solver == "tiled-nfold":
-            self.solver = TiledNFold(system, dt, tile, drive=drive)
+            self.solver = TiledNFold(system, dt, tile)
         elif solver != "nfold":
             raise InputError(
                 "solver", solver, "'sublattice', 'nfold' or 'tiled-nfold'", "Use sublattice."
@@ -160,9 +153,7 @@ class Simulation(SpinSimulation):
                 zeros = np.zeros((len(numbers), *self.lattice.shape), np.int8)
                 self.block = Block.periodic(zeros, numbers, halo=system.halo, device=self.device)
         if solver == "nfold":
-            self.time = 0.0
-            self._set_hold("dt", dt)
-            self.solver = NFold(self._held(), self.block.batch)
+            self.solver = NFold(system, self.block.batch)
         if not isinstance(self.solver, Sublattice):
             self.solver.check(cast(Block, self.block))
         elif kernel not in ("auto", self.kernel):
@@ -174,7 +165,7 @@ class Simulation(SpinSimulation):
             )
         self.time = 0.0
         self.step = 0
-        self._set_clock(Clock(self.step_length or 0.0))
+        self._clock = Clock(self.step_length or 0.0)
         self._opening, self._writes = 0, 0
         self._flips = np.zeros(self.block.batch, np.int64)
         self._view: Block | PackedBlock | None = None
@@ -188,16 +179,11 @@ class Simulation(SpinSimulation):
             return self.solver.kernel_for(self.block)
         return self.solver.name
 
-    def _set_clock(self, clock: Clock) -> None:
-        self._clock = clock
-        if not isinstance(self.solver, NFold):
-            self.solver.clock = clock
-
     @property
     def dt(self) -> float | None:
-        """Time step, or window; of the n-fold way that for which it holds what changes, or None."""
+        """Time step, or window; None for the n-fold way."""
         if isinstance(self.solver, NFold):
-            return None if self.drive is None else self.hold
+            return None
         return self.solver.dt if isinstance(self.solver, Sublattice) else self.solver.window
 
     def describe(self) -> str:
@@ -233,7 +219,6 @@ class Simulation(SpinSimulation):
             "system": "ising",
             "size": self.lattice.shape,
             **asdict(self.system),
-            **self._driven_facts(),
             "solver": self.solver.name,
             "kernel": self.kernel,
             "dt": self.dt,
@@ -327,12 +312,10 @@ class Simulation(SpinSimulation):
             super().advance_to(time)
             return
         self.require_state()
-        block = cast(Block, self.block)
-        for end in self._ends(time):
-            self.time = end  # exactly: not a sum of durations, which rounds
-            made = self.solver.advance(block, seed=self.seed, until=end)
-            self._flips = self._flips + made
-            self._hold_next()
+        self.time = time  # exactly: not a sum of durations, which rounds
+        self._flips = self._flips + self.solver.advance(
+            cast(Block, self.block), seed=self.seed, until=time
+        )
 
     @property
     def counts_events(self) -> bool:
@@ -348,11 +331,8 @@ class Simulation(SpinSimulation):
         if isinstance(self.solver, TiledNFold):
             return self._some_windows(self.solver, time, most, target)
         assert isinstance(self.solver, NFold)  # noqa: S101 - for the type checker
-        time = next(self._ends(time))
         made = self.solver.advance(block, seed=self.seed, until=time, flips=most)
-        busiest = self._arrive(time, most, made, self.solver.clock)
-        self._hold_next()
-        return busiest
+        return self._arrive(time, most, made, self.solver.clock)
 
     def _some_windows(self, solver: TiledNFold, time: float, most: int, target: float) -> int:
         block, due = cast(Block, self.block), self._clock.step(target)
@@ -382,14 +362,13 @@ class Simulation(SpinSimulation):
 
     def restore(self, state: State) -> None:
         self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
-        self._set_clock(Clock.restored(state.numbers, self._clock.dt))
+        self._clock = Clock.restored(state.numbers, self._clock.dt)
         self._opening, self._looked = int(state.numbers["opening"]), -1
         self._sound, self._writes = False, self.block.writes
         self._flips = self._shares(state.arrays["flips"])
         if isinstance(self.solver, Sublattice):
             self._settle(self.solver, state.numbers)
         if isinstance(self.solver, NFold):
-            self.solver.adopt(self._held())
             self.solver.clock = state.arrays["clock"].astype(np.float64)
             self.solver.events = state.arrays["events"].astype(np.int64)
             if state.arrays["order"].size:
@@ -397,7 +376,7 @@ class Simulation(SpinSimulation):
 
     def _pending(self, solver: Sublattice) -> dict[str, Number]:
         """What the pass is made with in the middle of which the present lies."""
-        return {**asdict(solver.pending(self.step)), "dt": solver.dt, "seed": self.seed}
+        return {**asdict(self.system), "dt": solver.dt, "seed": self.seed}
 
     def _settle(self, solver: Sublattice, numbers: Mapping[str, Number]) -> None:
         """Where the law has changed, end that pass as it was begun and open another. Collective."""
@@ -420,7 +399,7 @@ class Simulation(SpinSimulation):
         return Frame(
             time=self.time,
             magnetization=spins / sites,
-            energy=self.law.energy(bonds, spins) / sites,
+            energy=self.system.energy(bonds, spins) / sites,
             domain_wall_density=observables.domain_wall_density(bonds, sites),
             flips=self.block.total(self.flips),
         )

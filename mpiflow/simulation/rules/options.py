@@ -10,15 +10,14 @@ from pydantic import model_validator
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.simulation import common_options as common
-from mpiflow.simulation.driven_options import DrivenConfig
 from mpiflow.simulation.option_values import Grid, Numbers, Sides, Step
-from mpiflow.simulation.options import option
+from mpiflow.simulation.options import StartConfig, option
 
 if TYPE_CHECKING:  # they compile: not for the sake of --help
     from mpiflow.systems.rule import SpinRule
 
 
-class RuleConfig(DrivenConfig):
+class RuleConfig(StartConfig):
     """Options of all systems that are a spin rule on a square lattice.
 
     A system of its own adds its parameters, and says with :meth:`rule` what they make.
@@ -35,7 +34,7 @@ class RuleConfig(DrivenConfig):
     )
     dt: Step | None = common.dt(
         description="Time step of the sublattice solver in attempts per site, inf for "
-        "checkerboard sweeps; of nfold the time for which it holds what a schedule changes.",
+        "checkerboard sweeps.",
         shown="0.25",
     )
     time: float = common.time(description="Time to simulate, in attempts per site.")
@@ -78,10 +77,8 @@ class RuleConfig(DrivenConfig):
             lattice.require_bipartite()
             self._fill("dt", 0.25)
             step = self.dt if self.dt is not None and math.isfinite(self.dt) else 1.0
-        elif self.schedule is None:
-            self._refuse("with the nfold solver, which has no step", "dt")
         else:
-            self._fill("dt", 0.25)
+            self._refuse("with the nfold solver, which has no step", "dt")
         self._check_intervals(self.time, step, "dt")
         self._check_file()
         for name, kinds in (
@@ -96,8 +93,6 @@ class RuleConfig(DrivenConfig):
     def _check_rule(self) -> None:
         """The rule can be run, and has the states that are asked for."""
         rule = self.rule()
-        if self.drive is not None:
-            self.drive.check(rule)
         if self.solver == "nfold":
             from mpiflow.solvers.spins.rule_tables import require_table
 

@@ -49,8 +49,7 @@ def spin_variables(config: SpinConfig, frames: int) -> tuple[Stored, ...]:
     """What a file of spins holds."""
     members: Shape = (config.members,) if config.members > 1 else ()
     (ly, lx), coarse = config.size, config.coarse
-    driven = () if config.drive is None else config.drive.curves
-    out = [_numbers(config, name, (), frames) for name in ("time", *driven)]
+    out = [_numbers(config, "time", (), frames)]
     for name in ("magnetization", "energy", "domain_wall_density", "flips"):
         out.append(_numbers(config, name, members, frames))
     axes = 0
