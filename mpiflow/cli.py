@@ -440,6 +440,13 @@ def export(
     vacancies: bool = typer.Option(
         False, "--vacancies", help="Of atoms: write vacancies too, as element X."
     ),
+    netcdf_format: str | None = typer.Option(
+        None,
+        "--netcdf-format",
+        metavar="netcdf4|netcdf4-classic|64bit|classic",
+        help="netcdf: the last three are for readers of the classic model, as ParaView and ncview. "
+        " [default: netcdf4]",
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
 ) -> None:
     """Write a run for other programs: netCDF, fields for ParaView, atoms for OVITO and ASE."""
@@ -459,6 +466,7 @@ def export(
                     frame=frame,
                     member=member,
                     vacancies=vacancies,
+                    netcdf_format=netcdf_format,
                     overwrite=overwrite,
                 )
             print(f"{written}: {count} frame{'s' * (count != 1)}")

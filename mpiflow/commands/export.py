@@ -1,7 +1,7 @@
 """Trajectories as files of other formats.
 
 ==========================  ================================================================
-``netcdf``                  a plain netCDF-4 file (CF), of chosen variables and frames
+``netcdf``                  netCDF, of chosen variables and frames: :mod:`mpiflow.commands.netcdf`
 ``xdmf``                    a text file that lets ParaView and VTK read the fields in place
 ``lammpsdump``, ``extxyz``  the atoms of an alloy, see :mod:`mpiflow.files.structure`
 ==========================  ================================================================
@@ -12,12 +12,10 @@ docs/exports.md shows them for users.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mpiflow.commands.netcdf import to_netcdf
+from mpiflow.commands.selected import check_member, chosen, steps_of
 from mpiflow.core.errors import InputError, did_you_mean
-from mpiflow.files import segments, structure
+from mpiflow.files import structure
 from mpiflow.files.schema import Variable
 from mpiflow.files.storage import whole_file
 from mpiflow.files.trajectory import Trajectory
@@ -36,15 +36,9 @@ from mpiflow.systems.alloy import LATTICE_CONSTANT, is_site
 #: Formats, and the options of :func:`export` that each knows.
 FORMATS: dict[str, frozenset[str]] = {
     **dict.fromkeys(structure.FORMATS, frozenset({"frame", "member", "vacancies"})),
-    "netcdf": frozenset({"variables", "frames"}),
+    "netcdf": frozenset({"variables", "frames", "netcdf_format"}),
     "xdmf": frozenset({"variables", "frames", "member"}),
 }
-
-# Frames are copied in batches of about this size; a large field one by one.
-_BATCH_BYTES = 2**23
-_CHUNK_BYTES = 2**20
-# What HDF5 and netCDF-4 keep in attributes for themselves.
-_INTERNAL = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_NCProperties", "_FillValue"}
 
 
 def export(
@@ -57,6 +51,7 @@ def export(
     frame: str | None = None,
     member: int | None = None,
     vacancies: bool = False,
+    netcdf_format: str | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, int]:
     """Write a run to a file of another format: its path and number of frames.
@@ -72,6 +67,7 @@ def export(
     frame : a number or ``all``; formats of atoms
     member : of an ensemble; default is 0
     vacancies : also write vacancies; formats of atoms
+    netcdf_format : one of :data:`mpiflow.commands.netcdf.FORMATS`; default is ``netcdf4``
 
     Raises
     ------
@@ -83,7 +79,8 @@ def export(
             "to", to, f"one of {known}", did_you_mean(to, FORMATS) or "Choose one of them."
         )
     given = {"variables": variables, "frames": frames, "frame": frame, "member": member}
-    for name, value in {**given, "vacancies": vacancies or None}.items():
+    given |= {"vacancies": vacancies or None, "netcdf_format": netcdf_format}
+    for name, value in given.items():
         if value is not None and name not in FORMATS[to]:
             raise idle(name, value, f"with --to {to}")
     if to in structure.FORMATS:
@@ -99,7 +96,8 @@ def export(
     names = None if variables is None else [name.strip() for name in variables.split(",")]
     part = frame_slice(":" if frames is None else frames)
     if to == "netcdf":
-        return to_netcdf(run, out, variables=names, frames=part, overwrite=overwrite)
+        form = netcdf_format or "netcdf4"
+        return to_netcdf(run, out, form, variables=names, frames=part, overwrite=overwrite)
     return to_xdmf(run, out, variables=names, frames=part, member=member or 0, overwrite=overwrite)
 
 
@@ -117,160 +115,6 @@ def frame_slice(text: str) -> slice:
     if chosen.step is not None and chosen.step < 1:
         raise InputError("frames", text, "a step of 1 or more", "Frames keep their order.")
     return chosen
-
-
-# -- what both formats need --------------------------------------------------------------------
-
-
-def attributes_of(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Attributes of each variable and coordinate of a Trajectory file, of the file under ""."""
-
-    def own(attributes: Any) -> dict[str, Any]:
-        names = [n for n in attributes if n not in _INTERNAL and not n.startswith("_Netcdf4")]
-        values = {name: attributes[name] for name in names}
-        return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
-
-    with h5py.File(path, "r", locking=False) as file:
-        return {"": own(file.attrs)} | {name: own(item.attrs) for name, item in file.items()}
-
-
-def steps_of(run: Trajectory, frames: slice) -> range:
-    """Numbers of the frames to write, at least one."""
-    steps = range(len(run))[frames]
-    if not steps:
-        if not len(run):
-            raise InputError("file", str(run.path), "a file with frames", "It has none yet.")
-        allowed = f"a part of the frames 0 to {len(run) - 1}"
-        text = ":".join("" if n is None else str(n) for n in (frames.start, frames.stop))
-        raise InputError("frames", text, allowed, "Leave it out for all.")
-    return steps
-
-
-def check_member(run: Trajectory, member: int) -> None:
-    """Refuse a member that the run does not have."""
-    members = run.sizes.get("member", 1)
-    if not 0 <= member < members:
-        raise InputError("member", member, f"0 to {members - 1}", f"{run.path} has {members}.")
-
-
-def chosen(run: Trajectory, names: Iterable[str] | None, fit: Sequence[str]) -> list[Variable]:
-    """Variables of the names, or those that fit; refuses names that do not fit."""
-    wanted = list(dict.fromkeys(fit if names is None else names))
-    for name in wanted:
-        if name not in fit:
-            if name in run.variables:
-                remedy = f"{name} is over ({', '.join(run.variables[name].dims)})."
-            else:
-                remedy = did_you_mean(name, fit) or "See mpiflow info."
-            raise InputError("variable", name, f"of {', '.join(fit) or 'none'}", remedy)
-    return [run.variables[name] for name in wanted]
-
-
-# -- netCDF ------------------------------------------------------------------------------------
-
-
-def to_netcdf(
-    run: Trajectory,
-    out: str | Path | None = None,
-    *,
-    variables: Iterable[str] | None = None,
-    frames: slice = slice(None),
-    overwrite: bool = False,
-) -> tuple[Path, int]:
-    """Write a compressed netCDF-4 file: its path and number of frames.
-
-    Values, types, coordinates and attributes are those of the run; ``history`` is added.
-    Of the frames, only a batch of 8 MiB (or one) is in memory at a time.
-
-    Parameters
-    ----------
-    out : default is the path of the run with the suffix .nc
-    variables : names; default is all
-    frames : which of them, in steps forward
-
-    Raises
-    ------
-    InputError : netCDF4 is not installed, no such variable or frame, bad output
-    """
-    try:
-        import netCDF4
-    except ImportError as error:
-        remedy = "Install mpiflow[plot], or read the run's own file: it opens as netCDF-4."
-        raise InputError("to", "netcdf", "a format whose library is here", remedy) from error
-    kept = chosen(run, variables, list(run.variables))
-    steps = steps_of(run, frames)
-    path = Path(out) if out is not None else run.path.with_suffix(".nc")
-    about = attributes_of(run.path)
-    if "segments_json" in about[""]:
-        about[""]["segments_json"] = segments.of_frames(about[""]["segments_json"], steps)
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    about[""].pop("schema_version", None)  # no Trajectory any more
-    source = os.fsencode(run.path.name).decode(errors="replace")
-    about[""]["history"] = f"{now}: mpiflow export --to netcdf {source}"
-    with whole_file(path, overwrite=overwrite, inputs=[run.path]) as target:
-        try:
-            # Its bytes as they are: a path need not be UTF-8.
-            name = os.fsencode(target).decode("latin-1")
-            with netCDF4.Dataset(name, "w", format="NETCDF4", encoding="latin-1") as file:
-                _fill_netcdf(file, run, kept, steps, about)
-        except RuntimeError as error:  # the netCDF library's word for a failed write
-            raise OSError(None, str(error)) from error
-    return path, len(steps)
-
-
-def _fill_netcdf(
-    file: Any,
-    run: Trajectory,
-    kept: Sequence[Variable],
-    steps: range,
-    about: Mapping[str, Mapping[str, Any]],
-) -> None:
-    used = {"time"}.union(*(v.dims for v in kept))
-    for name, size in run.sizes.items():
-        if name in used:
-            file.createDimension(name, None if name == "time" else size)
-    file.setncatts(about[""])
-    axes = [Variable(name, (name,), per_frame=False) for name in run.sizes if name in used]
-    for v in (*axes, *kept):
-        in_time = v.per_frame or v.name == "time"
-        first = run.read(v.name, slice(0, 1)) if in_time else run.read(v.name)
-        made = _create(file, v, first, len(steps), is_axis=v.name in used)
-        made.setncatts(about[v.name])
-        if not in_time:
-            made[...] = first.astype(object) if first.dtype.kind == "U" else first
-            continue
-        batch = max(1, _BATCH_BYTES // max(1, first.nbytes))
-        for start in range(0, len(steps), batch):
-            part = steps[start : start + batch]
-            values = run.read(v.name, slice(part.start, part.stop, part.step))
-            made[start : start + len(part)] = values
-
-
-def _create(file: Any, v: Variable, first: np.ndarray, frames: int, *, is_axis: bool) -> Any:
-    """An empty netCDF variable for values like these: of one frame, or of all."""
-    dims = ("time", *v.dims) if v.per_frame else v.dims
-    if first.dtype.kind == "U":
-        return file.createVariable(v.name, str, dims)
-    settings: dict[str, Any] = {}
-    if v.per_frame or v.name == "time":
-        settings["chunksizes"] = _chunks(first.shape[1:], first.itemsize, frames)
-        settings["chunk_cache"] = 4 * _CHUNK_BYTES  # the default of the library is many times that
-    if dims:
-        settings |= {"compression": "zlib", "complevel": 4, "shuffle": True, "fletcher32": True}
-    # In the run a NaN is a value that was never written. Coordinates have no such.
-    fill = np.nan if first.dtype.kind == "f" and not is_axis else None
-    made = file.createVariable(v.name, first.dtype, dims, fill_value=fill, **settings)
-    made.set_auto_maskandscale(False)
-    return made
-
-
-def _chunks(shape: Sequence[int], itemsize: int, frames: int) -> list[int]:
-    """Many small frames to a chunk, or parts of a large one; about 64 KiB to 1 MiB."""
-    sides = list(shape)
-    while math.prod(sides) * itemsize > _CHUNK_BYTES:
-        longest = sides.index(max(sides))
-        sides[longest] = -(-sides[longest] // 2)
-    return [max(1, min(frames, 2**16 // (math.prod(sides) * itemsize))), *sides]
 
 
 # -- XDMF --------------------------------------------------------------------------------------

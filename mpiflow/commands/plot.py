@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from mpiflow.commands.export import (
-    attributes_of,
-    check_member,
-    chosen,
-    components,
-    field_axes,
-    is_species,
-)
+from mpiflow.commands.export import components, field_axes, is_species
 from mpiflow.commands.plot_atoms import draw_atoms
+from mpiflow.commands.selected import attributes_of, check_member, chosen
 from mpiflow.commands.terminal import FIELD_ROWS, braille, half_blocks, resampled, trace
 from mpiflow.core.errors import InputError
 from mpiflow.files import segments

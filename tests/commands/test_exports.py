@@ -15,6 +15,7 @@ import pytest
 
 from mpiflow.cli import invoke
 from mpiflow.commands import export as exports
+from mpiflow.commands import netcdf as classic
 from mpiflow.core.errors import InputError
 from mpiflow.files.schema import STANDARD, Variable, block_centres
 from mpiflow.files.structure import read_structure
@@ -174,7 +175,7 @@ def test_netcdf_of_some_variables_and_frames(run: Path, text: str, steps: slice)
 
 def test_netcdf_is_copied_in_batches(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     netcdf = pytest.importorskip("netCDF4")
-    monkeypatch.setattr(exports, "_BATCH_BYTES", 2 * 15 * 4)  # two coarse fields, no two of spins
+    monkeypatch.setattr(classic, "_BATCH_BYTES", 2 * 15 * 4)  # two coarse fields, no two of spins
     read, most = Trajectory.read, {}
 
     def noting(self: Trajectory, name: str, frames: Any = slice(None)) -> np.ndarray:
@@ -194,10 +195,10 @@ def test_netcdf_is_copied_in_batches(run: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_netcdf_chunks_stay_small() -> None:
     for shape, size in [((), 8), ((6,), 8), ((128, 128), 4), ((16384, 16384), 1), ((3, 5000), 8)]:
-        chunks = exports._chunks(shape, size, 10**6)
+        chunks = classic._chunks(shape, size, 10**6)
         assert 2**14 < np.prod(chunks) * size <= 2**20, (shape, chunks)
         assert all(c <= n for c, n in zip(chunks[1:], shape, strict=True))
-    assert exports._chunks((2,), 8, 3) == [3, 2]
+    assert classic._chunks((2,), 8, 3) == [3, 2]
 
 
 # -- XDMF --------------------------------------------------------------------------------------
@@ -472,7 +473,7 @@ def test_an_old_file_is_replaced_only_by_a_whole_one(
     out.write_text("old")
     line = ["export", str(run), "--to", to, "--overwrite"]
     with monkeypatch.context() as broken:
-        broken.setattr(exports, "_create", _fail)
+        broken.setattr(classic, "_create", _fail)
         broken.setattr(exports, "_attribute", _fail)
         with pytest.raises(KeyboardInterrupt):
             invoke(line)
