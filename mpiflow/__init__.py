@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from mpiflow.systems.alloy import Alloy as Alloy
     from mpiflow.systems.blume_capel import BlumeCapel as BlumeCapel
     from mpiflow.systems.curie_weiss import CurieWeiss as CurieWeiss
+    from mpiflow.systems.drive import Drive as Drive
     from mpiflow.systems.ising import Ising as Ising
     from mpiflow.systems.ising import onsager_energy as onsager_energy
     from mpiflow.systems.kac import Kac as Kac
@@ -82,6 +83,7 @@ _PUBLIC = {
     "BlumeCapel": ("mpiflow.systems.blume_capel", "BlumeCapel"),
     "Callback": ("mpiflow.run.callbacks", "Callback"),
     "CurieWeiss": ("mpiflow.systems.curie_weiss", "CurieWeiss"),
+    "Drive": ("mpiflow.systems.drive", "Drive"),
     "FieldSimulation": ("mpiflow.simulation.field.simulation", "FieldSimulation"),
     "InputError": ("mpiflow.core.errors", "InputError"),
     "Ising": ("mpiflow.systems.ising", "Ising"),

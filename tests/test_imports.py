@@ -221,7 +221,7 @@ def test_rules_of_a_system_are_physics_only(path: Path) -> None:
     if name_of(path).startswith("systems."):
         outside = {n.split(".")[0] for n in imports(path)} - {"mpiflow"}
         allowed = {"__future__", "dataclasses", "math", "numpy", "scipy", "typing", "collections"}
-        allowed |= {"functools"}
+        allowed |= {"bisect", "functools", "itertools"}
         assert outside <= allowed
 
 

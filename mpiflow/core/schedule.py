@@ -124,6 +124,10 @@ class Clock:
         """The time after so many steps of the run."""
         return after(self.start, step - self.first, self.dt)
 
+    def middle(self, step: int) -> float:
+        """The time in the middle of a step, half a step after :meth:`time`."""
+        return after(self.start, 2 * (step - self.first) + 1, 0.5 * self.dt)
+
     def step(self, time: float) -> int:
         """The step whose time is nearest, of the run."""
         return self.first + round((time - self.start) / self.dt)

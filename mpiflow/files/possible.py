@@ -33,12 +33,15 @@ def of_spins(spins: np.ndarray, bonds: np.ndarray, sites: int) -> Laws:
 
 
 def of_kac(energy: np.ndarray, m: np.ndarray, bonds: np.ndarray | None, about: Mapping[str, Any],
-           sites: int) -> Laws:  # fmt: skip
-    """The energy a site: all pairs together have the coupling 1."""
+           sites: int, fields: np.ndarray | None = None) -> Laws:  # fmt: skip
+    """The energy a site: all pairs together have the coupling 1.
+
+    ``fields`` are those of the frames, (T,), where they change.
+    """
     if about.get("field_file") or not isinstance(about.get("field"), int | float):
         return
-    field = about["field"]
-    pairs, slack = energy + field * m, _ROUNDED * (1 + abs(field))
+    field = about["field"] if fields is None else fields.reshape(-1, *[1] * (m.ndim - 1))
+    pairs, slack = energy + field * m, _ROUNDED * (1 + float(np.max(np.abs(field), initial=0.0)))
     yield abs(pairs) <= 0.5 + slack, "energy is out of range"
     if about.get("gamma") == 0 and bonds is not None:
         wanted = -bonds / (4 * sites)
@@ -53,7 +56,8 @@ def of_flips(
     most = {"ising": 4.0 * abs(about.get("coupling", 1.0)), "kac": 1.0}.get(system)
     names = ("temperature", "field")
     known = all(isinstance(about.get(name), int | float) for name in names)
-    if most is None or not known or about.get("field_file") or len(times) < 2:
+    changing = about.get("field_file") or about.get("schedule")
+    if most is None or not known or changing or len(times) < 2:
         return
     slowest = expit(-2.0 * (most + abs(about["field"])) / about["temperature"])
     step = about.get("dt") if system == "ising" else about.get("tau")

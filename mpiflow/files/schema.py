@@ -160,6 +160,14 @@ STANDARD: dict[str, Variable] = {
     )
 }
 
+
+def parameter(name: str) -> Variable:
+    """A parameter of a system that changes in time: its value from the time of a frame on."""
+    about = {"comment": "It goes as the schedule of config_json says."}
+    words = name.replace("_", " ")
+    return Variable(name, long_name=f"{words} of the system", attributes={**_POINT, **about})
+
+
 _COORDINATES: dict[str, dict[str, str]] = {
     **{
         prefix + name: {"axis": name.upper(), "units": "1", "long_name": f"{name} in sites"}

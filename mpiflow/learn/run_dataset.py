@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 
 from mpiflow.core.errors import InputError
 from mpiflow.files import footer, spin_bits
+from mpiflow.files.drives import require_constant
 from mpiflow.files.runs import Paths, find_runs
 from mpiflow.files.schema import Variable
 from mpiflow.files.trajectory import Trajectory
@@ -336,6 +337,7 @@ def _describe(
         about = {name: file.variables[stored[name]] for name in variables}
         if texts := [name for name, v in about.items() if np.dtype(v.dtype).kind not in "fiu"]:
             raise InputError("variables", texts, "variables of numbers", "Leave them out.")
+        require_constant(file, parameters)
         known = file.attributes | file.config
         shapes = {
             name: tuple(file.sizes[d] for d in v.dims if d != "member") for name, v in about.items()

@@ -56,7 +56,8 @@ def resume(
             with Trajectory(path) as trajectory:
                 stored = trajectory.config
         config = configuration(stored, out, changes)
-    return simulate(config, comm, changed=changes)
+        follows = _follows(type(config), stored, changes)
+    return simulate(config, comm, changed={*changes, *follows})
 
 
 def _recorded_on(sim: Simulated, path: Path, options: dict[str, Any]) -> Path:
@@ -83,7 +84,9 @@ def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, An
             remedy = "It was imported, and has no checkpoints: start a run from it with --initial."
         raise InputError("file", str(out), "a run of mpiflow simulate or predict", remedy)
     model = catalogue.options(str(system))
-    values = {**stored, "overwrite": False, **changes, "out": out, "resume": True}
+    follows = _follows(model, stored, changes)
+    values = {name: value for name, value in stored.items() if name not in follows}
+    values |= {"overwrite": False, **changes, "out": out, "resume": True}
     if "time" in changes and stored.get("hops") is not None:
         raise InputError("time", changes["time"], "hops", "The run counts hops: give --hops.")
     for name in ("solver", "kernel"):
@@ -91,3 +94,12 @@ def configuration(stored: Mapping[str, Any], out: Path, changes: Mapping[str, An
             remedy = "What it is in the middle of is its own: start a run from a frame, --initial."
             raise InputError(name, values.get(name), f"{stored.get(name)}, as before", remedy)
     return model(**values)
+
+
+def _follows(
+    model: type[RunConfig], stored: Mapping[str, Any], changes: Mapping[str, Any]
+) -> set[str]:
+    """Options that change because others do that say their values."""
+    new = {**stored, **changes}
+    says = model.derived(stored) | model.derived(new)
+    return says - changes.keys() if new.get("schedule") != stored.get("schedule") else set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import (
@@ -276,6 +277,11 @@ class RunConfig(Config):
     def start(self) -> dict[str, Any]:
         """Options that choose from the initial file, in words that hold where the run goes on."""
         return {}
+
+    @classmethod
+    def derived(cls, config: Mapping[str, Any]) -> set[str]:
+        """Options of a configuration whose values another one of its options says."""
+        return set()
 
     @model_validator(mode="after")
     def _check_run(self) -> Self:

@@ -245,6 +245,8 @@ class Kac:
     #: A table of rates has 4096 intervals for exponents 2 beta u of -24 to 24: below, rates differ
     #: from 1 by 4e-11. It goes on to 67, where rates are below 2^-96.
     INTERVALS, MIDDLE, HIGHEST = 4096, 24.0, 67.0
+    #: Parameters that no schedule may change: the sums over neighbours are made for one kernel.
+    FIXED = ("gamma",)
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):

@@ -9,6 +9,7 @@ their package is not installed, what needs no rule is checked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import h5py
@@ -128,6 +129,8 @@ class RuleValues:
         groups = [slice(k, min(k + most, members)) for k in range(0, members, most)]
         for part, rule in self.rules:
             stop, step = min(part.frames.stop, self.frames), max(1, most // members)
+            if self._changing(rule):
+                step = 1  # each frame has its own
             for first in range(part.frames.start, stop, step):
                 for group in groups:
                     here = slice(first, min(first + step, stop))
@@ -143,6 +146,8 @@ class RuleValues:
         self, rule: SpinRule, here: slice, group: slice, bonds: np.ndarray | None
     ) -> Found:
         """Observables of some frames, or of some members of a frame."""
+        changing = {name: float(self.file[name][here.start]) for name in self._changing(rule)}
+        rule = replace(rule, **changing) if changing else rule  # type: ignore[type-var]
         place = (here, group) if self.counts.ndim == 3 else (here,)
         counts = self.counts[place]
         lead = counts.shape[:-1]
@@ -152,6 +157,11 @@ class RuleValues:
         values = {n: v.reshape(len(flat), *v.shape[len(lead) :]) for n, v in values.items()}
         for good, what in of_counts(rule, flat, bonds, values):
             yield self._at(here, good.reshape(len(counts), -1).all(axis=1)), what
+
+    def _changing(self, rule: SpinRule) -> list[str]:
+        """Parameters that the file has a value of for each frame."""
+        known: tuple[Any, ...] = fields(rule) if is_dataclass(rule) else ()
+        return [f.name for f in known if f.name in self.file and f.name not in rule.OBSERVABLES]
 
     def _of_blocks(self, frame: int, group: slice) -> Found:
         """Blocks are whole numbers of sites, and together they are the lattice."""

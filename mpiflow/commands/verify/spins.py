@@ -67,15 +67,19 @@ class SpinValues(MeanValues):
             system: Ising | CurieWeiss
             if len(options) < len(names):
                 continue
+            changing = {n: self.file[n][: self.frames][here] for n in names if n in self.file}
             if self.system in ("ising", "imported") and self.bonds is not None:
                 system = Ising(**options)
                 wanted = system.energy(self.bonds[here], spins[here]) / sites
+                if changing:
+                    wanted = _energy(self.bonds[here], spins[here], {**options, **changing}) / sites
             elif self.system == "curie-weiss":
                 system = CurieWeiss(**options)
                 wanted = system.energy((spins[here] + sites) / 2, sites) / sites
             else:
                 continue
             rounding = _ROUNDING * (2 * abs(system.coupling) + abs(system.field))
+            rounding *= 1 + max([float(abs(v).max(initial=0)) for v in changing.values()] or [0])
             good[here] = np.abs(energy[here] - wanted) <= rounding
         what = "energy does not follow from magnetization and domain_wall_density"
         self._equal(good, np.ones_like(good), what)
@@ -161,7 +165,8 @@ class SpinValues(MeanValues):
         if self.system == "kac" and self.spins is not None and energy is not None:
             bonds = None if self.bonds is None else self.bonds[here]
             m = self.spins[here] / sites
-            yield from possible.of_kac(energy[here], m, bonds, config, sites)
+            field = self.file["field"][: self.frames][here] if "field" in self.file else None
+            yield from possible.of_kac(energy[here], m, bonds, config, sites, field)
         if flips is not None:
             times = self.file["time"][: self.frames][here]
             yield from possible.of_flips(flips[here], times, self.system, config, sites)
@@ -229,6 +234,14 @@ class LineValues(Values):
         for name in ("prey", "predator") if self.system == "predator-prey" else ():
             if (means := self._series(name)) is not None:
                 self._hold(possible.of_lines(means), f"{name} ")
+
+
+def _energy(bonds: np.ndarray, spins: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
+    """Of an Ising model whose parameters may be series over the frames."""
+    coupling, field = (
+        np.reshape(options[name], (-1, *[1] * (bonds.ndim - 1))) for name in ("coupling", "field")
+    )
+    return np.asarray(-coupling * bonds - field * spins)
 
 
 def _lead(box: tuple[slice, ...], frames: int) -> tuple[slice, ...]:

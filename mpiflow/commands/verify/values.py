@@ -14,8 +14,10 @@ import numpy as np
 #: Bytes of a field that are in memory at once, but at least a row of chunks.
 from mpiflow.commands.verify.rules import RuleValues
 from mpiflow.commands.verify.structure import Corrupt
+from mpiflow.core.errors import InputError
 from mpiflow.files import possible
 from mpiflow.files.segments import Segment
+from mpiflow.systems.drive import Drive
 
 #: Bytes of a field that are in memory at once, but at least a row of chunks.
 PIECE = 2**23
@@ -88,6 +90,7 @@ class Values:
         for name, dataset in self.file.items():
             self._variable(name, dataset)
         self._counters()
+        self._schedules()
         self._states()
         if "fraction" in self.file and "state" in self.file and "size" in self.config:
             rule = RuleValues(
@@ -161,6 +164,24 @@ class Values:
         """Laws of whole series: where they hold, and what is wrong elsewhere."""
         for good, what in laws:
             self._equal(good, np.ones_like(good), subject + what)
+
+    def _schedules(self) -> None:
+        """Parameters that change go as the schedule of each part of the run says."""
+        times = self._series("time")
+        for part in self.parts:
+            text, here = part.config.get("schedule"), slice(part.frames.start, part.frames.stop)
+            try:
+                drive = Drive.read(text) if isinstance(text, str) else None
+            except InputError:  # of a file that may be gone, or a function
+                continue
+            for name in () if drive is None else drive.curves:
+                found = self._series(name)
+                if drive is None or found is None or times is None:
+                    continue
+                wanted = np.array([drive.at(time)[name] for time in times[here].tolist()])
+                good = np.ones(len(times), bool)
+                good[here] = np.isclose(found[here], wanted, rtol=1e-12, atol=1e-12)
+                self._equal(good, np.ones_like(good), f"{name} is not what the schedule says")
 
     def _size(self) -> tuple[int, ...]:
         size = self.config["size"]

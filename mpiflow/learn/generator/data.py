@@ -33,6 +33,7 @@ import scipy.fft
 from mpiflow.core import noise
 from mpiflow.core.errors import InputError
 from mpiflow.files import segments
+from mpiflow.files.drives import require_constant
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.solvers.field.mesoscopic import NonlocalEquation
 from mpiflow.systems.kac import KacKernel
@@ -328,6 +329,7 @@ def from_files(paths: Sequence[str | Path]) -> FieldData:
                 raise InputError(
                     "files", str(path), "a kac run with block means", "Save it with --coarse."
                 )
+            require_constant(file, ("temperature", "field"))
             if config.get("field_file") is not None:
                 raise InputError("files", str(path), "a uniform field", "Leave it out.")
             mine = (config["gamma"], config.get("coarse"), file["coarse_magnetization"].shape[1:])

@@ -31,6 +31,7 @@ import numpy as np
 
 from mpiflow.core import arrays, inputs
 from mpiflow.core.errors import InputError
+from mpiflow.files.drives import require_constant
 from mpiflow.files.runs import Paths, find_runs
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.learn.run_dataset import RunDataset
@@ -162,6 +163,7 @@ def _runs(path: Path, data: RunDataset | None = None, number: int = 0) -> list[F
         if NAME not in file or not block or "temperature" not in config:
             allowed = "a run of kac or ising with block means"
             raise InputError("runs", str(path), allowed, "Save it with --coarse 8.")
+        require_constant(file, ("temperature", "field"))
         shape = tuple(file.sizes[d] for d in file.variables[NAME].dims)
         parts = [part for part in file.segments if len(part.frames)]
     if shape[-1] != shape[-2] or shape[-1] < 4:

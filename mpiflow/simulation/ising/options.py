@@ -41,7 +41,8 @@ class IsingConfig(SpinConfig):
     )
     dt: Step | None = common.dt(
         description="Time step of the sublattice solver in attempts per spin, inf for "
-        "checkerboard sweeps; window of tiled-nfold.",
+        "checkerboard sweeps; window of tiled-nfold; of nfold the time for which it holds what a "
+        "schedule changes.",
         shown="0.25, tiled-nfold 1",
     )
     ranks_grid: Grid | None = common.ranks_grid()
@@ -59,9 +60,16 @@ class IsingConfig(SpinConfig):
             self._fill("tile", 64)
         else:
             self._refuse(f"with the {self.solver} solver, which has none", "tile")
-        if self.solver == "nfold":
-            self._refuse("with the nfold solver, which has no step", "dt")
         whole = 1.0 if self.dt is not None and math.isinf(self.dt) else self.dt
+        if self.solver == "nfold":
+            whole = None
+            if self.schedule is None:
+                self._refuse("with the nfold solver, which has no step", "dt")
+            self._fill("dt", None if self.schedule is None else 0.25)
+        if self.drive is not None:
+            from mpiflow.systems.ising import Ising  # compiles: not for the sake of --help
+
+            self.drive.check(Ising(self.temperature, self.field, self.coupling))
         self._check_intervals(self.time, whole, "dt")
         self._check_initial()
         return self

@@ -29,6 +29,7 @@ from mpiflow.simulation.spins.simulation import Frame, SpinSimulation, cut
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
 from mpiflow.solvers.spins.tiled import LONG_WINDOW, LONG_WINDOW_ERROR, TiledNFold
+from mpiflow.systems.drive import Drive
 from mpiflow.systems.ising import Ising
 from mpiflow.systems.rule import SpinRule
 
@@ -68,6 +69,9 @@ class Simulation(SpinSimulation):
         the same law, each its own bits. It depends on the size and on whether there are
         several members, not on the ranks.
     tile : side of the tiles of tiled-nfold
+    schedule : parameters that change in time, a :class:`mpiflow.Drive` or its text. Each pass has
+        the values of the middle of its time, and so has each window of tiled-nfold; nfold holds
+        them for times of ``dt``
 
     Examples
     --------
@@ -106,9 +110,12 @@ class Simulation(SpinSimulation):
         device: str = "cpu",
         kernel: KernelName = "auto",
         tile: int = 64,
+        schedule: Drive | str | None = None,
     ) -> None:
         require_rule(system, Ising)
-        self.system, self.seed, self.members = system, seed, members
+        self._set_drive(system, schedule)
+        system, drive = self.system, self.drive
+        self.seed, self.members = seed, members
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
         self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
@@ -117,9 +124,9 @@ class Simulation(SpinSimulation):
         self.solver: Sublattice | NFold | TiledNFold
         if solver == "sublattice":
             self.lattice.require_bipartite()
-            self.solver = Sublattice(system, dt, plain=kernel == "plain")
+            self.solver = Sublattice(system, dt, plain=kernel == "plain", drive=drive)
         elif solver == "tiled-nfold":
-            self.solver = TiledNFold(system, dt, tile)
+            self.solver = TiledNFold(system, dt, tile, drive=drive)
         elif solver != "nfold":
             raise InputError(
                 "solver", solver, "'sublattice', 'nfold' or 'tiled-nfold'", "Use sublattice."
@@ -153,7 +160,9 @@ class Simulation(SpinSimulation):
                 zeros = np.zeros((len(numbers), *self.lattice.shape), np.int8)
                 self.block = Block.periodic(zeros, numbers, halo=system.halo, device=self.device)
         if solver == "nfold":
-            self.solver = NFold(system, self.block.batch)
+            self.time = 0.0
+            self._set_hold("dt", dt)
+            self.solver = NFold(self._held(), self.block.batch)
         if not isinstance(self.solver, Sublattice):
             self.solver.check(cast(Block, self.block))
         elif kernel not in ("auto", self.kernel):
@@ -165,7 +174,7 @@ class Simulation(SpinSimulation):
             )
         self.time = 0.0
         self.step = 0
-        self._clock = Clock(self.step_length or 0.0)
+        self._set_clock(Clock(self.step_length or 0.0))
         self._opening, self._writes = 0, 0
         self._flips = np.zeros(self.block.batch, np.int64)
         self._view: Block | PackedBlock | None = None
@@ -179,11 +188,16 @@ class Simulation(SpinSimulation):
             return self.solver.kernel_for(self.block)
         return self.solver.name
 
+    def _set_clock(self, clock: Clock) -> None:
+        self._clock = clock
+        if not isinstance(self.solver, NFold):
+            self.solver.clock = clock
+
     @property
     def dt(self) -> float | None:
-        """Time step, or window; None for the n-fold way."""
+        """Time step, or window; of the n-fold way that for which it holds what changes, or None."""
         if isinstance(self.solver, NFold):
-            return None
+            return None if self.drive is None else self.hold
         return self.solver.dt if isinstance(self.solver, Sublattice) else self.solver.window
 
     def describe(self) -> str:
@@ -219,6 +233,7 @@ class Simulation(SpinSimulation):
             "system": "ising",
             "size": self.lattice.shape,
             **asdict(self.system),
+            **self._driven_facts(),
             "solver": self.solver.name,
             "kernel": self.kernel,
             "dt": self.dt,
@@ -312,10 +327,12 @@ class Simulation(SpinSimulation):
             super().advance_to(time)
             return
         self.require_state()
-        self.time = time  # exactly: not a sum of durations, which rounds
-        self._flips = self._flips + self.solver.advance(
-            cast(Block, self.block), seed=self.seed, until=time
-        )
+        block = cast(Block, self.block)
+        for end in self._ends(time):
+            self.time = end  # exactly: not a sum of durations, which rounds
+            made = self.solver.advance(block, seed=self.seed, until=end)
+            self._flips = self._flips + made
+            self._hold_next()
 
     @property
     def counts_events(self) -> bool:
@@ -331,8 +348,11 @@ class Simulation(SpinSimulation):
         if isinstance(self.solver, TiledNFold):
             return self._some_windows(self.solver, time, most, target)
         assert isinstance(self.solver, NFold)  # noqa: S101 - for the type checker
+        time = next(self._ends(time))
         made = self.solver.advance(block, seed=self.seed, until=time, flips=most)
-        return self._arrive(time, most, made, self.solver.clock)
+        busiest = self._arrive(time, most, made, self.solver.clock)
+        self._hold_next()
+        return busiest
 
     def _some_windows(self, solver: TiledNFold, time: float, most: int, target: float) -> int:
         block, due = cast(Block, self.block), self._clock.step(target)
@@ -362,13 +382,14 @@ class Simulation(SpinSimulation):
 
     def restore(self, state: State) -> None:
         self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
-        self._clock = Clock.restored(state.numbers, self._clock.dt)
+        self._set_clock(Clock.restored(state.numbers, self._clock.dt))
         self._opening, self._looked = int(state.numbers["opening"]), -1
         self._sound, self._writes = False, self.block.writes
         self._flips = self._shares(state.arrays["flips"])
         if isinstance(self.solver, Sublattice):
             self._settle(self.solver, state.numbers)
         if isinstance(self.solver, NFold):
+            self.solver.adopt(self._held())
             self.solver.clock = state.arrays["clock"].astype(np.float64)
             self.solver.events = state.arrays["events"].astype(np.int64)
             if state.arrays["order"].size:
@@ -376,7 +397,7 @@ class Simulation(SpinSimulation):
 
     def _pending(self, solver: Sublattice) -> dict[str, Number]:
         """What the pass is made with in the middle of which the present lies."""
-        return {**asdict(self.system), "dt": solver.dt, "seed": self.seed}
+        return {**asdict(solver.pending(self.step)), "dt": solver.dt, "seed": self.seed}
 
     def _settle(self, solver: Sublattice, numbers: Mapping[str, Number]) -> None:
         """Where the law has changed, end that pass as it was begun and open another. Collective."""
@@ -399,7 +420,7 @@ class Simulation(SpinSimulation):
         return Frame(
             time=self.time,
             magnetization=spins / sites,
-            energy=self.system.energy(bonds, spins) / sites,
+            energy=self.law.energy(bonds, spins) / sites,
             domain_wall_density=observables.domain_wall_density(bonds, sites),
             flips=self.block.total(self.flips),
         )

@@ -37,7 +37,7 @@ def plan(config: IsingConfig, ranks: int) -> Plan:
         layout,
         _memory(config, kernel, share(layout, most=True), batch),
         kernel=named,
-        steps=sizes.steps_of(config, config.dt),
+        steps=sizes.steps_of(config, None if config.solver == "nfold" else config.dt),
         order=4 * (config.solver == "nfold"),  # it goes on with its lists of sites in their order
     )
 

@@ -71,7 +71,7 @@ class KacConfig(SpinConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        from mpiflow.systems.kac import kac_kernel  # compiles: not for the sake of --help
+        from mpiflow.systems.kac import Kac, kac_kernel  # compiles: not for the sake of --help
 
         lattice = self._check_lattice()
         if self.field_file is not None:
@@ -80,19 +80,24 @@ class KacConfig(SpinConfig):
         if self.solver != "tau-leap":
             self._refuse(f"with the {self.solver} solver; tau-leap has one", "eps")
             if self.solver == "gillespie":
-                self._refuse("with the gillespie solver, which has no step", "tau")
+                if self.schedule is None:
+                    self._refuse("with the gillespie solver, which has no step", "tau")
+                self._fill("tau", None if self.schedule is None else 0.1)
                 if self.method != "steps":
                     raise idle("method", self.method, "with the gillespie solver")
             else:
                 self._fill("tau", 0.1)
-        elif self.tau is None:
+        elif self.tau is None and self.schedule is None:
             self._fill("eps", 0.01)
         else:
-            self._refuse("with a fixed tau", "eps")
+            self._refuse("with a fixed tau or a schedule", "eps")
+            self._fill("tau", 0.01)
+        if self.drive is not None:
+            self.drive.check(Kac(self.temperature, self.gamma, self.field))
         if self.device == "cuda" and (self.solver == "gillespie" or self.method == "fft"):
             raise idle(
                 "device", "cuda", "with the gillespie solver or method fft: they use the CPU"
             )
-        self._check_intervals(self.time, self.tau, "tau")
+        self._check_intervals(self.time, None if self.solver == "gillespie" else self.tau, "tau")
         self._check_initial()
         return self

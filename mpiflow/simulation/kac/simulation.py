@@ -25,6 +25,7 @@ from mpiflow.solvers.kac.fields import Fields, Method
 from mpiflow.solvers.kac.gillespie import Gillespie
 from mpiflow.solvers.kac.steps import KacSteps
 from mpiflow.solvers.kac.tables import DIGITS
+from mpiflow.systems.drive import Drive, stretches
 from mpiflow.systems.kac import Kac
 
 SolverName = Literal["sublattice", "midpoint", "tau-leap", "gillespie"]
@@ -52,6 +53,8 @@ class KacSimulation(SpinSimulation):
     method : how fields are added up, ``steps`` or ``fft`` (on the CPU): the same bits
     external : h(x) in addition to the system's field, (Ly, Lx) float64; each rank reads its
         rows only, so it may be mapped from a file
+    schedule : temperature and field that change in time, a :class:`mpiflow.Drive` or its text. Each
+        step of a given tau has the values of its middle; gillespie holds them for times of tau
     seed, members, comm, granularity, device : as of :class:`mpiflow.Simulation`
 
     Examples
@@ -77,9 +80,12 @@ class KacSimulation(SpinSimulation):
         comm: MPI.Intracomm | None = None,
         granularity: int = 1,
         device: str = "cpu",
+        schedule: Drive | str | None = None,
     ) -> None:
         require_rule(system, Kac)
-        self.system, self.seed, self.members = system, seed, members
+        self._set_drive(system, schedule)
+        system = self.system
+        self.seed, self.members = seed, members
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
         self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
@@ -102,26 +108,35 @@ class KacSimulation(SpinSimulation):
             numbers = np.arange(*split(members, self.comm.size, self.comm.rank))
             zeros = np.zeros((len(numbers), *self.lattice.shape), np.int8)
             self.block = Block.periodic(zeros, numbers, device=self.device)
+        self.time, self.step = 0.0, 0
         self.fields = Fields(
-            system, method=method, external=self._here(external, slabs), slabs=slabs
+            system,
+            method=method,
+            external=self._here(external, slabs),
+            slabs=slabs,
+            largest=self.drive.largest("field", system.field) if self.drive else None,
         )
         self.solver: KacSteps | Gillespie
         if solver == "gillespie":
-            if tau is not None or eps is not None:
+            if (tau is not None and self.drive is None) or eps is not None:
                 raise InputError("tau, eps", (tau, eps), "none with gillespie", "Leave them out.")
+            self._set_hold("tau", STEP if tau is None else tau)
             self.solver = Gillespie(
                 system, self.block.batch, external=self.fields.external, scale=self.fields.scale
             )
+            self.solver.adopt(self._held())
             self.solver.check(self.block)
         else:
             if tau is not None and eps is not None:
                 raise InputError("tau, eps", (tau, eps), "one of the two", "Give one.")
+            if self.drive is not None and (eps is not None or (tau or 0.0) > 1.0):
+                allowed = "a tau of at most 1 with a schedule"
+                raise InputError("tau, eps", (tau, eps), allowed, "Try tau 0.01.")
             if eps is None and tau is None:
                 tau = LEAP if solver == "tau-leap" else STEP
             if eps is not None and solver != "tau-leap":
                 raise InputError("eps", eps, "none but with tau-leap", "Leave it out.")
             self.solver = KacSteps(self.fields, solver, tau=tau, eps=eps)
-        self.time, self.step = 0.0, 0
         self._clock = Clock(self.step_length or 0.0)
         self._flips = np.zeros(self.block.batch, np.int64)
 
@@ -184,8 +199,9 @@ class KacSimulation(SpinSimulation):
             "system": "kac",
             "size": self.lattice.shape,
             **asdict(self.system),
+            **self._driven_facts(),
             "solver": self.solver.name,
-            "tau": steps.tau if steps else None,
+            "tau": steps.tau if steps else None if self.drive is None else self.hold,
             "eps": steps.eps if steps else None,
             "rate_bits": 32 * DIGITS,  # a checkpoint of other bits would go on with other events
             "members": self.members,
@@ -207,7 +223,9 @@ class KacSimulation(SpinSimulation):
             self.advance_to(self.time + duration)
             return
         assert isinstance(self.solver, KacSteps)  # noqa: S101 - for the type checker
-        self._count(self.solver.advance(self._bytes, steps, seed=self.seed))
+        for law, _, count in stretches(self.drive, self.system, self._clock, self.step, steps):
+            self.solver.become(law)
+            self._count(self.solver.advance(self._bytes, count, seed=self.seed))
         self.step += steps
         self.time = self._clock.time(self.step)
 
@@ -215,7 +233,10 @@ class KacSimulation(SpinSimulation):
         self.require_state()
         solver = self.solver
         if isinstance(solver, Gillespie):
-            self._count(solver.advance(self._bytes, seed=self.seed, until=time))
+            for end in self._ends(time):
+                self._count(solver.advance(self._bytes, seed=self.seed, until=end))
+                self.time = end
+                self._hold_next()
         elif solver.tau is None:
             self._count(solver.leap(self._bytes, time, seed=self.seed))
         else:
@@ -231,8 +252,11 @@ class KacSimulation(SpinSimulation):
         self.require_state()
         solver = self.solver
         if isinstance(solver, Gillespie):
+            time = next(self._ends(time))
             made = solver.advance(self._bytes, seed=self.seed, until=time, flips=most)
-            return self._arrive(time, most, made, solver.clock)
+            busiest = self._arrive(time, most, made, solver.clock)
+            self._hold_next()
+            return busiest
         solver.begin(self._bytes)
         before = solver.steps.copy()
         self._count(solver.leap(self._bytes, target, seed=self.seed, until=time, most=most))
@@ -267,6 +291,7 @@ class KacSimulation(SpinSimulation):
         self._clock = Clock.restored(state.numbers, self._clock.dt)
         self._flips, self._sound = self._shares(state.arrays["flips"]), False
         if isinstance(self.solver, Gillespie):
+            self.solver.adopt(self._held())
             self.solver.clock = state.arrays["clock"].astype(np.float64)
             self.solver.events = state.arrays["events"].astype(np.int64)
             self.solver.vain = state.arrays["vain"].astype(np.int64)
@@ -281,6 +306,8 @@ class KacSimulation(SpinSimulation):
         self.block.fill_halo()
         sums = observables.spin_sums(self.block)
         sites = self.lattice.sites
+        if self.drive is not None:
+            self.fields.become(self.law)
         return Frame(
             time=self.time,
             magnetization=sums[:, 0] / sites,

@@ -19,6 +19,7 @@ def plan(config: KacConfig, ranks: int) -> Plan:
     sites = batch * ny * nx
     memory = {"field": sites, "halo": batch * (ny + 2) * (nx + 2) - sites}
     memory["fields of sites"] = _kac_memory(config, ny, nx, batch)
+    step = None if config.solver == "gillespie" else config.tau
     leaps = "" if config.eps is None else f"of {config.eps:g} / the largest rate"
     return sizes.plan(
         config,
@@ -26,7 +27,11 @@ def plan(config: KacConfig, ranks: int) -> Plan:
         layout,
         memory,
         kernel=f"{config.solver} solver, gamma {config.gamma:g}",
-        steps=sizes.steps_of(config, config.tau, leaps or "events, not steps"),
+        steps=sizes.steps_of(
+            config,
+            step,
+            leaps or "events, not steps",
+        ),
     )
 
 

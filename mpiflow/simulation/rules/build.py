@@ -28,6 +28,7 @@ def build(config: RuleConfig, comm: MPI.Intracomm, point: Checkpoint | None = No
         ranks_grid=config.ranks_grid,
         granularity=config.coarse or 1,
         device=config.device,
+        schedule=config.drive,
     )
     if point is None:
         _set_initial(sim, config)

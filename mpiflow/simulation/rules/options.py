@@ -10,14 +10,15 @@ from pydantic import model_validator
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.simulation import common_options as common
+from mpiflow.simulation.driven_options import DrivenConfig
 from mpiflow.simulation.option_values import Grid, Numbers, Sides, Step
-from mpiflow.simulation.options import StartConfig, option
+from mpiflow.simulation.options import option
 
 if TYPE_CHECKING:  # they compile: not for the sake of --help
     from mpiflow.systems.rule import SpinRule
 
 
-class RuleConfig(StartConfig):
+class RuleConfig(DrivenConfig):
     """Options of all systems that are a spin rule on a square lattice.
 
     A system of its own adds its parameters, and says with :meth:`rule` what they make.
@@ -34,7 +35,7 @@ class RuleConfig(StartConfig):
     )
     dt: Step | None = common.dt(
         description="Time step of the sublattice solver in attempts per site, inf for "
-        "checkerboard sweeps.",
+        "checkerboard sweeps; of nfold the time for which it holds what a schedule changes.",
         shown="0.25",
     )
     time: float = common.time(description="Time to simulate, in attempts per site.")
@@ -77,8 +78,10 @@ class RuleConfig(StartConfig):
             lattice.require_bipartite()
             self._fill("dt", 0.25)
             step = self.dt if self.dt is not None and math.isfinite(self.dt) else 1.0
-        else:
+        elif self.schedule is None:
             self._refuse("with the nfold solver, which has no step", "dt")
+        else:
+            self._fill("dt", 0.25)
         self._check_intervals(self.time, step, "dt")
         self._check_file()
         for name, kinds in (
@@ -93,6 +96,8 @@ class RuleConfig(StartConfig):
     def _check_rule(self) -> None:
         """The rule can be run, and has the states that are asked for."""
         rule = self.rule()
+        if self.drive is not None:
+            self.drive.check(rule)
         if self.solver == "nfold":
             from mpiflow.solvers.spins.rule_tables import require_table
 

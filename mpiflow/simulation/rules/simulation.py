@@ -25,6 +25,7 @@ from mpiflow.simulation.spins.simulation import LatticeSimulation, cut
 from mpiflow.solvers.spins.rule_nfold import RuleNFold
 from mpiflow.solvers.spins.rule_sublattice import LONG_STEP_ERROR, RuleSublattice, check_states
 from mpiflow.solvers.spins.sublattice import LONG_STEP
+from mpiflow.systems.drive import Drive, stretches
 from mpiflow.systems.rule import SpinRule
 
 SolverName = Literal["sublattice", "nfold"]
@@ -66,6 +67,8 @@ class RuleSimulation(LatticeSimulation):
     dt : step of the sublattice solver, ``math.inf`` for full sweeps (time counts sweeps)
     solver : ``sublattice`` (fixed step, any number of ranks) or ``nfold`` (exact, rules of up to
         12 states, 8 if given by rates)
+    schedule : parameters that change in time, a :class:`mpiflow.Drive` or its text. Each step has
+        the values of its middle; nfold holds them for times of ``dt``
     seed, members, comm, ranks_grid, granularity, device : as of :class:`mpiflow.Simulation`
 
     Examples
@@ -92,11 +95,14 @@ class RuleSimulation(LatticeSimulation):
         ranks_grid: Shape | None = None,
         granularity: int = 1,
         device: str = "cpu",
+        schedule: Drive | str | None = None,
     ) -> None:
         if not is_dataclass(type(system)):
             kind = type(system).__name__
             raise InputError("system", kind, "a frozen dataclass", "Decorate the rule's class.")
-        self.system, self.seed, self.members = system, seed, members
+        self._set_drive(system, schedule)
+        system = self.system
+        self.seed, self.members = seed, members
         self.name = name or type(system).__name__.lower()
         self.comm = MPI.COMM_WORLD if comm is None else comm
         self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
@@ -108,13 +114,14 @@ class RuleSimulation(LatticeSimulation):
         if solver == "sublattice":
             self.lattice.require_bipartite()
         self._make_block(ranks_grid, granularity)
+        self.time, self.step = 0.0, 0
         self.solver: RuleSublattice | RuleNFold
         if solver == "sublattice":
             self.solver = RuleSublattice(system, dt)
         else:
-            self.solver = RuleNFold(system, self.block.batch)
+            self._set_hold("dt", dt)
+            self.solver = RuleNFold(self._held(), self.block.batch)
             self.solver.check(self.block)
-        self.time, self.step = 0.0, 0
         self._clock = Clock(self.step_length or 0.0)
         self._flips = np.zeros(self.block.batch, np.int64)
 
@@ -136,6 +143,13 @@ class RuleSimulation(LatticeSimulation):
     @property
     def step_length(self) -> float | None:
         return None if isinstance(self.solver, RuleNFold) else self.solver.time_per_step
+
+    @property
+    def dt(self) -> float | None:
+        """Time step; of the n-fold way that for which it holds what changes, or None."""
+        if isinstance(self.solver, RuleNFold):
+            return None if self.drive is None else self.hold
+        return self.solver.dt
 
     @property
     def rng(self) -> str:
@@ -168,8 +182,9 @@ class RuleSimulation(LatticeSimulation):
             "size": self.lattice.shape,
             **asdict(system),
             "states": self.system.states,
+            **self._driven_facts(),
             "solver": self.solver.name,
-            "dt": self.solver.dt if isinstance(self.solver, RuleSublattice) else None,
+            "dt": self.dt,
             "members": self.members,
             "seed": self.seed,
         }
@@ -202,8 +217,10 @@ class RuleSimulation(LatticeSimulation):
         if isinstance(self.solver, RuleNFold):
             self.advance_to(self.time + duration)
             return
-        made = self.solver.advance(self.block, steps, seed=self.seed, first_step=self.step)
-        self._flips = self._flips + made  # a new array: frames keep theirs
+        for law, first, count in stretches(self.drive, self.system, self._clock, self.step, steps):
+            self.solver.become(law)
+            made = self.solver.advance(self.block, count, seed=self.seed, first_step=first)
+            self._flips = self._flips + made  # a new array: frames keep theirs
         self.step += steps
         self.time = self._clock.time(self.step)
 
@@ -212,9 +229,10 @@ class RuleSimulation(LatticeSimulation):
             super().advance_to(time)
             return
         self.require_state()
-        self.time = time  # exactly: not a sum of durations, which rounds
-        made = self.solver.advance(self.block, seed=self.seed, until=time)
-        self._flips = self._flips + made
+        for end in self._ends(time):
+            self.time = end  # exactly: not a sum of durations, which rounds
+            self._flips = self._flips + self.solver.advance(self.block, seed=self.seed, until=end)
+            self._hold_next()
 
     @property
     def counts_events(self) -> bool:
@@ -223,14 +241,17 @@ class RuleSimulation(LatticeSimulation):
     def advance_some(self, time: float, most: int, target: float) -> int:
         assert isinstance(self.solver, RuleNFold)  # noqa: S101 - for the type checker
         self.require_state()
+        time = next(self._ends(time))
         made = self.solver.advance(self.block, seed=self.seed, until=time, flips=most)
-        return self._arrive(time, most, made, self.solver.clock)
+        busiest = self._arrive(time, most, made, self.solver.clock)
+        self._hold_next()
+        return busiest
 
     def measure(self) -> RuleFrame:
         """Observables of the present state. Collective."""
         self.require_state(anew=True)
         self.block.fill_halo()
-        values = observables.observe(self.block, self.system)
+        values = observables.observe(self.block, self.law)
         return RuleFrame(self.time, values, self.block.total(self._flips))
 
     # -- what its file holds -------------------------------------------------------
@@ -263,7 +284,7 @@ class RuleSimulation(LatticeSimulation):
             Variable(name, (*ensemble, *axes), long_name=self.system.OBSERVABLES[name])
             for name, axes in self._axes_of_observables().items()
         ]
-        variables.append(STANDARD["flips"].over(*ensemble))
+        variables += [STANDARD["flips"].over(*ensemble), *self._driven_variables()]
         if coarse is not None:
             axes = self._axes(dims, coordinates, coarse)
             variables.append(STANDARD["coarse_fraction"].over(*ensemble, "state", *axes))
@@ -294,6 +315,7 @@ class RuleSimulation(LatticeSimulation):
         for name, value in frame.scalars().items():
             place = (*members, *[states] * (value.ndim - 1))
             values[name] = value[0] if one else (value, place)
+        values |= self._driven_values()
         if coarse is not None:
             parts = self.coarse_fractions(coarse)
             place = (*members, states, *self.local_box(coarse))
@@ -319,6 +341,7 @@ class RuleSimulation(LatticeSimulation):
         self._clock = Clock.restored(state.numbers, self._clock.dt)
         self._flips, self._sound = self._shares(state.arrays["flips"]), False
         if isinstance(self.solver, RuleNFold):
+            self.solver.adopt(self._held())
             self.solver.clock = state.arrays["clock"].astype(np.float64)
             self.solver.events = state.arrays["events"].astype(np.int64)
             if state.arrays["order"].size:

@@ -61,7 +61,7 @@ def plan(config: RuleConfig, ranks: int) -> Plan:
         largest=largest,
         members_here=(config.members // ranks, batch),
         kernel=f"{config.solver} solver, {rule.states} states",
-        steps=sizes.steps_of(config, config.dt),
+        steps=sizes.steps_of(config, None if nfold else config.dt),
         frames=frames,
         exact=True,
         memory=memory | {"checkpoint": IMAGES * (whole + 4 * whole * nfold)},
@@ -75,7 +75,8 @@ def _variables(config: RuleConfig, states: int, frames: int) -> tuple[Stored, ..
     """What the file holds."""
     members: Shape = (config.members,) if config.members > 1 else ()
     (ly, lx), coarse, rule = config.size, config.coarse, config.rule()
-    out = [_numbers(config, name, (), frames) for name in ("time",)]
+    driven = () if config.drive is None else config.drive.curves
+    out = [_numbers(config, name, (), frames) for name in ("time", *driven)]
     for name in rule.OBSERVABLES:
         several = (states,) if name == "fraction" else ()
         out.append(_numbers(config, name, (*members, *several), frames))

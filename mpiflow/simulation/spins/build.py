@@ -26,6 +26,7 @@ def common(config: SpinConfig, comm: MPI.Intracomm) -> dict[str, Any]:
         # A byte of spins belongs to one rank.
         "granularity": math.lcm(config.coarse or 1, 8 if config.spin_bits else 1),
         "device": config.device,
+        "schedule": config.drive,
     }
 
 

@@ -7,11 +7,12 @@ from typing import ClassVar
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.simulation import common_options as common
+from mpiflow.simulation.driven_options import DrivenConfig
 from mpiflow.simulation.option_values import Sides
-from mpiflow.simulation.options import StartConfig, idle, option
+from mpiflow.simulation.options import idle, option
 
 
-class SpinConfig(StartConfig):
+class SpinConfig(DrivenConfig):
     """Options of all systems of spins on a square lattice."""
 
     SAVED: ClassVar[tuple[str, ...]] = ("coarse", "spins", "spin_bits")

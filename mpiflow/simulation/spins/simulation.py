@@ -21,6 +21,7 @@ from mpiflow.core.schedule import Schedule, whole_steps
 from mpiflow.files.schema import STANDARD, block_centres
 from mpiflow.files.writer import Value
 from mpiflow.simulation.base import Content, Sample, Simulated
+from mpiflow.simulation.spins.driven import Driven
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Frame:
         return {name: getattr(self, name) for name in self.NAMES}
 
 
-class LatticeSimulation(Simulated):
+class LatticeSimulation(Driven, Simulated):
     """Sites on a square lattice, or on many: cut into tiles over the ranks, or dealt to them.
 
     Attributes
@@ -212,6 +213,7 @@ class SpinSimulation(LatticeSimulation):
         ensemble = tuple(dims)
         coordinates: dict[str, np.ndarray] = {}
         variables = [STANDARD[name].over(*ensemble) for name in Frame.NAMES]
+        variables += self._driven_variables()
         fields = [("coarse_magnetization", coarse)] if coarse is not None else []
         for name, unit in [*fields, *([("spin", 1)] if spins else [])]:
             axes = self._axes(dims, coordinates, unit)
@@ -241,6 +243,7 @@ class SpinSimulation(LatticeSimulation):
         values: dict[str, Value] = {
             name: value[0] if one else (value, members) for name, value in frame.scalars().items()
         }
+        values |= self._driven_values()
         if coarse is not None:
             # Exact sums, divided once: the same bits however the lattice is cut.
             means = self.coarse_sums(coarse) / coarse**2

@@ -49,7 +49,8 @@ def spin_variables(config: SpinConfig, frames: int) -> tuple[Stored, ...]:
     """What a file of spins holds."""
     members: Shape = (config.members,) if config.members > 1 else ()
     (ly, lx), coarse = config.size, config.coarse
-    out = [_numbers(config, "time", (), frames)]
+    driven = () if config.drive is None else config.drive.curves
+    out = [_numbers(config, name, (), frames) for name in ("time", *driven)]
     for name in ("magnetization", "energy", "domain_wall_density", "flips"):
         out.append(_numbers(config, name, members, frames))
     axes = 0

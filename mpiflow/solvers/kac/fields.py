@@ -180,6 +180,7 @@ class Fields:
     method : how sums over neighbours are made
     external : h(x) of this rank's sites (n, nx) float64, added to the uniform field
     slabs : how one lattice is cut over ranks; None for whole lattices
+    largest : bound of the uniform field, if that may change: |h| unless given
 
     Attributes
     ----------
@@ -196,11 +197,12 @@ class Fields:
         method: Method = "steps",
         external: np.ndarray | None = None,
         slabs: Slabs | None = None,
+        largest: float | None = None,
     ) -> None:
         require_rule(system, Kac)
         self.system, self.slabs, self.computed = system, slabs, 0
         self._sums = Sums(system.kernel, method)
-        self.largest = abs(system.field)
+        self.largest = abs(system.field) if largest is None else largest
         if external is not None:
             there = float(np.abs(external).max(initial=0.0))
             self.largest += there if slabs is None else slabs.largest(there)
@@ -209,6 +211,14 @@ class Fields:
         if external is not None:
             extra = extra + np.rint(external * self.scale.unit).astype(np.int64)
         self.external = np.ascontiguousarray(extra.astype(np.int32))
+
+    def become(self, system: Kac) -> None:
+        """Go on with another temperature or uniform field, in place."""
+        if system == self.system:
+            return
+        change = uniform_field(system, self.scale) - uniform_field(self.system, self.scale)
+        self.external += change.astype(np.int32)
+        self.system = system
 
     @property
     def reach(self) -> int:

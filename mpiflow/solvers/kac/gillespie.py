@@ -334,6 +334,22 @@ class Gillespie:
         block.load(sites.spins)
         return self.events - before
 
+    def become(self, block: Block, system: Kac, time: float) -> None:
+        """Go on by another law from a time on, which all boxes have come to.
+
+        The draws that are due then are made anew, with other numbers: waiting has no memory.
+        """
+        self.adopt(system)
+        self.clock[...] = time
+        self.vain += 1
+
+    def adopt(self, system: Kac) -> None:
+        """Take another temperature or uniform field, as that of a checkpoint."""
+        change = uniform_field(system, self.scale) - uniform_field(self.system, self.scale)
+        self.external += change.astype(np.int32)
+        self.system = system
+        self._sites = None  # no rate is known any more
+
     def _follow(self, spins: np.ndarray) -> Sites:
         """Take the spins, and compute all anew if they are not those of the last call."""
         if self._sites is not None and np.array_equal(self._sites.spins, spins):

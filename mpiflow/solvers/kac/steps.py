@@ -45,6 +45,7 @@ from mpiflow.solvers.kac.tables import (
     in_32_bits,
     look_up,
 )
+from mpiflow.systems.kac import Kac
 
 KacSolver = Literal["sublattice", "tau-leap", "midpoint"]
 _NONE = np.empty((0, 0, 0), np.int32)
@@ -75,15 +76,26 @@ class KacSteps:
         eps: float | None = None,
     ) -> None:
         self.fields, self.name, self.tau, self.eps = fields, solver, tau, eps
-        system, self._scale = fields.system, fields.scale
+        self._scale = fields.scale
+        self._cuda: CudaSites | None = None
+        self._take(fields.system)
+        self._check_step()
+        self.steps, self.clock = np.empty(0, np.int64), np.empty(0)
+
+    def become(self, system: Kac) -> None:
+        """Go on with another temperature or uniform field."""
+        self.fields.become(system)
+        if system != self.system:
+            self._cuda = None  # it keeps the fields of the old one
+            self._take(system)
+
+    def _take(self, system: Kac) -> None:
+        self.system = system
         self._points, self._shift, self._offset = system.grid(self._scale)
         self._rates = system.rates(self._points)
-        self._check_step()
         self._table, self._table_tau = Table.of(np.empty(0)), math.nan
         self._packed_of = self._table
         self._packed: tuple[np.ndarray, tuple[int, ...]] = self._table.bounds, ()
-        self._cuda: CudaSites | None = None
-        self.steps, self.clock = np.empty(0, np.int64), np.empty(0)
 
     def _check_step(self) -> None:
         if self.eps is not None:

@@ -44,6 +44,8 @@ from mpiflow.solvers.spins.site_lists import (
 )
 from mpiflow.systems.ising import CLASSES, Ising, rate_class
 
+#: A total rate below is taken for this one where the law changes: nothing happens either way.
+SLOWEST = 1e-200
 #: Events whose noise is drawn at once.
 _AHEAD = 64
 
@@ -359,6 +361,28 @@ class NFold:
         self._run(block, stream_key(seed, stream), until, most)
         block.fill_halo()
         return self.events - before
+
+    def become(self, block: Block, system: Any, time: float) -> None:
+        r"""Go on by another law from a time on, which all boxes have come to.
+
+        What the number of the pending event was drawn for is
+        :math:`\int R \, dt`: what is left of it is waited for at the new total rate, as if the
+        last event had been as much earlier or later.
+        """
+        self.check(block)
+        before = self._totals()
+        self.adopt(system)
+        self._run(block, stream_key(0, "nfold"), -np.inf, self.events)  # sorts, and no event
+        waited = (time - self.clock) * before
+        self.clock = time - waited / np.maximum(self._totals(), SLOWEST)
+
+    def adopt(self, system: Any) -> None:
+        """Take another law, as that of a checkpoint; its clock is set next."""
+        self.system = system
+
+    def _totals(self) -> np.ndarray:
+        """Total rates of the boxes as of the last call, (B,) float64."""
+        return np.asarray(self._lists.counts.astype(np.float64) @ normal_rates(self.system))
 
     def _require_states(self, block: Block) -> None:
         block.require_spins()

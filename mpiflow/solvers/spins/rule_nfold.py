@@ -311,6 +311,16 @@ class RuleNFold(NFold):
         """As :meth:`~mpiflow.solvers.spins.nfold.NFold.advance`; a flip is a change."""
         return super().advance(block, seed=seed, until=until, flips=flips, stream=stream)
 
+    def adopt(self, system: SpinRule) -> None:
+        check_rule(system)
+        order = self.order
+        self.system, self._table = system, classes(system)
+        self._classes = len(self._table.rates)
+        self.order = order  # classes are others: sorted anew by the next call
+
+    def _totals(self) -> np.ndarray:
+        return np.asarray(self._lists.counts.astype(np.float64) @ self._table.rates)
+
     def _require_states(self, block: Block) -> None:
         require_states(block, self.system)
 

@@ -91,6 +91,12 @@ class RuleSublattice:
             self._rows, self._cuda = rule_compiled.kernels(system)
         self._chances: dict[tuple[Part, bool], tuple[Any, ...]] = {}
 
+    def become(self, system: SpinRule) -> None:
+        """Go on by the same rule with other parameters."""
+        if system != self.system:
+            check_rule(system)
+            self.system, self._chances = system, {}
+
     @property
     def time_per_step(self) -> float:
         """``dt``, or 1 for full sweeps."""

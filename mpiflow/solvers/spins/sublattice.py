@@ -23,12 +23,19 @@ if u < q r, and half way through if
 The joint law is that of two half steps: both flips have probability
 :math:`|[p (1 - p), q r)| = p - q_h^2 r (1 - r)`, which is :math:`q_h (1 - q_h) r` (only the
 first half resamples) plus :math:`q_h^2 r^2` (both do, and both take the opposite spin).
+
+Parameters that change in time (:mod:`mpiflow.systems.drive`) have in each pass the values of the
+middle of its time: a black pass those of the time between the two steps it belongs to, a white
+one those half a step later; both passes of a full sweep those of its middle. The order stays the
+second, and a pass costs no more. Where a value jumps between two steps, the black pass there is
+made in two: its first half with the old values, an opening one with the new.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -40,9 +47,11 @@ from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice
 from mpiflow.core.noise import stream_key
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
+from mpiflow.core.schedule import Clock
 from mpiflow.solvers.spins import heatbath, multispin, sliced
 from mpiflow.solvers.spins.bitplanes import Masks, Thresholds
 from mpiflow.solvers.spins.multispin import Region
+from mpiflow.systems.drive import Drive
 from mpiflow.systems.ising import Ising
 
 #: Passes of each step, black and white; the number of a pass is its noise counter.
@@ -54,6 +63,8 @@ BLACK, WHITE = 0, 1
 SLICED_SITES = 100**2
 #: Updates after which thresholds are compiled in: a fraction of a second's work.
 COMPILE_IN_AFTER = 10**9
+#: Thresholds that are kept: of all kinds of a few laws.
+KEPT = 16
 #: Sites that keep a thread busy for longer than it takes to start it.
 SITES_PER_THREAD = 2**20
 
@@ -71,10 +82,11 @@ Kind = Literal["opening", "full", "upper", "lower"]
 
 
 class Run(NamedTuple):
-    """Passes of one kind, numbered from ``first``; black where the number is even."""
+    """Passes of one kind, numbered from ``first``, by one law; black where the number is even."""
 
     kind: Kind
     first: int
+    system: Ising
     passes: int = 1
 
     @property
@@ -103,29 +115,41 @@ class Sublattice:
     plain : take the plain kernel for small boxes too
     compile_in : compile the thresholds into the bit kernels; left out, once they have done
         enough work for it to pay
+    drive : parameters that change in time; those of ``system`` hold for the others
+
+    Attributes
+    ----------
+    clock : the times of steps, which the drive goes by
     """
 
     name = "sublattice"
 
     def __init__(
-        self, system: Ising, dt: float, *, plain: bool = False, compile_in: bool | None = None
+        self,
+        system: Ising,
+        dt: float,
+        *,
+        plain: bool = False,
+        compile_in: bool | None = None,
+        drive: Drive | None = None,
     ) -> None:
         if not dt > 0:
             raise InputError("dt", dt, "a number above 0, or inf", "Try 0.25.")
         require_rule(system, Ising)
         self.system, self.dt, self.plain = system, float(dt), plain
-        self.compile_in = compile_in
+        self.compile_in, self.drive = compile_in, drive
+        self.clock = Clock(self.time_per_step)
         self._updates = 0
-        self._thresholds: dict[Kind, Thresholds] = {}
+        self._thresholds: dict[tuple[Kind, Ising], Thresholds] = {}
 
     @property
     def time_per_step(self) -> float:
         """``dt``, or 1 for full sweeps (one attempt per spin)."""
         return self.dt if math.isfinite(self.dt) else 1.0
 
-    def probabilities(self, kind: Kind) -> np.ndarray:
+    def probabilities(self, kind: Kind, system: Ising | None = None) -> np.ndarray:
         """What a uniform number is compared with in each of the ten classes, (10,) float64."""
-        rates = self.system.flip_rates_by_opposites()
+        rates = (system or self.system).flip_rates_by_opposites()
         half = -math.expm1(-self.dt / 2) * rates
         return {
             "full": -math.expm1(-self.dt) * rates,
@@ -161,10 +185,13 @@ class Sublattice:
         -------
         (B,) int64, the number of spins flipped in each box on this rank
         """
-        runs = self._chain(first_step, steps, opening=True)
-        if steps:
-            runs += self._look(first_step + steps)
-        return self._apply(block, runs, seed, stream)
+        end = first_step + steps
+        if steps and not self._jumps(first_step, end):
+            runs = [*self._chain(first_step, steps, opening=True), *self._look(end)]
+            return self._apply(block, runs, seed, stream)
+        noise: Any = {"seed": seed, "stream": stream}
+        flips = self.chain(block, steps, first_step=first_step, opening=True, **noise)
+        return flips + self.look(block, end, **noise) if steps else flips
 
     def chain(
         self,
@@ -181,7 +208,18 @@ class Sublattice:
         ``opening`` says that the block holds a state, as at the start, and not what a chain
         left. :meth:`look` gives the state. Returns flips as :meth:`advance`.
         """
-        return self._apply(block, self._chain(first_step, steps, opening), seed, stream)
+        if not steps:
+            return self._apply(block, [], seed, stream)
+        flips, end = np.zeros(block.batch, np.int64), first_step + steps
+        cuts = self._jumps(first_step, end)
+        for step, following in pairwise(sorted({first_step, *cuts, end})):
+            if step in cuts and not (opening and step == first_step):
+                flips += self.look(block, step, seed=seed, stream=stream)
+                block.fill_halo()
+                opening = True
+            flips += self._apply(block, self._chain(step, following - step, opening), seed, stream)
+            opening = False
+        return flips
 
     def look(
         self, block: Block | PackedBlock, step: int, *, seed: int, stream: str = "sublattice"
@@ -192,18 +230,54 @@ class Sublattice:
         """
         return self._apply(block, self._look(step), seed, stream)
 
-    def _chain(self, first: int, steps: int, opening: bool) -> list[Run]:
-        number, count = PASSES * first, PASSES * steps
-        if steps == 0:
+    def pending(self, step: int) -> Ising:
+        """The law of the pass in the middle of which a step ends."""
+        if self.drive is None or math.isinf(self.dt):
+            return self.system
+        return self.drive.system_before(self.system, self.clock.time(step))
+
+    def _jumps(self, first: int, end: int) -> list[int]:
+        """Steps before ``end``, from ``first`` on, that a black pass would have two laws at."""
+        if self.drive is None or math.isinf(self.dt):
             return []
-        if opening and math.isfinite(self.dt):
-            return [Run("opening", OPENING + number), Run("full", number + 1, count - 1)]
-        return [Run("full", number, count)]
+        steps = ((self.clock.step(time), time) for time in self.drive.jumps)
+        return [n for n, time in steps if first <= n < end and self.clock.time(n) == time]
 
     def _look(self, step: int) -> list[Run]:
         if math.isinf(self.dt):
             return []
-        return [Run("upper", PASSES * step), Run("lower", PASSES * step)]
+        both, law = PASSES * step, self.pending(step)
+        return [Run("upper", both, law), Run("lower", both, law)]
+
+    def _chain(self, first: int, steps: int, opening: bool) -> list[Run]:
+        number, count = PASSES * first, PASSES * steps
+        if opening and math.isfinite(self.dt):
+            opened = Run("opening", OPENING + number, self._law_of(number))
+            return [opened, *self._full(number + 1, count - 1)]
+        return self._full(number, count)
+
+    def _full(self, first: int, passes: int) -> list[Run]:
+        """Whole passes, those of one law together."""
+        if self.drive is None:
+            return [Run("full", first, self.system, passes)]
+        runs: list[Run] = []
+        for number in range(first, first + passes):
+            law = self._law_of(number)
+            if runs and runs[-1].system == law:
+                runs[-1] = runs[-1]._replace(passes=runs[-1].passes + 1)
+            else:
+                runs.append(Run("full", number, law))
+        return runs
+
+    def _law_of(self, number: int) -> Ising:
+        """The model in the middle of the time of a pass."""
+        if self.drive is None:
+            return self.system
+        step, white = divmod(number, PASSES)
+        middle = white or math.isinf(self.dt)
+        return self.drive.system(
+            self.system, self.clock.middle(step) if middle else self.clock.time(step)
+        )
 
     def _apply(
         self, block: Block | PackedBlock, runs: Sequence[Run], seed: int, stream: str
@@ -233,7 +307,7 @@ class Sublattice:
         for run in runs:
             if run.looks and target is block.array:
                 target = block.device.duplicate(target)
-            thresholds = fixed_point(self.probabilities(run.kind))
+            thresholds = fixed_point(self.probabilities(run.kind, run.system))
             counts = put(np.zeros_like(flips))
             for number in range(run.first, run.first + run.passes):
                 arguments = (
@@ -257,10 +331,13 @@ class Sublattice:
         self, run: Run, updates: int, compile_in: Callable[[Masks], Any], general: Any
     ) -> tuple[Any, Masks, np.ndarray]:
         """(kernel, masks, residual) for a run; thresholds are compiled in once it pays."""
-        if run.kind not in self._thresholds:
-            self._thresholds[run.kind] = Thresholds.of(self.probabilities(run.kind).tolist())
-        thresholds = self._thresholds[run.kind]
-        if run.kind == "full":
+        law = run.kind, run.system
+        if law not in self._thresholds:
+            if len(self._thresholds) >= KEPT:  # a drive may have as many as there are passes
+                self._thresholds.clear()
+            self._thresholds[law] = Thresholds.of(self.probabilities(*law).tolist())
+        thresholds = self._thresholds[law]
+        if run.kind == "full" and self.drive is None:
             self._updates += updates
             enough = self._updates > COMPILE_IN_AFTER
             if enough if self.compile_in is None else self.compile_in:

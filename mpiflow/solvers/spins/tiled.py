@@ -34,8 +34,10 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import divisors
 from mpiflow.core.noise import exponential, stream_key, threefry, to_unit
+from mpiflow.core.schedule import Clock
 from mpiflow.solvers.spins.nfold import choose, normal_rates
 from mpiflow.solvers.spins.tile_counts import TileCounts
+from mpiflow.systems.drive import Drive, stretches
 from mpiflow.systems.ising import CLASSES, Ising, rate_class
 
 #: Passes of a step: parity of the tile's row and column, and the window as a share of W.
@@ -295,21 +297,26 @@ class TiledNFold:
     system : the model
     window : W, the time of one step, above 0; the error of the law falls as its square
     tile : side of the tiles in sites, 2 to 255
+    drive : parameters that change in time: each window has the values of its middle
 
     Attributes
     ----------
+    clock : the times of windows, which the drive goes by
     abandoned : whether this rank left out a part of the last steps
     """
 
     name = "tiled-nfold"
 
-    def __init__(self, system: Ising, window: float, tile: int = 64) -> None:
+    def __init__(
+        self, system: Ising, window: float, tile: int = 64, *, drive: Drive | None = None
+    ) -> None:
         require_rule(system, Ising)
         if not (window > 0 and math.isfinite(window)):
             raise InputError("window", window, "a finite number above 0", "Try 0.5.")
         if not 2 <= tile <= MAX_TILE:
             raise InputError("tile", tile, f"2 to {MAX_TILE} sites", "Try 64.")
         self.system, self.window, self.tile = system, float(window), int(tile)
+        self.drive, self.clock = drive, Clock(self.window)
         self._counts: TileCounts | None = None
         self.abandoned = False
 
@@ -363,19 +370,20 @@ class TiledNFold:
             counts = self._counts_of(block)
         flips = np.zeros(block.batch, np.int64)
         ty, tx = (side // self.tile for side in block.shape)
-        rates = normal_rates(self.system)
         fixed = (
             block.origins // self.tile,
             tuple(side // self.tile for side in block.lattice.shape),
             block.members,
             stream_key(seed, stream),
         )
-        inverse = np.divide(1.0, rates, out=np.zeros_like(rates), where=rates > 0)
         awake = np.empty(((ty + 1) // 2 * ((tx + 1) // 2), 2), np.uint64)
         match, at, since = np.empty(self.tile, np.uint8), np.empty(4, np.int64), np.empty(1)
         self.abandoned = False
         for step in range(first_step, first_step + steps):
             self.abandoned = self.abandoned or (step > first_step and over())
+            law, _, _ = next(stretches(self.drive, self.system, self.clock, step, 1))
+            rates = normal_rates(law)
+            inverse = np.divide(1.0, rates, out=np.zeros_like(rates), where=rates > 0)
             for number, (row, column, share) in enumerate(PASSES, len(PASSES) * step):
                 at[...], since[...] = (0, -1, 0, 0), 0.0
                 while not self.abandoned and not _pass(
