@@ -79,8 +79,8 @@ def unchanged(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> None:
 
 def _in_words(definition: Mapping[str, Any]) -> str:
     usual = Observable(len).definition()
-    others = [f"{n}={v!r}" for n, v in definition.items() if n in usual and v != usual[n]]
-    return ", ".join([str(definition["function"]), *others[1:]])
+    rest = {n: v for n, v in definition.items() if n != "function" and v != usual.get(n)}
+    return ", ".join([str(definition["function"]), *(f"{n}={v!r}" for n, v in rest.items())])
 
 
 def with_observables(
