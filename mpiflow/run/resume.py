@@ -34,7 +34,8 @@ def resume(
     Parameters
     ----------
     path : the Trajectory; its checkpoints are in ``checkpoints/`` beside it
-    changes, options : in place of those of the run; ``time`` (or ``hops``) counts from its start
+    changes, options : in place of those of the run; ``time`` (or ``hops``) counts from its start.
+        Observables that are functions are given again as to :func:`mpiflow.simulate`
     sim : for a run that Python made: a simulation made like the first one, in any state. Options
         are then those of :func:`mpiflow.record`; how far and how often are as before unless given
 
@@ -47,6 +48,9 @@ def resume(
         return _recorded_on(sim, Path(path), {**(changes or {}), **options})
     comm = MPI.COMM_WORLD if comm is None else comm
     changes = {**(changes or {}), **options}
+    again: dict[str, Any] = {"callbacks": changes.pop("callbacks", ())}
+    if isinstance(changes.get("observables"), Mapping):
+        again["observables"] = changes.pop("observables")
     out = Path(path).resolve()
     point = checkpoint.newest(out, comm)
     with agreed(comm):
@@ -57,7 +61,7 @@ def resume(
                 stored = trajectory.config
         config = configuration(stored, out, changes)
         follows = _follows(type(config), stored, changes)
-    return simulate(config, comm, changed={*changes, *follows})
+    return simulate(config, comm, changed={*changes, *follows}, **again)
 
 
 def _recorded_on(sim: Simulated, path: Path, options: dict[str, Any]) -> Path:

@@ -30,6 +30,8 @@ def simulate(
     comm: MPI.Intracomm | None = None,
     *,
     changed: Container[str] = (),
+    observables: Observables | None = None,
+    callbacks: Sequence[Callback | Callable[..., Any]] = (),
     **options: Any,
 ) -> Path:
     """Run what a configuration of any system says and write its file. Collective.
@@ -40,6 +42,8 @@ def simulate(
     ----------
     config : all options, or the name of a system, or a TOML file
     changed : options that may differ from those of the run that ``config.resume`` goes on with
+    observables, callbacks : as of :func:`record`. Names of ready observables are options, which the
+        file has; functions have to be given again to what goes on with the run
     options : those of ``mpiflow simulate``, with _ for -; they replace those of the file
 
     Returns
@@ -55,7 +59,11 @@ def simulate(
     """
     comm = MPI.COMM_WORLD if comm is None else comm
     with agreed(comm):
+        if observables is not None and not isinstance(observables, Mapping):
+            options["observables"] = observables
         config = configured(config, **options)
+        own = measures.chosen(observables) if isinstance(observables, Mapping) else {}
+        own = measures.chosen(config.observables) | own
     start, out = clock.monotonic(), config.out
     point, overwrite = beginning(config, comm, changed)
     built = catalogue.build(config, comm, point)
@@ -69,7 +77,8 @@ def simulate(
         out,
         **config.extent(),
         **config.saved(),
-        observables=config.observables,
+        observables=own,
+        callbacks=callbacks,
         overwrite=overwrite,
         writer=config.writer,
         attributes={"config_json": config.model_dump_json(), **built.attributes},

@@ -361,3 +361,16 @@ def test_options_name_observables(tmp_path: Path) -> None:
     assert options(size=16, temperature=2, time=2, out=out, observables=two).observables
     with pytest.raises(InputError, match="Did you mean clusters"):
         options(size=16, temperature=2, time=2, out=out, observables="cluster")
+
+
+def test_twins_of_commands_take_functions(tmp_path: Path) -> None:
+    out, whole, seen = tmp_path / "run.h5", tmp_path / "whole.h5", []
+    options = {"size": 8, "temperature": 2, "save_every": 1, "kernel": "plain", "quiet": True}
+    own = {"observables": {"wave": wave}, "callbacks": [lambda sim, s: seen.append(s.time)]}
+    mpiflow.simulate("ising", MPI.COMM_SELF, time=2, out=out, **options, **own)
+    with pytest.raises(InputError, match="the observables that the run was started with"):
+        mpiflow.resume(out, MPI.COMM_SELF, time=4)
+    mpiflow.resume(out, MPI.COMM_SELF, time=4, **own)
+    assert seen == [0, 1, 2, 3, 4]
+    mpiflow.simulate("ising", MPI.COMM_SELF, time=4, out=whole, **options, **own)
+    assert saved(out)["wave"].tobytes() == saved(whole)["wave"].tobytes()
