@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -170,6 +171,60 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     good(out)
     with mpiflow.open(out) as run:
         assert len(run) == 2
+
+
+def test_arrays_of_python(tmp_path: Path) -> None:
+    """Lists, masked arrays and what gives arrays frame by frame; ragged ones are refused."""
+    out = import_array([[1, -1], [-1, 1]], tmp_path / "a.h5")
+    with mpiflow.open(out) as run:
+        assert run.spins().tolist() == [[[1, -1], [-1, 1]]]
+    whole = np.ma.masked_invalid(FIELD)
+    assert np.array_equal(field_of(import_array(whole, tmp_path / "b.h5", time_step=1)),
+                          FIELD.astype("f4"))  # fmt: skip
+    whole[2, 0, 0] = np.ma.masked
+    for values, says in ((whole, "frame 2: some are masked"), ([[1, 2], [3]], "NumPy said"),
+                         (5.0, "shape"), ([["a"]], "real numbers")):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            import_array(values, tmp_path / "c.h5", time_step=1)
+    for time, says in (([0, 1], "a time for each of 4 frames"), ([0, 1, 1, 2], "comes after 1"),
+                       ("now", "time"), ([0, 1, np.nan, 2], "time")):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            import_array(FIELD, tmp_path / "c.h5", time=time)
+    assert not (tmp_path / "c.h5").exists()
+
+
+@pytest.mark.parametrize("name", ["spins", "field", "species"])
+def test_wrong_sums_are_found(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.dump"
+    path.write_text(_dump(0, ase_atoms(*species())))
+    given = {"spins": SPINS, "field": FIELD}
+    if name == "species":
+        out = import_trajectory(path, tmp_path / "a.h5")
+    else:
+        out = import_array(given[name], tmp_path / "a.h5", time_step=1)
+    with h5py.File(out, "r+") as file:
+        if name == "species":
+            file["sro"][0, 0] += 0.1
+        else:
+            file["magnetization"][1] += 2.0 / 128
+    found = verify_file(out)
+    assert not found.good
+    assert {"spins": "spins do not give", "field": "means of blocks", "species": "sro"}[
+        name
+    ] in found.text
+
+
+def test_imported_runs_are_a_set_of_data(tmp_path: Path) -> None:
+    for k in range(3):
+        np.save(tmp_path / f"{k}.npy", SPINS * (-1) ** k)
+        options = {"temperature": 1.0 + k, "time_step": 1, "block": 4}
+        import_trajectory(tmp_path / f"{k}.npy", tmp_path / f"{k}.h5", **options)
+    data = RunDataset(tmp_path, parameters=("temperature",))
+    one, two = data.split((0.5, 0.5))
+    assert len(data) == len(one) + len(two) == 9
+    joined = mpiflow.open(tmp_path).to_xarray()
+    assert joined.temperature.values.tolist() == [1, 2, 3]
+    assert joined.sizes["run"] == 3
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
@@ -414,6 +469,8 @@ def test_faults_of_ovf(tmp_path: Path) -> None:
     fault(path, "after 1 of 2 segments", component="z")
     path.write_bytes(whole.replace(b"ynodes: 8", b"ynodes: 7"))
     fault(path, "12 x 7 x 1 nodes of 3", "At byte", component="z")
+    path.write_bytes(whole.replace(b"ynodes: 8", b"ynodes: 8000000000000"))
+    fault(path, "too early", component="z")
     path.write_bytes(whole.replace(b"# ynodes: 8\n", b""))
     fault(path, "ynodes", component="z")
     path.write_bytes(whole[: start - 40])

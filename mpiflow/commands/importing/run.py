@@ -21,6 +21,7 @@ import numpy as np
 from mpiflow._version import __version__
 from mpiflow.commands.importing.content import Content, content_of
 from mpiflow.commands.importing.options import ImportConfig
+from mpiflow.core import arrays
 from mpiflow.core.errors import InputError
 from mpiflow.core.parallel import agreed, world
 from mpiflow.files import manifest
@@ -126,8 +127,7 @@ def import_array(
     InputError : on all ranks: values, times or an option do not fit
     """
     config = ImportConfig(files=(Path("array"),), out=Path(out), **options)
-    array = values if hasattr(values, "shape") and hasattr(values, "dtype") else np.asarray(values)
-    times = None if time is None else np.asarray(time, np.float64)
+    array, times = _array(values), None if time is None else arrays.real("time", time)
 
     def frames() -> _Frames:
         with _faults("values", f"an array of shape {tuple(array.shape)}"):
@@ -136,6 +136,17 @@ def import_array(
 
     origin = _Origin("array", f"mpiflow {__version__}")
     return _together(config, comm, lambda: _write(config, frames(), origin, "array"))[0]
+
+
+def _array(values: Any) -> Any:
+    """What gives arrays of NumPy as it is, so that it may be read frame by frame; else an array."""
+    if hasattr(values, "shape") and isinstance(getattr(values, "dtype", None), np.dtype):
+        return values
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise InputError("values", "no array", "numbers", f"NumPy said: {said}.") from None
 
 
 def run(config: ImportConfig, comm: MPI.Intracomm | None = None) -> tuple[Path, int]:

@@ -48,6 +48,8 @@ def frames_of(values: Any, wanted: Wanted, times: np.ndarray | None = None) -> I
     for k in range(count):
         frame = values if len(shape) == 2 else values[k]
         frame = frame[component] if len(shape) == 4 else frame
+        if np.ma.is_masked(frame):
+            raise Unfit("a number at every site", f"frame {k}: some are masked. Fill them.")
         time = None if times is None else float(times[k])
         yield Frame(as_numbers(np.asarray(frame)), time, f"frame {k}")
 

@@ -8,6 +8,7 @@ have mixed them up. A file may have several segments, each of which is a frame.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -88,7 +89,9 @@ def _segment(lines: _Lines, about: Mapping[str, str], version: int, wanted: Want
     axes = Axes(parts, nz, labels if len(labels) == parts else ())
     component, layer = axes.place(wanted)
     size = int(about["data"].split()[-1]) if about["data"].split()[-1].isdecimal() else 0
-    if about["data"].startswith("data binary") and size in CHECKS:
+    binary = about["data"].startswith("data binary") and size in CHECKS
+    _require_size(lines, nx * ny * nz * parts, size if binary else 2)
+    if binary:
         data = _binary(lines, size, nx * ny * nz * parts, version)
     elif about["data"].startswith("data text"):
         data = _text(lines, nx * ny * nz, parts)
@@ -100,6 +103,16 @@ def _segment(lines: _Lines, about: Mapping[str, str], version: int, wanted: Want
         values = values * float(unit)
     time = about.get("time", "")
     return Frame(values, float(time) if is_number(time) else None, where)
+
+
+def _require_size(lines: _Lines, numbers: int, size: int) -> None:
+    """The file is long enough for so many numbers of so many bytes or more: before memory is."""
+    place = lines.file.tell()
+    end = lines.file.seek(0, os.SEEK_END)
+    lines.file.seek(place)
+    if (missing := numbers * size - (end - place)) > 0:
+        found = f"It ends at byte {end}, {missing} or more too early."
+        raise Unfit("a whole file", found)
 
 
 def _require_end(lines: _Lines, what: str) -> None:
