@@ -57,6 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
         log.parent.mkdir(exist_ok=True)
         sys.stdout = log.open("w", buffering=1)
     if WORLD.size > 1:
+        # pytest-mpi skips what is not marked mpi: tests of one process, which may start ranks.
+        config.option.with_mpi, config.option.only_mpi = False, True
         # Ranks that shared pytest's numbered folders would remove each other's.
         made = tempfile.mkdtemp(prefix="mpiflow-tests-") if WORLD.rank == 0 else None
         config.option.basetemp = Path(WORLD.bcast(made)) / f"rank{WORLD.rank}"

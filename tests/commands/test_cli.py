@@ -19,7 +19,6 @@ from mpiflow.simulation.field.options import FieldConfig
 from mpiflow.simulation.ising.options import IsingConfig
 
 MpiRun = Callable[..., subprocess.CompletedProcess[str]]
-one_rank = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")
 
 SMALL = "simulate ising --size 16 --temperature 2.5 --time 1 --quiet".split()
 
@@ -122,7 +121,6 @@ def test_what_runs_for_long_listens_to_signals(
 # -- whole programs ------------------------------------------------------------------------
 
 
-@one_rank
 def test_help_is_quick_and_imports_nothing_heavy():
     code = "import sys, mpiflow.cli as c; c.invoke(['--help']); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -137,7 +135,6 @@ def assert_one_message(done: subprocess.CompletedProcess[str], says: str) -> Non
     assert "Traceback" not in done.stderr + done.stdout
 
 
-@one_rank
 @pytest.mark.parametrize(
     ("ranks", "options", "says"),
     [
@@ -164,7 +161,6 @@ def test_bad_input_on_many_ranks(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign.npy"]
 
 
-@one_rank
 def test_existing_output_is_left_alone(mpirun: MpiRun, tmp_path: Path):
     out = tmp_path / "precious.h5"
     out.write_bytes(b"years of work")
@@ -174,14 +170,12 @@ def test_existing_output_is_left_alone(mpirun: MpiRun, tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@one_rank
 def test_only_rank_zero_talks(mpirun: MpiRun):
     assert mpirun(2, "mpiflow", "--help").stdout.count("Usage:") == 1
     code = "from mpiflow import parallel; parallel.start(); print('hello')"
     assert mpirun(2, "python", "-c", code).stdout == "hello\n"
 
 
-@one_rank
 def test_an_exception_on_one_rank_ends_all_and_names_it(mpirun: MpiRun):
     code = (
         "from mpiflow import parallel\n"
@@ -197,7 +191,6 @@ def test_an_exception_on_one_rank_ends_all_and_names_it(mpirun: MpiRun):
     assert "ZeroDivisionError: on purpose" in done.stderr
 
 
-@one_rank
 def test_a_bad_input_of_one_rank_alone_ends_all(mpirun: MpiRun):
     code = (
         "from mpiflow import parallel\n"
@@ -233,7 +226,6 @@ def test_an_error_of_one_rank_is_raised_on_all(comm: MPI.Intracomm):
     parallel.raise_together(comm, None)
 
 
-@one_rank
 def test_two_different_mpis_are_refused(monkeypatch: pytest.MonkeyPatch):
     parallel.check_launcher()
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):

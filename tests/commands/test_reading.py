@@ -17,8 +17,6 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import ALONE, Alone
 from mpiflow.core.packages import MissingPackage, explained, missing
 
-pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts programs itself")
-
 #: Puts what fails before all other finders of modules. ``mpi4py.MPI`` alone fails as mpi4py's
 #: wheel does where there is no library.
 BLOCK = """

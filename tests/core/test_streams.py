@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from mpi4py import MPI
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (
@@ -25,7 +24,6 @@ PROGRAM = (
 )
 
 
-@pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts programs itself")
 @pytest.mark.parametrize(
     "where", [">/dev/full", "2>/dev/full", ">&- 2>&-", "<&- >&- 2>&-", "2>&1 | head -1", "2>&1"]
 )

@@ -570,8 +570,6 @@ def test_the_room_of_the_next_frames_is_held_for_all_ranks(comm, mpi_tmp_path, m
 
 def test_a_rank_that_alone_cannot_write_ends_all(tmp_path, mpirun):
     """Others wait for it inside of HDF5, as in a collective allocation of chunks."""
-    if MPI.COMM_WORLD.size > 1:
-        pytest.skip("starts mpirun itself")
     path = tmp_path / "run.h5"
     program = (
         "import json, sys\n"
@@ -604,8 +602,6 @@ def test_a_rank_that_alone_cannot_write_ends_all(tmp_path, mpirun):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_limit_of_the_size_of_files(tmp_path, ranks, mpirun):
     """It is the whole file that meets it, not the next frames."""
-    if MPI.COMM_WORLD.size > 1:
-        pytest.skip("starts mpirun itself")
     path = tmp_path / "run.h5"
     program = (
         "import resource, sys\n"

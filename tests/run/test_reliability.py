@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import reliability
-from mpi4py import MPI
 
 from mpiflow.cli import invoke
 from mpiflow.core import signals
@@ -24,7 +23,6 @@ from mpiflow.run import progress
 from mpiflow.run.stopping import Stopped
 
 MpiRun = Callable[..., subprocess.CompletedProcess[str]]
-pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")
 ENDLESS = (
     "simulate ising --size 128 --temperature 2.3 --dt 0.5 --time 1e7 --save-every 2500 --seed 2 "
     "--quiet --out"

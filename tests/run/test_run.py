@@ -36,7 +36,6 @@ from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.systems.ising import Ising
 
 MpiRun = Callable[..., subprocess.CompletedProcess[str]]
-one_rank = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")
 
 
 def config(out: Path, **options: Any) -> IsingConfig:
@@ -134,7 +133,6 @@ def test_opens_in_xarray(tmp_path: Path):
         assert run["spin"].dims == ("time", "y", "x")
 
 
-@one_rank
 def test_quiet_is_silent_and_the_rest_says_where_the_file_is(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
@@ -149,7 +147,6 @@ def test_quiet_is_silent_and_the_rest_says_where_the_file_is(
 # -- the same bits -------------------------------------------------------------------------
 
 
-@one_rank
 def test_programs_on_1_2_4_ranks_write_the_same(mpirun: MpiRun, tmp_path: Path):
     line = (
         "simulate ising --size 48 --temperature 2.5 --field 0.1 --time 3 --save-every 1.5 "
@@ -161,7 +158,6 @@ def test_programs_on_1_2_4_ranks_write_the_same(mpirun: MpiRun, tmp_path: Path):
         assert_same(tmp_path / "1.h5", tmp_path / f"{ranks}.h5")
 
 
-@one_rank
 def test_the_cuda_simulator_writes_the_same(
     mpirun: MpiRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -28,7 +28,6 @@ from mpiflow.systems import alloy, barriers
 from mpiflow.systems.alloy import Alloy
 
 MpiRun = Callable[..., subprocess.CompletedProcess[str]]
-one_rank = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts mpirun itself")
 PAIRS = ["NbNb", "NbMo", "NbTa", "MoMo", "MoTa", "TaTa"]
 
 #: Small runs of one lattice, and of a tiled one that four ranks may share.
@@ -239,7 +238,6 @@ def test_runs_from_python_that_cannot_be(
 # -- programs on several ranks ----------------------------------------------------------------
 
 
-@one_rank
 def test_each_rank_says_what_it_did(
     mpirun: MpiRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,7 +319,6 @@ def test_a_file_without_vacancies_gets_some(tmp_path: Path) -> None:
         command(*line, "--vacancies", "65", "--out", tmp_path / "x.h5")
 
 
-@one_rank
 def test_numbers_of_vacancies_that_differ_from_the_file(
     mpirun: MpiRun, saved: Path, tmp_path: Path
 ) -> None:

@@ -13,15 +13,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from mpi4py import MPI
 
 from mpiflow.commands import verify
 from mpiflow.simulation import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., str]
-
-pytestmark = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="starts programs itself")
 
 
 @pytest.fixture(scope="module")
