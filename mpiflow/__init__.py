@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from mpiflow.simulation.ising.simulation import Simulation as Simulation
     from mpiflow.simulation.kac.simulation import KacSimulation as KacSimulation
     from mpiflow.simulation.rules.simulation import RuleSimulation as RuleSimulation
+    from mpiflow.simulation.tempering import Tempering as Tempering
     from mpiflow.solvers.field.mesoscopic import NonlocalEquation as NonlocalEquation
     from mpiflow.solvers.spins.nfold import NFold as NFold
     from mpiflow.solvers.spins.sublattice import Sublattice as Sublattice
@@ -106,6 +107,7 @@ _PUBLIC = {
     "Simulation": ("mpiflow.simulation.ising.simulation", "Simulation"),
     "SpinRule": ("mpiflow.systems.rule", "SpinRule"),
     "Sublattice": ("mpiflow.solvers.spins.sublattice", "Sublattice"),
+    "Tempering": ("mpiflow.simulation.tempering", "Tempering"),
     "Trajectory": ("mpiflow.files.trajectory", "Trajectory"),
     "TrajectoryWriter": ("mpiflow.files.writer", "TrajectoryWriter"),
     "block_centres": ("mpiflow.files.schema", "block_centres"),

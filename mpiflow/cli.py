@@ -267,6 +267,12 @@ def sweep(
     discard: float = typer.Option(
         0.0, "--discard", metavar="TIME", help="The table has means of frames after this time."
     ),
+    exchange_every: float | None = typer.Option(
+        None,
+        "--exchange-every",
+        metavar="TIME",
+        help="Temperatures are copies that exchange states so often: parallel tempering.",
+    ),
     resume: bool = typer.Option(
         False, "--resume", help="Finished points stay, and others go on from their checkpoints."
     ),
@@ -283,7 +289,7 @@ def sweep(
             of_all["resume"] = True
         if overwrite:
             of_all["overwrite"] = True
-    of_all["mode"] = mode
+    of_all |= {"mode": mode, "exchange_every": exchange_every}
     made = sweeps.sweep(path, out=out, discard=discard, comm=comm, **of_all)
     if comm.rank == 0:
         print(f"{made}: {sweeps.TABLE} and {sweeps.DATA}")

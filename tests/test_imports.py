@@ -63,6 +63,7 @@ COMMUNICATES = {
     "experiments.ising": ANY,
     "experiments.results": frozenset({"allgather", "bcast"}),  # work dealt to ranks
     "learn.onsagerflow.increments": frozenset({"allreduce"}),  # sums over increments
+    "simulation.tempering": ANY,  # states that copies exchange
     "simulation.states": frozenset({"allgather"}),  # who gave what
     "simulation.alloy.simulation": frozenset({"gather", "bcast", "allreduce"}),
 }

@@ -78,6 +78,9 @@ STREAMS = {
     "rule-sublattice": 37,
     # Waiting times and event choice; step = event, site 0: time and place, 1: the new state.
     "rule-nfold": 38,
+    # Exchanges of parallel tempering; step = exchange, site = the first of two copies. Seeds of
+    # the copies: step = 2^63, site = copy.
+    "tempering": 40,
     "cluster": 36,  # Wolff's clusters; step = cluster, site 0: where it starts, else bonds
 }
 

@@ -98,6 +98,26 @@ STANDARD: dict[str, Variable] = {
             attributes=_POINT,
         ),
         Variable(
+            "copy_temperature",
+            ("member",),
+            long_name="temperature k_B T of a copy in units of J",
+            attributes=_POINT,
+        ),
+        Variable(
+            "replica",
+            ("member",),
+            "int64",
+            long_name="which of the initial states a copy has by exchanges",
+            attributes=_POINT,
+        ),
+        Variable(
+            "exchanges",
+            ("member",),
+            "int64",
+            long_name="accepted exchanges so far with the next copy",
+            attributes={"cell_methods": "time: sum"},
+        ),
+        Variable(
             "initial_magnetization",
             ("member",),
             long_name="magnetization per site that the member was started from",

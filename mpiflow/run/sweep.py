@@ -19,7 +19,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -33,14 +33,16 @@ from mpiflow.core.lattice import split
 from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed, raise_together
 from mpiflow.core.toml_files import read_toml
+from mpiflow.files import checkpoint
 from mpiflow.files.storage import probe_folder, whole_file
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.metrics import correlated_error
-from mpiflow.run.follow import differences
-from mpiflow.run.simulate import simulate
+from mpiflow.run.follow import differences, keep_of
+from mpiflow.run.simulate import record, simulate
 from mpiflow.run.stopping import Stopped
 from mpiflow.simulation import catalogue
 from mpiflow.simulation.options import RunConfig
+from mpiflow.simulation.tempering import Tempering
 
 Mode = Literal["grid", "list"]
 #: Options of a run that a sweep has itself, or that would be the same file for all points.
@@ -52,11 +54,15 @@ TABLE, DATA = "sweep.csv", "sweep.nc"
 
 
 class Point(NamedTuple):
-    """A run of a sweep: its number, the values of what is swept, and its options."""
+    """A run of a sweep: its number, the values of what is swept, and its options.
+
+    With parallel tempering ``copies`` has the options for each temperature.
+    """
 
     number: int
     values: dict[str, Any]
     config: RunConfig
+    copies: tuple[RunConfig, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,14 @@ class Sweep:
     mode : ``grid``: all combinations, the last axis running fastest; ``list``: the first values of
         all, the second ones and so on
     points : the runs
+    every : time between exchanges of parallel tempering, None without
     """
 
     folder: Path
     axes: dict[str, list[Any]]
     mode: Mode
     points: list[Point]
+    every: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,6 +99,7 @@ def sweep(
     out: str | os.PathLike[str],
     mode: Mode = "grid",
     discard: float = 0.0,
+    exchange_every: float | None = None,
     comm: MPI.Intracomm | None = None,
     **options: Any,
 ) -> Path:
@@ -107,6 +116,8 @@ def sweep(
         errors, and the data set :data:`DATA` with all that is a number at a time
     mode : ``grid`` or ``list``
     discard : means are of frames after this time
+    exchange_every : the temperatures of the sweep are copies that exchange states this often, in
+        one file for each combination of the others: see :mod:`mpiflow.simulation.tempering`
     options : of every run; with ``resume=True`` finished points stay and others go on
 
     Returns
@@ -120,7 +131,9 @@ def sweep(
     """
     comm = MPI.COMM_WORLD if comm is None else comm
     with agreed(comm):
-        made = read(what, over, out=Path(out), mode=mode, options=options)
+        given: dict[str, Any] = {"mode": mode, "options": options}
+        given["exchange_every"] = exchange_every
+        made = read(what, over, out=Path(out), **given)
         if not (math.isfinite(discard) and discard >= 0):
             raise InputError("discard", discard, "0 or more", "Leave it out.")
         if comm.rank == 0:
@@ -143,6 +156,7 @@ def read(
     out: Path,
     mode: Mode = "grid",
     options: Mapping[str, Any] | None = None,
+    exchange_every: float | None = None,
 ) -> Sweep:
     """The points of a sweep, all options checked; see :func:`sweep`."""
     values: dict[str, Any] = {}
@@ -157,6 +171,7 @@ def read(
     mode = table.pop("mode", mode)
     if mode not in ("grid", "list"):
         raise InputError("mode", mode, "grid or list", "Leave it out for a grid.")
+    every = table.pop("exchange_every", exchange_every)
     axes = {name: _listed(name, given) for name, given in (over or table).items()}
     if not axes:
         raise InputError("sweep", {}, "at least one parameter", "Try temperature = [2.0, 2.4].")
@@ -170,13 +185,23 @@ def read(
     if mode == "list" and len(lengths) > 1:
         shown = {name: len(given) for name, given in axes.items()}
         raise InputError("sweep", shown, "lists of one length with mode list", "Or use a grid.")
+    ladder = [] if every is None else _ladder(axes, mode)
     rows = zip(*axes.values(), strict=True) if mode == "list" else product(*axes.values())
     points = []
     for number, row in enumerate(rows):
         swept = dict(zip(axes, row, strict=True))
-        path = out / f"{number:04d}.h5"
-        points.append(Point(number, swept, model(**values | swept | {"out": path, "quiet": True})))
-    return Sweep(out, axes, mode, points)
+        own = values | swept | {"out": out / f"{number:04d}.h5", "quiet": True}
+        copies = tuple(model(**own | {"temperature": of_copy}) for of_copy in ladder)
+        points.append(Point(number, swept, copies[0] if copies else model(**own), copies))
+    return Sweep(out, axes, mode, points, None if every is None else float(every))
+
+
+def _ladder(axes: dict[str, list[Any]], mode: str) -> list[Any]:
+    """The temperatures of tempering, which are then no axis any more."""
+    if mode == "list" or len(axes.get("temperature", ())) < 2:
+        allowed = "a grid with two or more temperatures"
+        raise InputError("exchange_every", mode, allowed, "List temperatures that rise.")
+    return axes.pop("temperature")
 
 
 def _listed(name: str, given: Any) -> list[Any]:
@@ -233,10 +258,32 @@ def _run(point: Point, made: Sweep, comm: MPI.Intracomm) -> None:
             known = {n: v for n, v in there.config.items() if n in new and n not in _OF_A_CALL}
             if there.complete and not differences(known, {n: new[n] for n in known}):
                 return
-    simulate(config, comm)
+    if made.every is None:
+        simulate(config, comm)
+    else:
+        _temper(point, made.every, comm)
     if comm.rank == 0:
         text = ", ".join(f"{name} = {value}" for name, value in point.values.items())
         print(f"{config.out}: point {point.number + 1} of {len(made.points)}: {text}", flush=True)
+
+
+def _temper(point: Point, every: float, comm: MPI.Intracomm) -> None:
+    """One run of copies that exchange their states."""
+    config = point.config
+    known = {float(vars(of_copy)["temperature"]): of_copy for of_copy in point.copies}
+
+    def copy(temperature: float, seed: int, alone: MPI.Intracomm) -> Any:
+        return catalogue.build(known[temperature].model_copy(update={"seed": seed}), alone).sim
+
+    sim = Tempering(copy, list(known), every=every, seed=vars(config)["seed"], comm=comm)
+    out = config.out
+    facts: dict[str, Any] = {"progress": False, "keep": keep_of(config), **config.saved()}
+    found = checkpoint.newest(out.resolve(), comm) if config.resume else None
+    record(sim, out, **config.extent(), **facts, point=found,
+           overwrite=config.overwrite or config.resume, writer=config.writer)  # fmt: skip
+    closing = sim.closing()
+    if comm.rank == 0:
+        print(f"{out}:", *closing, flush=True)
 
 
 # -- results -----------------------------------------------------------------------------------
@@ -246,8 +293,9 @@ def _write(made: Sweep, discard: float) -> None:
     """The table and the data set of finished runs. On one rank."""
     runs = [_numbers_of(point.config.out) for point in made.points]
     rows = [
-        {"file": point.config.out.name, **point.values, **_means(times, numbers, discard)}
-        for point, (times, numbers, _) in zip(made.points, runs, strict=True)
+        row
+        for point, numbers in zip(made.points, runs, strict=True)
+        for row in _rows(point, numbers, discard)
     ]
     names = list(dict.fromkeys(name for row in rows for name in row))
     with (
@@ -274,6 +322,16 @@ def _numbers_of(path: Path) -> Numbers:
         kept = [v for v in run.variables.values() if v.per_frame and set(v.dims) <= {"member"}]
         numbers = {v.name: np.asarray(run[v.name], float) for v in kept}
         return run.time, numbers, {v.name: v.long_name for v in kept}
+
+
+def _rows(point: Point, numbers: Numbers, discard: float) -> Iterator[dict[str, Any]]:
+    """A row of the table for each run, or for each temperature of one."""
+    (times, values, _), about = numbers, {"file": point.config.out.name, **point.values}
+    if not point.copies:
+        yield about | _means(times, values, discard)
+    for k, of_copy in enumerate(point.copies):
+        own = {name: every[:, k] for name, every in values.items() if name != "copy_temperature"}
+        yield about | {"temperature": vars(of_copy)["temperature"]} | _means(times, own, discard)
 
 
 def _means(times: np.ndarray, numbers: dict[str, np.ndarray], discard: float) -> dict[str, float]:

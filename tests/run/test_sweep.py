@@ -12,7 +12,7 @@ import pytest
 import xarray
 from mpi4py import MPI
 
-from mpiflow import InputError, simulate, sweep
+from mpiflow import InputError, simulate, sweep, verify
 from mpiflow.cli import invoke
 from mpiflow.run import sweep as sweeps
 
@@ -97,6 +97,29 @@ def test_a_list_runs_side_by_side(tmp_path: Path) -> None:
     with xarray.open_dataset(folder / "sweep.nc", decode_times=False) as data:
         assert data.energy.dims == ("initial", "time", "member")
         assert float(data.magnetization.sel(initial="up")[0].mean()) == 1
+
+
+@pytest.mark.mpi
+def test_temperatures_of_a_sweep_exchange_states(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
+    """A file for each seed, which has members at all temperatures."""
+    over = {"temperature": [1.5, 2.0, 2.5], "seed": [1, 2]}
+    settings: dict[str, Any] = {**BASE, "exchange_every": 0.5, "comm": comm}
+    folder = sweep("ising", over, out=mpi_tmp_path / "t", **settings)
+    if comm.rank == 0:
+        assert sorted(path.name for path in folder.glob("*.h5")) == ["0000.h5", "0001.h5"]
+        with xarray.open_dataset(folder / "sweep.nc", decode_times=False) as data:
+            assert data.energy.dims == ("seed", "time", "member")
+            assert list(data.copy_temperature[0, 0].values) == [1.5, 2.0, 2.5]
+            assert int(data.exchanges[0, -1].sum()) > 0
+            assert not np.array_equal(data.energy[0], data.energy[1])
+        with open(folder / "sweep.csv", newline="") as file:
+            rows = [(int(r["seed"]), float(r["temperature"])) for r in csv.DictReader(file)]
+        assert rows == [(seed, t) for seed in (1, 2) for t in (1.5, 2.0, 2.5)]
+        assert all(found.good for found in verify(folder))
+    comm.Barrier()
+    sweep("ising", over, out=folder, **settings, resume=True)  # all are finished
+    with pytest.raises(InputError, match="^exchange_every="):
+        sweep("ising", {"seed": [1, 2]}, out=mpi_tmp_path / "no", **settings)
 
 
 @pytest.mark.parametrize(
