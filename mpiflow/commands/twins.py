@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpiflow.core.packages import explained
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.simulation.options import RunConfig
 
@@ -164,6 +165,7 @@ def learn_onsagerflow(runs: Any, out: str | Path, **options: Any) -> Any:
     ------
     InputError : on all ranks: there is a model already, or runs that cannot be learned from
     """
-    from mpiflow.learn.onsagerflow.from_files import learn_from_files
+    with explained():
+        from mpiflow.learn.onsagerflow.from_files import learn_from_files
 
     return learn_from_files(runs, out, **options)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpiflow.core import mpi
 from mpiflow.core.errors import InputError, did_you_mean
-from mpiflow.core.mpi import MPI
+from mpiflow.core.mpi import ALONE, MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.files import checkpoint
 from mpiflow.files.checkpoint import Checkpoint
@@ -58,6 +59,7 @@ def simulate(
         on all ranks, after a checkpoint: a signal, or the walltime
     """
     comm = MPI.COMM_WORLD if comm is None else comm
+    _require_mpi(comm)
     with agreed(comm):
         if observables is not None and not isinstance(observables, Mapping):
             options["observables"] = observables
@@ -92,6 +94,12 @@ def simulate(
         spent = f"{clock.monotonic() - start:.1f} s"
         print(f"{out}: to time {sim.time:g}{sim.time_unit} in {spent}", *closing, sep="\n")
     return out
+
+
+def _require_mpi(comm: MPI.Intracomm) -> None:
+    """Refuse to run where there is no MPI, for every system alike: some would need none."""
+    if comm is ALONE:
+        mpi.require()
 
 
 def configured(
@@ -166,6 +174,7 @@ def record(
     saved : what is saved besides, as of the simulation's ``content``: ``coarse``, ``spins`` and
         ``spin_bits`` of spins, ``species`` of an alloy
     """
+    _require_mpi(sim.comm)
     # It checks the times, before a file is made.
     motion = sim.motion(time=time, hops=hops, save_every=save_every, begun=point is not None)
     facts = facts_of({**sim.facts(), "rng": sim.rng}, dict(attributes or {}))

@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpiflow.core.errors import InputError, did_you_mean
+from mpiflow.core.packages import explained
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -194,4 +195,5 @@ def plan(config: RunConfig, ranks: int) -> Any:
 
 def _load(place: str) -> Any:
     module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+    with explained():
+        return getattr(import_module(module), name)

@@ -82,10 +82,17 @@ print(mpiflow.open(path)["magnetization"].shape, mpiflow.open(folder).table("fra
 print("LOADED", *({"mpi4py.MPI", "torch"} & set(sys.modules)))
 run("simulate", "ising", "--size", "8", "--temperature", "2", "--time", "1", "--out", "no.h5")
 run("learn", "onsagerflow", "--runs", path, "--out", f"{folder}/model")
-try:
-    mpiflow.Simulation(mpiflow.Ising(2.5), 8)
-except InputError as error:
-    print("REFUSED", error)
+mean = {"size": 8, "temperature": 2, "time": 1, "out": "no.h5"}
+for call in (
+    lambda: mpiflow.Simulation(mpiflow.Ising(2.5), 8),
+    lambda: mpiflow.simulate("curie-weiss", **mean),  # exchanges nothing, and is refused, too
+    lambda: mpiflow.learn_onsagerflow(path, f"{folder}/model"),
+    lambda: mpiflow.RunDataset(path),
+):
+    try:
+        call()
+    except InputError as error:
+        print("REFUSED", error)
 """
 
 
@@ -95,7 +102,10 @@ def test_runs_are_read_without_mpi_and_torch(folder: Path) -> None:
     refused = [line for line in said if line.startswith("REFUSED")]
     without_mpi = "REFUSED MPI='cannot load MPI library'"
     without_torch = "REFUSED torch=\"No module named 'torch'\""
-    assert [line.split(":")[0] for line in refused] == [without_mpi, without_torch, without_mpi]
+    assert [line.split(":")[0] for line in refused] == [
+        *(without_mpi, without_torch),  # commands
+        *(without_mpi, without_mpi, without_torch, without_torch),  # and from Python
+    ]
     text = "\n".join(said)
     assert "coarse_magnetization(time, y, x)" in text  # info
     assert "run.xdmf: 101 frames" in text
