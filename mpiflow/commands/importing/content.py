@@ -1,4 +1,4 @@
-"""What the file of an imported run holds: spins, a field of real numbers, or a bcc alloy."""
+"""What the file of an imported run holds: spins, states, a field of real numbers, or an alloy."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mpiflow.files.structure_files import Unfit
 from mpiflow.simulation.options import idle
 from mpiflow.systems import alloy
 
+_INT8 = np.iinfo(np.int8)
 #: Of a number of the file.
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -51,10 +52,23 @@ def content_of(first: Frame, config: ImportConfig) -> Content:
     Unfit : its values are none
     """
     if isinstance(first.values, Structure):
-        _refuse(config, "of an alloy", "kind", "offset", "scale", "spacing", "block", "coupling")
+        _refuse(
+            config,
+            "of an alloy",
+            "kind",
+            "states",
+            "offset",
+            "scale",
+            "spacing",
+            "block",
+            "coupling",
+        )
         return AlloyContent(first.values, first.elements)
     _refuse(config, "of sites of a square lattice", "elements")
     values = numbers(first, config)
+    if config.kind == "states":
+        _refuse(config, "of states", "coupling", "spacing")
+        return StateContent(values, config)
     spins = config.kind == "spins" or (config.kind == "auto" and is_spins(values))
     if not spins:
         _refuse(config, "of a field", "coupling")
@@ -96,37 +110,46 @@ def _sides(shape: Sequence[int], block: int, unit: int = 1) -> tuple[int, int]:
     return ny // block, nx // block
 
 
+def _blocks(content: Content, block: int | None, name: str) -> tuple[str, ...]:
+    """Add a field over blocks, where they are wanted; the names that are left for axes of sites."""
+    if block is None:
+        return ("y", "x")
+    content.variables.append(STANDARD[name])
+    for axis, count in zip("yx", _sides(content.shape, block), strict=True):
+        content.dims[axis] = count
+        content.coordinates[axis] = block_centres(count * block, block)
+    return ("y", "x") if block == 1 else ("site_y", "site_x")
+
+
+def _sites(content: Content, axes: Sequence[str]) -> None:
+    """Add the axes of sites."""
+    for axis, count in zip(axes, content.shape, strict=False):
+        content.dims[axis] = count
+        content.coordinates[axis] = block_centres(count, 1)
+
+
 class SpinContent:
     """Spins as bits, or as bytes where 8 do not divide a row; means of blocks where wanted."""
 
     def __init__(self, shape: tuple[int, ...], config: ImportConfig) -> None:
-        self.options, self.shape = config, shape
-        (ny, nx), self.block = shape, config.block
+        self.options, self.shape, self.block = config, shape, config.block
         names = ["magnetization", "domain_wall_density"]
         names += ["energy"] if config.coupling is not None else []
         self.variables = [STANDARD[name] for name in names]
         self.dims: dict[str, int] = {}
         self.coordinates: dict[str, np.ndarray] = {}
-        if self.block is not None:
-            self._add("coarse_magnetization", self.block, _sides(shape, self.block))
-        self.bits = nx % 8 == 0
-        axes = ("y", "x") if self.block in (None, 1) else ("site_y", "site_x")
+        axes = _blocks(self, config.block, "coarse_magnetization")
+        self.bits = shape[1] % 8 == 0
         if self.bits:
             self.variables.append(STANDARD["spin_bits"].over(axes[0], "x_byte"))
-            self.dims |= {axes[0]: ny, "x_byte": nx // 8}
-            self.coordinates |= {axes[0]: block_centres(ny, 1), "x_byte": np.arange(0.0, nx, 8.0)}
+            _sites(self, axes[:1])
+            self.dims["x_byte"] = shape[1] // 8
+            self.coordinates["x_byte"] = np.arange(0.0, shape[1], 8.0)
         else:
             self.variables.append(STANDARD["spin"].over(*axes))
-            self.dims |= {axes[0]: ny, axes[1]: nx}
-            self.coordinates |= {a: block_centres(n, 1) for a, n in zip(axes, shape, strict=True)}
+            _sites(self, axes)
         self.config = {"kind": "spins", "size": list(shape), "coarse": self.block}
         self.attributes: dict[str, Any] = {}
-
-    def _add(self, name: str, block: int, blocks: tuple[int, int]) -> None:
-        self.variables.append(STANDARD[name])
-        for axis, count in zip("yx", blocks, strict=True):
-            self.dims[axis] = count
-            self.coordinates[axis] = block_centres(count * block, block)
 
     def values(self, frame: Frame) -> dict[str, Any]:
         given = numbers(frame, self.options)
@@ -152,6 +175,47 @@ class SpinContent:
             out["spin_bits"] = np.packbits(s > 0, axis=-1)
         else:
             out["spin"] = s
+        return out
+
+
+class StateContent:
+    """Sites in one of a few states, their fractions, and fractions of blocks where wanted."""
+
+    def __init__(self, first: np.ndarray, config: ImportConfig) -> None:
+        self.options, self.shape, self.block = config, first.shape, config.block
+        low, high = config.states or (int(first.min()), int(first.max()))
+        if not _INT8.min <= low <= high <= _INT8.max:
+            found = f"It has {low} to {high}."
+            raise Unfit(f"states from {_INT8.min} to {_INT8.max}", f"{found} Use --kind field.")
+        self.low, self.number = low, high - low + 1
+        fraction = Variable("fraction", ("state",), long_name="fraction of the sites in each state")
+        self.variables = [fraction, STANDARD["domain_wall_density"]]
+        self.dims: dict[str, int] = {"state": self.number}
+        self.coordinates = {"state": np.arange(low, high + 1)}
+        axes = _blocks(self, config.block, "coarse_fraction")
+        self.variables.append(STANDARD["site_state"].over(*axes))
+        _sites(self, axes)
+        self.config = {"kind": "states", "size": list(self.shape), "coarse": self.block}
+        self.attributes: dict[str, Any] = {}
+
+    def values(self, frame: Frame) -> dict[str, Any]:
+        given = numbers(frame, self.options)
+        states = np.rint(given).astype(np.int64) - self.low
+        wrong = (states + self.low != given) | (states < 0) | (states >= self.number)
+        if wrong.any():
+            y, x = np.unravel_index(int(np.argmax(wrong)), given.shape)
+            found = f"{frame.where}: at y = {y}, x = {x} it has {given[y, x]:g}."
+            allowed = f"whole numbers from {self.low} to {self.low + self.number - 1}"
+            raise Unfit(allowed, f"{found} Give the range with --states LOW,HIGH.")
+        unlike = sum(int((states != np.roll(states, -1, axis)).sum()) for axis in (0, 1))
+        out: dict[str, Any] = {
+            "fraction": np.bincount(states.ravel(), minlength=self.number) / states.size,
+            "domain_wall_density": unlike / (2 * states.size),
+            "site_state": (states + self.low).astype(np.int8),
+        }
+        if self.block is not None:
+            each = [_means(states == number, self.block) for number in range(self.number)]
+            out["coarse_fraction"] = np.stack(each)
         return out
 
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
+from mpiflow.core.errors import InputError
 from mpiflow.simulation import common_options as common
-from mpiflow.simulation.option_values import Names
+from mpiflow.simulation.option_values import Grid, Names
 from mpiflow.simulation.options import Config, idle, option
 from mpiflow.systems.alloy import ELEMENTS
 
@@ -70,9 +71,18 @@ class ImportConfig(Config):
         allowed="one name or more",
         remedy="Try Nb,Mo,Ta.",
     )
-    kind: Literal["auto", "spins", "field"] = option(
+    kind: Literal["auto", "spins", "field", "states"] = option(
         "auto",
-        "What sites hold. spins: 1 and -1. field: any numbers. auto: spins if the first frame is.",
+        "What sites hold. spins: 1 and -1. field: any numbers. states: whole numbers, as of a "
+        "Potts model. auto: spins if the first frame is, else a field.",
+    )
+    states: Grid | None = option(
+        None,
+        "Lowest and highest state; implies --kind states.",
+        metavar="LOW,HIGH",
+        shown="those of the first frame",
+        allowed="two whole numbers, the first not above the second",
+        remedy="Try 1,8.",
     )
     offset: float = option(
         0.0,
@@ -127,6 +137,13 @@ class ImportConfig(Config):
     def _check(self) -> Self:
         if self.time_step is not None and self.time_unit is not None:
             raise idle("time_unit", self.time_unit, "with time_step")
+        if self.states is not None:
+            if self.kind not in ("auto", "states"):
+                raise idle("states", self.states, f"with kind {self.kind}")
+            if self.states[0] > self.states[1]:
+                allowed = "two whole numbers, the first not above the second"
+                raise InputError("states", self.states, allowed, "Try 1,8.")
+            self.__dict__["kind"] = "states"
         if not self.scale:
             raise idle("scale", self.scale, "of 0, which leaves nothing")
         if self.spacing is not None and self.block is not None and self.block % self.spacing:

@@ -43,7 +43,7 @@ _KINDS: dict[str, type[Values]] = {
     **dict.fromkeys(("linear-chain", "predator-prey"), LineValues),
     "alloy": AlloyValues,
 }
-#: The same of files of other programs, by what they hold.
+#: The same of files of other programs, by what they hold; states by their fractions alone.
 _IMPORTED: dict[str, type[Values]] = {
     "spins": SpinValues,
     "field": ImportedFieldValues,
