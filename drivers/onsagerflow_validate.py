@@ -318,7 +318,7 @@ def box_model(options: argparse.Namespace, comm: MPI.Intracomm) -> OnsagerFlow:
         h = np.kron(t * np.arctanh(means) - means, np.ones((block, block)))
         sim = KacSimulation(
             Kac(t, options.box_gamma, 0.0), size, solver="midpoint", tau=0.05, seed=seed,
-            comm=MPI.COMM_SELF, granularity=block, external=h if i % 2 else None,
+            comm=MPI.COMM_SELF, granularity=block, site_field=h if i % 2 else None,
         )  # fmt: skip
         sim.set_spins(initial.profile, means=means)
         frames = []

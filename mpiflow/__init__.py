@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mpiflow.commands.importing.run import import_trajectory as import_trajectory
     from mpiflow.commands.twins import export as export
     from mpiflow.commands.twins import info as info
-    from mpiflow.commands.twins import learn_closure as learn_closure
     from mpiflow.commands.twins import learn_onsagerflow as learn_onsagerflow
     from mpiflow.commands.twins import plan as plan
     from mpiflow.commands.twins import plot as plot
@@ -73,6 +72,7 @@ if TYPE_CHECKING:
     from mpiflow.systems.potts import Potts as Potts
     from mpiflow.systems.predator_prey import PredatorPrey as PredatorPrey
     from mpiflow.systems.rule import SpinRule as SpinRule
+    from mpiflow.systems.site_field import RandomField as RandomField
 
     open = open_path
     record_alloy = record
@@ -101,6 +101,7 @@ _PUBLIC = {
     "Observable": ("mpiflow.observables.observable", "Observable"),
     "Potts": ("mpiflow.systems.potts", "Potts"),
     "PredatorPrey": ("mpiflow.systems.predator_prey", "PredatorPrey"),
+    "RandomField": ("mpiflow.systems.site_field", "RandomField"),
     "RuleSimulation": ("mpiflow.simulation.rules.simulation", "RuleSimulation"),
     "RunDataset": ("mpiflow.learn.run_dataset", "RunDataset"),
     "Runs": ("mpiflow.files.runs", "Runs"),
@@ -118,7 +119,6 @@ _PUBLIC = {
     "import_trajectory": ("mpiflow.commands.importing.run", "import_trajectory"),
     "info": ("mpiflow.commands.twins", "info"),
     "kac_kernel": ("mpiflow.systems.kac", "kac_kernel"),
-    "learn_closure": ("mpiflow.commands.twins", "learn_closure"),
     "learn_onsagerflow": ("mpiflow.commands.twins", "learn_onsagerflow"),
     "load_barrier_model": ("mpiflow.simulation.alloy.barrier_model", "load_barrier_model"),
     "load_model": ("mpiflow.learn.models", "load_model"),

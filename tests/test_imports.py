@@ -39,6 +39,7 @@ LAYERS = (
 #: Which methods of a communicator a module may call; ANY for those whose work it is.
 ANY = frozenset({"*"})
 COMMUNICATES = {
+    "simulation.spins.in_field": frozenset({"allreduce"}),  # what tells a field from another
     "core.slabs": ANY,  # rows around a slab, transposes, sums
     "core.block": ANY,  # halos, sums over tiles, gathered records
     "core.boxes": ANY,  # a whole array on one rank
@@ -59,7 +60,6 @@ COMMUNICATES = {
     "commands.doctor.ranks": ANY,
     "commands.doctor.files": ANY,
     "commands.doctor.run": ANY,
-    "learn.together": frozenset({"bcast"}),  # the model that rank 0 learned
     "learn.training": ANY,  # gradients
     "experiments.ising": ANY,
     "experiments.results": frozenset({"allgather", "bcast"}),  # work dealt to ranks
@@ -70,6 +70,7 @@ COMMUNICATES = {
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
 TAKES_A_COMMUNICATOR = {
+    "simulation.driven_options",
     "simulation.ensemble.front",
     "commands.twins",
     "experiments.equilibrium",
@@ -101,7 +102,6 @@ TAKES_A_COMMUNICATOR = {
     "learn.onsagerflow.fit",
     "learn.onsagerflow.net",
     "learn.closure.curie_weiss",
-    "learn.closure.from_data",
     "solvers.lines.batch",
     "solvers.lines.chain",
     "core.packed",

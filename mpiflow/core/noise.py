@@ -81,6 +81,7 @@ STREAMS = {
     # Exchanges of parallel tempering; step = exchange, site = the first of two copies. Seeds of
     # the copies: step = 2^63, site = copy.
     "tempering": 40,
+    "site-field": 39,  # random fields of sites; step = 0, site = (y, x)
     "cluster": 36,  # Wolff's clusters; step = cluster, site 0: where it starts, else bonds
 }
 

@@ -21,6 +21,11 @@ CERTAIN = 1000.0
 _ROUNDED = 1e-6
 
 
+def _of_sites(about: Mapping[str, Any]) -> bool:
+    """Whether sites have fields of their own."""
+    return any(about.get(name) for name in ("field_file", "random_field_std", "site_field"))
+
+
 def of_spins(spins: np.ndarray, bonds: np.ndarray, sites: int) -> Laws:
     """Sums of s_i and of s_i s_j over the bonds of a periodic square lattice."""
     opposite, rarer = sites - bonds / 2, (sites - np.abs(spins)) / 2
@@ -38,7 +43,7 @@ def of_kac(energy: np.ndarray, m: np.ndarray, bonds: np.ndarray | None, about: M
 
     ``fields`` are those of the frames, (T,), where they change.
     """
-    if about.get("field_file") or not isinstance(about.get("field"), int | float):
+    if _of_sites(about) or not isinstance(about.get("field"), int | float):
         return
     field = about["field"] if fields is None else fields.reshape(-1, *[1] * (m.ndim - 1))
     pairs, slack = energy + field * m, _ROUNDED * (1 + float(np.max(np.abs(field), initial=0.0)))
@@ -56,7 +61,7 @@ def of_flips(
     most = {"ising": 4.0 * abs(about.get("coupling", 1.0)), "kac": 1.0}.get(system)
     names = ("temperature", "field")
     known = all(isinstance(about.get(name), int | float) for name in names)
-    changing = about.get("field_file") or about.get("schedule")
+    changing = _of_sites(about) or about.get("schedule")
     if most is None or not known or changing or len(times) < 2:
         return
     slowest = expit(-2.0 * (most + abs(about["field"])) / about["temperature"])

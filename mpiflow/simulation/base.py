@@ -58,6 +58,7 @@ class Content:
     ----------
     frame : measures the present state. Collective
     attributes : of the root, with ``config_json``
+    static : this rank's part of variables without time
     """
 
     dims: dict[str, int]
@@ -66,6 +67,7 @@ class Content:
     attributes: dict[str, Any]
     frame: Callable[[], Sample]
     time: Variable = TIME
+    static: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

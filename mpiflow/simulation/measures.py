@@ -1,6 +1,6 @@
 """Observables of one's own in the file of any simulation.
 
-:func:`observed` adds them to what a file holds. Before the file is made every function is
+:func:`with_observables` adds them to what a file holds. Before the file is made every function is
 called once, so that a mistake in what it returns is said before anything is written.
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -84,14 +83,13 @@ def _in_words(definition: Mapping[str, Any]) -> str:
     return ", ".join([str(definition["function"]), *(f"{n}={v!r}" for n, v in rest.items())])
 
 
-@contextmanager
-def observed(
+def with_observables(
     sim: Simulated,
     content: Content,
     observables: Mapping[str, Observable],
     coarse: int | None = None,
-) -> Iterator[Content]:
-    """What a file holds of a simulation, with observables besides, in a ``with`` block. Collective.
+) -> Content:
+    """What a file holds of a simulation, with observables besides. Collective.
 
     Parameters
     ----------
@@ -102,15 +100,13 @@ def observed(
     InputError : on all ranks: a name is taken, or a function does not return what it should
     """
     if not observables:
-        yield content
-        return
+        return content
     part = _part_of(sim)
     dims, coordinates = dict(content.dims), dict(content.coordinates)
-    taken = {"time", "fraction", *dims, *STANDARD, *(v.name for v in content.variables)}
-    taken |= sim.facts().keys()  # what files say of a temperature that changes has its name
+    taken = {"time", *dims, *STANDARD, *(v.name for v in content.variables)}
     measures, variables = [], list(content.variables)
     for name, observable in observables.items():
-        if name in taken or name.endswith("_profile"):
+        if name in taken:
             allowed = "a name that is not mpiflow's own"
             raise InputError("observables", name, allowed, f"Try own_{name}.")
         side = observable.coarse or (coarse if observable.of == "coarse" else 1) or 1
@@ -130,7 +126,7 @@ def observed(
 
     about = json.dumps(definitions(observables))
     attributes = {**content.attributes, "observables_json": about}
-    yield replace(
+    return replace(
         content,
         dims=dims,
         coordinates=coordinates,
@@ -138,7 +134,6 @@ def observed(
         attributes=attributes,
         frame=frame,
     )
-    part.free()  # not after an error: other ranks may be elsewhere
 
 
 def _part_of(sim: Simulated) -> Part:

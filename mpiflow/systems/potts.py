@@ -73,6 +73,9 @@ class Potts(SpinRule):
     def site_energy(self, a: int) -> float:
         return -self.field if a == 0 else 0.0
 
+    def coupled(self, a: int) -> float:
+        return 1.0 if a == 0 else 0.0
+
     def observables(self, counts: np.ndarray, bonds: np.ndarray) -> dict[str, np.ndarray]:
         sites, q = counts.sum(axis=1), self.states
         return {

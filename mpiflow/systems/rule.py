@@ -100,6 +100,10 @@ class SpinRule:
         """Energy of a site by itself."""
         return 0.0
 
+    def coupled(self, a: int) -> float:
+        """What a field h of a site's own multiplies there: its energy is -h times this."""
+        return float(a)
+
     def energy(self, counts: np.ndarray, bonds: np.ndarray) -> np.ndarray:
         """Energy per site from the sites in each state and the bonds between them, (B,) float64.
 

@@ -18,7 +18,6 @@ from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.files.moments import Moment
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.simulation.field.simulation import means_of_file
-from mpiflow.simulation.kac.build import _field_of
 from mpiflow.simulation.kac.options import KacConfig
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.solvers.field.mesoscopic import NonlocalEquation
@@ -44,8 +43,8 @@ def as_field(path: Path) -> np.ndarray:
     config = KacConfig(
         size=SIDE, gamma=0, temperature=1, time=1, field_file=path, out=path.with_suffix(".h5")
     )
-    field = _field_of(config, MPI.COMM_SELF)
-    sim = KacSimulation(Kac(1, 0), SIDE, external=field, comm=MPI.COMM_SELF)
+    field = config.site_field(MPI.COMM_SELF)
+    sim = KacSimulation(Kac(1, 0), SIDE, site_field=field, comm=MPI.COMM_SELF)
     return np.sign(sim.fields.external)[:SIDE]  # in units of its own
 
 
@@ -145,7 +144,7 @@ def means(values: Any) -> None:
 
 
 def external(values: Any) -> None:
-    KacSimulation(Kac(1, 0), SIDE, external=np.asanyarray(values), comm=MPI.COMM_SELF)
+    KacSimulation(Kac(1, 0), SIDE, site_field=np.asanyarray(values), comm=MPI.COMM_SELF)
 
 
 def equation_field(values: Any) -> None:

@@ -115,7 +115,7 @@ def microscopic(temperature: float, members: int, seed: int) -> FieldRun:
     system = Kac(temperature, GAMMA, 0.0)
     sim = KacSimulation(
         system, SIDE * BLOCK, solver="midpoint", tau=0.1, seed=seed, granularity=BLOCK,
-        comm=MPI.COMM_SELF, external=np.kron(h, np.ones((BLOCK, BLOCK))),
+        comm=MPI.COMM_SELF, site_field=np.kron(h, np.ones((BLOCK, BLOCK))),
     )  # fmt: skip
     sim.set_spins(initial.profile, means=0.8 * target)
     frames = []

@@ -502,7 +502,7 @@ def run(comm: MPI.Intracomm, **options: Any) -> tuple[np.ndarray, list[float], l
         {"tau": 0.2, "solver": "tau-leap"},
         {"eps": 0.2, "solver": "tau-leap"},
         {"tau": 0.2, "system": Kac(0.5, 0.0)},
-        {"tau": 0.2, "external": np.random.default_rng(1).normal(size=(24, 22))},
+        {"tau": 0.2, "site_field": np.random.default_rng(1).normal(size=(24, 22))},
     ],
     ids=["sublattice", "fft", "midpoint", "tau-leap", "eps", "nearest", "h(x)"],
 )
@@ -549,7 +549,7 @@ def test_ranks_without_members_have_nothing_to_do(solver: Any, comm: MPI.Intraco
 def test_a_field_of_the_same_value_everywhere_is_the_uniform_field() -> None:
     common: dict[str, Any] = {"size": 16, "solver": "tau-leap", "tau": 0.2}
     uniform = run(MPI.COMM_SELF, system=Kac(0.9, 1.0, 0.5), **common)
-    spread = run(MPI.COMM_SELF, system=Kac(0.9, 1.0), external=np.full((16, 16), 0.5), **common)
+    spread = run(MPI.COMM_SELF, system=Kac(0.9, 1.0), site_field=np.full((16, 16), 0.5), **common)
     assert np.array_equal(uniform[0], spread[0])
     np.testing.assert_allclose(uniform[2], spread[2], rtol=1e-12)
 
@@ -559,7 +559,7 @@ def test_a_field_that_varies_turns_spins_where_it_is_strong() -> None:
     side = 128
     external = np.where(np.arange(side) < side // 2, 2.0, -2.0)[:, None] * np.ones((1, side))
     system = Kac(50.0, 1.0)
-    sim = KacSimulation(system, side, tau=0.5, external=external, comm=MPI.COMM_SELF)
+    sim = KacSimulation(system, side, tau=0.5, site_field=external, comm=MPI.COMM_SELF)
     sim.set_spins(initial.independent)
     sim.advance(15)
     halves = sim.spins()[0].reshape(2, -1).mean(1)
@@ -576,8 +576,8 @@ def test_a_field_that_varies_turns_spins_where_it_is_strong() -> None:
         ({"eps": 0.1, "tau": 0.1, "solver": "tau-leap"}, "tau, eps"),
         ({"tau": 0.1, "solver": "gillespie"}, "tau, eps"), ({"solver": "heun"}, "solver"),
         ({"members": 0}, "members"), ({"granularity": 5}, "coarse"),
-        ({"external": np.zeros((8, 16))}, "external"),
-        ({"external": np.full((16, 16), np.nan)}, "external"), ({"device": "tpu"}, "device"),
+        ({"site_field": np.zeros((8, 16))}, "site_field"),
+        ({"site_field": np.full((16, 16), np.nan)}, "site_field"), ({"device": "tpu"}, "device"),
     ],
     ids=str,
 )  # fmt: skip

@@ -82,7 +82,7 @@ def test_the_bits_of_members_in_a_field_of_the_site(solver: str) -> None:
     size = (9, 10)
     field = np.random.default_rng(1).normal(0, 1.5, size)
     sims = [
-        made(device, 0.5, size, members=3, external=field, comm=MPI.COMM_SELF, **options)
+        made(device, 0.5, size, members=3, site_field=field, comm=MPI.COMM_SELF, **options)
         for device in ("cpu", "cuda")
     ]
     there, here = (result(sim, durations[:1]) for sim in sims)
@@ -112,8 +112,8 @@ def test_the_bits_of_one_lattice_on_all_ranks(
     options, durations = SOLVERS[solver]
     size = (17, 16)
     field = np.random.default_rng(2).normal(0, 0.5, size)
-    cut = made("cuda", gamma, size, comm=comm, external=field, **options)
-    whole = made("cpu", gamma, size, comm=MPI.COMM_SELF, external=field, **options)
+    cut = made("cuda", gamma, size, comm=comm, site_field=field, **options)
+    whole = made("cpu", gamma, size, comm=MPI.COMM_SELF, site_field=field, **options)
     here, there = result(cut, durations), result(whole, durations)
     rows = cut.local_box()[0]
     there["spins"] = there["spins"][:, rows]

@@ -153,6 +153,8 @@ class RuleValues:
         lead = counts.shape[:-1]
         flat = counts.reshape(-1, counts.shape[-1])
         names = [name for name in rule.OBSERVABLES if name in self.file]
+        if "site_field" in self.file:  # which the rule does not know
+            names = [name for name in names if name != "energy"]
         values = {name: self.file[name][place] for name in names}
         values = {n: v.reshape(len(flat), *v.shape[len(lead) :]) for n, v in values.items()}
         for good, what in of_counts(rule, flat, bonds, values):

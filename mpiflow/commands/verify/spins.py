@@ -57,7 +57,7 @@ class SpinValues(MeanValues):
     def _energies(self) -> None:
         """The energy follows from sums, by the law of the part of the run."""
         energy, spins, sites = self._series("energy"), self.spins, self.sites
-        if energy is None or spins is None:
+        if energy is None or spins is None or "site_field" in self.file:
             return
         good = np.ones(energy.shape, bool)
         for part in self.parts:

@@ -18,6 +18,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.files import possible
 from mpiflow.files.segments import Segment
 from mpiflow.systems.drive import Drive
+from mpiflow.systems.site_field import fingerprint, fingerprint_text
 
 #: Bytes of a field that are in memory at once, but at least a row of chunks.
 PIECE = 2**23
@@ -91,6 +92,7 @@ class Values:
             self._variable(name, dataset)
         self._counters()
         self._schedules()
+        self._site_field()
         self._states()
         if "fraction" in self.file and "state" in self.file and "size" in self.config:
             rule = RuleValues(
@@ -182,6 +184,18 @@ class Values:
                 good = np.ones(len(times), bool)
                 good[here] = np.isclose(found[here], wanted, rtol=1e-12, atol=1e-12)
                 self._equal(good, np.ones_like(good), f"{name} is not what the schedule says")
+
+    def _site_field(self) -> None:
+        """Fields of sites are those that the run was made in."""
+        if "site_field" not in self.file or not self.complete:
+            return
+        dataset = self.file["site_field"]
+        words = np.zeros(2, np.uint64)
+        for box in pieces(dataset):
+            values = np.ascontiguousarray(dataset[box], np.float64)
+            words += np.array(fingerprint(values, box[0].start, box[1].start), np.uint64)
+        if fingerprint_text(words) != dataset.attrs.get("fingerprint"):
+            raise Corrupt("site_field is not what the run was made with")
 
     def _size(self) -> tuple[int, ...]:
         size = self.config["size"]

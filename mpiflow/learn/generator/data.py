@@ -330,7 +330,7 @@ def from_files(paths: Sequence[str | Path]) -> FieldData:
                     "files", str(path), "a kac run with block means", "Save it with --coarse."
                 )
             require_constant(file, ("temperature", "field"))
-            if config.get("field_file") is not None:
+            if config.get("field_file") is not None or "site_field" in file:
                 raise InputError("files", str(path), "a uniform field", "Leave it out.")
             mine = (config["gamma"], config.get("coarse"), file["coarse_magnetization"].shape[1:])
             if first is None:

@@ -166,6 +166,7 @@ def _runs(path: Path, data: RunDataset | None = None, number: int = 0) -> list[F
         require_constant(file, ("temperature", "field"))
         shape = tuple(file.sizes[d] for d in file.variables[NAME].dims)
         parts = [part for part in file.segments if len(part.frames)]
+        fields_of_sites = file["site_field"][...] if "site_field" in file else None
     if shape[-1] != shape[-2] or shape[-1] < 4:
         found, allowed = f"{path}: {shape[-2:]} blocks", "as many along y as along x, 4 or more"
         raise InputError("runs", found, allowed, "Use runs of square lattices.")
@@ -176,7 +177,9 @@ def _runs(path: Path, data: RunDataset | None = None, number: int = 0) -> list[F
         frames = part.equal(time, path)
         own = {**config, **part.config}
         h: float | np.ndarray = float(own.get("field") or 0.0)
-        if own.get("field_file") is not None:
+        if fields_of_sites is not None:
+            h = h + _means(fields_of_sites, shape[-2:], int(block))
+        elif own.get("field_file") is not None:
             known = Path(own["field_file"])
             inputs.checked("field_file", [known], (config.get("inputs") or {}).get("field_file"))
             h = h + _block_means(known, shape[-2:], int(block))
@@ -187,12 +190,17 @@ def _runs(path: Path, data: RunDataset | None = None, number: int = 0) -> list[F
     return runs
 
 
+def _means(h: np.ndarray, shape: tuple[int, ...], block: int) -> np.ndarray:
+    ny, nx = shape
+    return np.asarray(h.reshape(ny, block, nx, block).mean(axis=(1, 3)), np.float64)
+
+
 def _block_means(path: Path, shape: tuple[int, ...], block: int) -> np.ndarray:
     """h(x) of a run on its blocks."""
-    allowed, (ny, nx) = f"h(x) of a lattice of {shape} blocks of {block}", shape
+    allowed = f"h(x) of a lattice of {shape} blocks of {block}"
     h = arrays.mapped("field_file", path, allowed)
     try:
-        return np.asarray(h.reshape(ny, block, nx, block).mean(axis=(1, 3)), np.float64)
+        return _means(h, shape, block)
     except ValueError as error:
         raise InputError("field_file", str(path), allowed, f"Reading said: {error}.") from error
 

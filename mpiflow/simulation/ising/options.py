@@ -53,6 +53,8 @@ class IsingConfig(SpinConfig):
         if self.solver == "sublattice":
             lattice.require_bipartite()
             self._fill("dt", 0.25)
+            if self.in_site_field and self.kernel not in ("auto", "plain"):
+                raise idle("kernel", self.kernel, "with fields of sites, which have the plain one")
         elif self.kernel != "auto":
             raise idle("kernel", self.kernel, f"with the {self.solver} solver, which has one")
         if self.solver == "tiled-nfold":

@@ -27,11 +27,13 @@ from mpiflow.simulation import catalogue
 from mpiflow.simulation.rules.simulation import RuleSimulation
 from mpiflow.simulation.spins.simulation import Frame, SpinSimulation, cut
 from mpiflow.solvers.spins.nfold import NFold
+from mpiflow.solvers.spins.site_field import SiteFieldSublattice, require_steps
 from mpiflow.solvers.spins.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
 from mpiflow.solvers.spins.tiled import LONG_WINDOW, LONG_WINDOW_ERROR, TiledNFold
-from mpiflow.systems.drive import Drive
+from mpiflow.systems.drive import Drive, stretches
 from mpiflow.systems.ising import Ising
 from mpiflow.systems.rule import SpinRule
+from mpiflow.systems.site_field import SiteField
 
 SolverName = Literal["sublattice", "nfold", "tiled-nfold"]
 KernelName = Literal["auto", "packed", "sliced", "plain"]
@@ -72,6 +74,10 @@ class Simulation(SpinSimulation):
     schedule : parameters that change in time, a :class:`mpiflow.Drive` or its text. Each pass has
         the values of the middle of its time, and so has each window of tiled-nfold; nfold holds
         them for times of ``dt``
+    site_field : a field of each site's own beside the uniform one, the same for all members: an
+        array (Ly, Lx), of which each rank reads its part, or a function of the rows and columns of
+        sites, as :class:`mpiflow.RandomField`. For the sublattice solver, which then has a plain
+        kernel
 
     Examples
     --------
@@ -111,6 +117,7 @@ class Simulation(SpinSimulation):
         kernel: KernelName = "auto",
         tile: int = 64,
         schedule: Drive | str | None = None,
+        site_field: SiteField | None = None,
     ) -> None:
         require_rule(system, Ising)
         self._set_drive(system, schedule)
@@ -121,7 +128,7 @@ class Simulation(SpinSimulation):
         self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
         if members < 1:
             raise InputError("members", members, "1 or more", "Leave it out for one lattice.")
-        self.solver: Sublattice | NFold | TiledNFold
+        self.solver: Sublattice | NFold | TiledNFold | SiteFieldSublattice
         if solver == "sublattice":
             self.lattice.require_bipartite()
             self.solver = Sublattice(system, dt, plain=kernel == "plain", drive=drive)
@@ -131,6 +138,9 @@ class Simulation(SpinSimulation):
             raise InputError(
                 "solver", solver, "'sublattice', 'nfold' or 'tiled-nfold'", "Use sublattice."
             )
+        if site_field is not None:
+            require_steps(solver)
+            kernel = _plain(kernel)
         packed = solver == "sublattice" and _pack(kernel, self.lattice)
         unit = (1, 1)
         if packed:
@@ -163,7 +173,10 @@ class Simulation(SpinSimulation):
             self.time = 0.0
             self._set_hold("dt", dt)
             self.solver = NFold(self._held(), self.block.batch)
-        if not isinstance(self.solver, Sublattice):
+        self._set_site_field(site_field)
+        if self.site_field is not None:
+            self.solver = SiteFieldSublattice(system, dt, self.site_field)
+        elif not isinstance(self.solver, Sublattice):
             self.solver.check(cast(Block, self.block))
         elif kernel not in ("auto", self.kernel):
             raise InputError(
@@ -186,11 +199,11 @@ class Simulation(SpinSimulation):
         """What advances the spins: ``packed``, ``sliced`` or ``plain``, else the solver's name."""
         if isinstance(self.solver, Sublattice):
             return self.solver.kernel_for(self.block)
-        return self.solver.name
+        return "plain" if self.site_field is not None else self.solver.name
 
     def _set_clock(self, clock: Clock) -> None:
         self._clock = clock
-        if not isinstance(self.solver, NFold):
+        if isinstance(self.solver, Sublattice | TiledNFold):
             self.solver.clock = clock
 
     @property
@@ -198,14 +211,16 @@ class Simulation(SpinSimulation):
         """Time step, or window; of the n-fold way that for which it holds what changes, or None."""
         if isinstance(self.solver, NFold):
             return None if self.drive is None else self.hold
-        return self.solver.dt if isinstance(self.solver, Sublattice) else self.solver.window
+        return self.solver.window if isinstance(self.solver, TiledNFold) else self.solver.dt
 
     def describe(self) -> str:
         """One line: size, kernel and how the work is divided."""
         size = " x ".join(map(str, self.lattice.shape))
         what = f"{size} spins" if self.members == 1 else f"{self.members} lattices of {size} spins"
         kernel = f"{self.kernel} kernel" if isinstance(self.solver, Sublattice) else self.kernel
-        if self.kernel == "plain" and not fits(self.lattice):
+        if self.site_field is not None:
+            kernel = "plain kernel for fields of sites"
+        elif self.kernel == "plain" and not fits(self.lattice):
             kernel += f" (packed takes a multiple of {BAND} rows and {WORD_SITES} columns)"
         layout = self.block.layout
         grid = f" in a grid of {layout.ranks_grid}" if layout and layout.ranks > 1 else ""
@@ -215,7 +230,8 @@ class Simulation(SpinSimulation):
 
     def remarks(self) -> list[str]:
         dt = self.dt
-        if isinstance(self.solver, Sublattice) and dt is not None and dt > LONG_STEP:
+        steps = isinstance(self.solver, Sublattice | SiteFieldSublattice)
+        if steps and dt is not None and dt > LONG_STEP:
             if math.isinf(dt):
                 return [
                     "dt inf is the classic checkerboard: right in equilibrium, but its sweeps are "
@@ -234,6 +250,7 @@ class Simulation(SpinSimulation):
             "size": self.lattice.shape,
             **asdict(self.system),
             **self._driven_facts(),
+            **self._field_facts(),
             "solver": self.solver.name,
             "kernel": self.kernel,
             "dt": self.dt,
@@ -311,11 +328,20 @@ class Simulation(SpinSimulation):
                 first_step=self.step,
                 opening=self.step == self._opening,
             )
-        else:
+        elif isinstance(self.solver, TiledNFold):
             flips = self.solver.advance(
                 cast(Block, self.block), steps, seed=self.seed, first_step=self.step
             )
+        else:
+            flips = self._in_field(self.solver, steps)
         self._made(steps, flips)
+
+    def _in_field(self, solver: SiteFieldSublattice, steps: int) -> np.ndarray:
+        flips, block = np.zeros(self.block.batch, np.int64), cast(Block, self.block)
+        for law, first, count in stretches(self.drive, self.system, self._clock, self.step, steps):
+            solver.become(law)
+            flips += solver.advance(block, count, seed=self.seed, first_step=first)
+        return flips
 
     def _made(self, steps: int, flips: np.ndarray) -> None:
         self._flips = self._flips + flips  # a new array: frames keep theirs
@@ -417,13 +443,24 @@ class Simulation(SpinSimulation):
         sums = observables.spin_sums(self.present)
         spins, bonds = sums[:, 0], sums[:, 1]
         sites = self.lattice.sites
+        energy = self.law.energy(bonds, spins)
+        if self.site_field is not None:
+            energy = energy - self._site_sums(self.block.spins(), -1, 2, 2) @ np.array([-1.0, 1.0])
         return Frame(
             time=self.time,
             magnetization=spins / sites,
-            energy=self.law.energy(bonds, spins) / sites,
+            energy=energy / sites,
             domain_wall_density=observables.domain_wall_density(bonds, sites),
             flips=self.block.total(self.flips),
         )
+
+
+def _plain(kernel: KernelName) -> KernelName:
+    """The kernel of fields of sites."""
+    if kernel not in ("auto", "plain"):
+        allowed = "auto or plain with fields of sites: thresholds of others are those of one field"
+        raise InputError("kernel", kernel, allowed, "Leave it out.")
+    return "plain"
 
 
 def _pack(kernel: KernelName, lattice: Lattice) -> bool:

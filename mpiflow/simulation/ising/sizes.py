@@ -55,6 +55,8 @@ def kernel_of(config: IsingConfig, lattice: Lattice) -> tuple[str, Shape]:
         return config.solver, (1, 1)
     small = config.members > 1 and math.prod(n + 2 for n in lattice.shape) <= SLICED_SITES
     kernel: str = config.kernel
+    if config.in_site_field:
+        kernel = "plain"
     if kernel == "auto":
         kernel = "packed" if fits(lattice) else "sliced" if small else "plain"
     if kernel == "packed" and not fits(lattice):
@@ -78,7 +80,9 @@ def _memory(config: IsingConfig, kernel: str, tile: Shape, batch: int) -> dict[s
     else:
         sites_bytes, black = sites, padded
     memory = {"field": sites_bytes, "halo": padded - sites_bytes}
-    if config.solver == "sublattice" and not math.isinf(config.dt or 1.0):
+    if config.in_site_field:
+        memory["fields of sites"] = 8 * ny * nx
+    elif config.solver == "sublattice" and not math.isinf(config.dt or 1.0):
         # A copy of what is looked at, and for a moment one more.
         memory["looking at a frame"] = 2 * black
     elif config.solver == "nfold":

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import model_validator
 
-from mpiflow.core import inputs
 from mpiflow.simulation import common_options as common
 from mpiflow.simulation.options import idle, option
 from mpiflow.simulation.spins.options import SpinConfig
@@ -29,13 +27,6 @@ class KacConfig(SpinConfig):
         description="Temperature in units of the sum of all couplings of a spin; 1 is critical in "
         "mean field.",
         remedy="Try 0.8.",
-    )
-    field_file: Path | None = option(
-        None,
-        "External field h(x) to add: a .npy of floats of the lattice's shape.",
-        shown="none",
-        allowed="the path of a .npy file of finite numbers, (LY, LX)",
-        remedy="Leave it out for a uniform field.",
     )
     solver: Literal["sublattice", "midpoint", "tau-leap", "gillespie"] = option(
         "sublattice",
@@ -64,18 +55,11 @@ class KacConfig(SpinConfig):
         "How fields are added up: steps (the steps of the kernel) or fft. The same bits.",
     )
 
-    def files(self) -> dict[str, tuple[Path, ...]]:
-        """The initial state and the external field."""
-        field = {} if self.field_file is None else {"field_file": (self.field_file,)}
-        return super().files() | field
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         from mpiflow.systems.kac import Kac, kac_kernel  # compiles: not for the sake of --help
 
         lattice = self._check_lattice()
-        if self.field_file is not None:
-            self.__dict__["field_file"] = Path(inputs.absolute(self.field_file))
         kac_kernel(self.gamma).require_room(lattice.shape)
         if self.solver != "tau-leap":
             self._refuse(f"with the {self.solver} solver; tau-leap has one", "eps")

@@ -9,14 +9,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mpiflow import observables
-from mpiflow.core import arrays
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Layout, Shape, split
 from mpiflow.core.mpi import MPI
-from mpiflow.core.parallel import agreed, arrival, local_rank
+from mpiflow.core.parallel import arrival, local_rank
 from mpiflow.core.schedule import Clock, Number, State
 from mpiflow.core.slabs import Slabs
 from mpiflow.simulation.base import Motion, Pace
@@ -27,6 +26,7 @@ from mpiflow.solvers.kac.steps import KacSteps
 from mpiflow.solvers.kac.tables import DIGITS
 from mpiflow.systems.drive import Drive, stretches
 from mpiflow.systems.kac import Kac
+from mpiflow.systems.site_field import SiteField
 
 SolverName = Literal["sublattice", "midpoint", "tau-leap", "gillespie"]
 #: Steps unless given; of tau-leap, whose error is twice as large and more, also its eps.
@@ -51,8 +51,7 @@ class KacSimulation(SpinSimulation):
     tau : step of the first three; 0.1 unless given, 0.01 of ``tau-leap``
     eps : of tau-leap instead of tau: tau = eps / largest rate, in each step anew
     method : how fields are added up, ``steps`` or ``fft`` (on the CPU): the same bits
-    external : h(x) in addition to the system's field, (Ly, Lx) float64; each rank reads its
-        rows only, so it may be mapped from a file
+    site_field : h(x) in addition to the system's field, as of :class:`mpiflow.Simulation`
     schedule : temperature and field that change in time, a :class:`mpiflow.Drive` or its text. Each
         step of a given tau has the values of its middle; gillespie holds them for times of tau
     seed, members, comm, granularity, device : as of :class:`mpiflow.Simulation`
@@ -74,7 +73,7 @@ class KacSimulation(SpinSimulation):
         tau: float | None = None,
         eps: float | None = None,
         method: Method = "steps",
-        external: np.ndarray | None = None,
+        site_field: SiteField | None = None,
         seed: int = 0,
         members: int = 1,
         comm: MPI.Intracomm | None = None,
@@ -109,10 +108,11 @@ class KacSimulation(SpinSimulation):
             zeros = np.zeros((len(numbers), *self.lattice.shape), np.int8)
             self.block = Block.periodic(zeros, numbers, device=self.device)
         self.time, self.step = 0.0, 0
+        self._set_site_field(site_field)
         self.fields = Fields(
             system,
             method=method,
-            external=self._here(external, slabs),
+            external=self.site_field,
             slabs=slabs,
             largest=self.drive.largest("field", system.field) if self.drive else None,
         )
@@ -139,18 +139,6 @@ class KacSimulation(SpinSimulation):
             self.solver = KacSteps(self.fields, solver, tau=tau, eps=eps)
         self._clock = Clock(self.step_length or 0.0)
         self._flips = np.zeros(self.block.batch, np.int64)
-
-    def _here(self, external: np.ndarray | None, slabs: Slabs | None) -> np.ndarray | None:
-        """This rank's rows of h(x). Collective."""
-        if external is None:
-            return None
-        with agreed(self.comm):
-            if external.shape != self.lattice.shape:
-                raise InputError(
-                    "external", external.shape, f"{self.lattice.shape}, as the lattice", "Cut it."
-                )
-            rows = arrays.real("external", external if slabs is None else external[slabs.rows])
-        return rows
 
     @property
     def step_length(self) -> float | None:
@@ -200,6 +188,7 @@ class KacSimulation(SpinSimulation):
             "size": self.lattice.shape,
             **asdict(self.system),
             **self._driven_facts(),
+            **self._field_facts(),
             "solver": self.solver.name,
             "tau": steps.tau if steps else None if self.drive is None else self.hold,
             "eps": steps.eps if steps else None,

@@ -39,7 +39,7 @@ def _kac_memory(config: KacConfig, ny: int, nx: int, batch: int) -> int:
     """The spins in reach, sums over neighbours and external fields."""
     sites = batch * ny * nx
     padded = batch * (ny + 2 * kac_kernel(config.gamma).reach) * nx
-    external = 0 if config.field_file is None else 4 * ny * nx
+    external = 12 * ny * nx * config.in_site_field
     if config.solver == "gillespie":
         return 14 * sites + external
     band = 4 * min(sites, max(2**21, batch * 128 * nx))

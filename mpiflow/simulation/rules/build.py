@@ -29,6 +29,7 @@ def build(config: RuleConfig, comm: MPI.Intracomm, point: Checkpoint | None = No
         granularity=config.coarse or 1,
         device=config.device,
         schedule=config.drive,
+        site_field=config.site_field(comm),
     )
     if point is None:
         _set_initial(sim, config)

@@ -98,6 +98,10 @@ class RuleConfig(DrivenConfig):
         rule = self.rule()
         if self.drive is not None:
             self.drive.check(rule)
+        if self.in_site_field:
+            from mpiflow.solvers.spins.site_field import require_site_field
+
+            require_site_field(rule)
         if self.solver == "nfold":
             from mpiflow.solvers.spins.rule_tables import require_table
 

@@ -24,9 +24,11 @@ from mpiflow.simulation.base import Content, Sample
 from mpiflow.simulation.spins.simulation import LatticeSimulation, cut
 from mpiflow.solvers.spins.rule_nfold import RuleNFold
 from mpiflow.solvers.spins.rule_sublattice import LONG_STEP_ERROR, RuleSublattice, check_states
+from mpiflow.solvers.spins.site_field import SiteFieldSublattice, require_steps
 from mpiflow.solvers.spins.sublattice import LONG_STEP
 from mpiflow.systems.drive import Drive, stretches
 from mpiflow.systems.rule import SpinRule
+from mpiflow.systems.site_field import SiteField
 
 SolverName = Literal["sublattice", "nfold"]
 
@@ -69,6 +71,9 @@ class RuleSimulation(LatticeSimulation):
         12 states, 8 if given by rates)
     schedule : parameters that change in time, a :class:`mpiflow.Drive` or its text. Each step has
         the values of its middle; nfold holds them for times of ``dt``
+    site_field : a field of each site's own, as of :class:`mpiflow.Simulation`; it favours what the
+        rule's ``coupled`` says. For the sublattice solver, and rules of up to 12 states that are
+        given by weights
     seed, members, comm, ranks_grid, granularity, device : as of :class:`mpiflow.Simulation`
 
     Examples
@@ -96,6 +101,7 @@ class RuleSimulation(LatticeSimulation):
         granularity: int = 1,
         device: str = "cpu",
         schedule: Drive | str | None = None,
+        site_field: SiteField | None = None,
     ) -> None:
         if not is_dataclass(type(system)):
             kind = type(system).__name__
@@ -116,7 +122,11 @@ class RuleSimulation(LatticeSimulation):
         self._make_block(ranks_grid, granularity)
         self.time, self.step = 0.0, 0
         self.solver: RuleSublattice | RuleNFold
-        if solver == "sublattice":
+        self._set_site_field(site_field)
+        if self.site_field is not None:
+            require_steps(solver)
+            self.solver = SiteFieldSublattice(system, dt, self.site_field)
+        elif solver == "sublattice":
             self.solver = RuleSublattice(system, dt)
         else:
             self._set_hold("dt", dt)
@@ -183,6 +193,7 @@ class RuleSimulation(LatticeSimulation):
             **asdict(system),
             "states": self.system.states,
             **self._driven_facts(),
+            **self._field_facts(),
             "solver": self.solver.name,
             "dt": self.dt,
             "members": self.members,
@@ -252,6 +263,11 @@ class RuleSimulation(LatticeSimulation):
         self.require_state(anew=True)
         self.block.fill_halo()
         values = observables.observe(self.block, self.law)
+        if self.site_field is not None and "energy" in values:
+            rule = self.system
+            sums = self._site_sums(self.block.spins(), rule.lowest, 1, rule.states)
+            coupled = np.array([rule.coupled(state) for state in rule.values.tolist()])
+            values["energy"] = values["energy"] - sums @ coupled / self.lattice.sites
         return RuleFrame(self.time, values, self.block.total(self._flips))
 
     # -- what its file holds -------------------------------------------------------
@@ -298,7 +314,9 @@ class RuleSimulation(LatticeSimulation):
             shown = {first: float(now.values[first].flat[0])} if now.flips.size else {}
             return Sample(now.time, self._values(now, coarse, spins), shown)
 
-        return Content(dims, coordinates, variables, self.attributes({"coarse": coarse}), frame)
+        about = self.attributes({"coarse": coarse})
+        own, static = self._field_variable(dims, coordinates)
+        return Content(dims, coordinates, variables + own, about, frame, static=static)
 
     def _axes_of_observables(self) -> dict[str, tuple[str, ...]]:
         """Which observables are a number for each state."""

@@ -36,6 +36,8 @@ def plan(config: RuleConfig, ranks: int) -> Plan:
     largest = share(layout, most=True)
     sites, padded = batch * math.prod(largest), batch * math.prod(n + 2 for n in largest)
     memory = {"field": sites, "halo": padded - sites}
+    if config.in_site_field:
+        memory["fields of sites"] = 8 * math.prod(largest)
     if nfold:
         memory["lists of sites"] = 13 * sites
     frames = Schedule.of(0.0, config.time, config.save_every).last + 1
@@ -89,4 +91,7 @@ def _variables(config: RuleConfig, states: int, frames: int) -> tuple[Stored, ..
     if config.spins:
         out.append(_stored("site_state", (*members, ly, lx), 1, frames, 2 * SPIN))
         axes += ly + lx
+    if config.in_site_field:
+        out.append(_fixed("site_field", ly * lx, 8))
+        axes += (ly + lx) * (not config.spins)
     return (*out, _fixed("coordinates", axes + sum(members), 8))

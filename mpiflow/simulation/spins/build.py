@@ -27,6 +27,7 @@ def common(config: SpinConfig, comm: MPI.Intracomm) -> dict[str, Any]:
         "granularity": math.lcm(config.coarse or 1, 8 if config.spin_bits else 1),
         "device": config.device,
         "schedule": config.drive,
+        "site_field": config.site_field(comm),
     }
 
 

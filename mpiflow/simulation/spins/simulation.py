@@ -22,6 +22,7 @@ from mpiflow.files.schema import STANDARD, block_centres
 from mpiflow.files.writer import Value
 from mpiflow.simulation.base import Content, Sample, Simulated
 from mpiflow.simulation.spins.driven import Driven
+from mpiflow.simulation.spins.in_field import InSiteField
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Frame:
         return {name: getattr(self, name) for name in self.NAMES}
 
 
-class LatticeSimulation(Driven, Simulated):
+class LatticeSimulation(Driven, InSiteField, Simulated):
     """Sites on a square lattice, or on many: cut into tiles over the ranks, or dealt to them.
 
     Attributes
@@ -232,7 +233,8 @@ class SpinSimulation(LatticeSimulation):
             return Sample(now.time, self._values(now, coarse, spins, spin_bits), shown)
 
         about = self.attributes({"coarse": coarse})
-        return Content(dims, coordinates, variables, about, frame)
+        own, static = self._field_variable(dims, coordinates)
+        return Content(dims, coordinates, variables + own, about, frame, static=static)
 
     def _values(
         self, frame: Frame, coarse: int | None, spins: bool, spin_bits: bool

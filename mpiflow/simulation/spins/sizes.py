@@ -65,6 +65,9 @@ def spin_variables(config: SpinConfig, frames: int) -> tuple[Stored, ...]:
     if config.spin_bits:
         out.append(_stored("spin_bits", (*members, ly, lx // 8), 1, frames))
         axes += ly * (not coarse or coarse > 1) + lx // 8
+    if config.in_site_field:
+        out.append(_fixed("site_field", ly * lx, 8))
+        axes += (ly + lx) * (not config.spins)
     return (*out, _fixed("coordinates", axes + sum(members), 8))
 
 

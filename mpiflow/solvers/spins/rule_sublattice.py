@@ -126,10 +126,10 @@ class RuleSublattice:
             large to be looked at as a whole returns what is none
         """
         require_two_colours(block)
-        require_states(block, self.system)
+        self._require_states(block)
         put, key = block.device.put, stream_key(seed, stream)
         box = (block.halo, put(block.origins), put(block.members), *block.lattice.shape, put(key))
-        states = int(self.system.lowest), int(self.system.states)
+        states = self._coding()
         counts = put(np.zeros((block.batch, 2), np.int64))
         for made in self._passes(first_step, steps):
             which = np.uint64(made.first), made.times, made.colour
@@ -141,6 +141,13 @@ class RuleSublattice:
             if faults.any():
                 raise rule_compiled.fault(self.system)
         return changes
+
+    def _require_states(self, block: Block) -> None:
+        require_states(block, self.system)
+
+    def _coding(self) -> tuple[int, int]:
+        """What says to a kernel how states are stored."""
+        return int(self.system.lowest), int(self.system.states)
 
     def _passes(self, first: int, steps: int) -> Iterator[Pass]:
         for step in range(first, first + steps):
