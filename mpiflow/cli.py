@@ -6,11 +6,13 @@ Modules that compile or start MPI are imported inside the commands, so that
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -23,6 +25,7 @@ from mpiflow.commands.importing.options import ImportConfig
 from mpiflow.core import parallel, signals, streams
 from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.core.packages import explained
+from mpiflow.learn.options import ClosureConfig
 from mpiflow.simulation import catalogue
 from mpiflow.simulation.options import Config, RunConfig, alternatives
 
@@ -252,6 +255,29 @@ def learn_onsagerflow(
     )
     if comm.rank == 0:
         print(from_files.table(model, out))
+
+
+def _learn_closure(config: ClosureConfig) -> None:
+    from mpiflow.learn.closure import from_data
+
+    comm = parallel.start_reading()
+    with _quiet_doubts():
+        model = from_data.learn(config, config.data, comm)
+    if comm.rank == 0 and not config.quiet:
+        print(from_data.table(model, config.out))
+
+
+@contextlib.contextmanager
+def _quiet_doubts() -> Iterator[None]:
+    """Doubts about a law are in the table that a command prints."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the data do not obey")
+        yield
+
+
+learn_app.command("closure", help=ClosureConfig.__doc__)(
+    _command(ClosureConfig, _learn_closure, "data")
+)
 
 
 @app.command()

@@ -60,6 +60,7 @@ COMMUNICATES = {
     "commands.doctor.ranks": ANY,
     "commands.doctor.files": ANY,
     "commands.doctor.run": ANY,
+    "learn.together": frozenset({"bcast"}),  # the model that rank 0 learned
     "learn.training": ANY,  # gradients
     "experiments.ising": ANY,
     "experiments.results": frozenset({"allgather", "bcast"}),  # work dealt to ranks
@@ -102,6 +103,7 @@ TAKES_A_COMMUNICATOR = {
     "learn.onsagerflow.fit",
     "learn.onsagerflow.net",
     "learn.closure.curie_weiss",
+    "learn.closure.from_data",
     "solvers.lines.batch",
     "solvers.lines.chain",
     "core.packed",

@@ -294,7 +294,7 @@ def _bounds(axis: _Array) -> _Array | None:
     if not len(steps) or not np.allclose(steps, steps[0], rtol=1e-9):
         return None
     edges = centres[:, None] + np.array([-0.5, 0.5]) * steps[0]
-    name, dims = f"{axis.name}_bounds", (axis.name, "edge")
+    name, dims = f"{axis.name}_bounds", (axis.name, "bnds")
     return _Array(name, dims, edges.shape, edges.dtype, {}, lambda _: edges)
 
 

@@ -169,3 +169,33 @@ def learn_onsagerflow(runs: Any, out: str | Path, **options: Any) -> Any:
         from mpiflow.learn.onsagerflow.from_files import learn_from_files
 
     return learn_from_files(runs, out, **options)
+
+
+def learn_closure(
+    data: Any, out: str | Path, *, comm: MPI.Intracomm | None = None, **options: Any
+) -> Any:
+    """Learn dz = mu(z) dt + Sigma(z)^(1/2) dB of observables, and save the model. Collective.
+
+    Parameters
+    ----------
+    data : runs; files of tables or pairs; arrays (frames, 1 + d) or (members, frames, 1 + d) whose
+        first column is the time; mappings of arrays; or several of them. See
+        :mod:`mpiflow.learn.closure.series`
+    out : folder of the model
+    comm : ranks that call this together; rank 0 learns, so that the bits are those of one rank
+    options : those of the command, :class:`mpiflow.learn.options.ClosureConfig`
+
+    Returns
+    -------
+    the :class:`~mpiflow.learn.closure.observed.ObservedModel`
+
+    Raises
+    ------
+    InputError : on all ranks: data or options do not fit, or there is a model already
+    """
+    from mpiflow.learn.options import ClosureConfig
+
+    config = ClosureConfig(data=(Path("data"),), out=Path(out), **options)
+    with explained():
+        from mpiflow.learn.closure.from_data import learn
+    return learn(config, data, comm)

@@ -66,6 +66,17 @@ class Part:
         self.sites = int(self.total(np.array(here, np.int64)))
         self._exchanges: dict[tuple[int, str], HaloExchange] = {}
 
+    def free(self) -> None:
+        """Give back what MPI keeps for it: a program may record thousands of runs."""
+        for exchange in self._exchanges.values():
+            for messages in filter(None, exchange.messages):
+                for request in messages.requests:
+                    request.Free()
+        self._exchanges.clear()
+        if self.cart is not None:
+            self.cart.Free()
+            self.cart = None
+
     @property
     def sides(self) -> Shape:
         """Of this rank's box."""

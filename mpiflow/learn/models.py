@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 #: What model.json calls a kind: where it is loaded.
 KINDS = {
+    "closure": ("mpiflow.learn.closure.observed", "load_observed"),
     "ising-closure": ("mpiflow.learn.closure.model", "load_model"),
     "onsagerflow": ("mpiflow.learn.onsagerflow.model", "load_onsagerflow"),
     "curie-weiss": ("mpiflow.learn.closure.curie_weiss", "load_magnetization"),
@@ -35,6 +36,7 @@ def load_model(directory: str | Path) -> Any:
     Returns
     -------
     A :class:`~mpiflow.learn.closure.model.MacroscopicModel`,
+    :class:`~mpiflow.learn.closure.observed.ObservedModel`,
     :class:`~mpiflow.learn.alloy.model.AlloyModel`,
     :class:`~mpiflow.learn.generator.model.Generator`,
     :class:`~mpiflow.learn.onsagerflow.model.OnsagerFlow`,

@@ -35,6 +35,44 @@ CHUNK = 1024
 MOST_EXCESS, SLOPES = 0.05, 64
 
 
+class OutsideData(UserWarning):
+    """A prediction goes where the model has no data."""
+
+
+class _Leaving:
+    """Which of a number of trajectories left the range of the training data, and the first."""
+
+    def __init__(self, trajectories: int) -> None:
+        self.left = np.zeros(trajectories, bool)
+        self.first: tuple[int, int, int, float] | None = None
+
+    def look(self, step: int, start: int, free: torch.Tensor, held: torch.Tensor) -> int:
+        """States (b, d) of trajectories from ``start`` on as they are and held; how many differ."""
+        away = free != held
+        rows = away.any(dim=1)
+        count = int(rows.sum())
+        if count:
+            self.left[start : start + len(rows)] |= rows.numpy()
+            if self.first is None or step < self.first[0]:
+                row, latent = (int(i) for i in away.nonzero()[0])
+                self.first = step, start + row, latent, float(free[row, latent])
+        return count
+
+    def warn(self, sde: LearnedSDE, dt: np.ndarray) -> None:
+        """Say it, if it was so; ``dt`` (B,) is the duration of a step."""
+        if self.first is None:
+            return
+        step, which, latent, value = self.first
+        name, (low, high) = list(sde.validity().items())[latent]
+        warnings.warn(
+            f"{self.left.sum()} of {len(self.left)} trajectories leave the range of the data that "
+            f"the model was learned from, first at time {step * dt[which]:.6g} with {name} = "
+            f"{value:.6g}; it is held in {low:.6g} to {high:.6g}, the range of the data widened by "
+            "a tenth. Do not trust them from there on",
+            OutsideData, stacklevel=3,
+        )  # fmt: skip
+
+
 class LearnedSDE(nn.Module):
     """Scales, loss and rollouts of an SDE; a subclass supplies drift and diffusion.
 
@@ -57,6 +95,8 @@ class LearnedSDE(nn.Module):
 
     #: Trajectories that the networks evaluate together.
     chunk = CHUNK
+    #: Of the latents, for what is said about them.
+    names: tuple[str, ...] = ()
 
     def __init__(self, dim: int, factor: float = 1.0) -> None:
         super().__init__()
@@ -92,6 +132,14 @@ class LearnedSDE(nn.Module):
             (self.high, z.max(axis=0) + margin),
         ):
             buffer.copy_(torch.as_tensor(value))
+
+    def validity(self) -> dict[str, list[float]]:
+        """Range in which a rollout is held: that of the training data, widened by a tenth."""
+        ends = zip(self.low.tolist(), self.high.tolist(), strict=True)
+        return dict(zip(self._named(), map(list, ends), strict=True))
+
+    def _named(self) -> tuple[str, ...]:
+        return self.names or tuple(f"latent {i + 1}" for i in range(self.dim))
 
     def _standard(self, z: torch.Tensor) -> torch.Tensor:
         return (z - self.mean) / self.std
@@ -208,13 +256,15 @@ class LearnedSDE(nn.Module):
         seed: int,
         context: np.ndarray | None = None,
         noise: float = 1.0,
+        clock: np.ndarray | float = 1.0,
     ) -> tuple[np.ndarray, int]:
         """Euler-Maruyama trajectories, ``z <- z + mu dt + L sqrt(dt) xi``.
 
         Noise is keyed by (member, step, component). States are held inside the
         range of the training data (widened by a tenth); how often that was needed
-        is returned, because it should be never. Warns if dt is so long that variances are more
-        than 5 % off, see :meth:`relaxation`.
+        is returned, because it should be never, and a warning (:class:`OutsideData`) says when
+        it was first. Warns if dt is so long that variances are more than 5 % off, see
+        :meth:`relaxation`.
 
         Parameters
         ----------
@@ -223,12 +273,14 @@ class LearnedSDE(nn.Module):
         save : increasing step numbers to keep, 0 to ``steps``
         context : (B, c), for networks that have one
         noise : factor of L
+        clock : what a unit of time is called in a warning, one number or (B,)
 
         Returns
         -------
         trajectories (len(save), B, d) float64, number of clipped states
         """
         self._warn_of_step(z0, dt, context)
+        leaving = _Leaving(len(z0))
         self.eval()
         out = np.empty((len(save), *z0.shape))
         clipped = 0
@@ -242,6 +294,7 @@ class LearnedSDE(nn.Module):
                 given = (self.mean.new_tensor(np.resize(context[chunk], (size, context.shape[1]))),)
             keys = np.resize(members[chunk], size)
             kept = 0
+            leaving.look(0, start, z[:count], self._held(z[:count]))
             for step in range(steps + 1):
                 if kept < len(save) and save[kept] == step:
                     out[kept, chunk] = z[:count].numpy()
@@ -251,9 +304,14 @@ class LearnedSDE(nn.Module):
                 xi = normals(seed, "sde", keys, step, self.dim)
                 kick = self.cholesky(z, *given) @ self.mean.new_tensor(xi)[..., None]
                 moved = z + self.drift(z, *given) * dt + kick[..., 0] * (noise * dt**0.5)
-                z = torch.minimum(torch.maximum(moved, self.low), self.high)
-                clipped += int((z[:count] != moved[:count]).any(dim=1).sum())
+                z = self._held(moved)
+                clipped += leaving.look(step + 1, start, moved[:count], z[:count])
+        leaving.warn(self, dt * np.broadcast_to(clock, len(z0)))
         return out, clipped
+
+    def _held(self, z: torch.Tensor) -> torch.Tensor:
+        """States inside the widened range of the training data."""
+        return torch.minimum(torch.maximum(z, self.low), self.high)
 
     def rollout_at(
         self,
@@ -265,6 +323,7 @@ class LearnedSDE(nn.Module):
         seed: int,
         context: np.ndarray | None = None,
         noise: float = 1.0,
+        clock: np.ndarray | float = 1.0,
     ) -> tuple[np.ndarray, int]:
         """Trajectories of :meth:`rollout` at any times, interpolated between its steps.
 
@@ -291,6 +350,7 @@ class LearnedSDE(nn.Module):
             seed=seed,
             context=context,
             noise=noise,
+            clock=clock,
         )
         index = np.searchsorted(save, before)
         after = np.minimum(index + 1, len(save) - 1)
@@ -307,18 +367,37 @@ class MacroscopicSDE(LearnedSDE):
     dim : number of latent variables
     width : units of the three hidden layers of either network
     factor : lambda, the covariance factor of the loss
+    context : how many numbers the networks depend on besides, such as a temperature
     """
 
-    def __init__(self, dim: int, width: int = 64, factor: float = 1.0) -> None:
+    context_mean: torch.Tensor
+    context_std: torch.Tensor
+
+    def __init__(self, dim: int, width: int = 64, factor: float = 1.0, context: int = 0) -> None:
         super().__init__(dim, factor)
-        self.width = width
-        self.drift_net = mlp([dim, width, width, width, dim], zero_last=True)
-        self.sigma_net = mlp([dim, width, width, width, dim * (dim + 1) // 2], zero_last=True)
+        self.width, self.context = width, context
+        inputs = dim + context
+        self.drift_net = mlp([inputs, width, width, width, dim], zero_last=True)
+        self.sigma_net = mlp([inputs, width, width, width, dim * (dim + 1) // 2], zero_last=True)
+        if context:
+            self.register_buffer("context_mean", torch.zeros(context))
+            self.register_buffer("context_std", torch.ones(context))
+
+    def set_context(self, values: np.ndarray) -> None:
+        """Standardise the context by that of the training pairs, (N, c)."""
+        spread = values.std(axis=0)
+        self.context_mean.copy_(torch.as_tensor(values.mean(axis=0)))
+        self.context_std.copy_(torch.as_tensor(np.where(spread > 0, spread, 1.0)))
+
+    def _inputs(self, x: torch.Tensor, context: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if not self.context:
+            return x
+        return torch.cat([x, (context[0] - self.context_mean) / self.context_std], dim=-1)
 
     def _rate(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.drift_net(x)
+        out: torch.Tensor = self.drift_net(self._inputs(x, context))
         return out
 
     def _entries(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.sigma_net(x)
+        out: torch.Tensor = self.sigma_net(self._inputs(x, context))
         return out

@@ -189,18 +189,18 @@ def record(
         checkpoint.load(point, sim)
     content = sim.content(**saved)
     sim.require_state(anew=True)  # before a file is made
-    content = measures.with_observables(sim, content, own, saved.get("coarse"))
-    follow(
-        motion,
-        content,
-        {**content.attributes, **(attributes or {})},
-        out,
-        facts=facts,
-        point=point,
-        keep=keep,
-        overwrite=overwrite,
-        writer=writer,
-        progress=progress,
-        changed=changed,
-        callbacks=watchers,
-    )
+    with measures.observed(sim, content, own, saved.get("coarse")) as content:
+        follow(
+            motion,
+            content,
+            {**content.attributes, **(attributes or {})},
+            out,
+            facts=facts,
+            point=point,
+            keep=keep,
+            overwrite=overwrite,
+            writer=writer,
+            progress=progress,
+            changed=changed,
+            callbacks=watchers,
+        )

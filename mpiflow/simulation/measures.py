@@ -1,6 +1,6 @@
 """Observables of one's own in the file of any simulation.
 
-:func:`with_observables` adds them to what a file holds. Before the file is made every function is
+:func:`observed` adds them to what a file holds. Before the file is made every function is
 called once, so that a mistake in what it returns is said before anything is written.
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -83,13 +84,14 @@ def _in_words(definition: Mapping[str, Any]) -> str:
     return ", ".join([str(definition["function"]), *(f"{n}={v!r}" for n, v in rest.items())])
 
 
-def with_observables(
+@contextmanager
+def observed(
     sim: Simulated,
     content: Content,
     observables: Mapping[str, Observable],
     coarse: int | None = None,
-) -> Content:
-    """What a file holds of a simulation, with observables besides. Collective.
+) -> Iterator[Content]:
+    """What a file holds of a simulation, with observables besides, in a ``with`` block. Collective.
 
     Parameters
     ----------
@@ -100,13 +102,15 @@ def with_observables(
     InputError : on all ranks: a name is taken, or a function does not return what it should
     """
     if not observables:
-        return content
+        yield content
+        return
     part = _part_of(sim)
     dims, coordinates = dict(content.dims), dict(content.coordinates)
-    taken = {"time", *dims, *STANDARD, *(v.name for v in content.variables)}
+    taken = {"time", "fraction", *dims, *STANDARD, *(v.name for v in content.variables)}
+    taken |= sim.facts().keys()  # what files say of a temperature that changes has its name
     measures, variables = [], list(content.variables)
     for name, observable in observables.items():
-        if name in taken:
+        if name in taken or name.endswith("_profile"):
             allowed = "a name that is not mpiflow's own"
             raise InputError("observables", name, allowed, f"Try own_{name}.")
         side = observable.coarse or (coarse if observable.of == "coarse" else 1) or 1
@@ -126,7 +130,7 @@ def with_observables(
 
     about = json.dumps(definitions(observables))
     attributes = {**content.attributes, "observables_json": about}
-    return replace(
+    yield replace(
         content,
         dims=dims,
         coordinates=coordinates,
@@ -134,6 +138,7 @@ def with_observables(
         attributes=attributes,
         frame=frame,
     )
+    part.free()  # not after an error: other ranks may be elsewhere
 
 
 def _part_of(sim: Simulated) -> Part:

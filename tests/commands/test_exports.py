@@ -488,7 +488,8 @@ def _fail(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_full_disk_is_an_error_and_leaves_the_old_file(run: Path) -> None:
+@pytest.mark.parametrize("form", ["netcdf4", "classic"])
+def test_a_full_disk_is_an_error_and_leaves_the_old_file(run: Path, form: str) -> None:
     """The limit on the size of a file stands for the disk: both fail in the middle of a write."""
     pytest.importorskip("netCDF4")
     out = run.with_suffix(".nc")
@@ -500,7 +501,8 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_file(run: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"
         "mpiflow.cli.main()"
     )
-    command = [sys.executable, "-c", code, "export", str(run), "--to", "netcdf", "--overwrite"]
+    line = ["export", str(run), "--to", "netcdf", "--netcdf-format", form, "--overwrite"]
+    command = [sys.executable, "-c", code, *line]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2, done.stderr
     assert "a file in an existing directory that can be written" in done.stderr

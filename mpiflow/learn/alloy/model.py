@@ -265,6 +265,15 @@ class AlloyModel:
     step: float = 1.0
     card: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.sde.names = tuple(f"sro {name}" for name in np.array(self.observables)[list(LIKE)])
+
+    @property
+    def validity(self) -> dict[str, Any]:
+        """Ranges of the like pairs' order and of the temperature in K that the model knows."""
+        kelvin = {"temperature": list(self.temperatures)}
+        return {"latents": self.sde.validity(), "parameters": kelvin}
+
     @property
     def temperatures(self) -> tuple[float, float]:
         """Least and largest temperature of the training data in K; the model asks for no other."""
@@ -354,6 +363,7 @@ class AlloyModel:
             seed=seed,
             context=given[:, None],
             noise=float(np.sqrt(self.sites / size)),
+            clock=self.time_scale(given),
         )
         return self.expand(path, counts), held
 

@@ -39,6 +39,8 @@ class ClosureAutoencoder(nn.Module):
     ----------
     closures : number of closure variables
     width : units of the two hidden layers of either network
+    statistics : numbers that say what a patch is like; by default the densities of the classes
+    observables : how many there are
     """
 
     class_mean: torch.Tensor
@@ -47,16 +49,22 @@ class ClosureAutoencoder(nn.Module):
     observable_mean: torch.Tensor
     observable_std: torch.Tensor
 
-    def __init__(self, closures: int = 2, width: int = 32) -> None:
+    def __init__(
+        self,
+        closures: int = 2,
+        width: int = 32,
+        statistics: int = CLASSES,
+        observables: int = OBSERVABLES,
+    ) -> None:
         super().__init__()
         self.closures, self.width = closures, width
-        self.encoder = mlp([CLASSES, width, width, closures])
-        self.decoder = mlp([OBSERVABLES + closures, 2 * width, 2 * width, CLASSES])
-        self.register_buffer("class_mean", torch.zeros(CLASSES))
-        self.register_buffer("class_std", torch.ones(CLASSES))
-        self.register_buffer("patch_std", torch.ones(CLASSES))
-        self.register_buffer("observable_mean", torch.zeros(OBSERVABLES))
-        self.register_buffer("observable_std", torch.ones(OBSERVABLES))
+        self.encoder = mlp([statistics, width, width, closures])
+        self.decoder = mlp([observables + closures, 2 * width, 2 * width, statistics])
+        self.register_buffer("class_mean", torch.zeros(statistics))
+        self.register_buffer("class_std", torch.ones(statistics))
+        self.register_buffer("patch_std", torch.ones(statistics))
+        self.register_buffer("observable_mean", torch.zeros(observables))
+        self.register_buffer("observable_std", torch.ones(observables))
 
     def set_scales(self, densities: np.ndarray, observables: np.ndarray) -> None:
         """Standardise inputs and targets by the training set's mean and spread.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +45,14 @@ class MacroscopicModel:
     plan: DataPlan
     dt: float
     card: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sde.names = (*NAMES, *(f"closure {i + 1}" for i in range(self.sde.dim - 2)))
+
+    @property
+    def validity(self) -> dict[str, Any]:
+        """Ranges of latents and conditions that the model knows."""
+        return {"latents": self.sde.validity(), "parameters": self.card.get("system", {})}
 
     @torch.no_grad()
     def closures(self, counts: np.ndarray) -> np.ndarray:
@@ -152,7 +160,8 @@ def latent_pairs(
     ``naive``: :math:`z_1 = \varphi(x_{I,t+\delta t})`.
     """
     plan, (n, p) = data.plan, data.index.shape
-    model = MacroscopicModel(autoencoder, MacroscopicSDE(1), plan, data.step)
+    unused = MacroscopicSDE(OBSERVABLES + autoencoder.closures)
+    model = MacroscopicModel(autoencoder, unused, plan, data.step)
     z0 = model.latents(data.sums, data.counts)
     sites = plan.patch**2
 
@@ -196,7 +205,7 @@ def train_sde(
 
 
 def fit_sde(
-    data: tuple[np.ndarray, np.ndarray, np.ndarray],
+    data: Sequence[np.ndarray],
     factor: float,
     *,
     width: int = 64,
@@ -205,9 +214,14 @@ def fit_sde(
 ) -> tuple[MacroscopicSDE, TrainingLog]:
     """A new SDE trained on latents, increments and times with lambda = ``factor``.
 
-    ``how`` are further arguments of :func:`mpiflow.learn.training.fit`.
+    A fourth array is a context (N, c) of the states, see
+    :class:`~mpiflow.learn.sde.MacroscopicSDE`. ``how`` are further arguments of
+    :func:`mpiflow.learn.training.fit`.
     """
+    z, increments, dt, *context = data
     torch.manual_seed(seed)
-    sde = MacroscopicSDE(data[0].shape[1], width, factor)
-    sde.set_scales(*data)
+    sde = MacroscopicSDE(z.shape[1], width, factor, sum(c.shape[1] for c in context))
+    sde.set_scales(z, increments, dt)
+    for values in context:
+        sde.set_context(values)
     return sde, fit(sde, data, seed=seed, **how)

@@ -1,0 +1,60 @@
+"""What fronts of learners have in common: one rank learns and saves, all have the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from mpiflow.core.errors import InputError
+from mpiflow.core.parallel import agreed, world
+from mpiflow.files.storage import probe_folder
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+class Saved(Protocol):
+    """A model."""
+
+    def save(self, directory: str | Path) -> None: ...
+
+
+M = TypeVar("M", bound=Saved)
+
+
+def learned(
+    learn: Callable[[], M], out: str | Path, overwrite: bool, comm: MPI.Intracomm | None
+) -> M:
+    """The model that rank 0 learns and saves, on all ranks; an error of it is one of all.
+
+    One rank is what networks of this size are trained fastest on, and its bits do not depend on
+    how many wait.
+
+    Parameters
+    ----------
+    out : folder; what is wrong with it is said before anything is learned
+
+    Raises
+    ------
+    InputError : on all ranks: there is a model already, or what ``learn`` raises
+    """
+    comm, out = comm or world(), Path(out)
+
+    def work() -> M:
+        probe_folder(out, files=("model.safetensors", "model.json"))
+        if (out / "model.json").exists() and not overwrite:
+            remedy = "Use --overwrite to replace it."
+            raise InputError("out", str(out), "a folder without a model", remedy)
+        model = learn()
+        model.save(out)
+        return model
+
+    if comm is None or comm.size == 1:
+        return work()
+    model: M | None = None
+    with agreed(comm):
+        if comm.rank == 0:
+            model = work()
+    shared: M = comm.bcast(model)
+    return shared
