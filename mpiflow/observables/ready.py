@@ -252,7 +252,8 @@ def ready(text: str) -> Observable:
     for option in options:
         key, equals, value = (word.strip() for word in option.partition("="))
         if key not in known or not equals:
-            allowed = f"{name}, with any of {', '.join(f'{k}=' for k in known) or 'no options'}"
+            words = ", ".join(f"{word}=" for word in known)
+            allowed = f"{name}, with any of {words}" if known else f"{name}, which has no options"
             remedy = did_you_mean(key, known) or f"Try {name}."
             raise InputError("observables", text, allowed, remedy)
         given[key] = _read(text, key, value, str(known[key].annotation))

@@ -21,8 +21,8 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.machine import machine_memory
 from mpiflow.core.toml_files import read_toml
 from mpiflow.files.trajectory import Trajectory
+from mpiflow.observables.choice import chosen
 from mpiflow.simulation import catalogue
-from mpiflow.simulation.measures import chosen
 from mpiflow.simulation.options import RunConfig
 from mpiflow.simulation.sizes import (
     CHECKPOINTS,
@@ -58,12 +58,16 @@ def plan(config: RunConfig, ranks: int = 1, *, here: int | None = None) -> Plan:
 def _with_observables(made: Plan) -> Plan:
     """With what observables put into the file, and what those of whole lattices take on rank 0."""
     stored, gathered = list(made.stored), 0
-    config: Any = made.config
+    config, coarse = made.config, made.config.saved().get("coarse")
     members = config.members if config.members > 1 else 1
     for name, one in chosen(config.observables).items():
-        side = one.coarse or (getattr(config, "coarse", None) if one.of == "coarse" else 1) or 1
+        side = one.coarse or (coarse if one.of == "coarse" else 1) or 1
         points = tuple(n // side for n in made.shape)
-        sizes = (n if isinstance(n, int) else len(n) for n in one.sizes(points, side).values())
+        try:
+            dims = one.sizes(points, side)
+        except InputError:  # not of such a system: the run says so, on all ranks together
+            continue
+        sizes = (n if isinstance(n, int) else len(n) for n in dims.values())
         frame = 8 * math.prod(sizes) * (1 if one.pooled else members)
         stored.append(Stored(name, frame, made.frames * frame, made.frames * frame))
         if one.of == "coarse":  # the field, and its Fourier transform with a copy

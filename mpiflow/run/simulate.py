@@ -15,6 +15,8 @@ from mpiflow.core.parallel import agreed
 from mpiflow.files import checkpoint
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.files.writer import Backend
+from mpiflow.observables import choice
+from mpiflow.observables.choice import Observables
 from mpiflow.run import callbacks as calls
 from mpiflow.run.callbacks import Callback
 from mpiflow.run.follow import beginning, facts_of, follow, keep_of, refuse, unchanged
@@ -22,7 +24,6 @@ from mpiflow.run.plan import one_line, read
 from mpiflow.run.stopping import Keep
 from mpiflow.simulation import catalogue, measures
 from mpiflow.simulation.base import Simulated
-from mpiflow.simulation.measures import Observables
 from mpiflow.simulation.options import RunConfig
 
 
@@ -64,8 +65,8 @@ def simulate(
         if observables is not None and not isinstance(observables, Mapping):
             options["observables"] = observables
         config = configured(config, **options)
-        own = measures.chosen(observables) if isinstance(observables, Mapping) else {}
-        own = measures.chosen(config.observables) | own
+        own = choice.chosen(observables) if isinstance(observables, Mapping) else {}
+        own = choice.chosen(config.observables) | own
     start, out = clock.monotonic(), config.out
     point, overwrite = beginning(config, comm, changed)
     built = catalogue.build(config, comm, point)
@@ -178,12 +179,12 @@ def record(
     # It checks the times, before a file is made.
     motion = sim.motion(time=time, hops=hops, save_every=save_every, begun=point is not None)
     facts = facts_of({**sim.facts(), "rng": sim.rng}, dict(attributes or {}))
-    own = measures.chosen(observables)
+    own = choice.chosen(observables)
     watchers = calls.chosen(callbacks)
-    if definitions := measures.definitions(own):
+    if definitions := choice.definitions(own):
         facts["observables"] = definitions
     if point is not None:
-        measures.unchanged(point.facts.get("observables"), definitions)
+        choice.unchanged(point.facts.get("observables"), definitions)
         unchanged(point, facts, changed)
         refuse(sim.changes(point.numbers), changed)
         checkpoint.load(point, sim)

@@ -7,81 +7,25 @@ called once, so that a mistake in what it returns is said before anything is wri
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpiflow.core.errors import InputError, did_you_mean, place_of
+from mpiflow.core.errors import InputError, place_of
+from mpiflow.core.lattice import divisors
 from mpiflow.core.parallel import agreed
 from mpiflow.core.parts import Part
 from mpiflow.files.schema import STANDARD, Variable, block_centres
 from mpiflow.files.writer import Value
+from mpiflow.observables.choice import definitions
 from mpiflow.observables.observable import Observable
-from mpiflow.observables.ready import READY, listed, ready
 from mpiflow.simulation.base import Content, Rows, Sample, Simulated
 
-#: What ``observables`` may be: functions and observables by name, or names of ready ones.
-Observables = Mapping[str, Observable | Callable[..., Any] | str] | Sequence[str]
-
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _REMEDY = "See docs/observables.md."
-
-
-def chosen(observables: Observables | None) -> dict[str, Observable]:
-    """Observables by name.
-
-    Raises
-    ------
-    InputError : one is no function, or has no name that a file can hold
-    """
-    if observables is None:
-        return {}
-    if isinstance(observables, str):
-        observables = observables.split(",")
-    if not isinstance(observables, Mapping):
-        observables = listed(observables)
-    out = {}
-    for name, given in observables.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            allowed = "a letter, then letters, digits and _"
-            raise InputError("observables", name, allowed, "Choose another name.")
-        if isinstance(given, str):
-            given = ready(given)
-        if not isinstance(given, Observable):
-            if not callable(given):
-                allowed = f"a function, an Observable, or one of {', '.join(READY)}"
-                remedy = did_you_mean(str(given), READY) or _REMEDY
-                raise InputError(f"observable {name}", given, allowed, remedy)
-            given = Observable(given)
-        out[name] = given
-    return out
-
-
-def definitions(observables: Mapping[str, Observable]) -> dict[str, Any]:
-    """What must be the same where a run goes on, as JSON knows it; empty without any."""
-    return {name: one.definition() for name, one in observables.items()}
-
-
-def unchanged(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> None:
-    """Raise if a run is to go on with other observables than it has."""
-    before = dict(old or {})
-    if before == new:
-        return
-    wrong = [n for n in {**before, **new} if before.get(n) != new.get(n)]
-    shown = {n: _in_words(new[n]) if n in new else "not given" for n in wrong}
-    wanted = {n: _in_words(before[n]) if n in before else "not there" for n in wrong}
-    remedy = "Give record() the observables that the run was started with, no more and no less."
-    raise InputError("observables", shown, f"as the run has them: {wanted}", remedy)
-
-
-def _in_words(definition: Mapping[str, Any]) -> str:
-    usual = Observable(len).definition()
-    rest = {n: v for n, v in definition.items() if n != "function" and v != usual.get(n)}
-    return ", ".join([str(definition["function"]), *(f"{n}={v!r}" for n, v in rest.items())])
 
 
 @contextmanager
@@ -112,7 +56,8 @@ def observed(
     for name, observable in observables.items():
         if name in taken or name.endswith("_profile"):
             allowed = "a name that is not mpiflow's own"
-            raise InputError("observables", name, allowed, f"Try own_{name}.")
+            own = f"own_{name.removesuffix('_profile')}"
+            raise InputError("observables", name, allowed, f"Try {own}.")
         side = observable.coarse or (coarse if observable.of == "coarse" else 1) or 1
         measure = Measure(name, observable, part, side, sim)
         variables.append(measure.variable(dims, coordinates))
@@ -189,19 +134,22 @@ class Measure:
 
     def _check(self) -> None:
         part, observable, side = self.part, self.observable, self.side
-        part.require_halo(observable.halo)
+        try:
+            part.require_halo(observable.halo)
+        except InputError as error:
+            raise self._error(f"halo={error.value}", error.allowed, error.remedy) from None
         if side == 1:
             return
-        one = self._error(f"coarse={side}", "1", "Leave it out.")
+        got = f"coarse={side}"
         if not part.periodic or part.is_site is not None:
-            raise one
-        cut = part.boxes if observable.kind == "field" or part.state.dtype.kind == "f" else []
-        edges = [n for box in cut for e in box for n in (e.start, e.stop)]
-        if any(n % side for n in (*part.shape, *edges)):
+            raise self._error(got, "1", "Leave it out.")
+        if any(n % side for n in part.shape):
             allowed = "a divisor of the sides of the lattice"
-            if edges:
-                allowed += " and of those of all ranks' parts"
-            raise self._error(f"coarse={side}", allowed, f"Try granularity={side}, or fewer ranks.")
+            raise self._error(got, allowed, f"Use one of {divisors(math.gcd(*part.shape))}.")
+        cut = part.boxes if observable.kind == "field" or part.state.dtype.kind == "f" else []
+        if any(n % side for box in cut for e in box for n in (e.start, e.stop)):
+            allowed = "a divisor of the sides of all ranks' parts"
+            raise self._error(got, allowed, f"Make the simulation with granularity={side}.")
 
     def _error(self, got: object, allowed: str, remedy: str) -> InputError:
         return InputError(f"observable {self.name}", got, allowed, remedy)
@@ -359,6 +307,7 @@ class Measure:
             values = np.asarray(returned)
         except ValueError:
             values = np.empty(0, object)
+        got = "None" if returned is None else f"{values.dtype}{values.shape}"
         if self.members == 1 and not self.sizes and values.shape == () and kind in ("auto", "sum"):
             values = values[None]  # of the only member
         numbers, sites = (members, *self.sizes), (members, *self.sizes, *self._sides())
@@ -367,7 +316,6 @@ class Measure:
             f"{shape} ({'of whole members' if shape == numbers else 'of sites'})"
             for shape in shapes
         )
-        got = "None" if returned is None else f"{values.dtype}{values.shape}"
         if values.dtype.kind not in "biuf":
             raise self._error(got, allowed, f"Return real numbers, whole numbers or truth values. "
                               f"{_REMEDY}")  # fmt: skip

@@ -12,6 +12,7 @@ from mpiflow import Ising, Observable, Simulation, Trajectory, initial, observab
 from mpiflow.cli import invoke
 from mpiflow.commands import plot as plot_run
 from mpiflow.commands import verify
+from mpiflow.core.errors import InputError
 from mpiflow.run.plan import plan, read
 
 CHOSEN = {
@@ -100,3 +101,6 @@ def test_the_command_line_names_them(tmp_path: Path) -> None:
     planned = {s.name: s.total for s in made.stored if s.name in chosen}
     with Trajectory(out) as opened:
         assert planned == {name: opened[name].nbytes for name in planned}
+    chain = "simulate linear-chain --size 8 --time 0.02 --save-every 0.02 --overwrite"
+    with pytest.raises(InputError, match="on a square lattice"):  # not by the line about its sizes
+        invoke([*chain.split(), "--observables", "correlation", "--out", str(out)])

@@ -219,7 +219,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "dims": (Observable(positive, dims={"two": 2}), r"numbers of shape \(1, 2"),
     "complex": (lambda s: s * 1j, "complex128"),
     "blocks": (Observable(lambda s: s[:, ::2], kind="field", coarse=2), "of sites"),
-    "halo": (Observable(wave, halo=100), "halo"),
+    "halo": (Observable(wave, halo=100), "observable halo='halo=100'"),
     "coarse": (Observable(wave, of="coarse", coarse=5), "coarse"),
     "energy": (wave, "not mpiflow's own"),
     "temperature": (wave, "not mpiflow's own"),
