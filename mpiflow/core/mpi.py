@@ -164,7 +164,10 @@ class _Lazy:
             if launched_size() > 1 or not hasattr(_ONE_PROCESS, name):
                 raise
             return getattr(_ONE_PROCESS, name)
-        return getattr(module, name)
+        value = getattr(module, name)
+        if isinstance(value, type):  # each exchange of halos looks some up
+            vars(self)[name] = value
+        return value
 
 
 if not TYPE_CHECKING:
