@@ -35,6 +35,14 @@ def ginzburg_landau(seed: int) -> np.ndarray:
     return out
 
 
+def test_what_cannot_be_learned_from_says_how_to_import_it(tmp_path: Path) -> None:
+    field = np.random.default_rng(0).normal(size=(9, 8, 8))
+    for name, options in (("--temperature", {}), ("--scale", {"temperature": 1.0})):
+        out = mpiflow.import_array(field, tmp_path / f"{name}.h5", time_step=1, **options)
+        with pytest.raises(mpiflow.InputError, match=name):
+            mpiflow.learn_onsagerflow(out, tmp_path / "law")
+
+
 @pytest.mark.filterwarnings("ignore:.*learned up to")
 def test_the_law_of_a_foreign_field_is_learned_and_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -90,9 +90,10 @@ def _segment(lines: _Lines, about: Mapping[str, str], version: int, wanted: Want
     component, layer = axes.place(wanted)
     size = int(about["data"].split()[-1]) if about["data"].split()[-1].isdecimal() else 0
     binary = about["data"].startswith("data binary") and size in CHECKS
-    _require_size(lines, nx * ny * nz * parts, size if binary else 2)
+    numbers = nx * ny * nz * parts
+    _require_size(lines, *((numbers + 1, size) if binary else (numbers, 2)))
     if binary:
-        data = _binary(lines, size, nx * ny * nz * parts, version)
+        data = _binary(lines, size, numbers, version)
     elif about["data"].startswith("data text"):
         data = _text(lines, nx * ny * nz, parts)
     else:
@@ -111,7 +112,7 @@ def _require_size(lines: _Lines, numbers: int, size: int) -> None:
     end = lines.file.seek(0, os.SEEK_END)
     lines.file.seek(place)
     if (missing := numbers * size - (end - place)) > 0:
-        found = f"It ends at byte {end}, {missing} or more too early."
+        found = f"It ends at byte {end}, {missing} bytes or more too early."
         raise Unfit("a whole file", found)
 
 
@@ -135,9 +136,6 @@ def _binary(lines: _Lines, size: int, number: int, version: int) -> np.ndarray:
     """The values (number,) behind the check value, in the order of bytes that it has."""
     start = lines.file.tell()
     data = lines.file.read((number + 1) * size)
-    if len(data) < (number + 1) * size:
-        found = f"It ends at byte {start + len(data)}, {(number + 1) * size - len(data)} too early."
-        raise Unfit("a whole file", found)
     for order in "<>" if version == 2 else "><":
         values = np.frombuffer(data, f"{order}f{size}")
         if values[0] == CHECKS[size]:

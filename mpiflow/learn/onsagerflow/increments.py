@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 NAME = "coarse_magnetization"
 LAGS = (1, 2, 3)
+#: Part of the values that may be beyond -1 and 1, where Gaussian noise carries a few.
+BEYOND = 0.01
 #: Frames are read so many values at a time; runs are cut into so many groups for errors.
 VALUES, SEGMENTS, GROUPS = 2**16, 4, 32
 
@@ -104,6 +106,10 @@ class FieldRun:
                 seen = np.asarray(self.fields[first : first + n + last], np.float64)
                 if not np.isfinite(seen).all():
                     raise InputError("fields", "nan or inf", "finite numbers", "Drop the run.")
+                if np.mean(np.abs(seen) > 1) > BEYOND:
+                    found = f"up to {np.abs(seen).max():g}"
+                    remedy = "Import the field anew, with a --scale that keeps it within."
+                    raise InputError("fields", found, "means between -1 and 1", remedy)
                 m, grid = seen[:n], (-1, *shape[-2:])
                 steps_of = [(seen[lag : lag + n] - m).reshape(grid) for lag in lags]
                 yield m.reshape(grid), np.stack(steps_of), group
@@ -161,8 +167,11 @@ def _runs(path: Path, data: RunDataset | None = None, number: int = 0) -> list[F
         config, time = file.config, np.asarray(file.time)
         block = config.get("coarse")
         if NAME not in file or not block or "temperature" not in config:
-            allowed = "a run of kac or ising with block means"
-            raise InputError("runs", str(path), allowed, "Save it with --coarse 8.")
+            allowed, remedy = "a run of kac or ising with block means", "Save it with --coarse 8."
+            if file.attributes["system"] == "imported":
+                allowed = "an imported run with a temperature and block means"
+                remedy = "Import it with --temperature, and of spins with --block 8."
+            raise InputError("runs", str(path), allowed, remedy)
         require_constant(file, ("temperature", "field"))
         shape = tuple(file.sizes[d] for d in file.variables[NAME].dims)
         parts = [part for part in file.segments if len(part.frames)]
