@@ -22,7 +22,7 @@ from mpiflow.experiments.figures import relaxation_figure
 from mpiflow.experiments.options import add_barriers, driver_parser, list_of
 from mpiflow.experiments.results import Report, farm, results_directory
 from mpiflow.learn import pair_goodness
-from mpiflow.learn.alloy.data import AlloyPlan, joined, moving, pairs_at
+from mpiflow.learn.alloy.data import AlloyPlan, joined, moving, pairs_at, save_pairs
 from mpiflow.learn.alloy.model import default_schedule, train_alloy
 from mpiflow.learn.training import Schedule
 from mpiflow.simulation.alloy.barrier_model import load_barrier_model
@@ -82,7 +82,7 @@ def main() -> None:
         return
     learned.card |= {"barriers": model.name, "barriers_sha256": model.sha256}
     learned.save(out / "model")
-    np.savez_compressed(out / "pairs.npz", **pairs_arrays(pairs))
+    save_pairs(out / "pairs.npz", pairs)
     report = Report(out)
     report.table("quantity", "ours")
     for name, value in (
@@ -111,13 +111,6 @@ def main() -> None:
     relaxation_figure(
         out / "alloy_learn.png", curves, names, "small lattices", 1.0, "time / length of the run"
     )
-
-
-def pairs_arrays(pairs: object) -> dict[str, np.ndarray]:
-    """What a PairsData holds, for a file."""
-    names = ("z0", "increments", "dt", "temperature", "counts", "vacancy_neighbours")
-    arrays = {name: np.asarray(getattr(pairs, name)) for name in names}
-    return arrays | {name: np.asarray(getattr(pairs, name)) for name in ("patches", "sites")}
 
 
 def parse() -> argparse.Namespace:

@@ -27,6 +27,7 @@ from mpiflow.experiments.results import Report, farm, figure, results_directory
 from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
+from mpiflow.learn.generator.from_files import REACH
 from mpiflow.learn.generator.law import learn_weak
 from mpiflow.learn.generator.model import Generator, in_gauge, true_kernel
 from mpiflow.learn.training import Schedule
@@ -40,8 +41,6 @@ HELD_OUT = ((1.2, 0.4), (0.8, 0.1), (1.7, 0.1), (4.0, 1.0))
 #: Correlation lengths of initial states in points; 1/4 is white.
 LENGTHS = (0.25, 1.0, 4.0)
 BLOCK, END, EVERY = 8, 5.0, 0.1
-#: Of kernels that are learned, in gamma.
-REACH = 3.5
 Task = tuple[str, float, str, str]  # source or level of noise, gamma, prior, kernel
 
 
@@ -147,10 +146,8 @@ def rates_of(task: Task, options: argparse.Namespace, micro: dict[float, FieldDa
     if prior == "linear":  # has no temperature
         data = data.select(data.temperature == LEARNED[0][0])
     if source == "micro":
-        return data.rates(1)
-    if float(source) == 0:
-        return data.rates(4)
-    return data.rates(window=options.window, instrument=True)
+        return data.rates_of("dynamic")
+    return data.rates_of("measured" if float(source) else "none", options.window)
 
 
 # -- learning ------------------------------------------------------------------------------

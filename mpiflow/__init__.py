@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from mpiflow.commands.importing.run import import_trajectory as import_trajectory
     from mpiflow.commands.twins import export as export
     from mpiflow.commands.twins import info as info
+    from mpiflow.commands.twins import learn_alloy as learn_alloy
     from mpiflow.commands.twins import learn_closure as learn_closure
+    from mpiflow.commands.twins import learn_generator as learn_generator
     from mpiflow.commands.twins import learn_onsagerflow as learn_onsagerflow
     from mpiflow.commands.twins import plan as plan
     from mpiflow.commands.twins import plot as plot
@@ -120,7 +122,9 @@ _PUBLIC = {
     "import_trajectory": ("mpiflow.commands.importing.run", "import_trajectory"),
     "info": ("mpiflow.commands.twins", "info"),
     "kac_kernel": ("mpiflow.systems.kac", "kac_kernel"),
+    "learn_alloy": ("mpiflow.commands.twins", "learn_alloy"),
     "learn_closure": ("mpiflow.commands.twins", "learn_closure"),
+    "learn_generator": ("mpiflow.commands.twins", "learn_generator"),
     "learn_onsagerflow": ("mpiflow.commands.twins", "learn_onsagerflow"),
     "load_barrier_model": ("mpiflow.simulation.alloy.barrier_model", "load_barrier_model"),
     "load_model": ("mpiflow.learn.models", "load_model"),

@@ -6,13 +6,12 @@ Modules that compile or start MPI are imported inside the commands, so that
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -25,7 +24,14 @@ from mpiflow.commands.importing.options import ImportConfig
 from mpiflow.core import parallel, signals, streams
 from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.core.packages import explained
-from mpiflow.learn.options import ClosureConfig
+from mpiflow.core.toml_files import read_toml
+from mpiflow.learn.options import (
+    AlloyConfig,
+    ClosureConfig,
+    GeneratorConfig,
+    LearnConfig,
+    RolloutConfig,
+)
 from mpiflow.simulation import catalogue
 from mpiflow.simulation.options import Config, RunConfig, alternatives
 
@@ -136,17 +142,21 @@ def _typer_option(name: str, field: FieldInfo, argument: bool = False) -> inspec
 
 
 def _command(
-    model: type[Config], run: Callable[[Any], None], argument: str = ""
+    model: type[Config],
+    run: Callable[[Any], None],
+    argument: str = "",
+    instead: Callable[[dict[str, Any]], bool] | None = None,
 ) -> Callable[..., None]:
     """A function with one option for each field of the model, and ``--config``.
 
     One of the fields may be an ``argument``: it is given without its name, several times if it is a
-    tuple.
+    tuple. ``instead`` takes the options, and says whether it ran them as those of another model.
     """
 
     def command(config: Path | None, **given: Any) -> None:
         chosen = {name: value for name, value in given.items() if value not in (None, [])}
-        run(model.from_toml(config, **chosen))
+        if instead is None or not instead((read_toml(config) if config else {}) | chosen):
+            run(model.from_toml(config, **chosen))
 
     file_option = inspect.Parameter(
         "config",
@@ -177,6 +187,20 @@ def _simulate(config: RunConfig) -> None:
     simulate(config, parallel.start())
 
 
+def _rollout(given: dict[str, Any]) -> bool:
+    """Run a closure, or the order of an alloy; False if the model is none."""
+    from mpiflow.learn import rollout
+
+    if not rollout.runs_here(given.get("model")):
+        return False
+    config = RolloutConfig(**given)
+    comm = parallel.start_reading()
+    written = rollout.predict(config, comm)
+    if comm.rank == 0 and not config.quiet:
+        print(f"wrote {written}")
+    return True
+
+
 def _add_systems() -> None:
     """A command for each system of the catalogue."""
     for name, entry in catalogue.systems().items():
@@ -184,7 +208,9 @@ def _add_systems() -> None:
         if entry.command == "simulate":
             simulate_app.command(name, help=entry.help)(_command(model, _simulate))
         else:  # its first argument is the model that it runs
-            app.command(entry.command, help=entry.help)(_command(model, _simulate, "model"))
+            app.command(entry.command, help=entry.help)(
+                _command(model, _simulate, "model", _rollout)
+            )
 
 
 _add_systems()
@@ -257,27 +283,39 @@ def learn_onsagerflow(
         print(from_files.table(model, out))
 
 
-def _learn_closure(config: ClosureConfig) -> None:
-    from mpiflow.learn.closure import from_data
+def _learn(config: LearnConfig, front: str, *data: Any) -> None:
+    """Let the module ``front`` learn and say what came of it."""
+    from importlib import import_module
 
     comm = parallel.start_reading()
-    with _quiet_doubts():
-        model = from_data.learn(config, config.data, comm)
-    if comm.rank == 0 and not config.quiet:
-        print(from_data.table(model, config.out))
-
-
-@contextlib.contextmanager
-def _quiet_doubts() -> Iterator[None]:
-    """Doubts about a law are in the table that a command prints."""
+    learner = import_module(front)
     with warnings.catch_warnings():
+        # Doubts are in the table.
         warnings.filterwarnings("ignore", message="the data do not obey")
-        yield
+        model = learner.learn(config, *data, comm=comm)
+    if comm.rank == 0 and not config.quiet:
+        print(learner.table(model, config.out))
+
+
+def _learn_closure(config: ClosureConfig) -> None:
+    _learn(config, "mpiflow.learn.closure.from_data", config.data)
+
+
+def _learn_generator(config: GeneratorConfig) -> None:
+    _learn(config, "mpiflow.learn.generator.from_files")
+
+
+def _learn_alloy(config: AlloyConfig) -> None:
+    _learn(config, "mpiflow.learn.alloy.from_files")
 
 
 learn_app.command("closure", help=ClosureConfig.__doc__)(
     _command(ClosureConfig, _learn_closure, "data")
 )
+learn_app.command("generator", help=GeneratorConfig.__doc__)(
+    _command(GeneratorConfig, _learn_generator, "data")
+)
+learn_app.command("alloy", help=AlloyConfig.__doc__)(_command(AlloyConfig, _learn_alloy, "data"))
 
 
 @app.command()

@@ -130,12 +130,13 @@ def verify(*runs: Run, quick: bool = False) -> list[Finding]:
 def predict(
     model: RunConfig | str | os.PathLike[str], comm: MPI.Intracomm | None = None, **options: Any
 ) -> Path:
-    """Run a learned stochastic field, as ``mpiflow predict``. Collective; returns the file.
+    """Run a learned model, as ``mpiflow predict``. Collective; returns the file.
 
     Parameters
     ----------
-    model : the folder of a model, or all options
-    options : of the run: ``size``, ``time``, ``out``, ...
+    model : the folder of a stochastic field, a closure or an alloy's order; or all options
+    options : of the run: ``size``, ``time``, ``out``, ... Of closures and alloys those of
+        :class:`mpiflow.learn.options.RolloutConfig`
 
     Raises
     ------
@@ -145,6 +146,13 @@ def predict(
 
     if isinstance(model, RunConfig):
         return simulate(model, comm, **options)
+    with explained():
+        from mpiflow.learn import rollout
+
+    if rollout.runs_here(model):
+        from mpiflow.learn.options import RolloutConfig
+
+        return rollout.predict(RolloutConfig(model=Path(model), **options), comm)
     return simulate("onsagerflow", comm, model=model, **options)
 
 
@@ -199,3 +207,65 @@ def learn_closure(
     with explained():
         from mpiflow.learn.closure.from_data import learn
     return learn(config, data, comm)
+
+
+def learn_generator(
+    runs: Any, out: str | Path, *, comm: MPI.Intracomm | None = None, **options: Any
+) -> Any:
+    """Learn the generator F(J * m, m) of a field from block means, and save it. Collective.
+
+    Parameters
+    ----------
+    runs : files, folders or patterns of runs saved with ``coarse``
+    out : folder of the model
+    comm : ranks that call this together; rank 0 learns
+    options : those of the command, :class:`mpiflow.learn.options.GeneratorConfig`
+
+    Returns
+    -------
+    the :class:`~mpiflow.learn.generator.model.Generator`
+
+    Raises
+    ------
+    InputError : on all ranks: runs or options do not fit, or there is a model already
+    """
+    from mpiflow.learn.options import GeneratorConfig
+
+    config = GeneratorConfig(data=_paths(runs), out=Path(out), **options)
+    with explained():
+        from mpiflow.learn.generator.from_files import learn
+    return learn(config, comm)
+
+
+def learn_alloy(
+    data: Any, out: str | Path, *, comm: MPI.Intracomm | None = None, **options: Any
+) -> Any:
+    """Learn the dynamics of an alloy's short-range order, and save the model. Collective.
+
+    Parameters
+    ----------
+    data : files, folders or patterns of runs by time, or ``pairs.npz`` of drivers/alloy_learn.py
+    out : folder of the model
+    comm : ranks that call this together; rank 0 learns
+    options : those of the command, :class:`mpiflow.learn.options.AlloyConfig`
+
+    Returns
+    -------
+    the :class:`~mpiflow.learn.alloy.model.AlloyModel`
+
+    Raises
+    ------
+    InputError : on all ranks: data or options do not fit, or there is a model already
+    """
+    from mpiflow.learn.options import AlloyConfig
+
+    config = AlloyConfig(data=_paths(data), out=Path(out), **options)
+    with explained():
+        from mpiflow.learn.alloy.from_files import learn
+    return learn(config, comm)
+
+
+def _paths(runs: Any) -> tuple[Path, ...]:
+    """Paths of one run or several."""
+    several = [runs] if isinstance(runs, Trajectory | str | os.PathLike) else runs
+    return tuple(path_of(run) for run in several)

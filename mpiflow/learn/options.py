@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
+from mpiflow.simulation import common_options as common
 from mpiflow.simulation.option_values import Names
 from mpiflow.simulation.options import Config, idle, option
 
@@ -158,3 +159,59 @@ class AlloyConfig(LearnConfig):
     lag: int = option(1, "Frames of runs from the start of a pair to its end.", ge=1)
     epochs: int = option(30, "Passes over the data.", ge=1)
     width: int = option(32, "Units of a layer of the networks.", ge=1)
+
+
+class RolloutConfig(Config):
+    """``mpiflow predict`` of a closure or of an alloy's order: trajectories of its latents."""
+
+    model: Path = option(
+        ...,
+        "Folder of a model, of mpiflow learn closure or alloy.",
+        metavar="MODEL",
+        allowed="a folder of a model",
+        remedy="Learn one first.",
+    )
+    out: Path = option(
+        ...,
+        "Trajectory file to write (HDF5, opens as netCDF4).",
+        allowed="a path in an existing folder",
+        remedy="Try run.h5.",
+    )
+    time: float = common.time(description="Time to predict, in that of the data.")
+    save_every: float | None = common.save_every(shown="a 100th of the time")
+    dt: float | None = option(None, "Time step.", shown="that of the pairs of the data", gt=0)
+    members: int | None = option(
+        None, "Trajectories.", shown="those of the initial file, or 1", ge=1
+    )
+    seed: int = option(
+        0,
+        "The trajectories are their seed.",
+        ge=0,
+        lt=2**63,
+        allowed="0 to 2**63 - 1",
+        remedy="Choose another seed.",
+    )
+    initial: str | None = option(
+        None,
+        "Values of the latents with commas between, or a run. Alloys may be left at random.",
+        metavar="A,B,...|PATH",
+        shown="of alloys a random mixture",
+        allowed="numbers with commas between, or the path of a run",
+        remedy="Try 0.1,0.2.",
+    )
+    initial_frame: int | None = option(
+        None,
+        "Frame of the run, from 0; negative from the end.",
+        shown="-1",
+        allowed="a whole number",
+        remedy="Leave it out for the last one.",
+    )
+    temperature: float | None = common.temperature(
+        default=None, description="Temperature.", shown="the learned one, if it is one"
+    )
+    field: float | None = common.field(
+        default=None, description="External field h.", shown="the learned one, if it is one"
+    )
+    size: int | None = option(None, "Sites of an alloy.", shown="those of the data", ge=1)
+    overwrite: bool = option(False, "Replace an existing file.")
+    quiet: bool = option(False, "Show nothing.")

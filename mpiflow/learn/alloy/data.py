@@ -8,8 +8,11 @@ states seen after so many hops are those that a vacancy leaves fast, too often b
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -196,6 +199,31 @@ def moving(data: Mapping[float, Mapping[str, np.ndarray]]) -> dict[float, Mappin
     return {
         t: part for t, part in data.items() if np.mean((part["increments"] == 0).all(-1)) < STILL
     }
+
+
+def save_pairs(path: str | Path, pairs: PairsData) -> None:
+    """Write pairs to a ``.npz``, for :func:`load_pairs`."""
+    arrays: dict[str, Any] = {f.name: np.asarray(getattr(pairs, f.name)) for f in fields(pairs)}
+    np.savez_compressed(path, **arrays)
+
+
+def load_pairs(path: str | Path) -> PairsData:
+    """The pairs of a file of :func:`save_pairs`.
+
+    Raises
+    ------
+    InputError : it is no such file
+    """
+    allowed = "a .npz of pairs as drivers/alloy_learn.py writes"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            known = {f.name: file[f.name] for f in fields(PairsData)}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError("data", str(path), allowed, f"Reading said: {error}.") from error
+    known |= {name: int(known[name]) for name in ("patches", "sites")}
+    for name in ("counts", "vacancy_neighbours"):
+        known[name] = tuple(known[name].tolist())
+    return PairsData(**known)
 
 
 def joined(data: Mapping[float, Mapping[str, np.ndarray]], plan: AlloyPlan) -> PairsData:

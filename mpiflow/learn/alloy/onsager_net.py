@@ -161,7 +161,10 @@ class OnsagerSDE(LearnedSDE):
         """e(T) from 1 / T and log T, either scaled to [-1, 1]: (B, 1) K to (B, 6)."""
         low, high = self.kelvin
         inverse = self._inverse(temperature)
-        logarithm = (2.0 * temperature.log() - low.log() - high.log()) / (high.log() - low.log())
+        logarithm = torch.zeros_like(temperature)
+        if low != high:
+            span = high.log() - low.log()
+            logarithm = (2.0 * temperature.log() - low.log() - high.log()) / span
         out: torch.Tensor = self.embedding(torch.cat([inverse, logarithm], dim=-1))
         return out
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.errors import InputError
+from mpiflow.files.drives import require_constant
 from mpiflow.files.runs import find_runs
 from mpiflow.files.trajectory import Trajectory
 
@@ -338,7 +339,8 @@ def _of_run(path: Path, observables: Sequence[str], fields: bool) -> list[Series
         if not file.complete:
             remedy = "It is running or was interrupted: wait, or resume it."
             raise InputError("data", str(path), "a complete run", remedy)
-        columns = _scalars(file, observables)
+        require_constant(file, CONDITIONS)
+        columns = scalars(file, observables)
         members = next(iter(columns.values())).shape[1]
         coarse = None
         if fields and COARSE in file:
@@ -367,7 +369,7 @@ def _of_run(path: Path, observables: Sequence[str], fields: bool) -> list[Series
     return out
 
 
-def _scalars(file: Trajectory, observables: Sequence[str]) -> dict[str, np.ndarray]:
+def scalars(file: Trajectory, observables: Sequence[str]) -> dict[str, np.ndarray]:
     """Scalars of each frame by name, (frames, members) float64; those of vectors one by one."""
     known: dict[str, tuple[str, int | None]] = {}
     for name, about in file.variables.items():

@@ -25,7 +25,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.fft
@@ -41,6 +41,7 @@ from mpiflow.systems.kac import KacKernel
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+Noise = Literal["dynamic", "measured", "none"]
 #: Finite differences: offsets of frames, and weights of the rate, by order.
 DIFFERENCES = {
     1: ((0, 1), (-1.0, 1.0)),
@@ -221,6 +222,18 @@ class FieldData:
             -(-int(np.ptp(offsets) + (order != 1 or window > 0)) // every),
         )
 
+    def rates_of(self, noise: Noise, window: int = 7) -> Rates:
+        """The right estimate for where the noise is from; see the module.
+
+        Parameters
+        ----------
+        noise : ``dynamic``, ``measured`` or ``none``
+        window : frames that a rate is taken from where it is measured
+        """
+        if noise == "measured":
+            return self.rates(window=window, instrument=True)
+        return self.rates(1 if noise == "dynamic" else 4)
+
 
 def _stencil(order: int, window: int, degree: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Offsets of frames, and the weights that make of them the state and its rate times dt."""
@@ -308,7 +321,8 @@ def from_equation(
 def from_files(paths: Sequence[str | Path]) -> FieldData:
     """Data of Trajectory files of Kac runs: block means, times, temperature and field.
 
-    Runs may have different numbers of frames, at the same distance.
+    Runs may have different numbers of frames, at the same distance; members are runs of their own.
+    Fields of other programs will do, too, if their files say temperature and field.
 
     Raises
     ------
@@ -318,21 +332,25 @@ def from_files(paths: Sequence[str | Path]) -> FieldData:
         raise InputError("files", "none", "one Trajectory file or more", "Name some.")
     fields: list[np.ndarray] = []
     times: list[np.ndarray] = []
-    temperature: list[float] = []
-    field: list[float] = []
+    conditions: list[tuple[float, float]] = []
     first: tuple[Any, ...] | None = None
     for path in paths:
         with Trajectory(path) as file:
             config = file.config
             segments.require_one(file.segments, path, "a run of equal times")
-            if "coarse_magnetization" not in file or "gamma" not in config:
+            if "coarse_magnetization" not in file:
                 raise InputError(
-                    "files", str(path), "a kac run with block means", "Save it with --coarse."
+                    "files", str(path), "a run with block means", "Save it with --coarse."
                 )
+            if config.get("temperature") is None or config.get("field") is None:
+                remedy = "Give --temperature and --field to mpiflow import."
+                raise InputError("files", str(path), "known temperature and field", remedy)
             require_constant(file, ("temperature", "field"))
             if config.get("field_file") is not None or "site_field" in file:
                 raise InputError("files", str(path), "a uniform field", "Leave it out.")
-            mine = (config["gamma"], config.get("coarse"), file["coarse_magnetization"].shape[1:])
+            mine = (
+                config.get("gamma"), config.get("coarse"), file["coarse_magnetization"].shape[-2:],
+            )  # fmt: skip
             if first is None:
                 first = mine
             (part,) = [p for p in file.segments if len(p.frames)][:1] or file.segments[:1]
@@ -347,13 +365,15 @@ def from_files(paths: Sequence[str | Path]) -> FieldData:
                     "files", str(path), f"gamma, blocks, shape and times of {paths[0]}: "
                     f"{json.dumps(first)}", "Learn from alike runs.",
                 )  # fmt: skip
-            fields.append(np.asarray(file["coarse_magnetization"][some], np.float64))
-            times.append(file.time[some])
-            temperature.append(float(config["temperature"]))
-            field.append(float(config["field"]))
+            seen = np.asarray(file["coarse_magnetization"][some], np.float64)
+            members = seen.reshape(len(seen), -1, *seen.shape[-2:]).swapaxes(0, 1)
+            fields += list(members)
+            times += [file.time[some]] * len(members)
+            conditions += [(float(config["temperature"]), float(config["field"]))] * len(members)
     counts = np.array([len(one) for one in fields])
     longest = int(np.argmax(counts))
     whole = np.full((len(fields), *fields[longest].shape), np.nan)
     for row, one in zip(whole, fields, strict=True):
         row[: len(one)] = one
-    return FieldData(whole, times[longest], np.array(temperature), np.array(field), counts)
+    temperature, field = np.transpose(conditions)
+    return FieldData(whole, times[longest], temperature, field, counts)

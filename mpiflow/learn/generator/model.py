@@ -34,6 +34,7 @@ Kernels are sums J(x) = sum_p w_p phi_p(x) of those of :mod:`mpiflow.learn.kerne
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -45,6 +46,7 @@ from torch import nn
 from mpiflow.core.errors import InputError
 from mpiflow.learn.kernels import KernelKind, kernel_basis
 from mpiflow.learn.models import read_model, write_model
+from mpiflow.learn.sde import OutsideData
 from mpiflow.learn.training import mlp
 from mpiflow.systems.kac import Kac
 
@@ -259,7 +261,38 @@ class Generator(nn.Module):
                 m = self.flow(m, beta, h, time - now, int(np.ceil((time - now) / step - 1e-9)))
             now = float(time)
             frames.append(m.numpy())
+        self._warn_outside(np.stack(frames), times, temperature, field)
         return np.stack(frames, axis=1)
+
+    def _warn_outside(
+        self,
+        m: np.ndarray,
+        times: np.ndarray,
+        temperature: np.ndarray | float,
+        field: np.ndarray | float,
+    ) -> None:
+        """Say where fields (times, runs, M, M) or conditions leave those that were learned from."""
+        known = self.validity
+        for name, given in (("temperature", temperature), ("field", field)):
+            low, high = known.get(name, (-np.inf, np.inf))
+            if len(far := np.ravel(given)[(np.ravel(given) < low) | (np.ravel(given) > high)]):
+                text = f"{name} {far[0]:g} is outside of the data of the model, {low:g} to {high:g}"
+                warnings.warn(text, OutsideData, stacklevel=3)
+        low, high = known.get("m", (-np.inf, np.inf))
+        away = ((m < low) | (m > high)).any(axis=(1, 2, 3))
+        if away.any():
+            frame = int(np.argmax(away))
+            value = m[frame].ravel()[np.argmax(np.maximum(low - m[frame], m[frame] - high))]
+            warnings.warn(
+                f"the field leaves the range of the data of the model at time {times[frame]:g} "
+                f"with m = {value:.6g}; that is {low:.6g} to {high:.6g}, a tenth wider than they",
+                OutsideData, stacklevel=3,
+            )  # fmt: skip
+
+    @property
+    def validity(self) -> dict[str, list[float]]:
+        """Ranges of m, widened by a tenth, temperature and field in the data, as the card says."""
+        return dict(self.card.get("validity", {}))
 
     def forward(
         self,

@@ -174,7 +174,8 @@ def describe(directory: Path) -> dict[str, Any]:
         about = json.loads((directory / "model.json").read_text(encoding="utf-8"))
         kind = about["kind"]
         if kind != KIND:
-            raise InputError("model", str(directory), allowed, f"It has kind '{kind}'.")
+            remedy = f"It has kind '{kind}': mpiflow.load_model({str(directory)!r}).rollout(...)."
+            raise InputError("model", str(directory), allowed, remedy)
         float(about["form"]["temperatures"][0]), list(about["card"].get("spins", []))
     except FileNotFoundError:
         raise InputError("model", str(directory), allowed, "It has no model.json.") from None
