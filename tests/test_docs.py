@@ -34,6 +34,11 @@ PAGES = {
     "observables.md": [],
     "import.md": [],
     "adding-a-system.md": [],
+    "driven.md": [
+        "simulate ising --size 64 --temperature 1.5 --random-field-std 1 --random-field-seed 3 "
+        "--initial random --time 50 --save-every 1 --spins --out random.h5 --quiet",
+        "verify random.h5",
+    ],
 }
 
 

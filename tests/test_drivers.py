@@ -73,6 +73,7 @@ LEAVES = {
     ],
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
     "potts_transition": ["results.json", "table.md", "potts_transition.png"],
+    "hysteresis": ["results.json", "table.md", "hysteresis.png", "loops.npz"],
     "window_bias": ["results.json", "table.md"],
     "large_ising": ["quench_0.h5", "critical_1.h5", "results.json", "table.md", "large_ising.png"],
 }
@@ -103,12 +104,14 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: structures, four of nearest neighbours at three T; eight of five equations in two cases, and
 #: two passages at two T. Three exponents of four kinds, three moments at two sides and five T;
 #: three cases of predator-prey; qualities of upsampled states; errors of three kinds of states;
-#: eight surroundings at two T; two quantities of two starts at seven T, and jumps, of two q.
+#: eight surroundings at two T; two quantities of two starts at seven T, and jumps, of two q. Areas
+#: at five rates, and an exponent, of three cases, and one slope.
 ENTRIES = {
     "demo": 2 * 2,
     "ising_closure": 6,
     "large_ising": 2,
     "potts_transition": 2 * (7 * 4 + 2) + 1,
+    "hysteresis": 5 * 3 + 1 + 3,
     "window_bias": 8,
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
@@ -140,6 +143,7 @@ NEEDS = {
 WITHOUT_TORCH = (
     "alloy_truth",
     "alloy_window",
+    "hysteresis",
     "ising_critical",
     "kac_solvers",
     "large_ising",
@@ -152,6 +156,7 @@ WITHOUT_TORCH = (
 )
 TITLES = (
     "| T / T_c |",
+    "| R |",
     "| exponents at T_c |",
     "| lambda |",
     "| patch |",

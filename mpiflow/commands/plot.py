@@ -243,7 +243,9 @@ def _title(run: Trajectory, width: int = 200) -> str:
     varying = segments.changes(run.segments)
     for name in ("size", "cells", "members", "temperature", "field", "seed"):
         value = run.config.get(name)
-        if name in varying:  # in the parts of a run that was resumed with other options
+        if name in run.variables:
+            facts.append(f"{name} changes")
+        elif name in varying:  # in the parts of a run that was resumed with other options
             facts.append(f"{name} {', then '.join(map(str, varying[name]))}")
         elif value is not None and (name, value) != ("members", 1):
             sides = isinstance(value, list)
@@ -302,9 +304,11 @@ def _figure(
     kept = [v for v in kept if v not in atoms]
     columns = 2 if len(drawn) == 4 else min(3, max(1, len(drawn)))
     rows = -(-len(drawn) // columns)
+    loop = [v for name in ("field", "magnetization") for v in drawn if v.name == name]
     panels_of = (1 if _along_a_line(run, v) else len(_first_components(run, v)) for v in kept)
     sizes = (
         [2.6 * rows] * bool(drawn)
+        + [3.6] * (len(loop) == 2)
         + [2.9] * sum(panels_of)
         + [8.0 / len(moments) + 2.0] * len(atoms)
     )
@@ -322,6 +326,8 @@ def _figure(
             axes.set_xlabel(_time_label(run), fontsize=8)
         for axes in panels[len(drawn) :]:
             axes.remove()
+    if len(loop) == 2:
+        _draw_loop(parts.pop(0), *(series_of(run, v) for v in loop))
     if atoms:
         draw_atoms(parts.pop(), run, moments, member)
     for part, field in zip(parts, fields_of(run, kept, moments, member), strict=True):
@@ -350,6 +356,16 @@ def _draw_series(axes: Any, times: np.ndarray, series: Series) -> None:
     axes.tick_params(labelsize=8)
     if len(series.labels) > 1:
         axes.legend(fontsize=6, ncols=1 + len(series.labels) // 7)
+
+
+def _draw_loop(part: Any, field: Series, m: Series) -> None:
+    """The magnetization against a field that changes in time: a loop of hysteresis."""
+    axes, other = part.subplots(1, 2)
+    other.remove()
+    axes.plot(field.mean[:, 0], m.mean[:, 0], lw=0.9)
+    axes.set_xlabel("field", fontsize=8)
+    axes.set_ylabel("magnetization", fontsize=8)
+    axes.tick_params(labelsize=8)
 
 
 def _draw_field(part: Any, times: np.ndarray, field: Field) -> None:
