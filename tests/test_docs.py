@@ -33,6 +33,7 @@ PAGES = {
     "python.md": [],
     "observables.md": [],
     "import.md": [],
+    "learning.md": [],
     "adding-a-system.md": [],
     "driven.md": [
         "simulate ising --size 64 --temperature 1.5 --random-field-std 1 --random-field-seed 3 "

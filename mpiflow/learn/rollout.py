@@ -122,8 +122,8 @@ def _closure(config: RolloutConfig, model: Any, times: np.ndarray) -> Columns:
     else:  # of Ising rate classes, for one temperature and field
         known = model.validity["parameters"]
         for name, value in given.items():
-            if value != known.get(name, value):
-                allowed = f"{known[name]:g}, the one of the model"
+            if name in known and value != known[name][0]:
+                allowed = f"{known[name][0]:g}, the one of the model"
                 raise InputError(name, value, allowed, "Leave it out.")
         if config.dt is not None:
             raise InputError("dt", config.dt, "no value with this model", "Leave it out.")

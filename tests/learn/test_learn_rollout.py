@@ -130,6 +130,10 @@ def test_an_ising_closure_goes_on_from_spins(folder: Path, tmp_path: Path) -> No
     model = MacroscopicModel(ClosureAutoencoder(1, 8), sde, plan, 0.5, {
         "system": {"temperature": 4.0, "field": 0.0}})  # fmt: skip
     model.save(tmp_path / "law")
+    assert mpiflow.load_model(tmp_path / "law").validity == {
+        "latents": {n: [-9.0, 9.0] for n in ("magnetization", "domain_wall_density", "closure 1")},
+        "parameters": {"temperature": [4.0, 4.0], "field": [0.0, 0.0]},
+    }
     start: dict[str, Any] = {"initial": str(folder / "run.h5"), "time": 1}
     mpiflow.predict(tmp_path / "law", SELF, out=tmp_path / "o.h5", **start)
     with mpiflow.open(tmp_path / "o.h5") as made, mpiflow.open(folder / "run.h5") as run:

@@ -203,6 +203,15 @@ class MagnetizationModel:
     dt: float
     card: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        self.sde.names = ("magnetization",)
+
+    @property
+    def validity(self) -> dict[str, Any]:
+        """Ranges of M and of conditions that the model knows."""
+        known = {name: [value, value] for name, value in self.card.get("system", {}).items()}
+        return {"latents": self.sde.validity(), "parameters": known}
+
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into a directory."""
         description = {

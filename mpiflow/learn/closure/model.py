@@ -52,7 +52,8 @@ class MacroscopicModel:
     @property
     def validity(self) -> dict[str, Any]:
         """Ranges of latents and conditions that the model knows."""
-        return {"latents": self.sde.validity(), "parameters": self.card.get("system", {})}
+        known = {name: [value, value] for name, value in self.card.get("system", {}).items()}
+        return {"latents": self.sde.validity(), "parameters": known}
 
     @torch.no_grad()
     def closures(self, counts: np.ndarray) -> np.ndarray:

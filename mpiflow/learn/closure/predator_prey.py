@@ -215,6 +215,12 @@ class PredatorPreyModel:
     variance: np.ndarray
     card: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def validity(self) -> dict[str, Any]:
+        """Ranges of latents and conditions that the model knows."""
+        known = {name: [value, value] for name, value in self.card.get("system", {}).items()}
+        return {"latents": self.sde.validity(), "parameters": known}
+
     def rollout(
         self, z0: np.ndarray, *, factor: float, save: np.ndarray, seed: int
     ) -> tuple[np.ndarray, int]:

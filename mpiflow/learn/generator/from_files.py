@@ -54,11 +54,7 @@ def _model(config: GeneratorConfig) -> Generator:
         solution = fit.solve(model, rates, tolerance=1e-5)
     low, high = float(np.nanmin(data.fields)), float(np.nanmax(data.fields))
     margin = 0.1 * (high - low)
-    seen = {
-        "m": np.array([low - margin, high + margin]),
-        "temperature": np.asarray(data.temperature),
-        "field": np.asarray(data.field),
-    }
+    seen = {"temperature": np.asarray(data.temperature), "field": np.asarray(data.field)}
     model.card |= {
         "runs": len(data.fields),
         "seed": config.seed,
@@ -66,7 +62,10 @@ def _model(config: GeneratorConfig) -> Generator:
         "gamma": gamma,
         "block": block,
         "errors": fit.errors(model, solution),
-        "validity": {name: [float(v.min()), float(v.max())] for name, v in seen.items()},
+        "validity": {
+            "latents": {"m": [low - margin, high + margin]},
+            "parameters": {name: [float(v.min()), float(v.max())] for name, v in seen.items()},
+        },
     }
     return model
 
@@ -89,7 +88,11 @@ def table(model: Generator, out: Any) -> str:
     drift = goodness["explained_drift"]
     known = "unknown" if drift is None else f"{drift[0]:.3f}({drift[1]:.3f})"
     lines.append(f"drift explained {known}; residual over rates {goodness['residual']:.3g}")
-    lines += [f"range: {name} {a:.6g} to {b:.6g}" for name, (a, b) in model.validity.items()]
+    lines += [
+        f"range: {name} {a:.6g} to {b:.6g}"
+        for known in model.validity.values()
+        for name, (a, b) in known.items()
+    ]
     lines += [f"warning: the data do not obey such a law: {text}" for text in card["doubts"]]
     lines.append(f"saved to {out}")
     return "\n".join(lines)

@@ -273,12 +273,13 @@ class Generator(nn.Module):
     ) -> None:
         """Say where fields (times, runs, M, M) or conditions leave those that were learned from."""
         known = self.validity
+        conditions, fields = known.get("parameters", {}), known.get("latents", {})
         for name, given in (("temperature", temperature), ("field", field)):
-            low, high = known.get(name, (-np.inf, np.inf))
+            low, high = conditions.get(name, (-np.inf, np.inf))
             if len(far := np.ravel(given)[(np.ravel(given) < low) | (np.ravel(given) > high)]):
                 text = f"{name} {far[0]:g} is outside of the data of the model, {low:g} to {high:g}"
                 warnings.warn(text, OutsideData, stacklevel=3)
-        low, high = known.get("m", (-np.inf, np.inf))
+        low, high = fields.get("m", (-np.inf, np.inf))
         away = ((m < low) | (m > high)).any(axis=(1, 2, 3))
         if away.any():
             frame = int(np.argmax(away))
@@ -290,7 +291,7 @@ class Generator(nn.Module):
             )  # fmt: skip
 
     @property
-    def validity(self) -> dict[str, list[float]]:
+    def validity(self) -> dict[str, Any]:
         """Ranges of m, widened by a tenth, temperature and field in the data, as the card says."""
         return dict(self.card.get("validity", {}))
 

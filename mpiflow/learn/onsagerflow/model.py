@@ -49,6 +49,7 @@ from mpiflow.learn.kernels import KernelKind, kernel_basis
 from mpiflow.learn.models import read_model, write_model
 from mpiflow.learn.onsagerflow.functions import Networks
 from mpiflow.learn.residuals import warn_of
+from mpiflow.learn.sde import OutsideData
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import Entropy, FiniteLaw, Law, Structure
 
@@ -365,6 +366,13 @@ class OnsagerFlow:
         by = self.form.temperature_basis(temperature)
         return np.asarray(sum(np.tensordot(c[:, k], basis, 1) * by[k] for k in range(len(by))))
 
+    @property
+    def validity(self) -> dict[str, Any]:
+        """Ranges of m and of the temperature in the data."""
+        kelvin = [min(self.form.temperatures), max(self.form.temperatures)]
+        latents = {"m": [-self.largest, self.largest]}
+        return {"latents": latents, "parameters": {"temperature": kelvin}}
+
     def warn_of_doubts(self) -> None:
         """Warn if the data that it was learned from do not obey such a law."""
         remedy = "larger blocks, other temperatures or a longer interval may do"
@@ -379,11 +387,11 @@ class OnsagerFlow:
         if given.min() < min(known) * (1 - 1e-9) or given.max() > max(known) * (1 + 1e-9):
             warnings.warn(
                 f"T from {given.min():g} to {given.max():g}; learned from {min(known):g} to "
-                f"{max(known):g}: coefficients are held at the end", UserWarning, stacklevel=3,
+                f"{max(known):g}: coefficients are held at the end", OutsideData, stacklevel=3,
             )  # fmt: skip
         if (far := float(np.max(np.abs(m)))) > self.largest + 1e-9:
             warnings.warn(
-                f"|m| up to {far:.4g}; learned up to {self.largest:.4g}", UserWarning, stacklevel=3
+                f"|m| up to {far:.4g}; learned up to {self.largest:.4g}", OutsideData, stacklevel=3
             )
 
     # -- files --------------------------------------------------------------------------------
