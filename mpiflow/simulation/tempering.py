@@ -256,9 +256,10 @@ class Tempering(Simulated):
             return Sample(self.time, values, {})
 
         dims = {"member": self.members, **first.dims}
-        return Content(
-            dims, first.coordinates, variables, self.attributes(saved), frame, first.time
-        )
+        about = self.attributes(saved)
+        # Of all copies the same.
+        static: dict[str, Value] = {name: _array(value) for name, value in first.static.items()}
+        return Content(dims, first.coordinates, variables, about, frame, first.time, static)
 
     # -- to go on later ------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from mpiflow.simulation.tempering import Tempering
 from mpiflow.systems.ising import Ising
 from mpiflow.systems.kac import Kac
 from mpiflow.systems.potts import Potts
+from mpiflow.systems.site_field import RandomField
 
 SELF = MPI.COMM_SELF
 
@@ -95,20 +96,28 @@ def test_any_ranks_exchange_the_same(name: str, comm: MPI.Intracomm, mpi_tmp_pat
     comm.Barrier()
 
 
-def exact(temperatures: np.ndarray, field: float) -> np.ndarray:
+#: +1 and -1 at random: on four spins a side it works against the coupling.
+FRUSTRATED = RandomField(1.2, seed=3, kind="bimodal")
+
+
+def exact(temperatures: np.ndarray, field: np.ndarray) -> np.ndarray:
     """Mean energy per site of 4 x 4 spins by enumeration."""
     states = np.arange(2**16)
     spins = 1.0 - 2.0 * ((states[:, None] >> np.arange(16)) & 1).reshape(-1, 4, 4)
     bonds = (spins * (np.roll(spins, 1, 1) + np.roll(spins, 1, 2))).sum(axis=(1, 2))
-    energy = -bonds - field * spins.sum(axis=(1, 2))
+    energy = -bonds - (field * spins).sum(axis=(1, 2))
     weight = np.exp(-(energy - energy.min()) / temperatures[:, None])
     return (weight * energy).sum(axis=1) / weight.sum(axis=1) / 16
 
 
-def test_copies_keep_their_boltzmann_distributions(tmp_path: Path) -> None:
-    """Against enumeration; six standard errors of five means: chance of a false alarm 1e-8."""
+@pytest.mark.parametrize("site_field", [None, FRUSTRATED], ids=["uniform", "random field"])
+def test_copies_keep_their_boltzmann_distributions(
+    site_field: RandomField | None, tmp_path: Path
+) -> None:
+    """Against enumeration; six standard errors of four means: chance of a false alarm 1e-8."""
     temperatures = np.array([1.0, 1.5, 2.2, 3.2])
-    make = partial(ising, size=4, kernel="plain")
+    options = {} if site_field is None else {"site_field": site_field}
+    make = partial(ising, size=4, kernel="plain", **options)
     sim = Tempering(make, temperatures, every=1, seed=2, comm=SELF)
     out = tmp_path / "run.h5"
     record(sim, out, time=4000, save_every=1, progress=False)
@@ -116,7 +125,9 @@ def test_copies_keep_their_boltzmann_distributions(tmp_path: Path) -> None:
         energy, replica = run["energy"][50:], run["replica"]
     errors = np.array([correlated_error(series) for series in energy.T])
     assert (6 * errors < 0.2).all()  # copies differ by more
-    assert (abs(energy.mean(axis=0) - exact(temperatures, 0.1)) < 6 * errors).all()
+    y, x = np.indices((4, 4))
+    field = np.full((4, 4), 0.1) if site_field is None else 0.1 + site_field(y, x)
+    assert (abs(energy.mean(axis=0) - exact(temperatures, field)) < 6 * errors).all()
     # Every state visits every temperature, and rates are those of the file.
     assert all(len(set(column)) == 4 for column in replica.T)
     rates = sim.exchange_rates()
