@@ -39,7 +39,7 @@ LAYERS = (
 #: Which methods of a communicator a module may call; ANY for those whose work it is.
 ANY = frozenset({"*"})
 COMMUNICATES = {
-    "simulation.spins.in_field": frozenset({"allreduce"}),  # what tells a field from another
+    "simulation.in_field": frozenset({"allreduce"}),  # what tells a field from another
     "core.slabs": ANY,  # rows around a slab, transposes, sums
     "core.block": ANY,  # halos, sums over tiles, gathered records
     "core.boxes": ANY,  # a whole array on one rank
@@ -67,7 +67,9 @@ COMMUNICATES = {
     "learn.onsagerflow.increments": frozenset({"allreduce"}),  # sums over increments
     "simulation.tempering": ANY,  # states that copies exchange
     "simulation.states": frozenset({"allgather"}),  # who gave what
-    "simulation.alloy.simulation": frozenset({"gather", "bcast", "allreduce"}),
+    "simulation.alloy.simulation": frozenset({"gather"}),  # the work of every rank
+    "simulation.alloy.state": frozenset({"bcast"}),  # numbers of atoms
+    "simulation.alloy.windows": frozenset({"bcast", "allreduce"}),  # rates, ends of windows
 }
 #: May name communicators, so may import mpi4py, but leave all communication to the above.
 TAKES_A_COMMUNICATOR = {
@@ -88,6 +90,7 @@ TAKES_A_COMMUNICATOR = {
     "simulation.field.simulation",
     "simulation.ensemble.simulation",
     "simulation.base",
+    "simulation.lattice",
     "simulation.catalogue",
     "simulation.rules.build",
     "simulation.rules.simulation",

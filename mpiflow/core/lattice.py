@@ -6,7 +6,8 @@ Nothing here communicates: every rank can answer for every other rank.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from mpiflow.core.errors import InputError
@@ -57,6 +58,16 @@ def split(units: int, parts: int, index: int) -> tuple[int, int]:
     return units * index // parts, units * (index + 1) // parts
 
 
+#: What makes the units smaller that a lattice is cut in, where nothing else does.
+COARSE = ("smaller coarse blocks",)
+
+
+def other_cut(units: Sequence[int], smaller: Sequence[str]) -> str:
+    """What to do where ranks are too many; a unit of one site cannot be smaller."""
+    *most, last = "fewer ranks", "a larger lattice", *(smaller if max(units) > 1 else ())
+    return f"Use {', '.join(most)} or {last}."
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which rank owns which box of the lattice.
@@ -64,11 +75,14 @@ class Layout:
     Tiles are cut in units of ``granularity`` sites (a number, or one for each axis), so
     that a coarse block of that size never straddles two ranks. Ranks are numbered row-major
     in ``ranks_grid``, as MPI's Cartesian communicators number them.
+
+    ``smaller`` says in words what would make the units smaller, where that is possible.
     """
 
     lattice: Lattice
     ranks_grid: Shape
     granularity: int | Shape = 1
+    smaller: tuple[str, ...] = field(default=COARSE, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         lattice, grid, units = self.lattice, self.ranks_grid, self.units
@@ -93,11 +107,17 @@ class Layout:
                 grid,
                 f"at most {most} ranks along the axes "
                 f"(lattice {lattice.shape} in units of {self.granularity} sites)",
-                "Use fewer ranks, a larger lattice, smaller coarse blocks or kernel='plain'.",
+                other_cut(units, self.smaller),
             )
 
     @classmethod
-    def balanced(cls, lattice: Lattice, ranks: int, granularity: int | Shape = 1) -> Layout:
+    def balanced(
+        cls,
+        lattice: Lattice,
+        ranks: int,
+        granularity: int | Shape = 1,
+        smaller: tuple[str, ...] = COARSE,
+    ) -> Layout:
         """The layout with the shortest tile boundary among all grids of ``ranks`` ranks."""
         sizes = _for_each_axis(granularity, lattice.ndim)
         units = [
@@ -114,8 +134,7 @@ class Layout:
                 ranks,
                 f"at most {math.prod(units)} tiles, cut from a {lattice.shape} lattice "
                 f"in units of {granularity} sites",
-                "Start fewer ranks, or use a larger lattice, smaller coarse blocks or "
-                "kernel='plain'.",
+                other_cut(sizes, smaller),
             )
 
         def largest_tile(grid: Shape) -> tuple[float, float]:
@@ -126,7 +145,7 @@ class Layout:
             return math.prod(tile), surface
 
         # Of equals the one with the longest rows: they are contiguous in memory.
-        return cls(lattice, min(reversed(fitting), key=largest_tile), granularity)
+        return cls(lattice, min(reversed(fitting), key=largest_tile), granularity, smaller)
 
     @property
     def units(self) -> Shape:

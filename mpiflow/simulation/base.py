@@ -232,6 +232,21 @@ class Simulated(Guarded):
             return tuple(self.block.layout.slices(self.comm.rank, unit))
         return tuple(slice(0, side // unit) for side in self.lattice.shape)
 
+    def _of_members(self, value: np.ndarray) -> Value:
+        """Numbers of this rank's members, (members here, ...), for a frame."""
+        if self.members == 1:
+            return value[0]
+        return value, (self.local_members, *(slice(0, n) for n in value.shape[1:]))
+
+    def _of_box(self, field: np.ndarray, *box: slice) -> Value:
+        """A field of this rank's members in a box of its axes, for a frame."""
+        if self.members == 1:
+            return field[0], box
+        return field, (self.local_members, *box)
+
+    def _ranks_in_words(self) -> str:
+        return f"{self.comm.size} rank{'s' * (self.comm.size > 1)}"
+
     def is_site(self) -> np.ndarray | None:
         """Which places of this rank's part of a member are sites; None where all are."""
         return None

@@ -13,12 +13,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import h5py
 import numpy as np
 
 from mpiflow.core import inputs
 from mpiflow.core.lattice import Layout, Shape
+from mpiflow.core.schedule import Schedule
 from mpiflow.files.schema import STANDARD
 from mpiflow.simulation import catalogue
 from mpiflow.simulation import disk as plan_disk
@@ -346,6 +348,64 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * scale:
             return f"{seconds / scale:.2g} {unit}"
     return f"{seconds:.2g} s"
+
+
+def planned(
+    config: RunConfig,
+    ranks: int,
+    memory: dict[str, int],
+    stored: tuple[Stored, ...],
+    *,
+    own: int,
+    making: int,
+    checkpoint: int,
+    gathered: int,
+    stacked: int = 2,
+    **said: Any,
+) -> Plan:
+    """The plan of a run, from what is known of the state and of the file.
+
+    Parameters
+    ----------
+    memory : bytes of the state and of what advances it
+    own, making, stacked : of a frame, see :func:`file_memory`
+    checkpoint : bytes of one in its file
+    gathered : bytes of all that rank 0 has in memory while it makes one, as far as it is more
+    said : the other attributes of :class:`Plan`, of which many follow from the options
+    """
+    batch, frames = -(-config.members // ranks), frames_of(config)
+    memory = memory | file_memory(
+        stored, config, frames, ranks, own=own, making=making, stacked=stacked
+    )
+    known: dict[str, Any] = {"exact": True, "members_here": (config.members // ranks, batch)}
+    named = said.pop("gathered_as", "checkpoint")
+    return Plan(
+        config=config,
+        ranks=ranks,
+        frames=frames,
+        memory=memory | {named: gathered},
+        first_only=memory["frames received"] + gathered,
+        stored=stored,
+        checkpoint=checkpoint,
+        **(known | said),
+    )
+
+
+def frames_of(config: RunConfig) -> int:
+    """How many a run will have, at most."""
+    hops = getattr(config, "hops", None)
+    end = float(config.time if hops is None else hops)
+    return Schedule.of(0.0, end, config.save_every).last + 1
+
+
+def cut_as(layout: Layout) -> dict[str, Any]:
+    """What a plan says of a lattice that is cut."""
+    return {
+        "shape": layout.lattice.shape,
+        "grid": layout.ranks_grid,
+        "smallest": share(layout, most=False),
+        "largest": share(layout, most=True),
+    }
 
 
 def share(layout: Layout, most: bool) -> Shape:

@@ -17,7 +17,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.files.moments import Moment
 from mpiflow.initial.alloy import counts_of, random_alloy
-from mpiflow.simulation.field.simulation import means_of_file
+from mpiflow.initial.block_means import means_of_file
 from mpiflow.simulation.kac.options import KacConfig
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.solvers.field.mesoscopic import NonlocalEquation

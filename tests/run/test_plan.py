@@ -145,7 +145,7 @@ def test_steps() -> None:
         (ising(ranks_grid=(2, 2)), 3, "ranks_grid"),
         (ising(size=(30, 50), kernel="packed"), 1, "size"),
         (ising(size=96, solver="tiled-nfold", tile=32), 1, "tile"),
-        (kac(), 41, "ranks_grid"),
+        (kac(), 41, "ranks"),
         (alloy(), 2, "ranks"),
         (alloy(cells=8, solver="tiled", window=1e-10), 9, "ranks"),
         (ising(), 0, "ranks"),
@@ -155,6 +155,33 @@ def test_what_a_run_would_refuse_a_plan_refuses(config: Any, ranks: int, name: s
     with pytest.raises(InputError) as error:
         plan(config, ranks)
     assert error.value.name == name
+
+
+TOO_MANY = {
+    "packed": ("ising", {"size": 128}, "Use fewer ranks, a larger lattice or kernel='plain'."),
+    "plain": ("ising", {"size": 16}, "Use fewer ranks or a larger lattice."),
+    "tiles": (
+        "ising",
+        {"size": 128, "solver": "tiled-nfold"},
+        "Use fewer ranks, a larger lattice or a smaller tile.",
+    ),
+    "rule": ("potts", {"size": 16}, "Use fewer ranks or a larger lattice."),
+    "blocks": (
+        "blume-capel",
+        {"size": 16, "coarse": 8},
+        "Use fewer ranks, a larger lattice or smaller coarse blocks.",
+    ),
+    "rows": ("kac", {"size": 16, "gamma": 1}, "Use fewer ranks or a larger lattice."),
+}
+
+
+@pytest.mark.parametrize("case", TOO_MANY)
+def test_too_many_ranks_are_told_only_what_their_system_has(case: str) -> None:
+    system, given, remedy = TOO_MANY[case]
+    config = catalogue.options(system)(out="run.h5", temperature=2, time=1, **given)
+    with pytest.raises(InputError) as error:
+        plan(config, 1000)
+    assert (error.value.name, error.value.remedy) == ("ranks", remedy)
 
 
 def test_a_lattice_for_no_machine_is_planned_in_milliseconds() -> None:

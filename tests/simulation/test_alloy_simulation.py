@@ -15,7 +15,9 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import factorisations
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.simulation.alloy.barrier_model import load_barrier_model
-from mpiflow.simulation.alloy.simulation import AlloyFrame, AlloySimulation, default_tile
+from mpiflow.simulation.alloy.layout import default_tile
+from mpiflow.simulation.alloy.simulation import AlloySimulation
+from mpiflow.simulation.alloy.state import AlloyFrame
 from mpiflow.solvers.vacancy.hop_log import Tracers
 from mpiflow.systems import alloy, barriers
 from mpiflow.systems.alloy import ATTEMPT_FREQUENCY, Alloy, is_site

@@ -19,6 +19,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.files import checkpoint
 from mpiflow.files.moments import Moment
 from mpiflow.files.trajectory import Trajectory
+from mpiflow.initial.block_means import means_of_file
 from mpiflow.learn.models import KINDS
 from mpiflow.learn.onsagerflow.from_files import learn_from_files
 from mpiflow.learn.onsagerflow.increments import runs_from_files
@@ -29,7 +30,6 @@ from mpiflow.run.simulate import simulate
 from mpiflow.run.stopping import Stopped, Verdict, Watch
 from mpiflow.simulation.field.law_files import TableLaw
 from mpiflow.simulation.field.options import FieldConfig
-from mpiflow.simulation.field.simulation import means_of_file
 from mpiflow.systems.field_law import ExactLaw
 
 GOOD: dict[str, Any] = {
@@ -270,7 +270,7 @@ def test_means_of_a_run(name: str, kac: Path, monkeypatch: pytest.MonkeyPatch) -
             got = means(kac / f"{name}.h5", block, (ny, nx), frame=frame)
             np.testing.assert_allclose(got, whole[frame], atol=1e-7)
         many = np.tile(whole[-1], (3, 2))
-        monkeypatch.setattr("mpiflow.simulation.field.simulation.VALUES", 100)
+        monkeypatch.setattr("mpiflow.initial.block_means.VALUES", 100)
         np.testing.assert_allclose(
             means(kac / f"{name}.h5", block, (3 * ny, 2 * nx)), many, atol=1e-7
         )

@@ -25,7 +25,8 @@ from mpiflow.run.simulate import record, simulate
 from mpiflow.run.stopping import Stopped
 from mpiflow.simulation.alloy.barrier_model import load_barrier_model
 from mpiflow.simulation.alloy.options import AlloyConfig
-from mpiflow.simulation.alloy.simulation import AlloySimulation, _later
+from mpiflow.simulation.alloy.simulation import AlloySimulation
+from mpiflow.simulation.alloy.windows import _later
 from mpiflow.solvers.vacancy import tiled as tiled_vacancy
 from mpiflow.solvers.vacancy.window_choice import MEMORY, WindowChoice, implied_bias
 from mpiflow.systems.alloy import Alloy

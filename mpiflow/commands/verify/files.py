@@ -229,14 +229,17 @@ def _check_content(path: Path, quick: bool, entry: manifest.Entry | None) -> str
         check_structure(file, frames, complete)
         if entry is not None:
             check_entry(about, file["time"][:frames], entry)
+        remark = ""
         if not quick:
-            _values_of(about)(file, about, frames, complete, parts).check()
+            values = _values_of(about)(file, about, frames, complete, parts)
+            values.check()
+            remark = values.remark
     text = f"good, {frames} frame{'s' * (frames != 1)}"
     text += f" to time {last[0]:g}" if last else ""
     text += "" if complete else ", NOT complete"
     if state == "changed" and entry is None:
         raise InputError("file", str(path), "a file as it was sealed", _changed(path, text))
-    return text + ("" if state == "sealed" else ", without checksums")
+    return text + ("" if state == "sealed" else ", without checksums") + remark
 
 
 def _values_of(about: Mapping[str, Any]) -> type[Values]:

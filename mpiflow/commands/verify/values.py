@@ -71,6 +71,8 @@ class Values:
     may_be_nan: tuple[str, ...] = ()
     #: Flips that may be taken back between two frames.
     slack = 0
+    #: What was not checked, for the line about the file.
+    remark = ""
 
     def __init__(
         self,
@@ -99,6 +101,9 @@ class Values:
                 self.file, self.system, self.frames, self.parts, math.prod(self._size())
             )
             self._hold(rule.check())
+            if len(rule.rules) < len(self.parts):
+                general = "is not known here: only what holds of any system is checked"
+                self.remark = f"; the law of {self.system} {general}"
 
     # -- what a system says more
 

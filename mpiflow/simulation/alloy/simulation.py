@@ -2,79 +2,36 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from mpiflow import observables
 from mpiflow.core import signals
-from mpiflow.core.block import Block, gather_records
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
-from mpiflow.core.lattice import Lattice, Layout, Shape, factorisations, split
+from mpiflow.core.lattice import Lattice, Shape
 from mpiflow.core.mpi import MPI
-from mpiflow.core.parallel import agreed, arrival, local_rank
+from mpiflow.core.parallel import arrival, local_rank
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
-from mpiflow.files.schema import STANDARD, TIME
-from mpiflow.files.writer import Value
-from mpiflow.simulation.base import Content, Motion, Pace, Sample, Simulated
-from mpiflow.solvers.event_limits import NO_LIMIT
-from mpiflow.solvers.vacancy.events import check, check_species
-from mpiflow.solvers.vacancy.serial import VacancyKMC, total_rates
+from mpiflow.simulation.alloy.layout import cut, default_tile
+from mpiflow.simulation.alloy.state import AlloyFrame
+from mpiflow.simulation.alloy.windows import AlloyWindows
+from mpiflow.simulation.base import Motion, Pace
+from mpiflow.solvers.vacancy.events import check
+from mpiflow.solvers.vacancy.serial import VacancyKMC
 from mpiflow.solvers.vacancy.tiled import TiledKMC
-from mpiflow.solvers.vacancy.tiles import SMALLEST_TILE
 from mpiflow.solvers.vacancy.window_choice import AIM, MOST_HOPS, WindowChoice, implied_bias
 from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
 from mpiflow.systems.barriers import Barriers
 
 AlloySolver = Literal["serial", "tiled"]
-#: Part of the time of a hop at which it has not been made yet, whatever the rounding.
-BEFORE = 1.0 - 2.0**-40
-TIME_IN_S = replace(TIME, units="s", long_name="time")
-#: Points of a tile along x, where the lattice is not smaller.
-TILE = 16
 
 
-@dataclass(frozen=True)
-class AlloyFrame:
-    """The state's observables at one time; one entry for each member that this rank holds.
-
-    Attributes
-    ----------
-    time : s
-    bonds : (M, S + 1, S + 1) int64, bonds by species of the corner and of the centre
-    hops : (M,) int64, since time 0
-    window, windows : the last window of the tiled solver in s, and how many there were; 0 if none
-    """
-
-    time: float
-    bonds: np.ndarray
-    hops: np.ndarray
-    window: float = 0.0
-    windows: int = 0
-
-    #: What a file holds of it, for each member.
-    NAMES = ("sro", "warren_cowley", "long_range_order", "bonds", "hops")
-
-    def scalars(self) -> dict[str, np.ndarray]:
-        """What a Trajectory holds of a frame, by name, with a leading member axis."""
-        return {
-            "sro": alloy.short_range_order(self.bonds),
-            "warren_cowley": alloy.warren_cowley(self.bonds),
-            "long_range_order": alloy.long_range_order(self.bonds),
-            "bonds": self.bonds,
-            "hops": self.hops,
-        }
-
-
-class AlloySimulation(Simulated):
+class AlloySimulation(AlloyWindows):
     """Vacancy kinetic Monte Carlo of one lattice, or of many lattices dealt to ranks.
 
     Parameters
@@ -127,16 +84,12 @@ class AlloySimulation(Simulated):
         require_rule(system, Alloy)
         self.barriers_name = barriers_name
         self.system, self.barriers = system, barriers
-        self.seed, self.members = seed, members
-        self.comm = MPI.COMM_WORLD if comm is None else comm
         self.cells = (cells,) * 3 if isinstance(cells, int) else tuple(cells)
         least = 2 * alloy.REACH // 2
         if len(self.cells) != 3 or min(self.cells) < least:
             raise InputError("cells", cells, f"{least} or more along each of three axes", "Try 8.")
-        self.lattice = Lattice(tuple(2 * n for n in self.cells))
+        self._set_up(Lattice(tuple(2 * n for n in self.cells)), seed, members, comm)
         self.sites = self.lattice.sites // 4
-        if members < 1:
-            raise InputError("members", members, "1 or more", "Leave it out for one lattice.")
         self.tile: Shape = self.lattice.shape
         if solver == "tiled":
             if tile is None:
@@ -146,15 +99,10 @@ class AlloySimulation(Simulated):
             raise InputError("solver", solver, "'serial' or 'tiled'", "Use tiled.")
         else:
             self._check_serial(window, tile, device)
-        halo = TiledKMC.halo
+        layout = None
         if members == 1:
             layout = cut(self.lattice, self.comm.size, self.tile, ranks_grid)
-            self.block = Block.tile(layout, self.comm, halo=halo)
-            self.block.load(np.full((1, *self.block.shape), alloy.NOT_A_SITE, np.int8))
-        else:
-            numbers = np.arange(*split(members, self.comm.size, self.comm.rank))
-            none = np.full((len(numbers), *self.lattice.shape), alloy.NOT_A_SITE, np.int8)
-            self.block = Block.periodic(none, numbers, halo=halo)
+        self.block = self._make_block(layout, halo=TiledKMC.halo, unset=alloy.NOT_A_SITE)
         self.solver: VacancyKMC | TiledKMC
         if solver == "tiled":
             local = local_rank(self.comm) if device == "cuda" else 0
@@ -163,8 +111,7 @@ class AlloySimulation(Simulated):
         else:
             check(system, barriers, self.block)
             self.solver = VacancyKMC(system, barriers, self.block.batch)
-        self.time = 0.0
-        self.step = 0
+        self.time, self.step = 0.0, 0
         self._clock = Clock(self.window or 0.0)
         self.choice: WindowChoice | None = None
         self.lattice_constant = alloy.LATTICE_CONSTANT
@@ -187,86 +134,12 @@ class AlloySimulation(Simulated):
         if device != "cpu":
             raise InputError("device", device, "'cpu' for the serial solver", "Use tiled.")
 
-    # -- state ---------------------------------------------------------------------
-
-    def set_species(self, fill: Callable[..., float | None], **options: Any) -> None:
-        """Set the initial state with a function of :mod:`mpiflow.initial.alloy`.
-
-        Functions that draw random numbers get this simulation's seed. One that reads a file
-        returns its lattice constant, which the simulation then has.
-        """
-        if "seed" in inspect.signature(fill).parameters:
-            options.setdefault("seed", self.seed)
-        self._counts, self._sound, self._started = None, False, True
-        constant = fill(self.block, **options)
-        if constant is not None:
-            self.lattice_constant = constant
-
-    def _check_state(self) -> None:
-        check_species(self.block, len(self.system.elements))
-
-    def _require_values(self, values: np.ndarray) -> None:
-        """Values are those of a grid of points, of which a quarter are sites."""
-        parities = [at % 2 for at in np.ogrid[self.local_box()]]
-        site = (parities[0] == parities[1]) & (parities[1] == parities[2])
-        elements = len(self.system.elements)
-        species = (values >= alloy.VACANCY) & (values <= elements) & (values == np.rint(values))
-        wrong = values[~np.where(site, species, values == alloy.NOT_A_SITE)]
-        if wrong.size:
-            where = f"where coordinates have equal parity, else {alloy.NOT_A_SITE}"
-            allowed = f"0 (vacancy) to {elements} {where}"
-            raise InputError("species", wrong[0].item(), allowed, "Look at the state.")
-
-    def _put(self, values: np.ndarray) -> None:
-        species = np.ascontiguousarray(values, np.int8)
-        self.set_species(lambda block: block.load(species))
-
-    @property
-    def window(self) -> float | None:
-        """The window of the tiled solver in s that was given, None where there is none."""
-        return self.solver.window if isinstance(self.solver, TiledKMC) else None
-
-    @property
-    def tiled(self) -> bool:
-        """Whether it evolves in windows."""
-        return isinstance(self.solver, TiledKMC)
-
-    @property
-    def chooses(self) -> bool:
-        """Whether windows are chosen from the hops before."""
-        return isinstance(self.solver, TiledKMC) and self.solver.window is None
-
-    def choose_windows(self, hops: float = AIM) -> WindowChoice:
-        """From now on choose each window so that a vacancy makes about so many hops in it.
-
-        The first one is that of the rates of the present state, the others are those of
-        :mod:`mpiflow.solvers.vacancy.window_choice`, all the same on any number of ranks. The first
-        advance calls this if nobody did. Collective.
-        """
-        if not self.chooses:
-            raise InputError(
-                "window", self.window, "the tiled solver without a window", "Leave it out."
-            )
-        number, total = self._rate()
-        if not total > 0:
-            raise InputError("window", None, "vacancies that can hop", "Give the window.")
-        self.choice = WindowChoice(number, hops * number / total, hops)
-        return self.choice
-
-    def _rate(self) -> tuple[int, float]:
-        """Vacancies of all lattices, and the sum of their rates as they are now. Collective."""
-        self.require_state()
-        rates = total_rates(self.system, self.barriers, self.block).reshape(-1, 1)
-        everyone = gather_records(rates, self.comm)
-        # fsum is exact, so the order of ranks does not matter.
-        facts = None if everyone is None else (len(everyone), math.fsum(everyone[:, 0]))
-        number, total = self.comm.bcast(facts)
-        return int(number), float(total)
+    # -- in words --------------------------------------------------------------------
 
     def remarks(self) -> list[str]:
+        """What a user should know about the window that was given. Collective."""
         if not self._started:  # it goes on from elsewhere: there are no rates yet
             return []
-        """What a user should know about the window that was given. Collective."""
         bias = implied_bias(self.tile, self.lattice.shape, MOST_HOPS)
         if self.window is None or bias == 0:
             return []
@@ -286,48 +159,6 @@ class AlloySimulation(Simulated):
         """Hops so far that this rank has made."""
         return int(self._hops.sum())
 
-    def numbers(self) -> np.ndarray:
-        """Numbers of vacancies and of atoms of each element, of the first lattice. Collective."""
-        self.require_state()
-        bonds = observables.bond_counts(self.block, len(self.system.elements) + 1)
-        root, size = 0, self.comm.size
-        while self.members > 1 and split(self.members, size, root)[1] == 0:  # has no member
-            root += 1
-        counts = self.comm.bcast(alloy.species_numbers(bonds)[:1], root=root)
-        return np.asarray(counts[0])
-
-    def species(self) -> np.ndarray:
-        """Species of this rank's sites in C order of their places, (members here, sites) int8.
-
-        To be read: writing to them raises, :meth:`set_species` sets the state.
-        """
-        if not self._sound:
-            self._check_state()
-        field = self.block.spins()
-        out: np.ndarray = field[:, alloy.is_site(field.shape[1:])]
-        out.flags.writeable = False
-        return out
-
-    def is_site(self) -> np.ndarray:
-        return alloy.is_site(self.block.shape)
-
-    def local_sites(self) -> slice:
-        """This rank's part of all sites in C order; ranks must be slabs along x."""
-        layout = self.block.layout
-        if layout is None:
-            return slice(0, self.sites)
-        if layout.ranks_grid[1:] != (1, 1):
-            raise InputError(
-                "ranks_grid",
-                layout.ranks_grid,
-                "slabs along x, (ranks, 1, 1), to save species",
-                "Leave the grid out, use fewer ranks, or do not save species.",
-            )
-        (start, stop), *_ = layout.bounds(self.comm.rank)
-        return slice(
-            self.sites * start // self.lattice.shape[0], self.sites * stop // self.lattice.shape[0]
-        )
-
     def describe(self) -> str:
         """One line: size, vacancies, solver and how the work is divided."""
         one = f"{self.sites} sites of {' x '.join(map(str, self.cells))} cells"
@@ -339,11 +170,8 @@ class AlloySimulation(Simulated):
             chosen = f"windows of about {aim:g} hops of a vacancy"
             window = chosen if self.window is None else f"window {self.window:.3g} s"
             how = f"tiles of {tile} points, {window}"
-        layout = self.block.layout
-        grid = f" in a grid of {layout.ranks_grid}" if layout and layout.ranks > 1 else ""
-        ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}{grid}"
         name = f", barriers {self.barriers_name}" if self.barriers_name else ""
-        return f"{what}, {self.system.temperature:g} K, {how}, {ranks}{name}"
+        return f"{what}, {self.system.temperature:g} K, {how}, {self._tiles_in_words()}{name}"
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -382,7 +210,7 @@ class AlloySimulation(Simulated):
             lines.append(f"{rank:4}  " + "  ".join(f"{row[name]:12.6g}" for name in names))
         return "\n".join(lines)
 
-    # -- dynamics ------------------------------------------------------------------
+    # -- dynamics --------------------------------------------------------------------
 
     def advance(self, duration: float) -> None:
         """Advance the state by a time in s, a multiple of the window of the tiled solver."""
@@ -404,111 +232,6 @@ class AlloySimulation(Simulated):
             self.time = time  # exactly: not a sum of durations, which rounds
             made = self.solver.advance(self.block, seed=self.seed, until=time)
             self._hops = self._hops + made
-
-    def _through_windows(
-        self,
-        *,
-        time: float = math.inf,
-        end: float = math.inf,
-        hops: float = math.inf,
-        most: float = math.inf,
-        over: Callable[[], bool] = lambda: False,
-    ) -> int:
-        """Windows until a time in s or a number of hops, or until there were so many of both.
-
-        Those that are chosen go a whole number of times into what is left until ``end``, wherever
-        calls end. A window that is ``over`` before its end on any rank is taken back.
-        """
-        work, made, could = 0, 0, -1
-        if math.isfinite(hops):
-            made = self.hops_made
-        with self._at_work():
-            while self.time < time and made < hops and work < most:
-                new = self._given_window(over) if self.window else self._chosen_window(end, over)
-                if new is None:
-                    break
-                if new == 0 and math.isfinite(hops) and made != could:  # no hop changes that
-                    if not self._can_hop():
-                        raise self._stuck(int(hops), made)
-                    could = made
-                made, work = made + new, work + 1 + new
-        return work
-
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """In the block, windows may be made. Collective."""
-        assert isinstance(self.solver, TiledKMC)  # noqa: S101 - for the type checker
-        self.require_state()
-        if self.chooses and self.choice is None:
-            self.choose_windows()
-        if self.block.batch:  # more ranks than members leave some with none
-            self.solver.prepare(self.block)
-        self._before = np.empty_like(self.block.array)
-        yield
-        del self._before
-
-    def _given_window(self, over: Callable[[], bool]) -> int | None:
-        """A window of the length that was given; the hops of all lattices, None if taken back."""
-        window = self.window or 0.0
-        hops, made, share = self._try(window, self.step * window, NO_LIMIT, over)
-        if share == 0.0:
-            return None
-        self._hops = self._hops + hops
-        self.step += 1
-        self.time = self._clock.time(self.step)
-        return made
-
-    def _chosen_window(self, end: float, over: Callable[[], bool]) -> int | None:
-        """A chosen window; the hops of all lattices, None if it is taken back."""
-        solver, choice = self.solver, self.choice
-        assert isinstance(solver, TiledKMC)  # noqa: S101 - for the type checker
-        assert choice is not None  # noqa: S101 - for the type checker
-        window, all_of_it = choice.ahead(end - self.time - self._rest)
-        known, asked = len(solver.log or ()), window
-        while True:
-            hops, made, share = self._try(window, 0.0, choice.limit, over)
-            if share == 0.0:
-                return None
-            if share == 1.0:
-                break
-            # The same again as far as it goes before the hop that is too much.
-            window *= share * BEFORE
-        for events in (solver.log or [])[known:]:
-            events.time[...] += self.time
-        self._hops = self._hops + hops
-        choice.count(window, made)
-        self.step += 1
-        self.time, self._rest = _later(self.time, self._rest, window)
-        if all_of_it and window == asked:
-            self.time, self._rest = end, 0.0
-        return made
-
-    def _try(
-        self, window: float, start: float, limit: int, over: Callable[[], bool]
-    ) -> tuple[np.ndarray, int, float]:
-        """A window; hops of each lattice here, those of all, and the part of it that was made.
-
-        If that is not all of it, the state is as before. 0: it was told to stop, which
-        :attr:`taken_back` knows.
-        """
-        solver = self.solver
-        assert isinstance(solver, TiledKMC)  # noqa: S101 - for the type checker
-        np.copyto(self._before, self.block.array)
-        known, hops, share = len(solver.log or ()), np.zeros(0, np.int64), 1.0
-        if self.block.batch:
-            hops = solver.step(
-                self.block, self.step, start, window, seed=self.seed, limit=limit, over=over
-            )
-            solver.settle(self.block)
-            share = 0.0 if solver.abandoned else solver.share
-        made, stopped = self.comm.allreduce(np.array([hops.sum(), share < 1.0], np.int64))
-        if stopped:
-            share = float(self.comm.allreduce(share, op=MPI.MIN))
-            np.copyto(self.block.array, self._before)
-            if solver.log is not None:
-                del solver.log[known:]
-        self.taken_back = int(made) if share == 0.0 else None
-        return hops, int(made), share
 
     def advance_some(self, time: float, most: int, target: float) -> int:
         """Advance towards a time in s, by at most so many hops of each lattice. Collective.
@@ -539,6 +262,7 @@ class AlloySimulation(Simulated):
         return self.hops_made - before
 
     time_unit = " s"
+
     counts_events = True
 
     @property
@@ -582,11 +306,6 @@ class AlloySimulation(Simulated):
         end = motion.schedule.end - motion.schedule.start
         return Pace(1.0, "hop") if by_hops else Pace(1e-9 * end, "s of the lattice")
 
-    @property
-    def hops_made(self) -> int:
-        """Hops of the first lattice since time 0. Collective."""
-        return int(self.block.total(self._hops)[0])
-
     def _windows(self, steps: int) -> None:
         assert isinstance(self.solver, TiledKMC)  # noqa: S101 - for the type checker
         if self.block.batch:  # more ranks than members leave some with none
@@ -613,18 +332,11 @@ class AlloySimulation(Simulated):
             return
         self._through_windows(hops=hops)
 
-    def _stuck(self, hops: int, made: int) -> InputError:
-        return InputError("hops", hops, f"{made}: no vacancy can hop any more", "Use --time.")
-
     def _require_one_clock(self, hops: int) -> None:
         if self.members > 1:
             raise InputError(
                 "hops", hops, "a time, with several members: their clocks differ", "Use --time."
             )
-
-    def _can_hop(self) -> bool:
-        rates = total_rates(self.system, self.barriers, self.block)
-        return bool(self.comm.allreduce(bool(rates.any()), op=MPI.LOR))
 
     def steps_in(self, duration: float, name: str = "time") -> int:
         """Whole windows in ``duration``; raises if it is not a multiple of the window."""
@@ -637,8 +349,6 @@ class AlloySimulation(Simulated):
             other="another --window",
             unit=" s",
         )
-
-    # -- what its file holds ---------------------------------------------------------
 
     def attributes(self, saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
         about = super().attributes(saved)
@@ -654,81 +364,6 @@ class AlloySimulation(Simulated):
         bias = implied_bias(self.tile, self.lattice.shape, aim)
         return about | {"window_hops": aim, "window_bias_percent": -bias}
 
-    def content(self, *, species: bool = False) -> Content:
-        """Order, bonds and hops.
-
-        Parameters
-        ----------
-        species : also the species of every site
-        """
-        if self.chooses and self.choice is None:
-            self.choose_windows()
-        ensemble: dict[str, int] = {"member": self.members} if self.members > 1 else {}
-        names = ("vacancy", *self.system.elements)
-        coordinates = {
-            "pair": np.array(alloy.pair_names(self.system.elements)),
-            "element": np.array(self.system.elements),
-            "corner_species": np.array(names),
-            "centre_species": np.array(names),
-        }
-        dims = ensemble | {name: len(values) for name, values in coordinates.items()}
-        variables = [
-            STANDARD[name].over(*ensemble, *STANDARD[name].dims) for name in AlloyFrame.NAMES
-        ]
-        if self.knows_windows:
-            variables += [STANDARD["window"], STANDARD["windows"]]
-        if species:
-            with agreed(self.comm):
-                self.local_sites()  # ranks may not be slabs
-            dims["site"] = self.sites
-            variables.append(STANDARD["species"].over(*ensemble, "site"))
-
-        def frame() -> Sample:
-            now = self.measure()
-            shown = {"hops": int(now.hops[0])} if now.hops.size else {}
-            values = self._values(now, species)
-            if self.knows_windows:
-                values |= {"window": now.window, "windows": now.windows}
-            return Sample(now.time, values, shown)
-
-        return Content(dims, coordinates, variables, self.attributes(), frame, TIME_IN_S)
-
-    def _values(self, frame: AlloyFrame, species: bool) -> dict[str, Value]:
-        """This rank's part of everything that a frame holds."""
-        one = self.members == 1
-        values: dict[str, Value] = {}
-        for name, value in frame.scalars().items():
-            rest = tuple(slice(0, n) for n in value.shape[1:])
-            values[name] = value[0] if one else (value, (self.local_members, *rest))
-        if species:
-            field = self.species()
-            place = (self.local_sites(),)
-            values["species"] = (field[0], place) if one else (field, (self.local_members, *place))
-        return values
-
-    def measure(self) -> AlloyFrame:
-        """Observables of the present state; checks that no atom was lost. Collective."""
-        self.require_state(anew=True)
-        bonds = observables.bond_counts(self.block, len(self.system.elements) + 1)
-        counts = alloy.species_numbers(bonds)
-        if self._counts is None:
-            self._counts = counts
-        if np.any(counts != self._counts) or np.any(counts.sum(axis=-1) != self.sites):
-            raise RuntimeError(f"atoms were lost: {self._counts} became {counts}")
-        window = self.choice.last if self.choice else self.window or 0.0
-        return AlloyFrame(self.time, bonds, self.block.total(self._hops), window, self.step)
-
-    def schedule(self, time: float, every: float, begun: bool = False) -> Schedule:
-        """Frames now, every ``every`` s, and after ``time``; raises if windows do not fit.
-
-        Of a run that has ``begun``, perhaps with another window, only ``every`` is looked at.
-        """
-        if not begun:
-            self.steps_in(time, "time")
-        if self.steps_in(every, "save_every") == 0:
-            raise InputError("save_every", every, "a number above 0", "Try 1e-8.")
-        return Schedule.of(self.time, time, every)
-
     def schedule_of_hops(self, hops: int, every: int) -> Schedule:
         """Frames now, every so many hops, and after ``hops``. Collective."""
         self._require_one_clock(hops)
@@ -737,14 +372,6 @@ class AlloySimulation(Simulated):
                 raise InputError(name, number, "a whole number above 0", "Try 1000.")
         start = self.hops_made
         return Schedule.of(start, hops, every, "hops")
-
-    def frames(self, time: float, every: float) -> Iterator[AlloyFrame]:
-        """Run for a time, yielding the observables now, every ``every`` s, and at the end."""
-        schedule = self.schedule(time, every)
-        yield self.measure()
-        for number in range(1, schedule.last + 1):
-            self.advance_to(schedule.target(number))
-            yield self.measure()
 
     def frames_by_hops(self, hops: int, every: int) -> Iterator[AlloyFrame]:
         """Run for a number of hops, yielding the observables now, every so many, and at the end."""
@@ -779,8 +406,7 @@ class AlloySimulation(Simulated):
         default = self.lattice_constant
         self.lattice_constant = float(state.numbers.get("lattice_constant", default))
         hops = state.arrays["hops"].astype(np.int64)
-        whole = self.members > 1 or self.comm.rank == 0
-        self._hops, self._counts = hops if whole else np.zeros_like(hops), None
+        self._hops, self._counts = self._shares(hops), None
         self._sound = False
         self.knows_windows = self.tiled and "windows" in state.numbers
         if isinstance(self.solver, VacancyKMC):
@@ -794,56 +420,3 @@ class AlloySimulation(Simulated):
             if self.solver.window is None:  # chosen once, by an older version
                 self.solver.window = float(state.numbers["window"])
             self._clock = Clock.restored(state.numbers, self.solver.window)
-
-
-def _later(time: float, rest: float, step: float) -> tuple[float, float]:
-    """time + rest + step as the float below it and what is left, exact to the last bit of that.
-
-    A window may be shorter than the spacing of floats at a late time.
-    """
-    step += rest
-    total = time + step
-    before = total - step
-    rest = (time - before) + (step - (total - before))  # Knuth's sum of two numbers
-    if rest < 0:
-        below = math.nextafter(total, -math.inf)
-        total, rest = below, rest + (total - below)
-    return total, rest
-
-
-def default_tile(shape: Shape) -> Shape:
-    """Slabs of about :data:`TILE` points along x: fewer boundaries and passes than cubes.
-
-    It must not depend on the ranks. Many of them need smaller tiles, given by the user.
-    """
-    x, y, z = shape
-    fitting = [n for n in range(SMALLEST_TILE, x // 2 + 1, 2) if x % (2 * n) == 0]
-    return min(fitting, key=lambda n: abs(n - TILE), default=x), y, z
-
-
-def cut(lattice: Lattice, ranks: int, tile: Shape, ranks_grid: Shape | None = None) -> Layout:
-    """Whole tiles on every rank. Tiles that do not fit the lattice are the solver's matter."""
-    sides = lattice.shape
-    fitting = all(n > 0 and side % n == 0 for side, n in zip(sides, tile, strict=True))
-    unit: Shape = tile if fitting else (2, 2, 2)
-    if ranks_grid is not None and math.prod(ranks_grid) != ranks:
-        raise InputError(
-            "ranks_grid",
-            ranks_grid,
-            f"a grid of {ranks} ranks",
-            "Start as many ranks as the grid has.",
-        )
-    most = tuple(side // n for side, n in zip(sides, unit, strict=True))
-    grids = factorisations(ranks, 3) if ranks_grid is None else [tuple(ranks_grid)]
-    if not any(all(n <= m for n, m in zip(grid, most, strict=False)) for grid in grids):
-        raise InputError(
-            "ranks" if ranks_grid is None else "ranks_grid",
-            ranks if ranks_grid is None else ranks_grid,
-            f"at most {most} ranks along the axes, in whole tiles of {unit} points",
-            "Use fewer ranks, smaller tiles or a larger lattice.",
-        )
-    if ranks_grid is not None:
-        return Layout(lattice, tuple(ranks_grid), unit)
-    if ranks <= most[0]:
-        return Layout(lattice, (ranks, 1, 1), unit)
-    return Layout.balanced(lattice, ranks, unit)

@@ -6,10 +6,8 @@ import math
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, Shape
-from mpiflow.core.schedule import Schedule
+from mpiflow.simulation.alloy.layout import cut, default_tile
 from mpiflow.simulation.alloy.options import AlloyConfig
-from mpiflow.simulation.alloy.simulation import cut as cut
-from mpiflow.simulation.alloy.simulation import default_tile
 from mpiflow.simulation.sizes import (
     IMAGES,
     SPECIES,
@@ -19,7 +17,9 @@ from mpiflow.simulation.sizes import (
     _numbers,
     _sides,
     _stored,
-    file_memory,
+    cut_as,
+    frames_of,
+    planned,
     share,
 )
 from mpiflow.solvers.vacancy.tiled import TiledKMC
@@ -75,36 +75,25 @@ def plan(config: AlloyConfig, ranks: int) -> Plan:
     if one:
         layout = cut(lattice, ranks, tile, config.ranks_grid)
     largest = share(layout, most=True)
-    end = float(config.hops if config.hops is not None else config.time or 0.0)
-    frames = Schedule.of(0.0, end, config.save_every or end).last + 1
-    stored = alloy_variables(config, sites, frames)
-    memory = alloy_memory(config, largest, batch)
-    own = math.prod(largest) // 4 * batch * config.species
-    # Of a site also its place: a mask of all points, and three indices.
-    memory |= file_memory(stored, config, frames, ranks, own=own, making=29 * own)
-    windows = ""
     # All points of the grid, of which one in four is a site; the rest compresses to nothing.
-    checkpoint, grid = sites * config.members, lattice.sites * config.members
+    own = math.prod(largest) // 4 * batch * config.species
+    windows = ""
     if config.window is not None and config.time is not None:
         windows = f", {round(config.time / config.window)} windows of {config.window:g} s"
     far = f"{config.hops} hops" if config.hops is not None else f"{config.time:g} s"
-    solver = "serial solver" if serial else f"tiled solver, tiles of {_sides(tile)} points"
-    return Plan(
-        config=config,
-        ranks=ranks,
-        shape=lattice.shape,
-        grid=layout.ranks_grid,
-        smallest=share(layout, most=False),
-        largest=largest,
-        members_here=(config.members // ranks, batch),
-        kernel=solver,
+    return planned(
+        config,
+        ranks,
+        alloy_memory(config, largest, batch),
+        alloy_variables(config, sites, frames_of(config)),
+        own=own,
+        making=29 * own,  # of a site also its place: a mask of all points, and three indices
+        checkpoint=sites * config.members,
+        gathered=IMAGES * lattice.sites * config.members,
+        kernel="serial solver" if serial else f"tiled solver, tiles of {_sides(tile)} points",
         steps=far + windows,
-        frames=frames,
         # A window of the tiled solver may hold more hops than lie between frames.
         exact=serial or config.hops is None,
-        memory=memory | {"checkpoint": IMAGES * grid},
-        first_only=memory["frames received"] + IMAGES * grid,
-        stored=stored,
-        checkpoint=checkpoint,
         unit="points",
+        **cut_as(layout),
     )

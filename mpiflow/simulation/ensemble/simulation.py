@@ -7,26 +7,21 @@ rank has to tell the others.
 from __future__ import annotations
 
 import json
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 
-from mpiflow.core import arrays
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice
 from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed, arrival
 from mpiflow.core.schedule import Clock, State
-from mpiflow.files import footer
 from mpiflow.files.checkpoint import Checkpoint
-from mpiflow.files.moments import times_of
 from mpiflow.files.schema import CLOCK, STANDARD, TIME
-from mpiflow.files.writer import Value
+from mpiflow.initial.ensemble import StateForm, states_of_file
 from mpiflow.simulation.base import Built, Content, Rows, Sample, Simulated
 from mpiflow.simulation.ensemble.options import (
     ChainConfig,
@@ -41,8 +36,6 @@ from mpiflow.solvers.mean_field import MeanField
 
 #: Options that say how long, what is saved and from where, not what moves.
 _RECORDED = {"time", "save_every", "profile"}
-#: Numbers of an initial file that are in memory at once, about.
-VALUES = 2**22
 
 
 class Ensemble(Simulated):
@@ -70,12 +63,11 @@ class Ensemble(Simulated):
             raise InputError("state", "infinity or no number", "finite numbers", "Look at it.")
 
     def describe(self) -> str:
-        config, comm = self.config, self.comm
+        config = self.config
         size = " x ".join(map(str, config.shape))
         many = f"{config.members} systems of " if config.members > 1 else ""
         dt = "" if config.step is None else f" with dt = {config.step:g}"
-        ranks = f"{comm.size} rank{'s' * (comm.size > 1)}"
-        return f"{config.system}, {many}{size} sites, {config.moves}{dt}, {ranks}"
+        return f"{config.system}, {many}{size} sites, {config.moves}{dt}, {self._ranks_in_words()}"
 
     def facts(self) -> dict[str, Any]:
         """What makes it the same run; the initial state is that of the checkpoint."""
@@ -90,8 +82,8 @@ class Ensemble(Simulated):
         ----------
         profile : also what lies along the axis
         """
-        config, one = self.config, self.members == 1
-        dims = {} if one else {"member": self.members}
+        config = self.config
+        dims = {} if self.members == 1 else {"member": self.members}
         ensemble = tuple(dims)
         variables = [STANDARD[name].over(*ensemble) for name in config.scalars]
         coordinates: dict[str, np.ndarray] = {}
@@ -100,15 +92,11 @@ class Ensemble(Simulated):
             if config.axis == "position":
                 coordinates["position"] = (np.arange(along) + 0.5) / along
             variables += [STANDARD[name].over(*ensemble, config.axis) for name in config.profiles]
-        members, whole = self.local_members, slice(0, config.shape[-1])
 
         def frame() -> Sample:
             now = self.measure()
-            values: dict[str, Value] = {
-                name: value[0] if one else (value, (members,)) for name, value in now.items()
-            }
-            for name, value in (self.profiles() if profile else {}).items():
-                values[name] = value[0] if one else (value, (members, whole))
+            along = self.profiles() if profile else {}
+            values = {name: self._of_members(value) for name, value in (now | along).items()}
             first = now[config.scalars[0]]
             # With more ranks than members rank 0 may have none.
             shown = {config.scalars[0]: float(first[0])} if first.size else {}
@@ -127,7 +115,8 @@ class Ensemble(Simulated):
         InputError : it cannot be read, or holds no states of such systems
         """
         own = np.arange(self.local_members.start, self.local_members.stop)
-        for members, states in states_of_file(config, own):
+        form = StateForm(config.system, config.states, config.shape, config.part, config.axis)
+        for members, states in states_of_file(Path(config.initial), config.moment, form, own):
             fine = np.isfinite(states).all()
             if allowed := self.put(members, states) if fine else "finite numbers":
                 raise InputError("initial", config.initial, allowed, "Look at the file.")
@@ -404,85 +393,3 @@ def _built(
         if point is None and sim.from_file:
             sim.begin_from_file(config)
     return Built(sim)
-
-
-# -- files ------------------------------------------------------------------------------------
-
-
-def states_of_file(
-    config: EnsembleConfig, wanted: np.ndarray
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """States in the initial file of a configuration, a few members at a time.
-
-    Parameters
-    ----------
-    wanted : (B,) numbers of members. A ``.npy`` holds one state for all of them; of an ensemble
-        in the file of a run each starts from its own, unless the moment names one
-
-    Yields
-    ------
-    which of the ``wanted``, and (n, ``config.states``, *``config.part``) float64
-
-    Raises
-    ------
-    InputError : the file cannot be read, or holds no states of such a system
-    """
-    path, moment, parts = Path(config.initial), config.moment, (len(config.states), *config.part)
-    rows = max(1, VALUES // math.prod(parts))
-    groups = [slice(i, min(i + rows, len(wanted))) for i in range(0, len(wanted), rows)]
-    try:
-        if arrays.is_array_file(path):
-            state = _of_array(config, path).reshape(1, *parts)
-            yield slice(0, len(wanted)), np.asarray(state, float)
-            return
-        footer.check(path)
-        with h5py.File(path, "r", locking=False) as file:
-            data = _of_run(config, path, file)
-            frame = moment.frame_of(path, times_of(file, len(data[0])))
-            several = data[0].ndim > 1 + len(config.part)
-            own = moment.members_of(path, data[0].shape[1] if several else 0, wanted)
-            for group in groups if several and moment.member is None else [slice(0, len(wanted))]:
-                # Each its own: neighbours. One for all is read once.
-                places = slice(own[group][0], own[group][-1] + 1) if own[group].size else slice(0)
-                at = (frame, places) if several else frame
-                read = [each[at] for each in data]
-                states = np.stack(read, axis=int(several)).reshape(-1, *parts)
-                yield group, np.asarray(states, float)
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        allowed = "a readable .npy or mpiflow HDF5 file"
-        raise InputError("initial", str(path), allowed, f"Reading said: {error}.") from error
-
-
-def _of_array(config: EnsembleConfig, path: Path) -> np.ndarray:
-    """A state in a ``.npy``, mapped."""
-    shape = (len(config.states),) * (len(config.states) > 1) + config.part
-    wanted = f"numbers of shape {shape}" if shape else "a magnetization, one number"
-    values = arrays.mapped("initial", path, f"a readable .npy of {wanted}")
-    if values.shape != shape and not (shape == () and values.shape == (1,)):
-        allowed = f"{wanted}; the file has shape {values.shape}"
-        raise InputError("initial", str(path), allowed, "Use a matching --size, or reshape it.")
-    return values
-
-
-def _of_run(config: EnsembleConfig, path: Path, file: h5py.File) -> list[h5py.Dataset]:
-    """What makes up the states of a run, over time, perhaps members, and a part of a state."""
-    system = file.attrs.get("system", "")
-    found = [file.get(name) for name in config.states]
-    if system not in ("", config.system) or not all(isinstance(d, h5py.Dataset) for d in found):
-        allowed = f"a run of {config.system} that holds {' and '.join(config.states)}"
-        remedy = "Save it with --profile." if system == config.system else "Use such a run."
-        shown = f"{path}, of {system or 'another program'}"
-        raise InputError("initial", shown, allowed, remedy)
-    part, shape = len(config.part), config.shape
-    for data in found:
-        if data.ndim not in (1 + part, 2 + part) or data.shape != found[0].shape:
-            allowed = f"{' and '.join(config.states)} over time, perhaps members, {config.axis}"
-            raise InputError("initial", str(path), allowed, "Check the file.")
-    about = json.loads(file.attrs.get("config_json", "{}"))
-    theirs = found[0].shape[found[0].ndim - part :] if part else about.get("size", shape)
-    if math.prod(theirs) != math.prod(shape):
-        allowed = f"a state of shape {shape}, the file has {tuple(theirs)}"
-        raise InputError("initial", str(path), allowed, "Use a matching --size.")
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mpiflow.core.lattice import Shape
-from mpiflow.core.schedule import Schedule
 from mpiflow.simulation.ensemble.options import CurieWeissConfig, EnsembleConfig
 from mpiflow.simulation.sizes import (
     DOUBLE,
@@ -14,26 +13,28 @@ from mpiflow.simulation.sizes import (
     _itemsize,
     _numbers,
     _stored,
-    file_memory,
+    frames_of,
+    planned,
 )
 
 
 def plan(config: EnsembleConfig, ranks: int) -> Plan:
     """Of systems that are whole on a rank, a single one on every rank."""
     one, shape = config.members == 1, config.shape
-    batch = -(-config.members // ranks)
-    frames = Schedule.of(0.0, config.time, config.save_every).last + 1
-    stored = ensemble_variables(config, frames)
-    memory = ensemble_memory(config, batch)
+    batch, dt = -(-config.members // ranks), config.step
     # Numbers of spins that are down and up, a clock and the flips; or all sites.
     profiles = 8 * shape[-1] * len(config.profiles)
     checkpoint = config.members * (profiles or 32)
     own = batch * profiles * config.saves_profiles
-    memory |= file_memory(stored, config, frames, ranks, own=own, making=own)
-    dt = config.step
-    return Plan(
-        config=config,
-        ranks=ranks,
+    return planned(
+        config,
+        ranks,
+        ensemble_memory(config, batch),
+        ensemble_variables(config, frames_of(config)),
+        own=own,
+        making=own,
+        checkpoint=checkpoint,
+        gathered=IMAGES * checkpoint,
         shape=shape,
         grid=(1,) * len(shape),
         smallest=shape,
@@ -41,12 +42,6 @@ def plan(config: EnsembleConfig, ranks: int) -> Plan:
         members_here=(1, 1) if one else (config.members // ranks, batch),
         kernel=config.moves,
         steps="events, not steps" if dt is None else f"{round(config.time / dt)} of {dt:g}",
-        frames=frames,
-        exact=True,
-        memory=memory | {"checkpoint": IMAGES * checkpoint},
-        first_only=memory["frames received"] + IMAGES * checkpoint,
-        stored=stored,
-        checkpoint=checkpoint,
         what="systems",
         whole=one,
     )

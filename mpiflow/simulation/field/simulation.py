@@ -1,36 +1,26 @@
-"""The simulation loop of a stochastic field of block means, as recordings and checkpoints see it.
-
-The initial state comes from a number, or from means of blocks in a file (:func:`means_of_file`).
-"""
+"""The simulation loop of a stochastic field of block means, as runs and checkpoints see it."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from mpiflow.core import arrays
 from mpiflow.core.errors import InputError
-from mpiflow.core.lattice import Lattice, Shape
+from mpiflow.core.lattice import Lattice
 from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.moments import Moment
 from mpiflow.files.schema import STANDARD, block_centres
-from mpiflow.files.trajectory import Trajectory
-from mpiflow.files.writer import Value
+from mpiflow.initial.block_means import means_of_file
 from mpiflow.simulation.base import Content, Sample, Simulated
 from mpiflow.solvers.field.stochastic import FieldSample, StochasticField
-
-#: Values of an initial file that are in memory at once, about.
-VALUES = 2**22
 
 
 class Sites:
@@ -138,11 +128,11 @@ class FieldSimulation(Simulated):
         side = self.field.block
         ny, nx = self.lattice.shape
         fields = f"{self.members} fields of " if self.members > 1 else ""
-        law, ranks, inner = self.field.law, self.comm.size, self.field.inner
+        law, inner = self.field.law, self.field.inner
         steps = f"each dt in {inner} inner steps, " if inner > 1 else ""
         return (
             f"{fields}{ny} x {nx} blocks of {side} x {side} sites, {law.structure} at "
-            f"T = {1 / law.beta:g}, {steps}{ranks} rank{'s' * (ranks > 1)}"
+            f"T = {1 / law.beta:g}, {steps}{self._ranks_in_words()}"
         )
 
     def facts(self) -> dict[str, Any]:
@@ -211,26 +201,22 @@ class FieldSimulation(Simulated):
 
         Where m leaves what was learned it is said once, with the time.
         """
-        one, side = self.members == 1, self.field.block
-        dims = {} if one else {"member": self.members}
+        side = self.field.block
+        dims = {} if self.members == 1 else {"member": self.members}
         ensemble = tuple(dims)
         variables = [STANDARD[name].over(*ensemble) for name in ("magnetization", "free_energy")]
         variables.append(STANDARD["coarse_magnetization"].over(*ensemble, "y", "x"))
         dims |= dict(zip("yx", self.lattice.shape, strict=True))
         coordinates = {axis: block_centres(dims[axis] * side, side) for axis in "yx"}
-        members = () if one else (self.local_members,)
 
         def frame() -> Sample:
             said = self._left()
             now, m = self.measure(), self.field.m
-            values: dict[str, Value] = {
-                name: value[0] if one else (value, members)
-                for name, value in (
-                    ("magnetization", now.magnetization),
-                    ("free_energy", now.free_energy),
-                )
+            values = {
+                "magnetization": self._of_members(now.magnetization),
+                "free_energy": self._of_members(now.free_energy),
+                "coarse_magnetization": self._of_box(m, *self.local_box()),
             }
-            values["coarse_magnetization"] = (m[0] if one else m, (*members, *self.local_box()))
             shown = {"m": float(now.magnetization[0])} if now.magnetization.size else {}
             return Sample(now.time, values, shown, said)
 
@@ -276,7 +262,7 @@ class FieldSimulation(Simulated):
 
         Parameters
         ----------
-        path, moment : see :func:`means_of_file`
+        path, moment : see :func:`~mpiflow.initial.block_means.means_of_file`
         """
         with agreed(self.comm):
             field, (rows, _) = self.field, self.local_box()
@@ -285,121 +271,3 @@ class FieldSimulation(Simulated):
                 for i, member in enumerate(field.numbers):
                     m[i] = read(int(member), rows)
         self.field.set(m)
-
-
-#: Means (n, nx) float64 of a member and of rows of blocks.
-Read = Callable[[int, slice], np.ndarray]
-
-
-@contextmanager
-def means_of_file(path: Path, moment: Moment, block: int, shape: Shape) -> Iterator[Read]:
-    """A function that reads rows of the means of blocks from a file.
-
-    Blocks in the file that are smaller are averaged, and a smaller lattice is repeated
-    periodically. A file with members gives to each its own, unless the moment names one.
-
-    Parameters
-    ----------
-    path : a Trajectory with ``coarse_magnetization``, ``spin`` or ``spin_bits``; or a .npy of
-        means of blocks of ``block`` sites, (sy, sx)
-    moment : of a Trajectory
-    block : sites a side
-    shape : (ny, nx) blocks that are wanted
-
-    Raises
-    ------
-    InputError : it is no such file, or its blocks or its lattice do not fit
-    """
-    try:
-        if arrays.is_array_file(path):
-            allowed = "a readable .npy of means of blocks, (ny, nx)"
-            values = arrays.mapped("initial", path, allowed)
-            if values.ndim != 2:
-                raise InputError("initial", f"{path}: {values.shape}", allowed, "Look at it.")
-            yield _Means(str(path), lambda _, rows: values[rows], values.shape, block, block, shape)
-            return
-        with Trajectory(path) as run:
-            name, dims, unit = _fields_of(run)
-            at = moment.frame_of(path, run.time)
-            sizes = [run.sizes[d] for d in dims]
-        with h5py.File(path, "r", locking=False) as file:
-            data, several = file[name], len(sizes) == 3
-            ny, nx = sizes[-2:]
-
-            def piece(member: int, rows: slice) -> np.ndarray:
-                own = moment.members_of(path, sizes[0] if several else 0, np.array([member]))
-                values = data[(at, *(own if several else []), rows)]
-                if name != "spin_bits":
-                    return np.asarray(values)
-                return 2 * np.unpackbits(values, axis=-1).view(np.int8) - 1
-
-            sides = ny, nx * (8 if name == "spin_bits" else 1)
-            yield _Means(str(path), piece, sides, unit, block, shape)
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        allowed = "a readable .npy or Trajectory"
-        raise InputError("initial", str(path), allowed, f"Reading said: {error}.") from error
-
-
-def _fields_of(run: Trajectory) -> tuple[str, tuple[str, ...], int]:
-    """Which variable of a run, its dimensions, and the sites a side of what it is over."""
-    names = [n for n in ("coarse_magnetization", "spin_bits", "spin") if n in run.variables]
-    if not names:
-        allowed = "a run with block means or spins"
-        raise InputError("initial", str(run.path), allowed, "Save it with --coarse 8.")
-    unit: Any = 1
-    if names[0] == "coarse_magnetization":
-        unit = run.config.get("coarse")
-        if not isinstance(unit, int) or unit < 1:
-            allowed = "a run whose configuration says the size of its blocks"
-            raise InputError("initial", str(run.path), allowed, "Use a run of mpiflow simulate.")
-    return names[0], run.variables[names[0]].dims, unit
-
-
-class _Means:
-    """Rows of means of blocks, made of rows of smaller blocks of a smaller lattice."""
-
-    def __init__(
-        self, path: str, piece: Read, sides: Shape, unit: int, block: int, shape: Shape
-    ) -> None:
-        self.piece, self.path, self.shape = piece, path, shape
-        self.times, rest = divmod(block, unit)
-        if rest:
-            allowed = f"a multiple of the {unit} sites a side of the blocks of {path}"
-            raise InputError("block", block, allowed, "Use another --block, or another file.")
-        lattice = tuple(side * unit for side in sides)
-        if any(side % block for side in lattice):
-            allowed = f"a lattice in blocks of {block} sites"
-            raise InputError("initial", f"{path}: {lattice}", allowed, "Use another --block.")
-        self.period = tuple(side // block for side in lattice)
-        if any(n % p for n, p in zip(shape, self.period, strict=True)):
-            wanted = tuple(n * block for n in shape)
-            allowed = f"a multiple of {lattice}, the lattice of {path}"
-            raise InputError("size", wanted, allowed, "The file is repeated whole times.")
-
-    def __call__(self, member: int, rows: slice) -> np.ndarray:
-        (ny, nx), count = self.period, rows.stop - rows.start
-        few = min(count, ny)
-        known = np.empty((few, nx))
-        step = max(1, VALUES // max(1, nx * self.times**2))
-        done = 0
-        while done < few:
-            first = (rows.start + done) % ny
-            n = min(step, few - done, ny - first)
-            known[done : done + n] = self._averaged(member, slice(first, first + n))
-            done += n
-        if not (abs(known) <= 1).all():
-            raise InputError("initial", self.path, "means of -1 to 1", "Look at the file.")
-        return np.tile(known[np.arange(count) % max(1, few)], (1, self.shape[1] // nx))
-
-    def _averaged(self, member: int, rows: slice) -> np.ndarray:
-        """Added up in one order: the same bits however rows are cut."""
-        q, n, nx = self.times, rows.stop - rows.start, self.period[1]
-        values = self.piece(member, slice(rows.start * q, rows.stop * q)).reshape(n, q, nx, q)
-        down, out = np.zeros((n, nx, q)), np.zeros((n, nx))
-        for i in range(q):
-            down += values[:, i]
-        for i in range(q):
-            out += down[..., i]
-        return out / q**2

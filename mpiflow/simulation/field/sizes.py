@@ -6,7 +6,7 @@ import math
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
-from mpiflow.core.schedule import Schedule, whole_steps
+from mpiflow.core.schedule import whole_steps
 from mpiflow.simulation.field.options import FieldConfig, describe
 from mpiflow.simulation.sizes import (
     IMAGES,
@@ -18,7 +18,8 @@ from mpiflow.simulation.sizes import (
     _kept,
     _numbers,
     _stored,
-    file_memory,
+    frames_of,
+    planned,
 )
 from mpiflow.solvers.field.steps import MOST
 
@@ -64,34 +65,28 @@ def plan(config: FieldConfig, ranks: int) -> Plan:
         raise InputError("block", config.block, allowed, "Use langevin for larger ones.")
     for name in ("save_every",) if config.resume else ("time", "save_every"):
         whole_steps(name, getattr(config, name), config.dt, other="another dt")
-    frames = Schedule.of(0.0, config.time, config.save_every).last + 1
     batch = -(-config.members // ranks)
     rows = (ny // ranks, -(-ny // ranks)) if one else (ny, ny)
-    stored = field_variables(config, structure, frames)
-    state = (4 if structure == "cosh" else 8) * ny * nx
-    checkpoint = config.members * state
+    checkpoint = config.members * (4 if structure == "cosh" else 8) * ny * nx
     memory = field_memory(config, structure, rows[1], batch, ranks)
-    # Its means are counted: a step needs more.
-    own = 4 * batch * rows[1] * nx
-    memory |= file_memory(stored, config, frames, ranks, own=own, making=0, stacked=1)
-    # It is made when no step is, and a step has more in memory than that unless ranks are many.
-    beyond = max(0, IMAGES * checkpoint - memory["step or frame"])
-    return Plan(
-        config=config,
-        ranks=ranks,
+    return planned(
+        config,
+        ranks,
+        memory,
+        field_variables(config, structure, frames_of(config)),
+        own=4 * batch * rows[1] * nx,
+        making=0,  # its means are counted: a step needs more
+        stacked=1,
+        checkpoint=checkpoint,
+        # It is made when no step is, and a step has more in memory unless ranks are many.
+        gathered=max(0, IMAGES * checkpoint - memory["step or frame"]),
+        gathered_as="checkpoint beyond that",
         shape=config.shape,
         grid=(ranks, 1) if one else (1, 1),
         smallest=(rows[0], nx),
         largest=(rows[1], nx),
-        members_here=(config.members // ranks, batch),
         kernel=f"{structure} structure",
         steps=f"{round(config.time / config.dt)} of {config.dt:g}",
-        frames=frames,
-        exact=True,
-        memory=memory | {"checkpoint beyond that": beyond},
-        first_only=memory["frames received"] + beyond,
-        stored=stored,
-        checkpoint=checkpoint,
         unit=f"blocks of {config.block} x {config.block} sites",
         what="fields",
     )

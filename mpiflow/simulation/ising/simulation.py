@@ -14,18 +14,18 @@ import numpy as np
 from mpiflow import observables
 from mpiflow.core import signals
 from mpiflow.core.block import Block
-from mpiflow.core.device import Device, threads
+from mpiflow.core.device import threads
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
-from mpiflow.core.lattice import Lattice, Layout, Shape, split
+from mpiflow.core.lattice import Lattice, Shape
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import BIT_RNG, RNG
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, fits
-from mpiflow.core.parallel import left_out, local_rank
+from mpiflow.core.parallel import left_out
 from mpiflow.core.schedule import Clock, Number, State
 from mpiflow.simulation import catalogue
 from mpiflow.simulation.rules.simulation import RuleSimulation
-from mpiflow.simulation.spins.simulation import Frame, SpinSimulation, cut
+from mpiflow.simulation.spins.simulation import Frame, SpinSimulation
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.site_field import SiteFieldSublattice, require_steps
 from mpiflow.solvers.spins.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
@@ -37,6 +37,8 @@ from mpiflow.systems.site_field import SiteField
 
 SolverName = Literal["sublattice", "nfold", "tiled-nfold"]
 KernelName = Literal["auto", "packed", "sliced", "plain"]
+#: What makes the unit smaller that tiles are cut in, by the kernel.
+SMALLER_UNITS = {"packed": "kernel='plain'", "tiled-nfold": "a smaller tile"}
 
 
 class Simulation(SpinSimulation):
@@ -122,12 +124,7 @@ class Simulation(SpinSimulation):
         require_rule(system, Ising)
         self._set_drive(system, schedule)
         system, drive = self.system, self.drive
-        self.seed, self.members = seed, members
-        self.comm = MPI.COMM_WORLD if comm is None else comm
-        self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
-        self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
-        if members < 1:
-            raise InputError("members", members, "1 or more", "Leave it out for one lattice.")
+        self._set_up_square(size, seed, members, comm, device)
         self.solver: Sublattice | NFold | TiledNFold | SiteFieldSublattice
         if solver == "sublattice":
             self.lattice.require_bipartite()
@@ -141,36 +138,23 @@ class Simulation(SpinSimulation):
         if site_field is not None:
             require_steps(solver)
             kernel = _plain(kernel)
-        packed = solver == "sublattice" and _pack(kernel, self.lattice)
+        packed = solver == "sublattice" and packs(kernel, self.lattice)
         unit = (1, 1)
         if packed:
             unit = (BAND, WORD_SITES)
         elif solver == "tiled-nfold" and not any(n % (2 * tile) for n in self.lattice.shape):
             unit = (tile, tile)  # else the solver says what is wrong
         self.block: Block | PackedBlock
-        if members == 1:
-            layout = cut(
-                self.lattice,
-                self.comm.size,
-                ranks_grid=ranks_grid,
-                granularity=granularity,
-                unit=unit,
-            )
-            self.block = (
-                PackedBlock.tile(layout, self.comm, device=self.device)
-                if packed
-                else Block.tile(layout, self.comm, halo=system.halo, device=self.device)
-            )
+        smaller = SMALLER_UNITS.get("packed" if packed else solver, "")
+        layout = self._layout(granularity, ranks_grid=ranks_grid, unit=unit, smaller=smaller)
+        if not packed:
+            self.block = self._make_block(layout, halo=system.halo, device=self.device)
+        elif layout is not None:
+            self.block = PackedBlock.tile(layout, self.comm, device=self.device)
         else:
-            Layout(self.lattice, (1,) * self.lattice.ndim, granularity)  # checks divisibility
-            numbers = np.arange(*split(members, self.comm.size, self.comm.rank))
-            if packed:
-                self.block = PackedBlock.periodic(self.lattice, numbers, device=self.device)
-            else:
-                zeros = np.zeros((len(numbers), *self.lattice.shape), np.int8)
-                self.block = Block.periodic(zeros, numbers, halo=system.halo, device=self.device)
+            numbers = self._member_numbers()
+            self.block = PackedBlock.periodic(self.lattice, numbers, device=self.device)
         if solver == "nfold":
-            self.time = 0.0
             self._set_hold("dt", dt)
             self.solver = NFold(self._held(), self.block.batch)
         self._set_site_field(site_field)
@@ -185,11 +169,8 @@ class Simulation(SpinSimulation):
                 "another kernel here: sliced takes several members of small lattices",
                 "Leave it out.",
             )
-        self.time = 0.0
-        self.step = 0
-        self._set_clock(Clock(self.step_length or 0.0))
+        self._start_clock()
         self._opening, self._writes = 0, 0
-        self._flips = np.zeros(self.block.batch, np.int64)
         self._view: Block | PackedBlock | None = None
         self._looked = -1
         self._view_flips = self._flips
@@ -215,18 +196,16 @@ class Simulation(SpinSimulation):
 
     def describe(self) -> str:
         """One line: size, kernel and how the work is divided."""
-        size = " x ".join(map(str, self.lattice.shape))
-        what = f"{size} spins" if self.members == 1 else f"{self.members} lattices of {size} spins"
+        what = self._lattices_in_words("spins")
         kernel = f"{self.kernel} kernel" if isinstance(self.solver, Sublattice) else self.kernel
         if self.site_field is not None:
             kernel = "plain kernel for fields of sites"
         elif self.kernel == "plain" and not fits(self.lattice):
             kernel += f" (packed takes a multiple of {BAND} rows and {WORD_SITES} columns)"
-        layout = self.block.layout
-        grid = f" in a grid of {layout.ranks_grid}" if layout and layout.ranks > 1 else ""
-        ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}{grid}"
         workers = threads() if self.kernel == "packed" and not self.device.is_cuda else 1
-        return f"{what}, {kernel} on {self.device.name}, {ranks}, threads {workers}"
+        return (
+            f"{what}, {kernel} on {self.device.name}, {self._tiles_in_words()}, threads {workers}"
+        )
 
     def remarks(self) -> list[str]:
         dt = self.dt
@@ -313,28 +292,25 @@ class Simulation(SpinSimulation):
 
     # -- dynamics ------------------------------------------------------------------
 
-    def advance(self, duration: float) -> None:
-        """Advance the state by ``duration``, a multiple of dt unless the solver is n-fold."""
-        self.require_state()
-        steps = self.steps_in(duration)
-        if isinstance(self.solver, NFold):
-            self.advance_to(self.time + duration)
-            return
+    @property
+    def events(self) -> NFold | None:
+        return self.solver if isinstance(self.solver, NFold) else None
+
+    def _make_steps(self, steps: int) -> np.ndarray:
         if isinstance(self.solver, Sublattice):
-            flips = self.solver.chain(
+            return self.solver.chain(
                 self.block,
                 steps,
                 seed=self.seed,
                 first_step=self.step,
                 opening=self.step == self._opening,
             )
-        elif isinstance(self.solver, TiledNFold):
-            flips = self.solver.advance(
+        if isinstance(self.solver, TiledNFold):
+            return self.solver.advance(
                 cast(Block, self.block), steps, seed=self.seed, first_step=self.step
             )
-        else:
-            flips = self._in_field(self.solver, steps)
-        self._made(steps, flips)
+        assert isinstance(self.solver, SiteFieldSublattice)  # noqa: S101 - for the type checker
+        return self._in_field(self.solver, steps)
 
     def _in_field(self, solver: SiteFieldSublattice, steps: int) -> np.ndarray:
         flips, block = np.zeros(self.block.batch, np.int64), cast(Block, self.block)
@@ -342,23 +318,6 @@ class Simulation(SpinSimulation):
             solver.become(law)
             flips += solver.advance(block, count, seed=self.seed, first_step=first)
         return flips
-
-    def _made(self, steps: int, flips: np.ndarray) -> None:
-        self._flips = self._flips + flips  # a new array: frames keep theirs
-        self.step += steps
-        self.time = self._clock.time(self.step)
-
-    def advance_to(self, time: float) -> None:
-        if not isinstance(self.solver, NFold):
-            super().advance_to(time)
-            return
-        self.require_state()
-        block = cast(Block, self.block)
-        for end in self._ends(time):
-            self.time = end  # exactly: not a sum of durations, which rounds
-            made = self.solver.advance(block, seed=self.seed, until=end)
-            self._flips = self._flips + made
-            self._hold_next()
 
     @property
     def counts_events(self) -> bool:
@@ -369,16 +328,10 @@ class Simulation(SpinSimulation):
 
         Those of a call are taken back together if :func:`mpiflow.core.signals.over` says so.
         """
+        if not isinstance(self.solver, TiledNFold):
+            return super().advance_some(time, most, target)
         self.require_state()
-        block = cast(Block, self.block)
-        if isinstance(self.solver, TiledNFold):
-            return self._some_windows(self.solver, time, most, target)
-        assert isinstance(self.solver, NFold)  # noqa: S101 - for the type checker
-        time = next(self._ends(time))
-        made = self.solver.advance(block, seed=self.seed, until=time, flips=most)
-        busiest = self._arrive(time, most, made, self.solver.clock)
-        self._hold_next()
-        return busiest
+        return self._some_windows(self.solver, time, most, target)
 
     def _some_windows(self, solver: TiledNFold, time: float, most: int, target: float) -> int:
         block, due = cast(Block, self.block), self._clock.step(target)
@@ -395,31 +348,16 @@ class Simulation(SpinSimulation):
         return steps
 
     def state_of(self) -> State:
-        self.require_state()
-        numbers: dict[str, Number] = {"time": self.time, "step": self.step}
-        numbers |= {"opening": self._opening, **self._clock.numbers()}
-        if isinstance(self.solver, Sublattice):
-            numbers |= self._pending(self.solver)
-        arrays = {"flips": self.block.total(self._flips)}
-        if isinstance(self.solver, NFold):
-            solver = self.solver
-            arrays |= {"clock": solver.clock, "events": solver.events, "order": solver.order}
-        return State(numbers, arrays)
+        state = super().state_of()
+        pending = self._pending(self.solver) if isinstance(self.solver, Sublattice) else {}
+        return State({**state.numbers, "opening": self._opening, **pending}, state.arrays)
 
     def restore(self, state: State) -> None:
-        self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
-        self._set_clock(Clock.restored(state.numbers, self._clock.dt))
+        super().restore(state)
         self._opening, self._looked = int(state.numbers["opening"]), -1
-        self._sound, self._writes = False, self.block.writes
-        self._flips = self._shares(state.arrays["flips"])
+        self._writes = self.block.writes
         if isinstance(self.solver, Sublattice):
             self._settle(self.solver, state.numbers)
-        if isinstance(self.solver, NFold):
-            self.solver.adopt(self._held())
-            self.solver.clock = state.arrays["clock"].astype(np.float64)
-            self.solver.events = state.arrays["events"].astype(np.int64)
-            if state.arrays["order"].size:
-                self.solver.order = state.arrays["order"]
 
     def _pending(self, solver: Sublattice) -> dict[str, Number]:
         """What the pass is made with in the middle of which the present lies."""
@@ -463,7 +401,8 @@ def _plain(kernel: KernelName) -> KernelName:
     return "plain"
 
 
-def _pack(kernel: KernelName, lattice: Lattice) -> bool:
+def packs(kernel: KernelName, lattice: Lattice) -> bool:
+    """Whether spins are packed; raises where they are to be and cannot."""
     if kernel not in get_args(KernelName):
         raise InputError("kernel", kernel, f"one of {get_args(KernelName)}", "Leave it out.")
     if kernel == "packed" and not fits(lattice):

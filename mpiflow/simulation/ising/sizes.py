@@ -6,11 +6,12 @@ import math
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, Shape
-from mpiflow.core.packed import BAND, WORD_SITES, fits
+from mpiflow.core.packed import BAND, WORD_SITES
 from mpiflow.simulation.ising.options import IsingConfig
+from mpiflow.simulation.ising.simulation import SMALLER_UNITS, packs
+from mpiflow.simulation.lattice import cut
 from mpiflow.simulation.sizes import Plan, share
 from mpiflow.simulation.spins import sizes
-from mpiflow.simulation.spins.simulation import cut
 from mpiflow.solvers.spins.sublattice import SLICED_SITES
 from mpiflow.systems.ising import CLASSES
 
@@ -29,6 +30,7 @@ def plan(config: IsingConfig, ranks: int) -> Plan:
             ranks_grid=config.ranks_grid,
             granularity=config.coarse or 1,
             unit=unit,
+            smaller=SMALLER_UNITS.get(kernel, ""),
         )
     named = f"sublattice solver, {kernel} kernel" if config.solver == "sublattice" else kernel
     return sizes.plan(
@@ -54,19 +56,12 @@ def kernel_of(config: IsingConfig, lattice: Lattice) -> tuple[str, Shape]:
     if config.solver == "nfold":
         return config.solver, (1, 1)
     small = config.members > 1 and math.prod(n + 2 for n in lattice.shape) <= SLICED_SITES
-    kernel: str = config.kernel
     if config.in_site_field:
-        kernel = "plain"
-    if kernel == "auto":
-        kernel = "packed" if fits(lattice) else "sliced" if small else "plain"
-    if kernel == "packed" and not fits(lattice):
-        raise InputError(
-            "size",
-            lattice.shape,
-            f"a multiple of {BAND} rows and of {WORD_SITES} columns for the packed kernel",
-            "Leave the kernel out.",
-        )
-    return kernel, (BAND, WORD_SITES) if kernel == "packed" else (1, 1)
+        return "plain", (1, 1)
+    if packs(config.kernel, lattice):
+        return "packed", (BAND, WORD_SITES)
+    kernel = ("sliced" if small else "plain") if config.kernel == "auto" else config.kernel
+    return kernel, (1, 1)
 
 
 def _memory(config: IsingConfig, kernel: str, tile: Shape, batch: int) -> dict[str, int]:

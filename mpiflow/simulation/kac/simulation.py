@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from mpiflow import observables
 from mpiflow.core.block import Block
-from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
-from mpiflow.core.lattice import Lattice, Layout, Shape, split
+from mpiflow.core.lattice import Shape
 from mpiflow.core.mpi import MPI
-from mpiflow.core.parallel import arrival, local_rank
-from mpiflow.core.schedule import Clock, Number, State
+from mpiflow.core.parallel import arrival
+from mpiflow.core.schedule import State
 from mpiflow.core.slabs import Slabs
 from mpiflow.simulation.base import Motion, Pace
+from mpiflow.simulation.lattice import cut_rows
 from mpiflow.simulation.spins.simulation import Frame, SpinSimulation
 from mpiflow.solvers.kac.fields import Fields, Method
 from mpiflow.solvers.kac.gillespie import Gillespie
@@ -64,6 +64,8 @@ class KacSimulation(SpinSimulation):
     ...     ...
     """
 
+    KEPT: ClassVar[dict[str, type]] = {"clock": np.float64, "events": np.int64, "vain": np.int64}
+
     def __init__(
         self,
         system: Kac,
@@ -84,30 +86,20 @@ class KacSimulation(SpinSimulation):
         require_rule(system, Kac)
         self._set_drive(system, schedule)
         system = self.system
-        self.seed, self.members = seed, members
-        self.comm = MPI.COMM_WORLD if comm is None else comm
-        self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
-        self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
-        if members < 1:
-            raise InputError("members", members, "1 or more", "Leave it out for one lattice.")
+        self._set_up_square(size, seed, members, comm, device)
         if solver not in get_args(SolverName):
             raise InputError("solver", solver, f"one of {get_args(SolverName)}", "Use sublattice.")
         if self.device.is_cuda and method != "steps":
             raise InputError("method", method, "'steps' on a CUDA device", "Leave it out.")
         system.kernel.require_room(self.lattice.shape)
+        cut = cut_rows(self.lattice, self.comm.size if members == 1 else 1, granularity)
+        layout = cut if members == 1 else None
+        self.block = self._make_block(layout, device=self.device)
         slabs = None
-        if members == 1:
-            layout = Layout(self.lattice, (self.comm.size, 1), granularity)
-            self.block = Block.tile(layout, self.comm, device=self.device)
+        if layout is not None:
             edges = [layout.offset(rank)[0] for rank in range(layout.ranks)]
             shape = self.lattice.shape[0], self.lattice.shape[1]
             slabs = Slabs(self.comm, shape, [*edges, shape[0]])
-        else:
-            Layout(self.lattice, (1, 1), granularity)  # checks divisibility
-            numbers = np.arange(*split(members, self.comm.size, self.comm.rank))
-            zeros = np.zeros((len(numbers), *self.lattice.shape), np.int8)
-            self.block = Block.periodic(zeros, numbers, device=self.device)
-        self.time, self.step = 0.0, 0
         self._set_site_field(site_field)
         self.fields = Fields(
             system,
@@ -137,8 +129,7 @@ class KacSimulation(SpinSimulation):
             if eps is not None and solver != "tau-leap":
                 raise InputError("eps", eps, "none but with tau-leap", "Leave it out.")
             self.solver = KacSteps(self.fields, solver, tau=tau, eps=eps)
-        self._clock = Clock(self.step_length or 0.0)
-        self._flips = np.zeros(self.block.batch, np.int64)
+        self._start_clock()
 
     @property
     def step_length(self) -> float | None:
@@ -151,13 +142,11 @@ class KacSimulation(SpinSimulation):
 
     def describe(self) -> str:
         """One line: size, kernel and how the work is divided."""
-        size = " x ".join(map(str, self.lattice.shape))
-        what = f"{size} spins" if self.members == 1 else f"{self.members} lattices of {size} spins"
         kernel = self.system.kernel
         text = "nearest neighbours" if kernel.nearest else f"kernel of {2 * kernel.reach + 1}^2"
         if not kernel.nearest:
             text += f" sites, {100 * kernel.distance():.1f} % from the Gaussian"
-        ranks = f"{self.comm.size} rank{'s' if self.comm.size > 1 else ''}"
+        what, ranks = self._lattices_in_words("spins"), self._ranks_in_words()
         return f"{what}, {text}, {self.solver.name} on {self.device.name}, {ranks}"
 
     def remarks(self) -> list[str]:
@@ -204,33 +193,25 @@ class KacSimulation(SpinSimulation):
         end = motion.schedule.end - motion.schedule.start
         return Pace(min(end, 10 * eps), "attempt per spin")  # some whole leaps
 
-    def advance(self, duration: float) -> None:
-        """Advance the state by ``duration``, a multiple of tau if there is one. Collective."""
-        self.require_state()
-        steps = self.steps_in(duration)
-        if self.step_length is None:
-            self.advance_to(self.time + duration)
-            return
+    @property
+    def events(self) -> Gillespie | None:
+        return self.solver if isinstance(self.solver, Gillespie) else None
+
+    def _make_steps(self, steps: int) -> np.ndarray:
         assert isinstance(self.solver, KacSteps)  # noqa: S101 - for the type checker
+        flips = np.zeros_like(self._flips)
         for law, _, count in stretches(self.drive, self.system, self._clock, self.step, steps):
             self.solver.become(law)
-            self._count(self.solver.advance(self._bytes, count, seed=self.seed))
-        self.step += steps
-        self.time = self._clock.time(self.step)
+            flips = flips + self.solver.advance(self._bytes, count, seed=self.seed)
+        return flips
 
     def advance_to(self, time: float) -> None:
-        self.require_state()
         solver = self.solver
-        if isinstance(solver, Gillespie):
-            for end in self._ends(time):
-                self._count(solver.advance(self._bytes, seed=self.seed, until=end))
-                self.time = end
-                self._hold_next()
-        elif solver.tau is None:
-            self._count(solver.leap(self._bytes, time, seed=self.seed))
-        else:
+        if isinstance(solver, Gillespie) or solver.tau is not None:
             super().advance_to(time)
             return
+        self.require_state()
+        self._count(solver.leap(self._bytes, time, seed=self.seed))
         self.time = time
 
     @property
@@ -238,22 +219,15 @@ class KacSimulation(SpinSimulation):
         return isinstance(self.solver, Gillespie) or self.solver.tau is None
 
     def advance_some(self, time: float, most: int, target: float) -> int:
-        self.require_state()
         solver = self.solver
         if isinstance(solver, Gillespie):
-            time = next(self._ends(time))
-            made = solver.advance(self._bytes, seed=self.seed, until=time, flips=most)
-            busiest = self._arrive(time, most, made, solver.clock)
-            self._hold_next()
-            return busiest
+            return super().advance_some(time, most, target)
+        self.require_state()
         solver.begin(self._bytes)
         before = solver.steps.copy()
         self._count(solver.leap(self._bytes, target, seed=self.seed, until=time, most=most))
         self.time = arrival(self.comm, self.time, target, solver.clock[solver.clock < target])
         return int((solver.steps - before).max(initial=0))
-
-    def _count(self, flips: np.ndarray) -> None:
-        self._flips = self._flips + flips  # a new array: frames keep theirs
 
     @property
     def _bytes(self) -> Block:
@@ -262,33 +236,23 @@ class KacSimulation(SpinSimulation):
         return self.block
 
     def state_of(self) -> State:
-        self.require_state()
-        arrays = {"flips": self.block.total(self._flips)}
-        if isinstance(self.solver, Gillespie):
-            solver = self.solver
-            arrays |= {"clock": solver.clock, "events": solver.events, "vain": solver.vain}
-        else:
-            self.solver.begin(self._bytes)
-            arrays["steps"] = self.solver.steps
-            if self.solver.tau is None:
-                arrays["clock"] = self.solver.clock
-        numbers: dict[str, Number] = {"time": self.time, "step": self.step, **self._clock.numbers()}
-        return State(numbers, arrays)
+        state, solver = super().state_of(), self.solver
+        if isinstance(solver, Gillespie):
+            return state
+        solver.begin(self._bytes)
+        arrays = {**state.arrays, "steps": solver.steps}
+        if solver.tau is None:
+            arrays["clock"] = solver.clock
+        return State(state.numbers, arrays)
 
     def restore(self, state: State) -> None:
-        self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
-        self._clock = Clock.restored(state.numbers, self._clock.dt)
-        self._flips, self._sound = self._shares(state.arrays["flips"]), False
+        super().restore(state)
         if isinstance(self.solver, Gillespie):
-            self.solver.adopt(self._held())
-            self.solver.clock = state.arrays["clock"].astype(np.float64)
-            self.solver.events = state.arrays["events"].astype(np.int64)
-            self.solver.vain = state.arrays["vain"].astype(np.int64)
-        else:
-            self.solver.steps = state.arrays["steps"].astype(np.int64)
-            # A run that had steps of one length until now has no others' clock.
-            now = np.full(self.solver.steps.shape, self.time)
-            self.solver.clock = state.arrays.get("clock", now).astype(np.float64)
+            return
+        self.solver.steps = state.arrays["steps"].astype(np.int64)
+        # A run that had steps of one length until now has no others' clock.
+        now = np.full(self.solver.steps.shape, self.time)
+        self.solver.clock = state.arrays.get("clock", now).astype(np.float64)
 
     def measure(self) -> Frame:
         self.require_state(anew=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mpiflow.core.lattice import Lattice, Layout
+from mpiflow.core.lattice import Lattice
 from mpiflow.simulation.kac.options import KacConfig
+from mpiflow.simulation.lattice import cut_rows
 from mpiflow.simulation.sizes import Plan, share
 from mpiflow.simulation.spins import sizes
 from mpiflow.systems.kac import kac_kernel
@@ -14,7 +15,7 @@ def plan(config: KacConfig, ranks: int) -> Plan:
     one, batch = config.members == 1, -(-config.members // ranks)
     if config.solver == "gillespie":
         sizes.require_one_rank(config, config.solver, ranks)
-    layout = Layout(Lattice(config.size), (ranks if one else 1, 1), config.coarse or 1)
+    layout = cut_rows(Lattice(config.size), ranks if one else 1, config.coarse or 1)
     ny, nx = share(layout, most=True)
     sites = batch * ny * nx
     memory = {"field": sites, "halo": batch * (ny + 2) * (nx + 2) - sites}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal, get_args
@@ -11,17 +12,13 @@ import numpy as np
 
 from mpiflow import observables
 from mpiflow.core.block import Block
-from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
-from mpiflow.core.lattice import Lattice, Layout, Shape, split
+from mpiflow.core.lattice import Shape
 from mpiflow.core.mpi import MPI
-from mpiflow.core.noise import RNG
-from mpiflow.core.parallel import local_rank
-from mpiflow.core.schedule import Clock, Number, State
 from mpiflow.files.schema import STANDARD, Variable
 from mpiflow.files.writer import Value
 from mpiflow.simulation.base import Content, Sample
-from mpiflow.simulation.spins.simulation import LatticeSimulation, cut
+from mpiflow.simulation.lattice import SquareSimulation
 from mpiflow.solvers.spins.rule_nfold import RuleNFold
 from mpiflow.solvers.spins.rule_sublattice import LONG_STEP_ERROR, RuleSublattice, check_states
 from mpiflow.solvers.spins.site_field import SiteFieldSublattice, require_steps
@@ -58,14 +55,14 @@ class RuleFrame:
         return values[name]
 
 
-class RuleSimulation(LatticeSimulation):
+class RuleSimulation(SquareSimulation):
     """Dynamics of any :class:`~mpiflow.systems.rule.SpinRule`: Potts, Blume-Capel, your own.
 
     Parameters
     ----------
     system : the rule, a frozen dataclass
     size : sites a side, or (Ly, Lx)
-    name : of the system, for files; that of its class in lower case unless given
+    name : of the system, for files; that of its class unless given, MyRule being my-rule
     dt : step of the sublattice solver, ``math.inf`` for full sweeps (time counts sweeps)
     solver : ``sublattice`` (fixed step, any number of ranks) or ``nfold`` (exact, rules of up to
         12 states, 8 if given by rates)
@@ -108,19 +105,17 @@ class RuleSimulation(LatticeSimulation):
             raise InputError("system", kind, "a frozen dataclass", "Decorate the rule's class.")
         self._set_drive(system, schedule)
         system = self.system
-        self.seed, self.members = seed, members
-        self.name = name or type(system).__name__.lower()
-        self.comm = MPI.COMM_WORLD if comm is None else comm
-        self.lattice = Lattice((size, size) if isinstance(size, int) else tuple(size))
-        self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
-        if members < 1:
-            raise InputError("members", members, "1 or more", "Leave it out for one lattice.")
+        # BlumeCapel is the blume-capel of the catalogue, whose laws its files obey.
+        self.name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(system).__name__).lower()
+        self._set_up_square(size, seed, members, comm, device)
         if solver not in get_args(SolverName):
             raise InputError("solver", solver, f"one of {get_args(SolverName)}", "Use sublattice.")
         if solver == "sublattice":
             self.lattice.require_bipartite()
-        self._make_block(ranks_grid, granularity)
-        self.time, self.step = 0.0, 0
+        layout = self._layout(granularity, ranks_grid=ranks_grid)
+        self.block = self._make_block(
+            layout, halo=system.halo, unset=system.unset, device=self.device
+        )
         self.solver: RuleSublattice | RuleNFold
         self._set_site_field(site_field)
         if self.site_field is not None:
@@ -132,23 +127,11 @@ class RuleSimulation(LatticeSimulation):
             self._set_hold("dt", dt)
             self.solver = RuleNFold(self._held(), self.block.batch)
             self.solver.check(self.block)
-        self._clock = Clock(self.step_length or 0.0)
-        self._flips = np.zeros(self.block.batch, np.int64)
+        self._start_clock()
 
-    def _make_block(self, ranks_grid: Shape | None, granularity: int) -> None:
-        """Sites that nothing has set yet."""
-        halo, unset = self.system.halo, self.system.unset
-        if self.members == 1:
-            layout = cut(
-                self.lattice, self.comm.size, ranks_grid=ranks_grid, granularity=granularity
-            )
-            self.block = Block.tile(layout, self.comm, halo=halo, device=self.device)
-            self.block.load(np.full((1, *self.block.shape), unset, np.int8))
-            return
-        Layout(self.lattice, (1, 1), granularity)  # checks divisibility
-        numbers = np.arange(*split(self.members, self.comm.size, self.comm.rank))
-        none = np.full((len(numbers), *self.lattice.shape), unset, np.int8)
-        self.block = Block.periodic(none, numbers, halo=halo, device=self.device)
+    @property
+    def events(self) -> RuleNFold | None:
+        return self.solver if isinstance(self.solver, RuleNFold) else None
 
     @property
     def step_length(self) -> float | None:
@@ -161,19 +144,10 @@ class RuleSimulation(LatticeSimulation):
             return None if self.drive is None else self.hold
         return self.solver.dt
 
-    @property
-    def rng(self) -> str:
-        return RNG
-
     def describe(self) -> str:
-        size = " x ".join(map(str, self.lattice.shape))
-        what = f"{size} sites" if self.members == 1 else f"{self.members} lattices of {size} sites"
-        layout = self.block.layout
-        grid = f" in a grid of {layout.ranks_grid}" if layout and layout.ranks > 1 else ""
-        ranks = f"{self.comm.size} rank{'s' * (self.comm.size > 1)}{grid}"
         return (
-            f"{self.name}, {what} of {self.system.states} states, {self.solver.name} on "
-            f"{self.device.name}, {ranks}"
+            f"{self.name}, {self._lattices_in_words('sites')} of {self.system.states} states, "
+            f"{self.solver.name} on {self.device.name}, {self._tiles_in_words()}"
         )
 
     def remarks(self) -> list[str]:
@@ -221,42 +195,14 @@ class RuleSimulation(LatticeSimulation):
 
     # -- dynamics ------------------------------------------------------------------
 
-    def advance(self, duration: float) -> None:
-        """Advance the state by ``duration``, a multiple of dt unless the solver is n-fold."""
-        self.require_state()
-        steps = self.steps_in(duration)
-        if isinstance(self.solver, RuleNFold):
-            self.advance_to(self.time + duration)
-            return
+    def _make_steps(self, steps: int) -> np.ndarray:
+        assert isinstance(self.solver, RuleSublattice)  # noqa: S101 - for the type checker
+        flips = np.zeros_like(self._flips)
         for law, first, count in stretches(self.drive, self.system, self._clock, self.step, steps):
             self.solver.become(law)
             made = self.solver.advance(self.block, count, seed=self.seed, first_step=first)
-            self._flips = self._flips + made  # a new array: frames keep theirs
-        self.step += steps
-        self.time = self._clock.time(self.step)
-
-    def advance_to(self, time: float) -> None:
-        if not isinstance(self.solver, RuleNFold):
-            super().advance_to(time)
-            return
-        self.require_state()
-        for end in self._ends(time):
-            self.time = end  # exactly: not a sum of durations, which rounds
-            self._flips = self._flips + self.solver.advance(self.block, seed=self.seed, until=end)
-            self._hold_next()
-
-    @property
-    def counts_events(self) -> bool:
-        return isinstance(self.solver, RuleNFold)
-
-    def advance_some(self, time: float, most: int, target: float) -> int:
-        assert isinstance(self.solver, RuleNFold)  # noqa: S101 - for the type checker
-        self.require_state()
-        time = next(self._ends(time))
-        made = self.solver.advance(self.block, seed=self.seed, until=time, flips=most)
-        busiest = self._arrive(time, most, made, self.solver.clock)
-        self._hold_next()
-        return busiest
+            flips = flips + made
+        return flips
 
     def measure(self) -> RuleFrame:
         """Observables of the present state. Collective."""
@@ -327,40 +273,12 @@ class RuleSimulation(LatticeSimulation):
 
     def _values(self, frame: RuleFrame, coarse: int | None, spins: bool) -> dict[str, Value]:
         """This rank's part of everything that a frame holds."""
-        one, states = self.members == 1, slice(0, len(self.system.values))
-        members = () if one else (self.local_members,)
-        values: dict[str, Value] = {}
-        for name, value in frame.scalars().items():
-            place = (*members, *[states] * (value.ndim - 1))
-            values[name] = value[0] if one else (value, place)
+        values = {name: self._of_members(value) for name, value in frame.scalars().items()}
         values |= self._driven_values()
         if coarse is not None:
+            states = slice(0, len(self.system.values))
             parts = self.coarse_fractions(coarse)
-            place = (*members, states, *self.local_box(coarse))
-            values["coarse_fraction"] = (parts[0] if one else parts, place)
+            values["coarse_fraction"] = self._of_box(parts, states, *self.local_box(coarse))
         if spins:
-            field = self.spins()
-            values["site_state"] = (field[0] if one else field, (*members, *self.local_box()))
+            values["site_state"] = self._of_box(self.spins(), *self.local_box())
         return values
-
-    # -- to go on later ------------------------------------------------------------
-
-    def state_of(self) -> State:
-        self.require_state()
-        numbers: dict[str, Number] = {"time": self.time, "step": self.step, **self._clock.numbers()}
-        arrays = {"flips": self.block.total(self._flips)}
-        if isinstance(self.solver, RuleNFold):
-            solver = self.solver
-            arrays |= {"clock": solver.clock, "events": solver.events, "order": solver.order}
-        return State(numbers, arrays)
-
-    def restore(self, state: State) -> None:
-        self.time, self.step = float(state.numbers["time"]), int(state.numbers["step"])
-        self._clock = Clock.restored(state.numbers, self._clock.dt)
-        self._flips, self._sound = self._shares(state.arrays["flips"]), False
-        if isinstance(self.solver, RuleNFold):
-            self.solver.adopt(self._held())
-            self.solver.clock = state.arrays["clock"].astype(np.float64)
-            self.solver.events = state.arrays["events"].astype(np.int64)
-            if state.arrays["order"].size:
-                self.solver.order = state.arrays["order"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mpiflow.core.lattice import Lattice, Layout, Shape
-from mpiflow.core.schedule import Schedule
+from mpiflow.simulation.lattice import cut
 from mpiflow.simulation.rules.options import RuleConfig
 from mpiflow.simulation.sizes import (
     IMAGES,
@@ -16,11 +16,12 @@ from mpiflow.simulation.sizes import (
     _kept,
     _numbers,
     _stored,
-    file_memory,
+    cut_as,
+    frames_of,
+    planned,
     share,
 )
 from mpiflow.simulation.spins import sizes
-from mpiflow.simulation.spins.simulation import cut
 
 
 def plan(config: RuleConfig, ranks: int) -> Plan:
@@ -40,36 +41,21 @@ def plan(config: RuleConfig, ranks: int) -> Plan:
         memory["fields of sites"] = 8 * math.prod(largest)
     if nfold:
         memory["lists of sites"] = 13 * sites
-    frames = Schedule.of(0.0, config.time, config.save_every).last + 1
-    stored = _variables(config, rule.states, frames)
     blocks = 8 * rule.states * sites // config.coarse**2 if config.coarse else 0
-    memory |= file_memory(
-        stored,
-        config,
-        frames,
-        ranks,
-        own=sites * config.spins + blocks // 2,
-        making=sites * (config.spins + bool(config.coarse)) + 2 * blocks,
-    )
     # Bytes of sites, of which compression leaves a part, and the lists of sites in their order.
     whole = lattice.sites * config.members
-    checkpoint = math.ceil(SPIN * whole) + 4 * whole * nfold
-    return Plan(
-        config=config,
-        ranks=ranks,
-        shape=lattice.shape,
-        grid=layout.ranks_grid,
-        smallest=share(layout, most=False),
-        largest=largest,
-        members_here=(config.members // ranks, batch),
+    return planned(
+        config,
+        ranks,
+        memory,
+        _variables(config, rule.states, frames_of(config)),
+        own=sites * config.spins + blocks // 2,
+        making=sites * (config.spins + bool(config.coarse)) + 2 * blocks,
+        checkpoint=math.ceil(SPIN * whole) + 4 * whole * nfold,
+        gathered=IMAGES * (whole + 4 * whole * nfold),
         kernel=f"{config.solver} solver, {rule.states} states",
         steps=sizes.steps_of(config, None if nfold else config.dt),
-        frames=frames,
-        exact=True,
-        memory=memory | {"checkpoint": IMAGES * (whole + 4 * whole * nfold)},
-        first_only=memory["frames received"] + IMAGES * (whole + 4 * whole * nfold),
-        stored=stored,
-        checkpoint=checkpoint,
+        **cut_as(layout),
     )
 
 

@@ -7,7 +7,7 @@ import math
 from mpiflow.core.device import threads
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Layout, Shape
-from mpiflow.core.schedule import Schedule, whole_steps
+from mpiflow.core.schedule import whole_steps
 from mpiflow.simulation.options import RunConfig
 from mpiflow.simulation.sizes import (
     IMAGES,
@@ -19,7 +19,9 @@ from mpiflow.simulation.sizes import (
     _kept,
     _numbers,
     _stored,
-    file_memory,
+    cut_as,
+    frames_of,
+    planned,
     share,
 )
 from mpiflow.simulation.spins.options import SpinConfig
@@ -91,36 +93,21 @@ def plan(
     order : bytes of a site that a checkpoint keeps besides
     """
     lattice, batch = layout.lattice, -(-config.members // ranks)
-    frames = Schedule.of(0.0, config.time, config.save_every).last + 1
-    largest = share(layout, most=True)
-    stored = spin_variables(config, frames)
-    here = math.prod(largest) * batch
+    here = math.prod(share(layout, most=True)) * batch
     blocks = here // config.coarse**2 if config.coarse else 0
-    memory |= file_memory(
-        stored,
-        config,
-        frames,
-        ranks,
-        own=here * config.spins + 4 * blocks,
-        making=here * config.spins + 16 * blocks,
-    )
     checkpoint = config.members * lattice.shape[0] * -(-lattice.shape[1] // 8)
     checkpoint += order * lattice.sites * config.members
     workers = threads() if kernel.endswith("packed kernel") and config.device == "cpu" else 1
-    return Plan(
-        config=config,
-        ranks=ranks,
-        shape=lattice.shape,
-        grid=layout.ranks_grid,
-        smallest=share(layout, most=False),
-        largest=largest,
-        members_here=(config.members // ranks, batch),
+    return planned(
+        config,
+        ranks,
+        memory,
+        spin_variables(config, frames_of(config)),
+        own=here * config.spins + 4 * blocks,
+        making=here * config.spins + 16 * blocks,
+        checkpoint=checkpoint,
+        gathered=IMAGES * checkpoint,
         kernel=f"{kernel}, {workers} thread{'s' * (workers > 1)}",
         steps=steps,
-        frames=frames,
-        exact=True,
-        memory=memory | {"checkpoint": IMAGES * checkpoint},
-        first_only=memory["frames received"] + IMAGES * checkpoint,
-        stored=stored,
-        checkpoint=checkpoint,
+        **cut_as(layout),
     )
