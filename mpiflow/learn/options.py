@@ -66,7 +66,7 @@ class ClosureConfig(LearnConfig):
     lag: int = option(1, "Frames from the start of a pair to its end.", ge=1)
     latents: int = option(
         0,
-        "Closures that are learned besides, from the coarse fields of runs (coarse_magnetization).",
+        "Closures that are learned besides, from coarse fields of runs or statistics of patches.",
         ge=0,
     )
     patch: int | None = option(
@@ -86,7 +86,7 @@ class ClosureConfig(LearnConfig):
     factor: float | None = option(
         None,
         "Lambda: K where only one of K patches evolved in a pair.",
-        shown="patches of the .npz, else 1",
+        shown="patches of the .npz, those of its statistics, or 1",
         gt=0,
     )
     width: int = option(64, "Units of a layer of the networks.", ge=1)

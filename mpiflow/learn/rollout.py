@@ -142,6 +142,9 @@ def _latents(model: Any, run: Trajectory, frame: int) -> np.ndarray:
         return np.asarray(model.encode(spins.reshape(-1, side, side)))
     from mpiflow.learn.closure.series import COARSE, scalars
 
+    if model.autoencoder is not None and not model.patch:
+        allowed = "numbers with commas: no run has the statistics of this model"
+        raise InputError("initial", str(run.path), allowed, f"Give {','.join(model.names)}.")
     columns = [values[frame] for values in scalars(run, model.observables).values()]
     fields = None
     if model.autoencoder is not None:

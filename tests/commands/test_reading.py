@@ -132,10 +132,13 @@ def test_one_process_learns_without_mpi(folder: Path) -> None:
     code = """
 run("learn", "onsagerflow", "--runs", path, "--out", f"{folder}/model", "--lags", "1",
     "--radius", "2", "--mobility-terms", "2", "--entropy-terms", "2", "--overwrite")
+run("learn", "closure", path, "--epochs", "1", "--width", "8", "--out", f"{folder}/closure")
+run("predict", f"{folder}/closure", "--initial", path, "--time", "1", "--out", f"{folder}/z.h5")
 print("LOADED", "mpi4py.MPI" in sys.modules)
 """
     said = blocked("mpi4py", folder, code)
-    assert "saved to" in said
+    assert said.count("saved to") == 2
+    assert "wrote " in said
     assert "LOADED False" in said
 
 

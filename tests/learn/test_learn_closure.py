@@ -138,7 +138,7 @@ def test_runs_of_several_temperatures(
     said = capsys.readouterr().out
     assert "of magnetization, energy, closure1 from 180 pairs of 6 trajectories over 0.5" in said
     assert "depends on: temperature 3 to 4" in said
-    assert "left out: densities of rate classes" in said
+    assert "left out: statistics of patches, as densities of rate classes" in said
     model = mpiflow.load_model("law")
     assert model.parameters == ("temperature",)
     with mpiflow.open(runs[0]) as run:
@@ -160,6 +160,49 @@ def test_runs_of_several_temperatures(
     assert (alone.names, alone.parameters) == (("magnetization",), ())
     assert alone.conditions["temperature"] == [3.0, 3.0]
     alone.drift(np.zeros((1, 1)))
+
+
+def test_closures_of_statistics_of_patches(tmp_path: Path) -> None:
+    """K patches with numbers of their own, of which one of each state evolves: lambda is K.
+
+    The first number of a patch is its part of the observable; the third, which is hidden, drives
+    it. A law with a closure explains what one without cannot.
+    """
+    rng, states, patches, dt = np.random.default_rng(5), 3000, 4, 0.1
+    hidden = rng.standard_normal((states, patches)) + rng.standard_normal((states, 1))
+    seen = rng.standard_normal((states, patches))
+    whole = np.stack([seen, seen**2, hidden], axis=-1)
+    at = np.arange(states), rng.integers(patches, size=states)
+    noise = 0.3 * np.sqrt(dt) * rng.standard_normal((2, states))
+    moved = seen[at] + (hidden[at] - seen[at]) * dt + noise[0]
+    drawn = hidden[at] * (1 - dt) + noise[1]
+    data = {
+        "z": seen.mean(axis=1), "dz": moved - seen[at], "dt": dt, "names": ["m"],
+        "statistics": whole, "before": whole[at], "after": np.stack([moved, moved**2, drawn], -1),
+    }  # fmt: skip
+    options: dict[str, Any] = {"epochs": 12, "width": 16, "latents": 1}
+    model = learn(data, tmp_path / "law", **options)
+    assert (model.names, model.sde.factor) == (("m", "closure1"), 4.0)
+    assert not model.card["left_out"]
+    again = mpiflow.load_model(tmp_path / "law")
+    z = again.latents(seen.mean(axis=1)[:, None], statistics=whole)
+    np.testing.assert_array_equal(z[:5], model.latents(z[:5, :1], statistics=whole[:5]))
+    # The drift of m is the mean of hidden less m: 3000 pairs of 0.1 know it to about 0.1.
+    wanted = hidden.mean(axis=1) - seen.mean(axis=1)
+    rest = np.mean((model.drift(z)[:, 0] - wanted) ** 2) / np.mean(wanted**2)
+    bare = learn(data, tmp_path / "bare", **options | {"latents": 0})
+    blind = np.mean((bare.drift(z[:, :1])[:, 0] - wanted) ** 2) / np.mean(wanted**2)
+    assert rest < 0.1 < 0.5 < blind
+    with pytest.raises(InputError, match="^statistics="):
+        model.latents(z[:5, :1])
+    for name, value, message in (
+        ("after", None, "statistics, before alone"),
+        ("after", whole, "statistics .3000, 4, 3."),
+        ("before", whole[at] * np.nan, "before with nan"),
+    ):
+        broken_data = {k: v for k, v in (data | {name: value}).items() if v is not None}
+        with pytest.raises(InputError, match=f"^data=.*{message}"):
+            learn(broken_data, tmp_path / "x", latents=1)
 
 
 def test_a_rollout_says_where_it_leaves_the_data(short: np.ndarray, tmp_path: Path) -> None:

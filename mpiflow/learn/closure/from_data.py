@@ -14,8 +14,8 @@ from mpiflow.learn.closure.closure import ClosureAutoencoder
 from mpiflow.learn.closure.model import fit_sde
 from mpiflow.learn.closure.observed import (
     ObservedModel,
+    encoded,
     local_statistics,
-    new_autoencoder,
     patch_side,
 )
 from mpiflow.learn.closure.series import CONDITIONS, Pairs, Series, conditions, pairs_of, read
@@ -59,6 +59,8 @@ def model_of(config: ClosureConfig, data: Any) -> ObservedModel:
         if config.lag != 1:
             raise InputError("lag", config.lag, "1: pairs have their own dt", "Leave it out.")
         pairs = found
+        if config.latents:
+            autoencoder, patch, pairs = _closed_by_statistics(config, found)
     else:
         parameters = conditions(found, config.parameters)
         closures = None
@@ -109,9 +111,10 @@ def _left_out(config: ClosureConfig, pairs: Pairs) -> list[str]:
     out = []
     if pairs.factor == 1:
         out.append("partial evolution: pairs are of the whole system, lambda = 1")
-    if config.latents:
-        out.append("densities of rate classes: closures are of coarse fields")
-    else:
+    if config.latents and pairs.patches is None:
+        out.append("statistics of patches, as densities of rate classes: closures are of coarse "
+                   "fields")  # fmt: skip
+    elif not config.latents:
         out.append("closures: the law is of the observables alone")
     return out
 
@@ -152,19 +155,44 @@ def _closures(
         raise InputError("data", f"fields of {shapes} blocks", "fields of one shape", "Choose.")
     patch = patch_side(fields[0].shape[1:], config.patch)
     statistics = np.concatenate([local_statistics(one, patch) for one in fields])
-    observed = np.concatenate([one.values for one in series])
+    model = _autoencoder(config, statistics, np.concatenate([one.values for one in series]))
+    ends = np.cumsum([len(one) for one in fields])[:-1]
+    return model, patch, np.split(encoded(model, statistics).mean(axis=1), ends)
+
+
+def _closed_by_statistics(
+    config: ClosureConfig, pairs: Pairs
+) -> tuple[ClosureAutoencoder, int, Pairs]:
+    """The autoencoder of given statistics, no side, and the pairs with closures.
+
+    The change of a closure is that of the patch that evolved, equation (3) of arXiv:2511.12842.
+    """
+    if pairs.patches is None:
+        raise AssertionError("read() asks for them")
+    if config.patch is not None:
+        raise InputError("patch", config.patch, "no value with statistics", "Leave it out.")
+    whole, before, after = pairs.patches
+    model = _autoencoder(config, whole, pairs.z)
+    names = (*pairs.names, *(f"closure{i + 1}" for i in range(config.latents)))
+    z = np.hstack([pairs.z, encoded(model, whole).mean(axis=1)])
+    change = encoded(model, after) - encoded(model, before)
+    increments = np.concatenate([pairs.increments, change], axis=-1)
+    return model, 0, replace(pairs, names=names, z=z, increments=increments)
+
+
+def _autoencoder(
+    config: ClosureConfig, statistics: np.ndarray, observed: np.ndarray
+) -> ClosureAutoencoder:
+    """Trained on states with statistics (N, K, S) and observables (N, d)."""
     order = np.random.default_rng(config.seed).permutation(len(observed))
     torch.manual_seed(config.seed)
-    model = new_autoencoder(config.latents, observed.shape[1])
-    model.set_scales(statistics, observed)
-    schedule = Schedule(
-        epochs=max(1, config.epochs // 2), batch=max(32, min(512, len(order) // 20))
+    model = ClosureAutoencoder(
+        config.latents, statistics=statistics.shape[-1], observables=observed.shape[1]
     )
+    model.set_scales(statistics, observed)
+    schedule = _schedule(max(1, config.epochs // 2), len(order))
     fit(model, (statistics[order], observed[order]), seed=config.seed, schedule=schedule)
-    with torch.no_grad():
-        closures = model.encode(torch.as_tensor(statistics)).mean(dim=1).double().numpy()
-    ends = np.cumsum([len(one) for one in fields])[:-1]
-    return model, patch, np.split(closures, ends)
+    return model
 
 
 def table(model: ObservedModel, out: Any) -> str:

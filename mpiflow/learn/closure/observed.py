@@ -75,7 +75,7 @@ class ObservedModel:
     dt : step of predictions, the mean time of the pairs
     conditions : range of each of the parameters in the data
     autoencoder : of the closures, None without
-    patch : blocks a side of their patches
+    patch : blocks a side of their patches; 0 where the data brought statistics of their own
     card : where the model comes from: data, seed, lambda, losses, what was left out; and how well
         it fits (:mod:`mpiflow.learn.pair_goodness`)
     """
@@ -106,22 +106,35 @@ class ObservedModel:
     @torch.no_grad()
     def closures(self, fields: np.ndarray) -> np.ndarray:
         """Closures of coarse fields, (n, y, x) to (n, k) float64."""
-        if self.autoencoder is None:
-            return np.empty((len(fields), 0))
-        self.autoencoder.eval()
+        if self.autoencoder is None or not self.patch:
+            found = f"of shape {np.shape(fields)}"
+            raise InputError("fields", found, "no value with this model", "Leave it out.")
         parts = [
-            self.autoencoder.encode(torch.as_tensor(local_statistics(some, self.patch))).mean(dim=1)
+            encoded(self.autoencoder, local_statistics(some, self.patch)).mean(axis=1)
             for some in np.array_split(fields, max(1, -(-len(fields) // 1024)))
         ]
-        return torch.cat(parts).double().numpy()
+        return np.concatenate(parts)
 
-    def latents(self, observed: np.ndarray, fields: np.ndarray | None = None) -> np.ndarray:
-        """Latents (n, d + k) of observables (n, d) and, for closures, coarse fields (n, y, x)."""
+    def latents(
+        self,
+        observed: np.ndarray,
+        fields: np.ndarray | None = None,
+        statistics: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Latents (n, d + k) of observables (n, d).
+
+        Closures need coarse fields (n, y, x), or statistics of patches (n, K, S) if the model was
+        learned from such.
+        """
         if self.autoencoder is None:
             return np.asarray(observed, float)
-        if fields is None:
-            raise InputError("fields", None, "coarse fields, for the closures", "Give them.")
-        return np.hstack([observed, self.closures(fields)])
+        if self.patch:
+            if fields is None:
+                raise InputError("fields", None, "coarse fields, for the closures", "Give them.")
+            return np.hstack([observed, self.closures(fields)])
+        if statistics is None:
+            raise InputError("statistics", None, "those of patches, for the closures", "Give them.")
+        return np.hstack([observed, encoded(self.autoencoder, statistics).mean(axis=1)])
 
     def context(self, parameters: Mapping[str, float] | None, count: int) -> np.ndarray | None:
         """(count, c) of values by name, None for a law without parameters.
@@ -203,6 +216,7 @@ class ObservedModel:
             "factor": self.sde.factor,
             "dt": self.dt,
             "patch": self.patch,
+            "statistics": 0 if self.autoencoder is None else len(self.autoencoder.class_mean),
             "card": self.card,
         }
         networks: dict[str, torch.nn.Module] = {"sde": self.sde}
@@ -216,9 +230,13 @@ def load_observed(directory: str | Path) -> ObservedModel:
     return read_model(directory, KIND, _built)
 
 
-def new_autoencoder(closures: int, observables: int) -> ClosureAutoencoder:
-    """Of the statistics of local fields."""
-    return ClosureAutoencoder(closures, statistics=len(STATISTICS), observables=observables)
+@torch.no_grad()
+def encoded(autoencoder: ClosureAutoencoder, statistics: np.ndarray) -> np.ndarray:
+    """Closures of single patches, (..., S) to (..., k) float64."""
+    autoencoder.eval()
+    given = torch.as_tensor(np.asarray(statistics, np.float32))
+    out: np.ndarray = autoencoder.encode(given).double().numpy()
+    return out
 
 
 def _built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ObservedModel:
@@ -227,8 +245,10 @@ def _built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
     dim = len(names) + closures
     sde = MacroscopicSDE(dim, description["width"], description["factor"], len(parameters))
     networks: dict[str, torch.nn.Module] = {"sde": sde}
-    autoencoder = new_autoencoder(closures, len(names)) if closures else None
-    if autoencoder is not None:
+    autoencoder = None
+    if closures:
+        statistics = description["statistics"]
+        autoencoder = ClosureAutoencoder(closures, statistics=statistics, observables=len(names))
         networks["autoencoder"] = autoencoder
     restore(tensors, **networks)
     return ObservedModel(

@@ -7,7 +7,9 @@ runs            files, folders and patterns: scalars of each frame, members as t
 ``.npz``        an array ``time`` (frames,), and arrays of observables by name: (frames,) or
                 (members, frames), with a last axis if there are several of a name
 ``.npz``        pairs: ``z`` (N, d), ``dz`` (N, d) or (N, P, d), ``dt`` of a shape that fits; names
-                of the observables in ``names``, lambda in ``patches``
+                of the observables in ``names``, lambda in ``patches``. For closures also numbers
+                that say what a patch is like: ``statistics`` (N, K, S) of all K patches of a
+                state, and of the one that evolved, ``before`` and ``after``, (N, S) or (N, P, S)
 ==============  ==============================================================================
 
 In Python arrays and mappings of arrays stand for the files.
@@ -71,6 +73,8 @@ class Pairs:
     context : (N, c), values of the ``parameters``
     parameters : names of the numbers that the law depends on
     factor : lambda, K where only one of K patches evolved
+    patches : statistics of the patches of a state (N, K, S), and of the one that evolved before
+        and after that (N, P, S) each; None where there are none
     """
 
     names: tuple[str, ...]
@@ -80,6 +84,7 @@ class Pairs:
     context: np.ndarray
     parameters: tuple[str, ...] = ()
     factor: float = 1.0
+    patches: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
 
 def read(data: Any, observables: Sequence[str] = (), *, fields: bool = False) -> Any:
@@ -111,8 +116,8 @@ def read(data: Any, observables: Sequence[str] = (), *, fields: bool = False) ->
         allowed = f"the observables of the first, {','.join(found[0].names)}"
         other = next(one for one in found if one.names != found[0].names)
         raise InputError("data", ",".join(other.names), allowed, "Name them: --observables A,B.")
-    if fields and (pairs or any(one.fields is None for one in found)):
-        allowed = f"0 without runs that have {COARSE}"
+    if fields and any((one.patches if pairs else one.fields) is None for one in found):
+        allowed = f"0 without runs that have {COARSE}, or statistics of patches"
         raise InputError("latents", "some", allowed, "Save runs with --coarse, or leave it out.")
     return _joined(pairs) if pairs else found
 
@@ -313,11 +318,35 @@ def _of_pairs(arrays: Mapping[str, Any], where: str, observables: Sequence[str])
         raise _fault(where, found, "a name for each column", "Correct them.")
     chosen = _chosen(observables, names, where)
     at = [names.index(name) for name in chosen]
-    factor = float(np.asarray(arrays.get("patches", 1.0)))
+    patches = _patches(arrays, where, shape)
+    factor = float(np.asarray(arrays.get("patches", 1 if patches is None else patches[0].shape[1])))
     return Pairs(
         tuple(chosen), z[:, at].astype(float), dz[:, :, at].astype(float), times.astype(float),
-        np.empty((len(z), 0)), (), factor,
+        np.empty((len(z), 0)), (), factor, patches,
     )  # fmt: skip
+
+
+def _patches(
+    arrays: Mapping[str, Any], where: str, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Statistics of patches, for ``shape`` (N, P) pairs."""
+    names = ("statistics", "before", "after")
+    there = [name for name in names if name in arrays]
+    if not there:
+        return None
+    if len(there) < 3:
+        raise _fault(where, f"{', '.join(there)} alone", f"all of {', '.join(names)}", "Add them.")
+    whole, before, after = (np.asarray(arrays[name]) for name in names)
+    before, after = (a[:, None] if a.ndim == 2 else a for a in (before, after))
+    sides = (*shape, whole.shape[-1])
+    if whole.ndim != 3 or len(whole) != shape[0] or not before.shape == after.shape == sides:
+        found = f"statistics {whole.shape}, before {before.shape}, after {after.shape}"
+        allowed = "statistics (N, K, S), before and after (N, S) or (N, P, S)"
+        raise _fault(where, found, allowed, "Reshape them.")
+    for name, values in zip(names, (whole, before, after), strict=True):
+        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+            raise _fault(where, f"{name} with nan or inf", "finite numbers", "Drop such pairs.")
+    return whole.astype(np.float32), before.astype(np.float32), after.astype(np.float32)
 
 
 def _joined(pairs: Sequence[Pairs]) -> Pairs:
@@ -327,7 +356,14 @@ def _joined(pairs: Sequence[Pairs]) -> Pairs:
         raise InputError("data", found, allowed, "Learn from each by itself.")
     columns = ((p.z, p.increments, p.dt, p.context) for p in pairs)
     z, increments, dt, context = (np.concatenate(c) for c in zip(*columns, strict=True))
-    return Pairs(pairs[0].names, z, increments, dt, context, (), pairs[0].factor)
+    some = [p.patches for p in pairs if p.patches is not None]
+    patches = None
+    if len(some) == len(pairs):
+        if len({one[0].shape[1:] for one in some}) > 1:
+            raise InputError("data", "several shapes of statistics", "one (K, S)", "Choose.")
+        whole, before, after = (np.concatenate(c) for c in zip(*some, strict=True))
+        patches = whole, before, after
+    return Pairs(pairs[0].names, z, increments, dt, context, (), pairs[0].factor, patches)
 
 
 # -- runs ----------------------------------------------------------------------------------
