@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -24,6 +24,11 @@ _OTHERS = frozenset(["time", "save_every", "initial_magnetization"])
 
 class DrivenConfig(StartConfig):
     """Options of systems whose parameters may change in time, and their field from site to site."""
+
+    LATE: ClassVar[tuple[str, ...]] = (
+        "schedule", "field_file", "field_variable", "random_field_std", "random_field_kind",
+        "random_field_seed",
+    )  # fmt: skip
 
     schedule: str | None = option(
         None,

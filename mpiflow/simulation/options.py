@@ -125,6 +125,8 @@ class Config(BaseModel):
     """Base of all configurations: any bad value raises :class:`InputError`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    #: Options of a base that come after those of the system.
+    LATE: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **values: Any) -> None:
         for name, field in type(self).model_fields.items():
@@ -166,7 +168,7 @@ class Config(BaseModel):
     def options(cls) -> dict[str, FieldInfo]:
         """The fields that are options of the command line, those of the system first."""
         own = [name for name in cls.model_fields if name not in RunConfig.model_fields]
-        own.sort(key=lambda name: name in StartConfig.model_fields)
+        own.sort(key=lambda name: (name in StartConfig.model_fields, name in cls.LATE))
         names = [*own, *(name for name in cls.model_fields if name not in own)]
         return {name: f for name in names if (f := cls.model_fields[name]).json_schema_extra}
 
