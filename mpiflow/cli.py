@@ -6,12 +6,13 @@ Modules that compile or start MPI are imported inside the commands, so that
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import json
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -187,6 +188,17 @@ def _simulate(config: RunConfig) -> None:
     simulate(config, parallel.start())
 
 
+@contextlib.contextmanager
+def _warnings_as_lines(comm: Any) -> Iterator[None]:
+    """Each warning once, as a line; doubts about a law are in the table of what learns it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for text in dict.fromkeys(str(one.message) for one in caught):
+        if not text.startswith("the data do not obey"):
+            parallel.say(comm, f"warning: {text}")
+
+
 def _rollout(given: dict[str, Any]) -> bool:
     """Run a closure, or the order of an alloy; False if the model is none."""
     from mpiflow.learn import rollout
@@ -195,7 +207,8 @@ def _rollout(given: dict[str, Any]) -> bool:
         return False
     config = RolloutConfig(**given)
     comm = parallel.start_reading()
-    written = rollout.predict(config, comm)
+    with _warnings_as_lines(comm):
+        written = rollout.predict(config, comm)
     if comm.rank == 0 and not config.quiet:
         print(f"wrote {written}")
     return True
@@ -289,9 +302,7 @@ def _learn(config: LearnConfig, front: str, *data: Any) -> None:
 
     comm = parallel.start_reading()
     learner = import_module(front)
-    with warnings.catch_warnings():
-        # Doubts are in the table.
-        warnings.filterwarnings("ignore", message="the data do not obey")
+    with _warnings_as_lines(comm):
         model = learner.learn(config, *data, comm=comm)
     if comm.rank == 0 and not config.quiet:
         print(learner.table(model, config.out))

@@ -14,6 +14,8 @@ from scipy.linalg import expm, solve_continuous_lyapunov
 import mpiflow
 from mpiflow.cli import invoke
 from mpiflow.core.errors import InputError
+from mpiflow.learn.closure import observed
+from mpiflow.learn.closure.observed import local_statistics
 from mpiflow.learn.closure.series import pairs_of, read
 from mpiflow.learn.sde import OutsideData
 
@@ -142,8 +144,8 @@ def test_runs_of_several_temperatures(
     model = mpiflow.load_model("law")
     assert model.parameters == ("temperature",)
     with mpiflow.open(runs[0]) as run:
-        observed = np.stack([run["magnetization"][:, 0], run["energy"][:, 0]], axis=1)
-        z = model.latents(observed, run["coarse_magnetization"][:, 0])
+        seen = np.stack([run["magnetization"][:, 0], run["energy"][:, 0]], axis=1)
+        z = model.latents(seen, run["coarse_magnetization"][:, 0])
     assert z.shape == (31, 3)
     warm, hot = (model.drift(z, {"temperature": t}) for t in (3.0, 4.0))
     assert not np.array_equal(warm, hot)
@@ -151,7 +153,7 @@ def test_runs_of_several_temperatures(
     assert path.shape == (3, 2, 3)
     ranges = model.validity["latents"]
     low, high = ranges["magnetization"]
-    assert low < observed[:, 0].min() < observed[:, 0].max() < high
+    assert low < seen[:, 0].min() < seen[:, 0].max() < high
     for parameters in (None, {"temperature": 5.0}):
         with pytest.raises(InputError, match="^temperature=.*3 to 4"):
             model.rollout(z[:1], np.arange(2.0), seed=1, parameters=parameters)
@@ -203,6 +205,18 @@ def test_closures_of_statistics_of_patches(tmp_path: Path) -> None:
         broken_data = {k: v for k, v in (data | {name: value}).items() if v is not None}
         with pytest.raises(InputError, match=f"^data=.*{message}"):
             learn(broken_data, tmp_path / "x", latents=1)
+
+
+def test_statistics_of_patches_are_means_over_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the definition, in any number of frames at a time."""
+    m = np.random.default_rng(1).uniform(-1, 1, (5, 4, 8)).astype(np.float32)
+    found = local_statistics(m, 4)
+    around = sum(np.roll(m, by, axis) for by in (1, -1) for axis in (1, 2)) / 4
+    for term, values in ((0, m), (3, m**4), (4, m * around), (6, (m * around) ** 2)):
+        patches = values.reshape(5, 1, 4, 2, 4).mean(axis=(2, 4)).reshape(5, 2)
+        np.testing.assert_allclose(found[:, :, term], patches, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(observed, "CHUNK", 1)
+    np.testing.assert_array_equal(local_statistics(m, 4), found)
 
 
 def test_a_rollout_says_where_it_leaves_the_data(short: np.ndarray, tmp_path: Path) -> None:

@@ -84,6 +84,14 @@ def test_a_generator_of_foreign_fields(
     assert (out / "model.safetensors").read_bytes() == first
 
 
+@pytest.mark.mpi
+def test_ranks_have_the_generator(fields: Path, comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
+    where = comm.bcast(str(fields / "*.h5"))
+    model = mpiflow.learn_generator(where, mpi_tmp_path / "law", noise="none", radius=3, comm=comm)
+    kernels = comm.allgather(model.kernel_array().tolist())
+    assert all(one == kernels[0] for one in kernels)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

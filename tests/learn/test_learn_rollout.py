@@ -88,11 +88,17 @@ def test_ranks_predict_the_same(comm: MPI.Intracomm, mpi_tmp_path: Path, folder:
         mpiflow.predict(law, comm, out=mpi_tmp_path / "all.h5", **options)
 
 
-def test_a_prediction_says_where_it_leaves_the_data(folder: Path, tmp_path: Path) -> None:
+def test_a_prediction_says_where_it_leaves_the_data(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.warns(OutsideData, match="1 of 1 .* first at time 0 with magnetization = 0.9;"):
         mpiflow.predict(folder / "law", SELF, out=tmp_path / "o.h5", initial="0.9,-1,0", time=1)
     with mpiflow.open(tmp_path / "o.h5") as run:
         assert run["magnetization"].shape == (101,)
+    line = f"predict {folder}/law --initial 0.9,-1,0 --time 1 --overwrite --out {tmp_path}/o.h5"
+    invoke(line.split())
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("mpiflow: warning: 1 of 1 trajectories leave the range")
 
 
 @pytest.mark.parametrize(

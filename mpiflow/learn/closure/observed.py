@@ -31,6 +31,8 @@ from mpiflow.learn.sde import MacroscopicSDE
 KIND = "closure"
 #: What a patch is known by.
 STATISTICS = ("m", "m^2", "m^3", "m^4", "m a", "m^3 a", "m^2 a^2", "a^2")
+#: Blocks whose statistics are made at a time.
+CHUNK = 2**20
 #: Largest side of a patch in blocks, unless given.
 MOST_PATCH = 8
 
@@ -53,13 +55,21 @@ def local_statistics(fields: np.ndarray, patch: int) -> np.ndarray:
 
     (n, y, x) to (n, K, 8) float32, K patches of ``patch`` x ``patch`` blocks.
     """
+    n, height, width = np.shape(fields)
+    patch_side((height, width), patch)
+    some = max(1, CHUNK // (height * width))  # all terms of all frames may be a lot
+    parts = [_statistics(fields[i : i + some], patch) for i in range(0, n, some)]
+    return np.concatenate(parts) if parts else np.empty((0, 1, len(STATISTICS)), np.float32)
+
+
+def _statistics(fields: np.ndarray, patch: int) -> np.ndarray:
     m = np.asarray(fields, np.float32)
     n, height, width = m.shape
-    patch_side((height, width), patch)
     a = np.float32(0.25) * sum(np.roll(m, by, axis) for by in (1, -1) for axis in (1, 2))
     square = m * m
-    terms = (m, square, square * m, square**2, m * a, square * m * a, square * a * a, a * a)
-    whole = np.stack(np.broadcast_arrays(*terms), axis=-1)
+    whole = np.stack(
+        [m, square, square * m, square**2, m * a, square * m * a, square * a * a, a * a], axis=-1
+    )
     cut = whole.reshape(n, height // patch, patch, width // patch, patch, len(STATISTICS))
     return np.asarray(cut.mean(axis=(2, 4)).reshape(n, -1, len(STATISTICS)))
 
@@ -109,11 +119,7 @@ class ObservedModel:
         if self.autoencoder is None or not self.patch:
             found = f"of shape {np.shape(fields)}"
             raise InputError("fields", found, "no value with this model", "Leave it out.")
-        parts = [
-            encoded(self.autoencoder, local_statistics(some, self.patch)).mean(axis=1)
-            for some in np.array_split(fields, max(1, -(-len(fields) // 1024)))
-        ]
-        return np.concatenate(parts)
+        return encoded(self.autoencoder, local_statistics(fields, self.patch)).mean(axis=1)
 
     def latents(
         self,
