@@ -54,7 +54,7 @@ def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("simulate ising --sizee 8", "option='--sizee': allowed is one of --config, --size"),
+        ("simulate ising --sizee 8", "option='--sizee': allowed is one of --config, --"),
         ("simulate ising --sizee 8", "Did you mean --size?"),
         ("simulate ising --tempratur 8", "Did you mean --temperature?"),
         (

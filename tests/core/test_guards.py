@@ -372,7 +372,7 @@ def test_a_rule_that_is_overridden_is_refused() -> None:
     refused(lambda: AlloySimulation(Cold(800.0), CONSTANT, 8, comm=SELF), match="override 'beta'")
     one = np.ones(1, int)
     refused(lambda: MeanField(Mean(1.1), 16, one, one), match="override 'heat_bath'")
-    refused(lambda: Simulation(SOFT, 16, comm=SELF), match="^system='Kac'")  # type: ignore[arg-type]
+    refused(lambda: Simulation(3, 16, comm=SELF), match="^system='int'")  # type: ignore[arg-type]
 
 
 def test_a_subclass_that_only_adds_runs_as_its_parent() -> None:

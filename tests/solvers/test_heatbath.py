@@ -45,7 +45,7 @@ def random_states(seed: int, *shape: int) -> np.ndarray:
 def one_by_one(solver: Sublattice, first: int, steps: int) -> list[list[Run]]:
     """The passes of some steps from a given state; the bounds of the look belong together."""
     runs = solver._chain(first, steps, opening=True)
-    single = [[Run(r.kind, n)] for r in runs for n in range(r.first, r.first + r.passes)]
+    single = [[Run(r.kind, n, r.system)] for r in runs for n in range(r.first, r.first + r.passes)]
     look = solver._look(first + steps)
     return [*single, look] if look else single
 

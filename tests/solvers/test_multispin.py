@@ -170,7 +170,7 @@ def test_each_kind_of_pass_equals_the_plain_reference(where: str, kind: Kind) ->
     numbers = [6, 7] if kind in ("opening", "full") else [6]
     for number in numbers:
         block = filled(before, members, where)
-        flips = solver._apply(block, [Run(kind, number)], SEED, "sublattice")
+        flips = solver._apply(block, [Run(kind, number, solver.system)], SEED, "sublattice")
         for b, member in enumerate(members.tolist()):
             change = documented_flips(before[b], number, solver.probabilities(kind), SEED, member)
             assert np.array_equal(block.spins()[b] != before[b], change)
@@ -520,7 +520,7 @@ def test_flip_frequencies_of_all_ten_classes(dt: float) -> None:
     ]
     for number in range(passes):
         block = filled(before)
-        solver._apply(block, [Run("full", number)], 21, "sublattice")
+        solver._apply(block, [Run("full", number, solver.system)], 21, "sublattice")
         changed = block.spins() != before
         assert not changed[colour != number % 2].any()
         for i, cell in enumerate(cells):
@@ -551,7 +551,10 @@ def test_half_and_whole_pass_have_the_law_of_two_half_steps() -> None:
     opening = np.zeros(10)
     for number in range(0, 16, 2):
         changes = []
-        for runs in ([Run("upper", number), Run("lower", number)], [Run("full", number)]):
+        for runs in (
+            [Run("upper", number, solver.system), Run("lower", number, solver.system)],
+            [Run("full", number, solver.system)],
+        ):
             block = filled(before)
             flips = solver._apply(block, runs, 22, "sublattice")
             changed = block.spins() != before
@@ -563,7 +566,7 @@ def test_half_and_whole_pass_have_the_law_of_two_half_steps() -> None:
         counts += np.bincount(cell, minlength=40).reshape(10, 4)
         tried += np.bincount(kind, minlength=10)
         block = filled(before)
-        solver._apply(block, [Run("opening", number)], 23, "sublattice")
+        solver._apply(block, [Run("opening", number, solver.system)], 23, "sublattice")
         opening += np.bincount(kind[(block.spins() != before)[black]], minlength=10)
     assert chi_square(counts.ravel(), (tried[:, None] * chance).ravel(), constraints=10) > P_FLOOR
     due = tried * by_middle
@@ -584,7 +587,7 @@ def flips_from_all_up(
     before = np.ones((len(members), side, side), np.int8)
     block = filled(before, members) if kernel == "packed" else Block.periodic(before, members)
     assert solver.kernel_for(block) == kernel
-    solver._apply(block, [Run("full", number)], seed, "sublattice")
+    solver._apply(block, [Run("full", number, solver.system)], seed, "sublattice")
     p = 1 / (1 + math.exp(8 / 6.0))
     centred = ((block.spins() < 0) - p) / math.sqrt(p * (1 - p))
     return np.where(colours((side, side)) == number % 2, centred, 0.0)

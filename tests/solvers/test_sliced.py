@@ -226,12 +226,12 @@ def test_more_words_in_one_call_than_a_chunk() -> None:
     solver, members = Sublattice(HOT, 0.5), np.arange(count)
     block = Block.cut(states, (0, 0), (4, 4), members)
     expected = block.copy()
-    flips = solver._apply(expected, [Run("full", 4, 3)], 9, "sublattice")
+    flips = solver._apply(expected, [Run("full", 4, solver.system, 3)], 9, "sublattice")
     lanes = sliced.Lanes(np.unique(block.members // np.uint64(64)), members, members)
     host = block.host()
     field = lanes.pack(host.reshape(count, -1)).reshape(*host.shape[1:], -1)
     key = np.array([9, 2**48], np.uint64)
-    ours = solver._slice(block, field, lanes, [Run("full", 4, 3)], key)
+    ours = solver._slice(block, field, lanes, [Run("full", 4, solver.system, 3)], key)
     lanes.unpack(field, host.reshape(count, -1))
     assert np.array_equal(ours, flips)
     assert np.array_equal(host, expected.host())
@@ -280,7 +280,7 @@ def test_flips_are_changed_spins() -> None:
     block = Block.periodic(random_states(7, count, 12, 14), 5 * np.arange(count))
     copy, solver, total = block.copy(), Sublattice(HOT, 0.4), np.zeros(count, np.int64)
     chain = [
-        Run(r.kind, n)
+        Run(r.kind, n, r.system)
         for r in solver._chain(2, 3, True)
         for n in range(r.first, r.first + r.passes)
     ]

@@ -203,7 +203,7 @@ def test_flip_frequencies_of_all_ten_classes(kernel: str, dt: float) -> None:
     for what, number in passes:
         block = periodic(kernel, whole)
         if what:
-            solver._apply(block, [Run(what, number)], 21, "sublattice")
+            solver._apply(block, [Run(what, number, solver.system)], 21, "sublattice")
         else:
             solver.look(block, number // 2, seed=21)
         chance = chances(solver.system, dt if what == "full" else dt / 2)[kind]
@@ -241,7 +241,7 @@ def test_flips_are_independent(kernel: str) -> None:
         tried = black if runs[0].first % 2 == 0 else ~black
         return np.where(tried, (block.spins() < 0) - p, 0.0) / math.sqrt(p * (1 - p))
 
-    first, white, third = (centred(solver, [Run("full", n)]) for n in (0, 1, 2))
+    first, white, third = (centred(solver, [Run("full", n, solver.system)]) for n in (0, 1, 2))
     opening, look = centred(half, half._chain(0, 1, True)[:1]), centred(half, half._look(1))
     pairs = {
         "diagonal": (first, np.roll(first, (1, 1), (1, 2))),
