@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.parallel import agreed, world
@@ -21,6 +21,15 @@ class Saved(Protocol):
 
 
 M = TypeVar("M", bound=Saved)
+
+
+def explained_drift(goodness: Mapping[str, Any]) -> str:
+    """The share of the predictable drift that a law explains and its error, for a table."""
+    share = goodness["explained_drift"]
+    # With an error like this the data say nothing of the drift.
+    if share is None or not share[1] < 1:
+        return "drift explained unknown"
+    return f"drift explained {share[0]:.3f}({share[1]:.3f})"
 
 
 def learned(

@@ -18,6 +18,7 @@ from mpiflow.learn.closure import observed
 from mpiflow.learn.closure.observed import local_statistics
 from mpiflow.learn.closure.series import pairs_of, read
 from mpiflow.learn.sde import OutsideData
+from mpiflow.learn.together import explained_drift
 
 SELF = MPI.COMM_SELF
 #: dz = A z dt + S^(1/2) dB, seen every DT.
@@ -69,6 +70,8 @@ def test_a_known_law_is_found(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.covariance(grid).mean(axis=0), covariance, atol=0.04)
     assert not model.card["doubts"]
     assert model.names == ("z1", "z2")
+    assert model.card["goodness"]["explained_drift"][0] > 0.95
+    assert explained_drift({"explained_drift": [1.0, 9e20]}) == "drift explained unknown"
     # A rollout forgets where it began, and has the spread of the process.
     path, held = model.rollout(np.zeros((2000, 2)), np.array([0.0, 8.0]), seed=2)
     assert held == 0

@@ -22,7 +22,7 @@ from mpiflow.learn.alloy.model import (
     train_alloy,
 )
 from mpiflow.learn.options import AlloyConfig
-from mpiflow.learn.together import learned
+from mpiflow.learn.together import explained_drift, learned
 from mpiflow.systems.alloy import neighbour_numbers, short_range_order, species_numbers
 
 if TYPE_CHECKING:
@@ -164,15 +164,12 @@ def _moving(pairs: PairsData) -> PairsData:
 def table(model: AlloyModel, out: Any) -> str:
     """Lines about a learned model: data, fit, range, and where it is."""
     card, (low, high) = model.card, model.temperatures
-    goodness = card["goodness"]
-    drift = goodness["explained_drift"]
-    known = "unknown" if drift is None else f"{drift[0]:.3f}({drift[1]:.3f})"
     lines = [
         f"short-range order of {model.sites} sites from {card['pairs']} pairs, lambda = "
         f"{card['factor']:g}",
         f"range: temperature {low:g} to {high:g} K",
         *(f"range: {n} {a:.6g} to {b:.6g}" for n, (a, b) in model.validity["latents"].items()),
-        f"drift explained {known}; validation loss {card['validation_loss']:.4g}",
+        f"{explained_drift(card['goodness'])}; validation loss {card['validation_loss']:.4g}",
     ]
     lines += [f"warning: the data do not obey such a law: {text}" for text in card["doubts"]]
     lines.append(f"saved to {out}")

@@ -21,7 +21,7 @@ from mpiflow.learn.closure.observed import (
 from mpiflow.learn.closure.series import CONDITIONS, Pairs, Series, conditions, pairs_of, read
 from mpiflow.learn.options import ClosureConfig
 from mpiflow.learn.pair_goodness import judge
-from mpiflow.learn.together import learned
+from mpiflow.learn.together import explained_drift, learned
 from mpiflow.learn.training import Schedule, fit
 
 if TYPE_CHECKING:
@@ -207,9 +207,7 @@ def table(model: ObservedModel, out: Any) -> str:
     lines += _ranges("depends on" if model.parameters else "learned at", model.conditions)
     goodness = card["goodness"]
     noise = ", ".join("unknown" if v is None else f"{v[0]:.3f}" for v in goodness["variance"])
-    drift = goodness["explained_drift"]
-    known = "unknown" if drift is None else f"{drift[0]:.3f}({drift[1]:.3f})"
-    lines.append(f"drift explained {known}; noise over that of the law {noise}")
+    lines.append(f"{explained_drift(goodness)}; noise over that of the law {noise}")
     if (share := 0.5 * card["relaxation"] * model.dt) > 0.05:
         lines.append(
             f"warning: pairs are long: the fastest rate is about {share:.0%} too small in the law. "

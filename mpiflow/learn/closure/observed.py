@@ -14,6 +14,7 @@ the coarse field m is known by means over its blocks of :data:`STATISTICS`, of m
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,10 +206,12 @@ class ObservedModel:
         """
         keys = np.arange(len(z0)) if members is None else members
         context = self.context(parameters, len(z0))
-        step = self.dt if dt is None else dt
-        return self.sde.rollout_at(
-            np.asarray(z0, float), keys, times, dt=step, seed=seed, context=context
-        )
+        with warnings.catch_warnings():
+            if dt is None:  # in equal steps a long one does to the variance what pairs undid
+                warnings.filterwarnings("ignore", message="dt=.* is long for this model")
+            return self.sde.rollout_at(
+                np.asarray(z0, float), keys, times, dt=dt or self.dt, seed=seed, context=context
+            )
 
     def save(self, directory: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into a directory."""

@@ -14,7 +14,7 @@ from mpiflow.learn.generator.data import from_files
 from mpiflow.learn.generator.law import learn_weak
 from mpiflow.learn.generator.model import Generator
 from mpiflow.learn.options import GeneratorConfig
-from mpiflow.learn.together import learned
+from mpiflow.learn.together import explained_drift, learned
 from mpiflow.learn.training import Schedule
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ def table(model: Generator, out: Any) -> str:
         )
         lines.append(", ".join(constants))
     lines.append(f"expected error of the kernel {errors['kernel']:.2%}")
-    drift = goodness["explained_drift"]
-    known = "unknown" if drift is None else f"{drift[0]:.3f}({drift[1]:.3f})"
-    lines.append(f"drift explained {known}; residual over rates {goodness['residual']:.3g}")
+    lines.append(f"{explained_drift(goodness)}; residual over rates {goodness['residual']:.3g}")
     lines += [
         f"range: {name} {a:.6g} to {b:.6g}"
         for known in model.validity.values()
