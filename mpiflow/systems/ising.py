@@ -21,6 +21,7 @@ from scipy.special import ellipk
 
 from mpiflow.core.device import rule
 from mpiflow.core.errors import InputError
+from mpiflow.systems.rule import require_scalars
 
 #: The values that the sum of the four neighbours can take.
 NEIGHBOUR_SUMS = np.array([-4, -2, 0, 2, 4])
@@ -79,6 +80,7 @@ class Ising:
     halo = 1
 
     def __post_init__(self) -> None:
+        require_scalars(self, ("temperature", "field", "coupling"))
         if not (self.temperature > 0 and np.isfinite(self.temperature)):
             raise InputError(
                 "temperature", self.temperature, "a finite number above 0", "Try 2.269 (critical)."

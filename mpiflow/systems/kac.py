@@ -29,6 +29,7 @@ from scipy.special import expit
 from mpiflow.core.device import rule
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
+from mpiflow.systems.rule import require_scalars
 
 #: Bound of S: every sum of S^2 signs fits int32, with room for sums of two.
 MAX_SUM = 2**15 - 1
@@ -249,6 +250,7 @@ class Kac:
     FIXED = ("gamma",)
 
     def __post_init__(self) -> None:
+        require_scalars(self, ("temperature", "gamma", "field"))
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise InputError("temperature", self.temperature, "a finite number above 0", "Try 1.")
         if not math.isfinite(self.field):

@@ -142,8 +142,17 @@ def require_fractions(name: str, fractions: Sequence[float], states: int) -> Non
 # -- for the parameters of rules ------------------------------------------------------------------
 
 
+def require_scalars(system: object, names: tuple[str, ...]) -> None:
+    """Raise for an array in place of one of these parameters."""
+    for name in names:
+        if shape := np.shape(getattr(system, name)):
+            remedy = "Fields of sites go to the simulation: Simulation(..., site_field=...)."
+            raise InputError(name, f"an array {shape}", "a number", remedy)
+
+
 def require_numbers(system: object, names: tuple[str, ...]) -> None:
     """Raise unless these parameters are finite numbers."""
+    require_scalars(system, names)
     for name in names:
         if not math.isfinite(getattr(system, name)):
             raise InputError(name, getattr(system, name), "a finite number", "Try 0.1.")

@@ -81,32 +81,21 @@ def share(chance: float, lower: float) -> float:
 
 @kernel
 def settled(
-    own: int,
-    word: np.uint64,
-    part: float,
-    near: int,
-    h: float,
-    q: int,
-    weights: np.ndarray,
-    coupled: np.ndarray,
+    number: float, near: int, h: float, q: int, weights: np.ndarray, coupled: np.ndarray
 ) -> int:
-    """The state, counted from 0, after a trial: with probability ``part`` a new one."""
-    u = uniform(word)
-    if u >= part:
-        return own
+    """The new state, counted from 0, that a number from 0 to 1 chooses."""
     largest = h * coupled[0]
     for state in range(1, q):
         largest = max(largest, h * coupled[state])
     total = 0.0
     for state in range(q):
         total += share(weights[near, state], largest - h * coupled[state])
-    left, new = u / part * total, q - 1
+    left = number * total
     for state in range(q - 1):
         left -= share(weights[near, state], largest - h * coupled[state])
         if left < 0.0:
-            new = state
-            break
-    return new
+            return state
+    return q - 1
 
 
 # -- kernels ---------------------------------------------------------------------------------------
@@ -155,15 +144,17 @@ def update_rows(
                         step = first + np.uint64(k)
                         draw_words(box_key, step, gy, gx, width, words[2 * k], words[2 * k + 1])
                     for j in range(skip, width, 2):
+                        word = words[2 * k + (gy & 1), ((gx + j) >> 1) - (gx >> 1)]
+                        u = uniform(word)
+                        if u >= part:  # here, not in a call that counts references of arrays
+                            continue
                         x = ix + j + halo
                         near = np.int64(field[b, y - 1, x]) - lowest >> shift
                         near = near * q + (np.int64(field[b, y, x - 1]) - lowest >> shift)
                         near = near * q + (np.int64(field[b, y, x + 1]) - lowest >> shift)
                         near = near * q + (np.int64(field[b, y + 1, x]) - lowest >> shift)
                         own = np.int64(field[b, y, x]) - lowest >> shift
-                        word = words[2 * k + (gy & 1), ((gx + j) >> 1) - (gx >> 1)]
-                        h = site_field[iy, ix + j]
-                        new = settled(own, word, part, near, h, q, weights, coupled)
+                        new = settled(u / part, near, site_field[iy, ix + j], q, weights, coupled)
                         if new != own:
                             counts[b, 0] += 1
                             field[b, y, x] = lowest + (new << shift)
