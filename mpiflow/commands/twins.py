@@ -188,7 +188,7 @@ def learn_closure(
     ----------
     data : runs; files of tables or pairs; arrays (frames, 1 + d) or (members, frames, 1 + d) whose
         first column is the time; mappings of arrays; or several of them. See
-        :mod:`mpiflow.learn.closure.series`
+        :mod:`mpiflow.learn.closure.sources`
     out : folder of the model
     comm : ranks that call this together; rank 0 learns, so that the bits are those of one rank
     options : those of the command, :class:`mpiflow.learn.options.ClosureConfig`

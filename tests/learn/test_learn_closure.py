@@ -16,7 +16,8 @@ from mpiflow.cli import invoke
 from mpiflow.core.errors import InputError
 from mpiflow.learn.closure import observed
 from mpiflow.learn.closure.observed import local_statistics
-from mpiflow.learn.closure.series import pairs_of, read
+from mpiflow.learn.closure.series import pairs_of
+from mpiflow.learn.closure.sources import read
 from mpiflow.learn.sde import OutsideData
 from mpiflow.learn.together import explained_drift
 
@@ -100,6 +101,13 @@ def test_all_forms_of_data_give_the_same_bits(short: np.ndarray, tmp_path: Path)
     assert digest(tmp_path / "array") == digests["array"]
     learn(short, tmp_path / "other", seed=1)
     assert digest(tmp_path / "other") != digests["array"]
+
+
+def test_tables_of_pandas_are_tables(short: np.ndarray) -> None:
+    pandas = pytest.importorskip("pandas")
+    (series,) = read(pandas.DataFrame(short[0][:, [1, 0, 2]], columns=["x", "time", "y"]))
+    assert series.names == ("x", "y")
+    np.testing.assert_array_equal(series.values, short[0, :, 1:])
 
 
 @pytest.mark.mpi

@@ -18,7 +18,8 @@ from mpiflow.learn.closure.observed import (
     local_statistics,
     patch_side,
 )
-from mpiflow.learn.closure.series import CONDITIONS, Pairs, Series, conditions, pairs_of, read
+from mpiflow.learn.closure.series import CONDITIONS, Pairs, Series, conditions, pairs_of
+from mpiflow.learn.closure.sources import read
 from mpiflow.learn.options import ClosureConfig
 from mpiflow.learn.pair_goodness import judge
 from mpiflow.learn.together import explained_drift, learned
@@ -38,7 +39,7 @@ def learn(config: ClosureConfig, data: Any, comm: MPI.Intracomm | None = None) -
 
     Parameters
     ----------
-    data : as of :func:`mpiflow.learn.closure.series.read`; the configuration's is only its name
+    data : as of :func:`mpiflow.learn.closure.sources.read`; the configuration's is only its name
 
     Raises
     ------
