@@ -105,5 +105,14 @@ def _follows(
 ) -> set[str]:
     """Options that change because others do that say their values."""
     new = {**stored, **changes}
-    says = model.derived(stored) | model.derived(new)
+    names = model.derived(new)
+    try:
+        old_names = model.derived(stored)
+    except InputError:  # of a file that has moved: it has to be the same
+        old_names = names
+    if names != old_names:  # the file has a variable for each
+        allowed = f"one of the same parameters as before: {', '.join(sorted(old_names)) or 'none'}"
+        remedy = "Start a run from the last frame: --initial FILE."
+        raise InputError("schedule", new.get("schedule"), allowed, remedy)
+    says = old_names | names
     return says - changes.keys() if new.get("schedule") != stored.get("schedule") else set()

@@ -86,6 +86,9 @@ class DrivenConfig(StartConfig):
 
         if drives.is_file(text):
             text = inputs.absolute(text)
+            known = (values.get("inputs") or {}).get("schedule")
+            if known is not None and not Path(text).is_file():
+                raise inputs.missing("schedule", Path(text), known)
         values, fields = {**values, "schedule": text}, cls.model_fields
         known = [n for n, f in fields.items() if f.annotation is float and n not in _OTHERS]
         for name, curve in drives.read(text).curves.items():
@@ -105,6 +108,9 @@ class DrivenConfig(StartConfig):
         from mpiflow.files import drives
 
         text = config.get("schedule")
+        if isinstance(text, str) and drives.is_file(text) and not Path(text).is_file():
+            known = (config.get("inputs") or {}).get("schedule")
+            raise inputs.missing("schedule", Path(text), known)
         return set(drives.read(text).curves) if isinstance(text, str) else set()
 
     @cached_property

@@ -303,6 +303,11 @@ def test_runs_from_options_stop_and_go_on(tmp_path: Path, system: str) -> None:
         for name in a.variables:
             assert np.array_equal(a[name][:], b[name][:]), name
     assert verify(whole) == verify(parts) == []
+    moved = table.rename(tmp_path / "moved.csv")
+    with pytest.raises(InputError, match="--override schedule=PATH"):
+        resume(parts, MPI.COMM_SELF, {"time": 5.5})
+    resume(parts, MPI.COMM_SELF, {"time": 5.5, "schedule": str(moved)})
+    table = moved.rename(table)
     with pytest.raises(InputError, match="schedule"):  # another table
         table.write_text(table.read_text() + "5,3,1\n")
         resume(parts, MPI.COMM_SELF, {"time": 6})
@@ -316,6 +321,9 @@ def test_a_run_goes_on_by_another_schedule_if_that_is_said(tmp_path: Path) -> No
     simulate(config, MPI.COMM_SELF)
     with pytest.raises(InputError, match="which the schedule says at time 0"):
         resume(out, MPI.COMM_SELF, {"temperature": 1.0})
+    for other in ("field ramp 0 1 over 4", None):
+        with pytest.raises(InputError, match="the same parameters as before: temperature"):
+            resume(out, MPI.COMM_SELF, {"time": 4, "schedule": other})
     resume(out, MPI.COMM_SELF, {"time": 4, "schedule": "temperature ramp 4 1 over 4"})
     with Trajectory(out) as run:
         here = run.time > 2
