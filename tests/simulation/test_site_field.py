@@ -31,6 +31,7 @@ from mpiflow.commands.verify.files import verify_file
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.files import checkpoint
+from mpiflow.learn.onsagerflow.increments import runs_from_files
 from mpiflow.run.resume import resume
 from mpiflow.run.simulate import simulate
 from mpiflow.simulation import catalogue
@@ -226,6 +227,20 @@ def test_a_run_goes_on_in_its_field_only(tmp_path: Path) -> None:
     found = verify_file(tmp_path / "again.h5")
     assert not found.good
     assert "site_field is not what the run was made with" in found.text
+
+
+def test_learners_take_block_means_of_the_fields_and_no_changing_ones(tmp_path: Path) -> None:
+    h = RandomField(0.5, seed=3)(np.arange(16)[:, None], np.arange(16))
+    for system in (Ising(2.0, 0.2), Kac(1.0, 1, 0.2)):
+        sim = made(system, 16, site_field=h, granularity=4)
+        out = tmp_path / f"{type(system).__name__}.h5"
+        record(sim, out, time=2, save_every=1, coarse=4, progress=False)
+        (run,) = runs_from_files(out)
+        assert np.allclose(run.field, 0.2 + h.reshape(4, 4, 4, 4).mean(axis=(1, 3)), rtol=1e-12)
+    sim = made(Ising(2.0), 16, schedule="temperature ramp 2 1 over 2", granularity=4)
+    record(sim, tmp_path / "ramp.h5", time=2, save_every=1, coarse=4, progress=False)
+    with pytest.raises(InputError, match="temperature of .* which changes in time"):
+        runs_from_files(tmp_path / "ramp.h5")
 
 
 @pytest.mark.parametrize(
