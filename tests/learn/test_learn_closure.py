@@ -218,6 +218,28 @@ def test_closures_of_statistics_of_patches(tmp_path: Path) -> None:
             learn(broken_data, tmp_path / "x", latents=1)
 
 
+def test_a_schedule_is_a_parameter(tmp_path: Path) -> None:
+    """Of a ramp of the temperature each pair has the mean of its ends."""
+    run = mpiflow.simulate(
+        "ising", SELF, size=16, temperature=4, schedule="temperature ramp 4 3 over 10", time=10,
+        save_every=0.5, dt=0.25, members=2, seed=1, quiet=True, out=tmp_path / "ramp.h5",
+    )  # fmt: skip
+    model = learn(run, tmp_path / "law")
+    assert model.parameters == ("temperature",)
+    with mpiflow.open(run) as opened:
+        kelvin = opened["temperature"]
+    assert model.conditions["temperature"] == [kelvin.min(), kelvin.max()]
+    pairs = pairs_of(read(run), 2, ("temperature",))
+    np.testing.assert_allclose(pairs.context[:19, 0], 0.5 * (kelvin[:-2] + kelvin[2:]))
+    model.drift(np.zeros((1, 1)), {"temperature": 3.5})
+    # The table is one of all members, and an observable like others.
+    (first, _) = read(run, ["magnetization", "temperature"])
+    np.testing.assert_array_equal(first.values[:, 1], kelvin)
+    table = np.stack([np.arange(30.0), np.arange(30.0)], axis=1)
+    with pytest.raises(InputError, match="^(data|parameters)="):
+        learn([run, table], tmp_path / "x")
+
+
 def test_statistics_of_patches_are_means_over_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the definition, in any number of frames at a time."""
     m = np.random.default_rng(1).uniform(-1, 1, (5, 4, 8)).astype(np.float32)

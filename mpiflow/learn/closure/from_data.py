@@ -18,7 +18,7 @@ from mpiflow.learn.closure.observed import (
     local_statistics,
     patch_side,
 )
-from mpiflow.learn.closure.series import CONDITIONS, Pairs, Series, conditions, pairs_of
+from mpiflow.learn.closure.series import CONDITIONS, Pairs, Series, conditions, pairs_of, span
 from mpiflow.learn.closure.sources import read
 from mpiflow.learn.options import ClosureConfig
 from mpiflow.learn.pair_goodness import judge
@@ -69,9 +69,8 @@ def model_of(config: ClosureConfig, data: Any) -> ObservedModel:
             autoencoder, patch, closures = _closures(config, found)
         pairs = pairs_of(found, config.lag, parameters, closures)
         for name in dict.fromkeys((*CONDITIONS, *parameters)):
-            values = [one.options[name] for one in found if name in one.options]
-            if len(values) == len(found):
-                known[name] = [min(values), max(values)]
+            if all(name in one.options for one in found):
+                known[name] = list(span(found, name))
     if config.factor is not None:
         pairs = replace(pairs, factor=config.factor)
     _require_own_noise(pairs)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from mpiflow.core.errors import InputError
-from mpiflow.files.drives import require_constant
 from mpiflow.files.trajectory import Trajectory
 
 COARSE = "coarse_magnetization"
@@ -27,7 +26,7 @@ class Series:
     names : of the d observables
     values : (frames, d) float64
     step : time between frames
-    options : of the run that it is from, numbers only
+    options : of the run that it is from: numbers, or one of each frame where a schedule changed it
     fields : (frames, y, x), the coarse fields, if closures are asked for
     """
 
@@ -35,7 +34,7 @@ class Series:
     names: tuple[str, ...]
     values: np.ndarray
     step: float
-    options: Mapping[str, float]
+    options: Mapping[str, float | np.ndarray]
     fields: np.ndarray | None = None
 
 
@@ -73,7 +72,7 @@ def checked(
     names: Sequence[str],
     times: np.ndarray,
     values: np.ndarray,
-    options: Mapping[str, float] | None = None,
+    options: Mapping[str, float | np.ndarray] | None = None,
     fields: np.ndarray | None = None,
 ) -> Series:
     """A checked series."""
@@ -112,9 +111,11 @@ def of_run(path: Path, observables: Sequence[str], fields: bool) -> list[Series]
         if not file.complete:
             remedy = "It is running or was interrupted: wait, or resume it."
             raise InputError("data", str(path), "a complete run", remedy)
-        require_constant(file, CONDITIONS)
         columns = scalars(file, observables)
         members = next(iter(columns.values())).shape[1]
+        changing = {
+            name: np.asarray(file[name], float) for name in CONDITIONS if _changes(file, name)
+        }
         coarse = None
         if fields and COARSE in file:
             coarse = file[COARSE]
@@ -128,11 +129,12 @@ def of_run(path: Path, observables: Sequence[str], fields: bool) -> list[Series]
             continue
         frames = part.equal(time, path)
         known = {**config, **part.config}
-        numbers = {
+        numbers: dict[str, float | np.ndarray] = {
             name: float(value)
             for name, value in known.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
+        numbers |= {name: values[frames] for name, values in changing.items()}
         for member in range(members):
             label = str(path) if members == 1 else f"{path}, member {member}"
             own = None if coarse is None else coarse[frames, member]
@@ -140,6 +142,11 @@ def of_run(path: Path, observables: Sequence[str], fields: bool) -> list[Series]
                 checked(label, list(columns), time[frames], whole[frames, member], numbers, own)
             )
     return out
+
+
+def _changes(file: Trajectory, name: str) -> bool:
+    """Whether an option is a number of each frame, as of a schedule."""
+    return name in file.variables and file.variables[name].per_frame
 
 
 def scalars(file: Trajectory, observables: Sequence[str]) -> dict[str, np.ndarray]:
@@ -162,7 +169,8 @@ def scalars(file: Trajectory, observables: Sequence[str]) -> dict[str, np.ndarra
         values = np.asarray(file[stored], float)
         values = values if place is None else values[..., place]
         out[name] = values.reshape(len(file), -1)
-    return out
+    members = max(values.shape[1] for values in out.values())  # a schedule is that of all
+    return {n: np.broadcast_to(v, (len(file), members)) for n, v in out.items()}
 
 
 # -- pairs ---------------------------------------------------------------------------------
@@ -183,7 +191,19 @@ def conditions(series: Sequence[Series], parameters: Sequence[str] = ()) -> tupl
                 raise InputError("parameters", name, allowed, "Correct it.")
     if parameters:
         return tuple(parameters)
-    return tuple(n for n in CONDITIONS if len({one.options.get(n, 0.0) for one in series}) > 1)
+    found: list[str] = []
+    for name in CONDITIONS:
+        low, high = span([one for one in series if name in one.options], name)
+        if low < high:
+            found += conditions(series, [name])
+    return tuple(found)
+
+
+def span(series: Sequence[Series], name: str) -> tuple[float, float]:
+    """Least and largest value of an option; nan without series."""
+    values = [np.ravel(one.options[name]) for one in series]
+    whole = np.concatenate(values) if values else np.array([np.nan])
+    return float(whole.min()), float(whole.max())
 
 
 def pairs_of(
@@ -209,10 +229,13 @@ def pairs_of(
             allowed = f"more than {lag}, the lag"
             raise fault(one.where, f"{len(values)} frames", allowed, "Save more frames.")
         count = len(values) - lag
-        given = [one.options.get(name, 0.0) for name in parameters]
+        context = np.empty((count, len(parameters)))
+        for k, name in enumerate(parameters):
+            whole = np.broadcast_to(one.options[name], len(values))
+            context[:, k] = 0.5 * (whole[:-lag] + whole[lag:])  # in the middle of a pair
         columns.append((
             values[:-lag], (values[lag:] - values[:-lag])[:, None],
-            np.full((count, 1), lag * one.step), np.tile(given, (count, 1)),
+            np.full((count, 1), lag * one.step), context,
         ))  # fmt: skip
     z, increments, dt, context = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     more = 0 if closures is None else closures[0].shape[1]
