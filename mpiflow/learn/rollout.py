@@ -128,7 +128,7 @@ def _closure(config: RolloutConfig, model: Any, times: np.ndarray) -> Columns:
         if config.dt is not None:
             raise InputError("dt", config.dt, "no value with this model", "Leave it out.")
         path, _ = model.rollout(start, times, seed=config.seed)
-    return {name.replace(" ", ""): path[..., i] for i, name in enumerate(names)}, {}
+    return {name: path[..., i] for i, name in enumerate(names)}, {}
 
 
 def _latents(model: Any, run: Trajectory, frame: int) -> np.ndarray:

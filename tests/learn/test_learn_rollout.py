@@ -137,7 +137,7 @@ def test_an_ising_closure_goes_on_from_spins(folder: Path, tmp_path: Path) -> No
         "system": {"temperature": 4.0, "field": 0.0}})  # fmt: skip
     model.save(tmp_path / "law")
     assert mpiflow.load_model(tmp_path / "law").validity == {
-        "latents": {n: [-9.0, 9.0] for n in ("magnetization", "domain_wall_density", "closure 1")},
+        "latents": {n: [-9.0, 9.0] for n in ("magnetization", "domain_wall_density", "closure1")},
         "parameters": {"temperature": [4.0, 4.0], "field": [0.0, 0.0]},
     }
     start: dict[str, Any] = {"initial": str(folder / "run.h5"), "time": 1}

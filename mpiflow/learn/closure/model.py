@@ -47,7 +47,7 @@ class MacroscopicModel:
     card: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sde.names = (*NAMES, *(f"closure {i + 1}" for i in range(self.sde.dim - 2)))
+        self.sde.names = (*NAMES, *(f"closure{i + 1}" for i in range(self.sde.dim - 2)))
 
     @property
     def validity(self) -> dict[str, Any]:
