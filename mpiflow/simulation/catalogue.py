@@ -98,7 +98,7 @@ _OWN = {
         simulation=f"{_HERE}.alloy.build:of_system",
     ),
     "onsagerflow": Entry(
-        "Run a learned stochastic field and write a Trajectory file.",
+        "Run a learned field, closure or alloy's order and write a Trajectory file.",
         f"{_HERE}.field.options:FieldConfig",
         # What learns builds on runs, and needs PyTorch: it is found when a field is wanted.
         "mpiflow.learn.onsagerflow.build:build",

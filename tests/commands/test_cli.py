@@ -72,7 +72,7 @@ def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
         ("simulate ising --size 8", "must be given"),
         ("simulate ising --size 8 --temperature -1 --time 1 --out x.h5", "temperature='-1'"),
         ("simulate ising --config no.toml", "a readable TOML file"),
-        ("predict", "model=None: allowed is a folder that mpiflow learn onsagerflow wrote"),
+        ("predict", "model=None: allowed is a folder that mpiflow learn wrote"),
         ("predict nowhere --size 8 --time 1 --out x.h5", "It has no model.json"),
         ("predict nowhere --sise 8", "Did you mean --size?"),
         ("learn", "one of onsagerflow"),

@@ -35,9 +35,10 @@ class FieldConfig(StartConfig):
 
     model: Path = option(
         ...,
-        "Folder of a model, of mpiflow learn onsagerflow.",
+        "Folder of a model: of a field, or of a closure or an alloy, which have fewer options "
+        "(docs/learning.md).",
         metavar="MODEL",
-        allowed="a folder that mpiflow learn onsagerflow wrote",
+        allowed="a folder that mpiflow learn wrote",
         remedy="Learn one first.",
     )
     size: Sides = common.size(remedy="Try 512.")
@@ -169,7 +170,7 @@ def describe(directory: Path) -> dict[str, Any]:
     ------
     InputError : it is no folder of a model of this kind
     """
-    allowed = "a folder that mpiflow learn onsagerflow wrote"
+    allowed = "a folder that mpiflow learn wrote"
     try:
         about = json.loads((directory / "model.json").read_text(encoding="utf-8"))
         kind = about["kind"]
