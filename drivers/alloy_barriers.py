@@ -364,9 +364,9 @@ def run_kmc(
     begun = time.process_time()
     sim.advance(until)
     took = time.process_time() - begun
-    frame = sim.measure()
-    speed = np.full(len(frame.hops), frame.hops.sum() / took)
-    rows = np.column_stack([alloy.short_range_order(frame.bonds), until / frame.hops, speed])
+    now = sim.measure().scalars()
+    speed = np.full(len(now["hops"]), now["hops"].sum() / took)
+    rows = np.column_stack([now["sro"], until / now["hops"], speed])
     everyone = gather_records(rows, comm)
     if everyone is None:
         return None

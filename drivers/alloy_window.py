@@ -103,8 +103,8 @@ def run(
     frame = sim.measure()
     return np.concatenate(
         [
-            short_range_order(frame.bonds[0]),
-            [frame.hops[0] / vacancies, (sim.species() != before).sum()],
+            short_range_order(frame.bonds),
+            [frame.hops / vacancies, (sim.species() != before).sum()],
             tracers.mean_square(len(model.species)),
         ]
     )

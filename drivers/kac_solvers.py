@@ -131,8 +131,8 @@ def simulate(
 
 def measure(sim: KacSimulation) -> np.ndarray:
     """The quantities of this rank's trials, (trials here, quantities)."""
-    frame = sim.measure()
-    return np.stack([getattr(frame, name) for name in QUANTITIES], axis=1)
+    now = sim.measure().scalars()
+    return np.stack([now[name] for name in QUANTITIES], axis=1)
 
 
 def compare(exact: Runs, other: Runs, sites: int) -> Comparison:

@@ -27,6 +27,25 @@ from mpiflow.files.writer import Value
 from mpiflow.simulation.states import Given, part_of
 
 
+class Observed:
+    """A frame of observables: arrays over the members that this rank holds.
+
+    Of a single lattice, a ``single`` one, they are what they are of it, numbers for the most part,
+    without the axis of members: ``f"{frame.magnetization:.3f}"`` is right.
+    """
+
+    single: bool
+
+    def _give_up_members(self, *names: str) -> None:
+        """Take that axis from attributes, where there is one member."""
+        if self.single:
+            for name in names:
+                object.__setattr__(self, name, getattr(self, name)[0])
+
+    def _with_members(self, value: Any) -> np.ndarray:
+        return np.asarray(value)[None] if self.single else np.asarray(value)
+
+
 class Sample(NamedTuple):
     """A frame on its way to the file.
 

@@ -18,6 +18,7 @@ from mpiflow.simulation import catalogue
 from mpiflow.simulation.alloy.barrier_model import load_barrier_model
 from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.simulation.base import Simulated
+from mpiflow.simulation.ensemble.simulation import Ensemble
 from mpiflow.simulation.field.simulation import FieldSimulation
 from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.simulation.kac.simulation import KacSimulation
@@ -256,3 +257,19 @@ def test_an_alloy_is_run_by_the_same_name(tmp_path: Path) -> None:
     record(sim, tmp_path / "run.h5", time=2e-9, progress=False)
     with Trajectory(tmp_path / "run.h5") as run:
         assert run.attributes["system"] == "alloy"
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_numbers_of_one_lattice_are_numbers(name: str) -> None:
+    for members in (1, 2):
+        sim: Any = ALONE[name](SELF, members)
+        if isinstance(sim, Ensemble):
+            continue
+        sim.set_state(possible(name, sim))
+        frame = sim.measure()
+        number = frame.hops if isinstance(sim, AlloySimulation) else frame.magnetization
+        assert np.shape(number) == (() if members == 1 else (2,))
+        if members == 1:
+            assert f"{number:.3f}" == f"{float(number):.3f}"
+        if hasattr(frame, "scalars"):
+            assert all(len(value) == members for value in frame.scalars().values())

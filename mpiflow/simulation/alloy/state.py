@@ -15,7 +15,7 @@ from mpiflow.core.lattice import split
 from mpiflow.core.parallel import agreed
 from mpiflow.files.schema import STANDARD, TIME
 from mpiflow.files.writer import Value
-from mpiflow.simulation.base import Content, Sample
+from mpiflow.simulation.base import Content, Observed, Sample
 from mpiflow.simulation.lattice import LatticeSimulation
 from mpiflow.solvers.vacancy.events import check_species
 from mpiflow.solvers.vacancy.serial import VacancyKMC
@@ -28,8 +28,10 @@ TIME_IN_S = replace(TIME, units="s", long_name="time")
 
 
 @dataclass(frozen=True)
-class AlloyFrame:
+class AlloyFrame(Observed):
     """The state's observables at one time; one entry for each member that this rank holds.
+
+    Of a single lattice bonds and hops are those of that lattice, without the axis of members.
 
     Attributes
     ----------
@@ -41,21 +43,26 @@ class AlloyFrame:
 
     time: float
     bonds: np.ndarray
-    hops: np.ndarray
+    hops: Any
     window: float = 0.0
     windows: int = 0
+    single: bool = False
 
     #: What a file holds of it, for each member.
     NAMES = ("sro", "warren_cowley", "long_range_order", "bonds", "hops")
 
+    def __post_init__(self) -> None:
+        self._give_up_members("bonds", "hops")
+
     def scalars(self) -> dict[str, np.ndarray]:
         """What a Trajectory holds of a frame, by name, with a leading member axis."""
+        bonds = self._with_members(self.bonds)
         return {
-            "sro": alloy.short_range_order(self.bonds),
-            "warren_cowley": alloy.warren_cowley(self.bonds),
-            "long_range_order": alloy.long_range_order(self.bonds),
-            "bonds": self.bonds,
-            "hops": self.hops,
+            "sro": alloy.short_range_order(bonds),
+            "warren_cowley": alloy.warren_cowley(bonds),
+            "long_range_order": alloy.long_range_order(bonds),
+            "bonds": bonds,
+            "hops": self._with_members(self.hops),
         }
 
 
@@ -172,7 +179,8 @@ class AlloyState(LatticeSimulation):
         if np.any(counts != self._counts) or np.any(counts.sum(axis=-1) != self.sites):
             raise RuntimeError(f"atoms were lost: {self._counts} became {counts}")
         window = self.choice.last if self.choice else self.window or 0.0
-        return AlloyFrame(self.time, bonds, self.block.total(self._hops), window, self.step)
+        hops, single = self.block.total(self._hops), self.members == 1
+        return AlloyFrame(self.time, bonds, hops, window, self.step, single)
 
     def content(self, *, species: bool = False) -> Content:
         """Order, bonds and hops.
@@ -203,7 +211,8 @@ class AlloyState(LatticeSimulation):
 
         def frame() -> Sample:
             now = self.measure()
-            shown = {"hops": int(now.hops[0])} if now.hops.size else {}
+            hops = np.ravel(now.hops)
+            shown = {"hops": int(hops[0])} if hops.size else {}
             values = self._values(now, species)
             if self.knows_windows:
                 values |= {"window": now.window, "windows": now.windows}

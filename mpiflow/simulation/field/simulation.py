@@ -187,8 +187,11 @@ class FieldSimulation(Simulated):
         return made
 
     def measure(self) -> FieldSample:
-        """Observables of the present state. Collective."""
-        return replace(self.field.measure(), time=self.time)
+        """Observables of the present state; numbers of a single field. Collective."""
+        now = replace(self.field.measure(), time=self.time)
+        if self.members > 1:
+            return now
+        return replace(now, magnetization=now.magnetization[0], free_energy=now.free_energy[0])
 
     def outside(self) -> int:
         """Blocks on all ranks whose m is not among those the law was learned from. Collective."""
@@ -211,14 +214,14 @@ class FieldSimulation(Simulated):
 
         def frame() -> Sample:
             said = self._left()
-            now, m = self.measure(), self.field.m
+            now, m = self.field.measure(), self.field.m
             values = {
                 "magnetization": self._of_members(now.magnetization),
                 "free_energy": self._of_members(now.free_energy),
                 "coarse_magnetization": self._of_box(m, *self.local_box()),
             }
             shown = {"m": float(now.magnetization[0])} if now.magnetization.size else {}
-            return Sample(now.time, values, shown, said)
+            return Sample(self.time, values, shown, said)
 
         return Content(dims, coordinates, variables, self.attributes(), frame)
 

@@ -390,6 +390,7 @@ class Simulation(SpinSimulation):
             energy=energy / sites,
             domain_wall_density=observables.domain_wall_density(bonds, sites),
             flips=self.block.total(self.flips),
+            single=self.members == 1,
         )
 
 

@@ -267,4 +267,5 @@ class KacSimulation(SpinSimulation):
             energy=self.fields.energy(self._bytes.inner(self._bytes.host())) / sites,
             domain_wall_density=observables.domain_wall_density(sums[:, 1], sites),
             flips=self.block.total(self._flips),
+            single=self.members == 1,
         )

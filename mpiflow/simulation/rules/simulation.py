@@ -17,7 +17,7 @@ from mpiflow.core.lattice import Shape
 from mpiflow.core.mpi import MPI
 from mpiflow.files.schema import STANDARD, Variable
 from mpiflow.files.writer import Value
-from mpiflow.simulation.base import Content, Sample
+from mpiflow.simulation.base import Content, Observed, Sample
 from mpiflow.simulation.lattice import SquareSimulation
 from mpiflow.solvers.spins.rule_nfold import RuleNFold
 from mpiflow.solvers.spins.rule_sublattice import LONG_STEP_ERROR, RuleSublattice, check_states
@@ -31,8 +31,10 @@ SolverName = Literal["sublattice", "nfold"]
 
 
 @dataclass(frozen=True)
-class RuleFrame:
+class RuleFrame(Observed):
     """The observables at one time, each (members here,) or (members here, q), also by attribute.
+
+    Of a single lattice they have no axis of members.
 
     Attributes
     ----------
@@ -41,14 +43,22 @@ class RuleFrame:
     """
 
     time: float
-    values: dict[str, np.ndarray]
-    flips: np.ndarray
+    values: dict[str, Any]
+    flips: Any
+    single: bool = False
+
+    def __post_init__(self) -> None:
+        self._give_up_members("flips")
+        if self.single:
+            for name in self.values:
+                self.values[name] = self.values[name][0]
 
     def scalars(self) -> dict[str, np.ndarray]:
-        """What a file holds of it, by name."""
-        return {**self.values, "flips": self.flips}
+        """What a file holds of it, by name, with the axis of members."""
+        every = {**self.values, "flips": self.flips}
+        return {name: self._with_members(value) for name, value in every.items()}
 
-    def __getattr__(self, name: str) -> np.ndarray:
+    def __getattr__(self, name: str) -> Any:
         values = self.__dict__.get("values", {})
         if name not in values:
             raise AttributeError(f"{type(self).__name__} has no {name!r}: it has {list(values)}")
@@ -214,7 +224,8 @@ class RuleSimulation(SquareSimulation):
             sums = self._site_sums(self.block.spins(), rule.lowest, 1, rule.states)
             coupled = np.array([rule.coupled(state) for state in rule.values.tolist()])
             values["energy"] = values["energy"] - sums @ coupled / self.lattice.sites
-        return RuleFrame(self.time, values, self.block.total(self._flips))
+        flips = self.block.total(self._flips)
+        return RuleFrame(self.time, values, flips, self.members == 1)
 
     # -- what its file holds -------------------------------------------------------
 
@@ -257,7 +268,7 @@ class RuleSimulation(SquareSimulation):
         def frame() -> Sample:
             now = self.measure()
             first = next(iter(now.values))
-            shown = {first: float(now.values[first].flat[0])} if now.flips.size else {}
+            shown = {first: np.ravel(now.values[first])[0].item()} if np.size(now.flips) else {}
             return Sample(now.time, self._values(now, coarse, spins), shown)
 
         about = self.attributes({"coarse": coarse})

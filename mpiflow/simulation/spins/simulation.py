@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,30 +11,34 @@ from mpiflow import observables
 from mpiflow.core.guards import is_spins, spin_fault
 from mpiflow.files.schema import STANDARD, block_centres
 from mpiflow.files.writer import Value
-from mpiflow.simulation.base import Content, Sample
+from mpiflow.simulation.base import Content, Observed, Sample
 from mpiflow.simulation.lattice import SquareSimulation
 
 
 @dataclass(frozen=True)
-class Frame:
+class Frame(Observed):
     """The state's observables at one time.
 
-    Arrays have one entry for each member that this rank holds; for a single
-    distributed lattice (one member) they are the values of the whole lattice.
+    Arrays have one entry for each member that this rank holds; of a single lattice they are
+    numbers, those of the whole lattice.
     """
 
     time: float
-    magnetization: np.ndarray
-    energy: np.ndarray
-    domain_wall_density: np.ndarray
-    flips: np.ndarray
+    magnetization: Any
+    energy: Any
+    domain_wall_density: Any
+    flips: Any
+    single: bool = False
 
     #: What a file holds of it.
     NAMES = ("magnetization", "energy", "domain_wall_density", "flips")
 
+    def __post_init__(self) -> None:
+        self._give_up_members(*self.NAMES)
+
     def scalars(self) -> dict[str, np.ndarray]:
-        """Arrays by name."""
-        return {name: getattr(self, name) for name in self.NAMES}
+        """Arrays by name, with the axis of members."""
+        return {name: self._with_members(getattr(self, name)) for name in self.NAMES}
 
 
 class SpinSimulation(SquareSimulation):
@@ -89,7 +94,8 @@ class SpinSimulation(SquareSimulation):
         def frame() -> Sample:
             now = self.measure()
             # With more ranks than members rank 0 may have none.
-            shown = {"m": float(now.magnetization[0])} if now.magnetization.size else {}
+            m = np.ravel(now.magnetization)
+            shown = {"m": float(m[0])} if m.size else {}
             return Sample(now.time, self._values(now, coarse, spins, spin_bits), shown)
 
         about = self.attributes({"coarse": coarse})
