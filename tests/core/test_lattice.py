@@ -82,7 +82,7 @@ def test_balanced_respects_the_units_of_each_axis() -> None:
         if fitting:
             assert Layout.balanced(lattice, ranks, (8, 128)).ranks_grid in fitting
         else:
-            with pytest.raises(InputError, match=rf"^ranks={ranks}.*at most 16 tiles.*plain"):
+            with pytest.raises(InputError, match=rf"^ranks={ranks}.*at most 16 tiles.*fewer ranks"):
                 Layout.balanced(lattice, ranks, (8, 128))
 
 

@@ -167,7 +167,7 @@ def test_targets_are_probed_before_the_work(
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("the work has begun")
 
-    of_commands = ("export._xdmf", "export._fill_netcdf", "plot.series_of")
+    of_commands = ("export._xdmf", "netcdf._fill_file", "plot.series_of")
     for place in ("simulation.catalogue.build", *(f"commands.{name}" for name in of_commands)):
         monkeypatch.setattr(f"mpiflow.{place}", work)
     out, says = targets(tmp_path)[kind]
