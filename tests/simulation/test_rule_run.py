@@ -328,4 +328,4 @@ def test_a_simulation_of_a_rule_is_the_run(tmp_path: Path) -> None:
     with Trajectory(made.out) as run:
         for frame, values in enumerate(sim.frames(time=2, every=1)):
             for name in ("energy", "magnetization", "fraction", "flips"):
-                np.testing.assert_array_equal(run.read(name, frame), getattr(values, name)[0])
+                np.testing.assert_array_equal(run.read(name, frame), getattr(values, name))
