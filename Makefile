@@ -17,6 +17,8 @@ export OMPI_MCA_rmaps_base_oversubscribe = 1
 export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 # After the system: set-up puts an MPI there only where the machine has none.
 export PATH := $(PATH):$(CURDIR)/.venv/bin
+# Files with tests of a mark: to collect all others takes each rank seconds.
+with_mark = $(sort $(shell grep -rl --include='test_*.py' 'mark\.$(1)' tests))
 # Ranks are the parallelism: without this each one starts a thread per core.
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
@@ -38,12 +40,12 @@ test-serial: setup ## the whole suite on one rank, two processes side by side
 	$(ONE_THREAD) timeout -k 10 1800 $(PYTEST) -q -n 2 --dist worksteal
 
 test-cudasim: setup ## kernels in the CUDA simulator
-	NUMBA_ENABLE_CUDASIM=1 timeout -k 10 900 $(PYTEST) -q -m kernel -n 2 --dist worksteal
+	NUMBA_ENABLE_CUDASIM=1 timeout -k 10 900 $(PYTEST) -q -m kernel -n 2 --dist worksteal $(call with_mark,kernel)
 
 # Ranks above 0 report to test-logs/. timeout is the last guard should the ones in the suite fail.
 test-mpi-2 test-mpi-4: test-mpi-%: setup ## the tests marked mpi on 2 (4) ranks
 	@rm -rf test-logs
-	$(ONE_THREAD) timeout -k 10 900 $(MPIRUN) -n $* $(PYTEST) -q -m mpi --color=no -p no:cacheprovider \
+	$(ONE_THREAD) timeout -k 10 900 $(MPIRUN) -n $* $(PYTEST) -q -m mpi --color=no -p no:cacheprovider $(call with_mark,mpi) \
 	|| { tail -v -n 30 test-logs/*.log; exit 1; }
 
 test-ptx: setup ## every CUDA kernel compiled and assembled for an H100/H200, without one

@@ -398,7 +398,12 @@ if comm.rank == 0:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "structure", "members"), [(1, "cosh", 1), (2, "langevin", 1), (2, "cosh", 2)]
+    ("ranks", "structure", "members"),
+    [
+        pytest.param(1, "cosh", 1, marks=pytest.mark.validate),
+        (2, "langevin", 1),
+        (2, "cosh", 2),
+    ],
 )
 def test_memory_of_a_learned_field(
     ranks: int, structure: str, members: int, law: Path, mpirun: Callable[..., Any]

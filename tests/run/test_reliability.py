@@ -280,8 +280,8 @@ def test_a_killed_rank_ends_the_job_and_is_named(tmp_path):
     ("where", "target"),
     [
         ("solvers.spins.sublattice", "Sublattice.chain"),
-        ("core.packed", "PackedBlock.start_exchange"),
-        ("files.writer", "TrajectoryWriter._store"),
+        pytest.param("core.packed", "PackedBlock.start_exchange", marks=pytest.mark.validate),
+        pytest.param("files.writer", "TrajectoryWriter._store", marks=pytest.mark.validate),
         ("files.checkpoint", "write"),
     ],
 )
