@@ -68,7 +68,7 @@ MUTANTS: list[list[Mutant]] = [
     [
         Mutant(
             "rate x 1.02",
-            (Change(SOLVER, "rates = self.system.flip", "rates = 1.02 * self.system.flip"),),
+            (Change(SOLVER, "rates = (system or self.system).flip", "rates = 1.02 * (system or self.system).flip"),),
             (
                 Named(f"{FREQUENCIES}[0.25]"),
                 Named(f"{RELAX}[0.25-plain]"),
@@ -82,8 +82,8 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     SOLVER,
-                    "rates = self.system.flip_rates_by_opposites()",
-                    "rates = 1.0 - self.system.flip_rates_by_opposites()",
+                    "rates = (system or self.system).flip_rates_by_opposites()",
+                    "rates = 1.0 - (system or self.system).flip_rates_by_opposites()",
                 ),
             ),
             tuple(
