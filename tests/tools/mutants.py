@@ -68,7 +68,13 @@ MUTANTS: list[list[Mutant]] = [
     [
         Mutant(
             "rate x 1.02",
-            (Change(SOLVER, "rates = (system or self.system).flip", "rates = 1.02 * (system or self.system).flip"),),
+            (
+                Change(
+                    SOLVER,
+                    "rates = (system or self.system).flip",
+                    "rates = 1.02 * (system or self.system).flip",
+                ),
+            ),
             (
                 Named(f"{FREQUENCIES}[0.25]"),
                 Named(f"{RELAX}[0.25-plain]"),
