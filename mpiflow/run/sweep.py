@@ -190,7 +190,7 @@ def read(
     points = []
     for number, row in enumerate(rows):
         swept = dict(zip(axes, row, strict=True))
-        own = values | swept | {"out": out / f"{number:04d}.h5", "quiet": True}
+        own = values | swept | {"out": out / f"{number:04d}.h5"}
         copies = tuple(model(**own | {"temperature": of_copy}) for of_copy in ladder)
         points.append(Point(number, swept, copies[0] if copies else model(**own), copies))
     return Sweep(out, axes, mode, points, None if every is None else float(every))
@@ -259,10 +259,10 @@ def _run(point: Point, made: Sweep, comm: MPI.Intracomm) -> None:
             if there.complete and not differences(known, {n: new[n] for n in known}):
                 return
     if made.every is None:
-        simulate(config, comm)
+        simulate(config.model_copy(update={"quiet": True}), comm)  # a line for each is enough
     else:
         _temper(point, made.every, comm)
-    if comm.rank == 0:
+    if comm.rank == 0 and not config.quiet:
         text = ", ".join(f"{name} = {value}" for name, value in point.values.items())
         print(f"{config.out}: point {point.number + 1} of {len(made.points)}: {text}", flush=True)
 
@@ -282,7 +282,7 @@ def _temper(point: Point, every: float, comm: MPI.Intracomm) -> None:
     record(sim, out, **config.extent(), **facts, point=found,
            overwrite=config.overwrite or config.resume, writer=config.writer)  # fmt: skip
     closing = sim.closing()
-    if comm.rank == 0:
+    if comm.rank == 0 and not config.quiet:
         print(f"{out}:", *closing, flush=True)
 
 

@@ -85,6 +85,16 @@ def test_a_sweep_is_a_table_and_a_data_set(tmp_path: Path) -> None:
     assert {name for name in before if before[name] != after[name]} == {"0004.h5"}
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_quiet_sweep_says_nothing(
+    quiet: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over, settings = {"temperature": [1.5, 2.5]}, {**BASE, "quiet": quiet, "comm": SELF}
+    sweep("ising", over, out=tmp_path / "plain", **settings)
+    sweep("ising", over, out=tmp_path / "tempered", exchange_every=0.5, **settings)
+    assert (capsys.readouterr().out == "") is quiet
+
+
 def test_a_list_runs_side_by_side(tmp_path: Path) -> None:
     over = {"temperature": [1.5, 2.5], "time": [4, 2]}
     folder = sweep("ising", over, out=tmp_path / "s", mode="list", comm=SELF, **BASE)
