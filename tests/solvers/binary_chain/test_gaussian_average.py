@@ -1,0 +1,97 @@
+"""Gaussian averages of the potentials against adaptive quadrature and against themselves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+
+from mpiflow.solvers.binary_chain.gaussian_average import (
+    G_M,
+    G_MM,
+    G_MV,
+    G_V,
+    G_VV,
+    G,
+    average_confinement,
+    average_pair,
+)
+from mpiflow.systems.binary_chain import BinaryChain, confinement_terms, pair_energy
+
+CHAIN = BinaryChain(32)
+AA, _, AB = CHAIN.pairs()
+
+
+def averages(pair: tuple | None, m: float, v: float) -> np.ndarray:
+    out = np.full((6, 1), np.nan)
+    place = (np.array([m]), np.array([v]), True, out)
+    if pair is None:
+        average_confinement(CHAIN.confinement, *place)
+    else:
+        average_pair(pair, *place)
+    return out[:, 0]
+
+
+def integral(pair: tuple | None, m: float, v: float) -> float:
+    """E phi(|r|) outside of the spike at 0."""
+    s = math.sqrt(v)
+
+    def density(r: float) -> float:
+        value = confinement_terms(r, CHAIN.confinement)[0] if pair is None else pair_energy(r, pair)
+        return value * math.exp(-((r - m) ** 2) / (2 * v)) / (s * math.sqrt(2 * math.pi))
+
+    low, high = max(0.3, m - 9 * s), m + 9 * s
+    breaks = [p for p in (m - 3 * s, m, m + 3 * s, 3.825, 10.5) if low < p < high]
+    return quad(density, low, high, points=breaks, epsabs=1e-14, epsrel=1e-12, limit=300)[0]
+
+
+@pytest.mark.parametrize("pair", [AA, AB])
+@pytest.mark.parametrize("alpha", [10.0, 14.0, 25.0, 40.0, 80.0, 200.0])
+@pytest.mark.parametrize("m", [2.3, 2.4, 4.75, 7.1, 9.4])
+def test_averages_against_quadrature(pair: tuple, alpha: float, m: float) -> None:
+    """Of two atoms with this alpha. The softest pairs that occur are the last bonds of a chain,
+    where the other atom is three times as stiff: as two of alpha = 15 each."""
+    near = alpha < 14 and m < 3  # the spike begins to count
+    if near:
+        assert abs(averages(pair, m, 1 / alpha)[G] - integral(pair, m, 1 / alpha)) < 1e-6
+    else:
+        assert abs(averages(pair, m, 1 / alpha)[G] - integral(pair, m, 1 / alpha)) < 1e-9
+
+
+@pytest.mark.parametrize("alpha", [20.0, 40.0, 80.0, 200.0])
+@pytest.mark.parametrize("m", [2.3, 2.4, 4.75, 7.1])
+def test_averages_obey_the_heat_equation(alpha: float, m: float) -> None:
+    found = averages(AA, m, 1 / alpha)
+    assert found[G_V] == pytest.approx(found[G_MM] / 2, abs=1e-9)
+
+
+@pytest.mark.parametrize("pair", [AA, AB, None])
+@pytest.mark.parametrize(("m", "v"), [(2.35, 0.05), (4.7, 0.02), (9.4, 0.03), (3.9, 0.02)])
+def test_derivatives_are_those_of_the_sum(pair: tuple | None, m: float, v: float) -> None:
+    """To differences, also where the sum is far from the integral (the confinement's corner)."""
+    h = 1e-5
+
+    def change(of: int, dm: float, dv: float) -> float:
+        up, down = averages(pair, m + dm, v + dv), averages(pair, m - dm, v - dv)
+        return (up[of] - down[of]) / (2 * (dm + dv))
+
+    found = averages(pair, m, v)
+    assert found[G_M] == pytest.approx(change(G, h, 0), abs=1e-8)
+    assert found[G_V] == pytest.approx(change(G, 0, h), abs=1e-8)
+    assert found[G_MM] == pytest.approx(change(G_M, h, 0), abs=1e-7)
+    assert found[G_MV] == pytest.approx(change(G_M, 0, h), abs=1e-7)
+    assert found[G_MV] == pytest.approx(change(G_V, h, 0), abs=1e-7)
+    assert found[G_VV] == pytest.approx(change(G_V, 0, h), abs=1e-6)
+
+
+def test_first_derivatives_alone_are_the_same() -> None:
+    m, v = np.linspace(2.2, 14.0, 9), np.linspace(0.02, 0.05, 9)
+    both = np.full((2, 6, 9), np.nan)
+    for second in (0, 1):
+        average_pair(AA, m, v, bool(second), both[second])
+    assert (both[0, :3] == both[1, :3]).all()
+    assert np.isnan(both[0, 3:]).all()
+    assert np.isfinite(both[1]).all()
+    assert (both[1, :, -1] == 0).all()  # wholly beyond the cut-off
