@@ -6,45 +6,33 @@ Modules that compile or start MPI are imported inside the commands, so that
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import io
 import json
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from mpiflow._version import __version__
 from mpiflow.commands.importing.options import ImportConfig
+from mpiflow.commands.learning import learn_app, warnings_as_lines
+from mpiflow.commands.model_command import STYLE, command_of
 from mpiflow.core import parallel, signals, streams
 from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.core.packages import explained
-from mpiflow.core.toml_files import read_toml
-from mpiflow.learn.options import (
-    AlloyConfig,
-    ClosureConfig,
-    GeneratorConfig,
-    LearnConfig,
-    RolloutConfig,
-)
+from mpiflow.learn.options import RolloutConfig
 from mpiflow.simulation import catalogue
-from mpiflow.simulation.options import Config, RunConfig, alternatives
+from mpiflow.simulation.options import RunConfig
 
-_STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
 app = typer.Typer(
     help="Simulate stochastic lattice systems on MPI ranks, and learn their macroscopic dynamics.",
     pretty_exceptions_enable=False,
-    **_STYLE,
+    **STYLE,
 )
-simulate_app = typer.Typer(help="Simulate a system and write a Trajectory file.", **_STYLE)
+simulate_app = typer.Typer(help="Simulate a system and write a Trajectory file.", **STYLE)
 app.add_typer(simulate_app, name="simulate")
-learn_app = typer.Typer(help="Learn macroscopic dynamics from files of runs.", **_STYLE)
 app.add_typer(learn_app, name="learn")
 
 
@@ -106,79 +94,6 @@ def _usage(error: Any, arguments: Sequence[str]) -> InputError:
     )
 
 
-# -- options from a model ------------------------------------------------------------------
-
-
-def _metavar(annotation: Any) -> str:
-    kind = alternatives(annotation)[0]
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
-    return {int: "INTEGER", Path: "PATH", str: "TEXT"}.get(kind, "NUMBER")
-
-
-def _typer_option(name: str, field: FieldInfo, argument: bool = False) -> inspect.Parameter:
-    """The option (or argument) of one field. Values stay text: the model parses and checks."""
-    flag = f"--{name.replace('_', '-')}"
-    texts: Any = field.json_schema_extra
-    default = texts["shown"] or field.default
-    note = "[required]" if default is PydanticUndefined else f"[default: {default}]"
-    settings: dict[str, Any] = {"help": field.description, "show_default": False}
-    kind: Any = str | None
-    if field.annotation is bool:
-        kind, flag = bool | None, f"{flag}/--no-{name.replace('_', '-')}"
-    else:
-        settings["help"] = f"{field.description}  {note}"
-        settings["metavar"] = texts["metavar"] or _metavar(field.annotation)
-    makes: Any = typer.Option(None, flag, **settings)
-    if argument:
-        makes = typer.Argument(None, metavar=texts["metavar"], help=field.description)
-        if get_origin(field.annotation) is tuple:
-            kind = list[str] | None
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=makes,
-        annotation=kind,
-    )
-
-
-def _command(
-    model: type[Config],
-    run: Callable[[Any], None],
-    argument: str = "",
-    instead: Callable[[dict[str, Any]], bool] | None = None,
-) -> Callable[..., None]:
-    """A function with one option for each field of the model, and ``--config``.
-
-    One of the fields may be an ``argument``: it is given without its name, several times if it is a
-    tuple. ``instead`` takes the options, and says whether it ran them as those of another model.
-    """
-
-    def command(config: Path | None, **given: Any) -> None:
-        chosen = {name: value for name, value in given.items() if value not in (None, [])}
-        if instead is None or not instead((read_toml(config) if config else {}) | chosen):
-            run(model.from_toml(config, **chosen))
-
-    file_option = inspect.Parameter(
-        "config",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=typer.Option(
-            None,
-            "--config",
-            metavar="FILE",
-            help="TOML file with any of these options (names with _); the command line wins.",
-        ),
-        annotation=Path | None,
-    )
-    fields = model.options().items()
-    parameters = [file_option, *(_typer_option(n, f, n == argument) for n, f in fields)]
-    # typer reads the signature and the annotations; both are those of the model.
-    vars(command)["__signature__"] = inspect.Signature(parameters)
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__ = model.__doc__
-    return command
-
-
 # -- commands ------------------------------------------------------------------------------
 
 
@@ -186,17 +101,6 @@ def _simulate(config: RunConfig) -> None:
     from mpiflow.run.simulate import simulate
 
     simulate(config, parallel.start())
-
-
-@contextlib.contextmanager
-def _warnings_as_lines(comm: Any) -> Iterator[None]:
-    """Each warning once, as a line; doubts about a law are in the table of what learns it."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for text in dict.fromkeys(str(one.message) for one in caught):
-        if not text.startswith("the data do not obey"):
-            parallel.say(comm, f"warning: {text}")
 
 
 def _rollout(given: dict[str, Any]) -> bool:
@@ -207,7 +111,7 @@ def _rollout(given: dict[str, Any]) -> bool:
         return False
     config = RolloutConfig(**given)
     comm = parallel.start_reading()
-    with _warnings_as_lines(comm):
+    with warnings_as_lines(comm):
         written = rollout.predict(config, comm)
     if comm.rank == 0 and not config.quiet:
         print(f"wrote {written}")
@@ -219,114 +123,14 @@ def _add_systems() -> None:
     for name, entry in catalogue.systems().items():
         model = catalogue.options(name)
         if entry.command == "simulate":
-            simulate_app.command(name, help=entry.help)(_command(model, _simulate))
+            simulate_app.command(name, help=entry.help)(command_of(model, _simulate))
         else:  # its first argument is the model that it runs
             app.command(entry.command, help=entry.help)(
-                _command(model, _simulate, "model", _rollout)
+                command_of(model, _simulate, "model", _rollout)
             )
 
 
 _add_systems()
-
-
-@learn_app.command("onsagerflow")
-def learn_onsagerflow(
-    runs: list[Path] = typer.Option(
-        ..., "--runs", metavar="PATH...", help="Runs saved with --coarse: files, folders, patterns."
-    ),
-    more: list[Path] | None = typer.Argument(None, metavar="PATH...", help="More runs."),
-    out: Path = typer.Option(..., "--out", metavar="FOLDER", help="Where the model is saved."),
-    structure: str = typer.Option(
-        "cosh", "--structure", metavar="cosh|langevin", help="Of the equation."
-    ),
-    kernel: str = typer.Option("free", "--kernel", metavar="free|radial", help="Form of J."),
-    radius: int | None = typer.Option(
-        None, "--radius", help="Reach of J in blocks.  [default: 8, or what fits the runs]"
-    ),
-    lags: str = typer.Option("1,2,3", "--lags", metavar="A,B,...", help="In frames, rising."),
-    mobility_terms: int | None = typer.Option(
-        None, "--mobility-terms", help="Polynomials in ln K.  [default: 4]"
-    ),
-    entropy_terms: int | None = typer.Option(
-        None, "--entropy-terms", help="Polynomials in s'.  [default: 3]"
-    ),
-    temperature_degree: int | None = typer.Option(
-        None, "--temperature-degree", help="In 1 / T.  [default: up to 2, as temperatures allow]"
-    ),
-    asymmetric: bool = typer.Option(
-        False, "--asymmetric", help="K and s' that do not have the symmetry of m and -m."
-    ),
-    network: bool = typer.Option(False, "--network", help="K and s' as networks of m and T."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing model."),
-) -> None:
-    """Learn K, s' and J of a stochastic field from files of block means."""
-    from mpiflow.learn.onsagerflow import from_files
-
-    parts = lags.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise InputError("lags", lags, "whole numbers rising from 1 or more", "Try 1,2,3.")
-    given = {
-        "radius": radius,
-        "mobility_terms": mobility_terms,
-        "entropy_terms": entropy_terms,
-        "temperature_degree": temperature_degree,
-    }
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if network:
-        idle = next((name for name in options if name != "radius"), None)
-        if idle or kernel != "free":
-            allowed = "no value with --network, which has no polynomials and a free J"
-            raise InputError(idle or "kernel", options.get(idle or "", kernel), allowed,
-                             "Leave it out.")  # fmt: skip
-    else:
-        options["kernel"] = kernel
-    comm = parallel.start_reading()
-    model = from_files.learn_from_files(
-        [*runs, *(more or [])],
-        out,
-        overwrite=overwrite,
-        lags=[int(part) for part in parts],
-        comm=comm,
-        network=network,
-        structure=structure,
-        symmetric=not asymmetric,
-        **options,
-    )
-    if comm.rank == 0:
-        print(from_files.table(model, out))
-
-
-def _learn(config: LearnConfig, front: str, *data: Any) -> None:
-    """Let the module ``front`` learn and say what came of it."""
-    from importlib import import_module
-
-    comm = parallel.start_reading()
-    learner = import_module(front)
-    with _warnings_as_lines(comm):
-        model = learner.learn(config, *data, comm=comm)
-    if comm.rank == 0 and not config.quiet:
-        print(learner.table(model, config.out))
-
-
-def _learn_closure(config: ClosureConfig) -> None:
-    _learn(config, "mpiflow.learn.closure.from_data", config.data)
-
-
-def _learn_generator(config: GeneratorConfig) -> None:
-    _learn(config, "mpiflow.learn.generator.from_files")
-
-
-def _learn_alloy(config: AlloyConfig) -> None:
-    _learn(config, "mpiflow.learn.alloy.from_files")
-
-
-learn_app.command("closure", help=ClosureConfig.__doc__)(
-    _command(ClosureConfig, _learn_closure, "data")
-)
-learn_app.command("generator", help=GeneratorConfig.__doc__)(
-    _command(GeneratorConfig, _learn_generator, "data")
-)
-learn_app.command("alloy", help=AlloyConfig.__doc__)(_command(AlloyConfig, _learn_alloy, "data"))
 
 
 @app.command()
@@ -476,7 +280,7 @@ def _import(config: ImportConfig) -> None:
         print(f"{written}: {frames} frame{'s' * (frames != 1)}")
 
 
-app.command("import", help=ImportConfig.__doc__)(_command(ImportConfig, _import, "files"))
+app.command("import", help=ImportConfig.__doc__)(command_of(ImportConfig, _import, "files"))
 
 
 @app.command("import-nnk")
