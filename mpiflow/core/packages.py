@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -29,9 +30,15 @@ class MissingPackage(InputError, ImportError):  # type: ignore[misc]
 
 def missing(error: BaseException) -> MissingPackage | None:
     """What to say of an import that failed; None of any other error, and of packages unknown."""
-    if not isinstance(error, ImportError) or isinstance(error, InputError):
+    if isinstance(error, InputError):
         return None
-    name, said = (error.name or "").partition(".")[0], " ".join(str(error).split())[:200]
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, ImportError):
+        name = (error.name or "").partition(".")[0]
+    elif isinstance(error, OSError) and _torch_did_not_load(error):
+        name = "torch"
+    else:
+        return None
     if _came_through(error.__traceback__, "h5py"):
         return MissingPackage(
             "h5py",
@@ -48,6 +55,15 @@ def missing(error: BaseException) -> MissingPackage | None:
     )
 
 
+def _torch_did_not_load(error: OSError) -> bool:
+    """Whether PyTorch, which loads its libraries itself, failed at that.
+
+    A module whose import failed is not kept: nothing that PyTorch does later is taken for its
+    import.
+    """
+    return "torch" not in sys.modules and _came_through(error.__traceback__, "torch")
+
+
 def _came_through(trace: TracebackType | None, package: str) -> bool:
     """Whether an error was raised below a module of a package."""
     while trace is not None:
@@ -62,7 +78,7 @@ def explained() -> Iterator[None]:
     """An import inside that fails for want of a package says in one line what to install."""
     try:
         yield
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         if made := missing(error):
             raise made from error
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +201,33 @@ def test_packages_that_do_not_load_are_explained(
             importlib.import_module("h5py")
     assert isinstance(caught.value, ImportError)  # as programs that try an import expect
     assert missing(ValueError("torch")) is missing(ImportError("other", name="x")) is None
+
+
+def test_a_torch_whose_libraries_do_not_load_is_said_in_one_line(tmp_path: Path) -> None:
+    """PyTorch raises OSError there, as others do for files: theirs stay what they are."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(
+        'raise OSError("libtorch_cpu.so: no such file")'
+    )
+    code = (
+        "from mpiflow.core.packages import explained\n"
+        "for statement in ('import torch', 'open(\"/nowhere\")'):\n"
+        "    try:\n"
+        "        with explained():\n"
+        "            exec(statement)\n"
+        "    except Exception as error:\n"
+        "        print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        },
+    )
+    torch, file = done.stdout.splitlines()
+    assert torch.startswith("MissingPackage torch='libtorch_cpu.so: no such file'"), torch
+    assert file.startswith("FileNotFoundError"), file
