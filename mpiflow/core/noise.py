@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpiflow.core.device import kernel, rule
+from mpiflow.core.device import inlined, kernel, rule
 from mpiflow.core.errors import InputError
 
 Word = np.uint64
@@ -83,6 +83,13 @@ STREAMS = {
     "tempering": 40,
     "site-field": 39,  # random fields of sites; step = 0, site = (y, x)
     "cluster": 36,  # Wolff's clusters; step = cluster, site 0: where it starts, else bonds
+    # Chains of atoms; step = time step, site = p of the bonds p and p + N/2: two normals in the
+    # first word, two coins of exchanges in the second. Step + 2^63, site = bond: does it happen.
+    "spin-diffusion": 41,
+    # Exchanges in their averaged limit; step = attempt, site 0: when and which bond, 1: whether it
+    # happens. Positions: site = 2^32 times the trajectory, from 1 on, + p of two bonds.
+    "spin-diffusion-averaged": 42,
+    "spin-diffusion-start": 43,  # positions before the first step; step = trajectory, site = p
 }
 
 MAX_MEMBER = 2**48
@@ -213,6 +220,35 @@ def exponential(word: Word) -> float:
     half = 0.5 * f * f
     low = s * (half + odd + even) + k * 1.90821492927058770002e-10
     return -(low - half + f + k * 6.93147180369123816490e-01)
+
+
+_inlined_exponential = inlined(exponential.py_func)
+
+
+@inlined
+def word_normals(word):  # type: ignore[no-untyped-def]
+    """Two independent standard normals of one word, by arithmetic that vectorises.
+
+    Box and Muller's, of 32 bits for the radius, at most 6.7, and 32 for the angle: its quarter and
+    where in it, for which the sine and the cosine are fdlibm's polynomials.
+    """
+    upper = word & np.uint64(0xFFFFFFFF00000000)
+    twice = 2.0 * _inlined_exponential(upper | np.uint64(0x80000000))
+    radius = np.sqrt(twice)
+    radius = -radius if (word & np.uint64(0x80000000)) != np.uint64(0) else radius
+    place = np.float64(np.int64(word & np.uint64(0x3FFFFFFF)))
+    angle = (place - (2.0**29 - 0.5)) * (0.5 * np.pi / 2.0**30)
+    z = angle * angle
+    p = -2.50507602534068634195e-08 + z * 1.58969099521155010221e-10
+    p = -1.98412698298579493134e-04 + z * (2.75573137070700676789e-06 + z * p)
+    p = -1.66666666666666324348e-01 + z * (8.33333333332248946124e-03 + z * p)
+    sine = radius * (angle + angle * z * p)
+    q = 2.08757232129817482790e-09 - z * 1.13596475577881948265e-11
+    q = 2.48015872894767294178e-05 + z * (-2.75573143513906633035e-07 + z * q)
+    q = 4.16666666666666019037e-02 + z * (-1.38888888888741095749e-03 + z * q)
+    cosine = radius * (1.0 - 0.5 * z + z * z * q)
+    quarter = (word & np.uint64(0x40000000)) != np.uint64(0)
+    return (-sine, cosine) if quarter else (cosine, sine)
 
 
 @kernel

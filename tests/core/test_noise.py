@@ -10,6 +10,7 @@ from exact import P_FLOOR, Z_CEILING, chi_square, deviate
 from exact import threefry as plain_threefry
 from scipy.stats import kstest, norm
 
+from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import (
     MAX_MEMBER,
@@ -20,6 +21,7 @@ from mpiflow.core.noise import (
     threefry,
     to_unit,
     uniforms,
+    word_normals,
     words,
 )
 
@@ -173,6 +175,9 @@ def test_every_bit_is_fair() -> None:
         assert chi_square(bits.sum(0), np.full(64, SIDE**2 / 2), 0) > P_FLOOR / 10
 
 
+#: Words whose uniforms are the least and the greatest that there are.
+ENDS = np.array([0, 2**32 - 1, 2**64 - 2**32, 2**64 - 1], np.uint64)
+
 # -- uniforms and normals --------------------------------------------------------------------
 
 
@@ -219,6 +224,33 @@ def test_normals_do_not_depend_on_the_batch() -> None:
         [np.cos(2 * np.pi * u[1]), np.sin(2 * np.pi * u[1])]
     )
     assert np.allclose(every[3, :2], expected, rtol=1e-13, atol=0)
+
+
+@kernel
+def pairs_of_normals(drawn: np.ndarray, out: np.ndarray) -> None:
+    for i in range(drawn.size):
+        out[i, 0], out[i, 1] = word_normals(drawn[i])
+
+
+def test_normals_of_a_word_are_those_of_its_halves() -> None:
+    """Radius and angle are Box and Muller's, and the two are independent standard normals."""
+    drawn = np.concatenate([words(9, "sde", 0, 0, np.arange(50000)).reshape(-1), ENDS])
+    x = np.empty((len(drawn), 2))
+    pairs_of_normals(drawn, x)
+    u = ((drawn >> np.uint64(32)) + 0.5) * 2.0**-32
+    assert np.allclose((x**2).sum(1), -2.0 * np.log(u), rtol=1e-13, atol=1e-15)
+    # Bits 31 and 30: a half and a quarter turn; the rest from -1/8 of a turn to 1/8.
+    half, quarter = (drawn >> np.uint64(shift) & np.uint64(1) for shift in (31, 30))
+    angle = ((drawn & np.uint64(2**30 - 1)) + 0.5) * 2.0**-30 - 0.5 + 2.0 * half + quarter
+    turned = np.exp(-0.5j * np.pi * angle) * (x[:, 0] + 1j * x[:, 1])
+    assert np.allclose(turned.imag / turned.real, 0.0, atol=2e-15)
+    assert (turned.real > 0).all()
+    assert x.max() < 6.8
+    for column in x.T:
+        for power, moment in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+            assert abs(deviate(column**power, moment)) < Z_CEILING
+        assert kstest(column, "norm").pvalue > P_FLOOR
+    assert abs(deviate((x[:, 0] ** 2 - 1) * (x[:, 1] ** 2 - 1), 0.0)) < Z_CEILING
 
 
 def test_extreme_normals_are_finite() -> None:
