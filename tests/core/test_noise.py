@@ -237,7 +237,7 @@ def test_normals_of_a_word_are_those_of_its_halves() -> None:
     drawn = np.concatenate([words(9, "sde", 0, 0, np.arange(50000)).reshape(-1), ENDS])
     x = np.empty((len(drawn), 2))
     pairs_of_normals(drawn, x)
-    u = ((drawn >> np.uint64(32)) + 0.5) * 2.0**-32
+    u = ((drawn >> np.uint64(32)) + 0.5) * 2.0**-32 + 2.0**-53
     assert np.allclose((x**2).sum(1), -2.0 * np.log(u), rtol=1e-13, atol=1e-15)
     # Bits 31 and 30: a half and a quarter turn; the rest from -1/8 of a turn to 1/8.
     half, quarter = (drawn >> np.uint64(shift) & np.uint64(1) for shift in (31, 30))
