@@ -8,7 +8,7 @@ import shutil
 import sys
 import time as clock
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -34,6 +34,7 @@ PATIENCE = 5  # looks in a row that may fail, because a reader met a flush
 SNAPSHOTS = 5
 MOMENTS = 400  # most times, and most places, of what lies along a line
 
+_ALONG = ("site", "position")  # dimensions along a line
 _COMPONENTS = 9  # of a field
 _LINES = 32  # most lines in a panel, and most unless asked for
 _FEW_LINES = 9
@@ -62,7 +63,7 @@ class Field:
     """A component of a field at some frames: values (ny, nx), and the edges of the cells in sites.
 
     Of what lies along a ``line``, the name of its dimension, there is one for all frames, its
-    places upwards and time to the right.
+    places upwards and time to the right, which may be ``logarithmic``.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Field:
     values: tuple[np.ndarray, ...]
     extent: tuple[float, float, float, float]
     line: str = ""
+    logarithmic: bool = False
 
 
 def plot(
@@ -133,7 +135,7 @@ def _along_a_line(run: Trajectory, v: Variable) -> bool:
     axes = [name for name in v.dims if name != "member"]
     if not v.per_frame or len(axes) != 1 or v.dims[-1:] != (*axes,):
         return False
-    if v.name.endswith("_profile"):
+    if axes[0] in _ALONG and v.dtype == "float64":
         return True
     own = v.name in json.loads(run.attributes.get("observables_json", "{}"))
     return own and run.sizes[axes[0]] > _FEW_LINES and run.read(axes[0]).dtype.kind in "fiu"
@@ -201,16 +203,33 @@ def _first_components(run: Trajectory, v: Variable) -> list[tuple[str, dict[str,
     return few
 
 
+def _grow(run: Trajectory) -> bool:
+    """Whether distances of frames grow, from time 0 on: then the axis of time is logarithmic.
+
+    It begins at the first frame after 0.
+    """
+    parts = [part for part in run.segments if len(part.frames)]
+    return len(run) > 2 and not run.time[0] and all(part.frames_per_decade for part in parts)
+
+
 def profile_of(run: Trajectory, v: Variable, member: int) -> Field:
     """Read what lies along a line, one frame at a time; of many times and places a part."""
-    frames, columns = _spaced(_frame(run, -1), MOMENTS), []
-    for k in frames:
+    frames, grow = _spaced(_frame(run, -1), MOMENTS), _grow(run)
+    columns: list[np.ndarray] = []
+    if grow:  # the state at equal distances of the logarithm
+        times = np.geomspace(run.time[1], run.time[-1], MOMENTS)
+        at = np.searchsorted(run.time, times * (1 + 1e-12), side="right") - 1
+        frames = [int(k) for k in at]
+    for i, k in enumerate(frames):
+        if i and k == frames[i - 1]:
+            columns.append(columns[-1])
+            continue
         whole = np.asarray(run.read(v.name, k), np.float64)
         line = whole[member] if "member" in v.dims else whole
         columns.append(resampled(line[:, None], min(len(line), MOMENTS))[:, 0])
-    first, last = float(run.time[0]), float(run.time[-1])
+    first, last = float(run.time[int(grow)]), float(run.time[-1])
     edges = first, last, *_edges(run, v.dims[-1])
-    return Field(v.name, (), (np.stack(columns, axis=1),), edges, v.dims[-1])
+    return Field(v.name, (), (np.stack(columns, axis=1),), edges, v.dims[-1], grow)
 
 
 def _edges(run: Trajectory, name: str) -> tuple[float, float]:
@@ -319,6 +338,9 @@ def _figure(
         panels = parts.pop(0).subplots(rows, columns, sharex=True, squeeze=False).ravel()
         for axes, v in zip(panels, drawn, strict=False):
             _draw_series(axes, run.time, series_of(run, v))
+            if _grow(run):
+                axes.set_xscale("log", nonpositive="mask")
+                axes.set_xlim(run.time[1], run.time[-1])
             if frame is not None:
                 axes.axvline(run.time[moments[0]], color="0.6", lw=0.8)
         for axes in panels[max(0, len(drawn) - columns) : len(drawn)]:
@@ -385,10 +407,15 @@ def _draw_field(part: Any, times: np.ndarray, field: Field) -> None:
 def _draw_profile(part: Any, time: str, field: Field) -> None:
     (values,), axes = field.values, part.subplots()
     low, high = _limits(field.values)
-    style = "RdBu_r" if low == -high else "viridis"
-    image = axes.imshow(
-        values, origin="lower", extent=field.extent, cmap=style, vmin=low, vmax=high, aspect="auto"
-    )
+    colours = {"cmap": "RdBu_r" if low == -high else "viridis", "vmin": low, "vmax": high}
+    if field.logarithmic:
+        first, last, bottom, top = field.extent
+        rows, columns = values.shape
+        edges = np.geomspace(first, last, columns + 1), np.linspace(bottom, top, rows + 1)
+        image = axes.pcolormesh(*edges, values, **colours)
+        axes.set_xscale("log")
+    else:
+        image = axes.imshow(values, origin="lower", extent=field.extent, aspect="auto", **colours)
     axes.set_xlabel(time, fontsize=8)
     axes.set_ylabel(field.line, fontsize=8)
     axes.tick_params(labelsize=7)
@@ -415,17 +442,20 @@ def page(
     columns = max(1, min(width // 38, len(drawn)))
     each = (width - 2 * (columns - 1)) // columns
     for start in range(0, len(drawn), columns):
-        charts = [_chart(run.time, series_of(run, v), each) for v in drawn[start : start + columns]]
+        several = [series_of(run, v) for v in drawn[start : start + columns]]
+        charts = [_chart(run.time, series, each, _grow(run)) for series in several]
         height = max(map(len, charts))
         for row in range(height):
             words = [chart[row] if row < len(chart) else "" for chart in charts]
             lines.append("  ".join(f"{word:{each}}" for word in words).rstrip())
     if drawn:
-        lines.append(f"against {_time_label(run)}"[:width])
+        scale = ", logarithmic" * _grow(run)
+        lines.append(f"against {_time_label(run)}{scale}"[:width])
     for field in fields_of(run, kept, [shown], member):
         low, high = _limits(field.values)
         left, right, bottom, top = (f"{edge:g}" for edge in field.extent)
         across, up = ("time", field.line) if field.line else ("x", "y")
+        across = "logarithmic " * field.logarithmic + across
         about = f"{low:.3g} to {high:.3g}; {across} {left} to {right}, {up} {bottom} to {top}"
         when = "" if field.line else f"t = {run.time[shown]:.6g}, "
         lines.append(f"{field.name}, {when}{about} upwards"[:width])
@@ -436,9 +466,12 @@ def page(
     return lines
 
 
-def _chart(times: np.ndarray, series: Series, width: int) -> list[str]:
+def _chart(times: np.ndarray, series: Series, width: int, grow: bool = False) -> list[str]:
     """A title, a braille chart with its limits, the ends of the time axis, names of lines."""
     edges: list[np.ndarray] = []
+    if grow:
+        spread = None if series.spread is None else series.spread[1:]
+        times, series = times[1:], replace(series, mean=series.mean[1:], spread=spread)
     if series.spread is not None:
         edges = [series.mean - series.spread, series.mean + series.spread]
     finite = np.concatenate([part[np.isfinite(part)] for part in (series.mean, *edges)])
@@ -448,7 +481,10 @@ def _chart(times: np.ndarray, series: Series, width: int) -> list[str]:
         low, high = low - margin, high + margin
     dots = np.zeros((4 * _CHART_ROWS, 2 * (width - 10)), bool)
     begin, end = float(times[0]), float(times[-1])
-    across = (times - begin) / ((end - begin) or 1.0)
+    if grow:
+        across = np.log(times / begin) / np.log(end / begin)
+    else:
+        across = (times - begin) / ((end - begin) or 1.0)
     for lines, dotted in ((series.mean, False), *((edge, True) for edge in edges)):
         for line in lines.T:
             trace(dots, across, (high - line) / (high - low), dotted=dotted)

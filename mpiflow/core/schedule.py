@@ -6,10 +6,12 @@ Times are what people type: with a step of 0.1 the third is at 0.3, not at 0.300
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import count
 
 import numpy as np
 
@@ -24,6 +26,8 @@ _TYPED = 15
 
 #: No run can store more frames, write more checkpoints or make more steps in any useful time.
 MOST_FRAMES, MOST_CHECKPOINTS, MOST_STEPS = 10**9, 10**6, 10**15
+#: Frames a decade whose distances grow: more would lie closer than those at equal distances may.
+MOST_A_DECADE = 1000
 #: Of a late time: what adds less to it is lost in rounding.
 _ROUNDING = 1e-12
 
@@ -155,14 +159,31 @@ class Schedule:
     """Frames at ``start``, every ``every`` after it, and at ``end``.
 
     In the unit that a run counts in: time, or hops.
+
+    Parameters
+    ----------
+    per_decade : K, of frames whose distances grow: the first after ``every``, then K up to ten
+        times as far from the start, K more up to a hundred times, and so on. None: equal distances
+    step : such frames lie on whole steps of this length, each on one of its own; 0 for none. Where
+        there are none, those between full decades have six digits
     """
 
     start: float
     end: float
     every: float
+    per_decade: int | None = None
+    step: float = 0.0
 
     @classmethod
-    def of(cls, start: float, duration: float, every: float, unit: str = "time") -> Schedule:
+    def of(
+        cls,
+        start: float,
+        duration: float,
+        every: float,
+        unit: str = "time",
+        per_decade: int | None = None,
+        step: float = 0.0,
+    ) -> Schedule:
         """A schedule that is not endless; of an interval beyond the end, the first and last frame.
 
         Raises
@@ -171,31 +192,69 @@ class Schedule:
         """
         if not (math.isfinite(duration) and duration >= 0):
             raise InputError(unit, duration, "a finite number, 0 or more", "Try 10.")
-        schedule = cls(start, after(start, 1, duration), every)
+        schedule = cls(start, after(start, 1, duration), every, per_decade, step)
         schedule.check()
         return schedule
 
     def check(self) -> None:
         """Raise if frames are too many, or so close that their times would be the same."""
-        require_few("save_every", self.every, self.end - self.start, MOST_FRAMES, "frames")
+        if self.per_decade is not None and not 1 <= self.per_decade <= MOST_A_DECADE:
+            allowed = f"1 to {MOST_A_DECADE}"
+            raise InputError("frames_per_decade", self.per_decade, allowed, "Try 10.")
+        most = MOST_FRAMES if self.per_decade is None else MOST_STEPS
+        require_few("save_every", self.every, self.end - self.start, most, "frames")
         if self.every < _ROUNDING * abs(self.end):
             allowed = f"{_ROUNDING * abs(self.end):.3g} or more at times up to {self.end:g}"
             raise InputError("save_every", self.every, allowed, "Times would be the same.")
 
+    @cached_property
+    def _places(self) -> tuple[float, ...]:
+        """Distances from the start of frames 1, 2, ... up to the end, where they grow."""
+        assert self.per_decade is not None  # noqa: S101 - for the type checker
+        length, out = (self.end - self.start) * (1 + 1e-12), [0.0]
+        for number in count():
+            decade, part = divmod(number, self.per_decade)
+            place = float(_exact(self.every) * 10**decade)
+            if part:  # of all digits the last would be another on another machine
+                place = float(f"{place * 10.0 ** (part / self.per_decade):.6g}")
+            if self.step:
+                place = after(0.0, round(place / self.step), self.step)
+            if place > length:
+                return tuple(out[1:])
+            if place > out[-1]:
+                out.append(place)
+        raise AssertionError  # for the type checker
+
     @property
     def regular(self) -> int:
-        """Number of whole intervals."""
+        """Number of the last frame that is due for its distance, not as the end."""
+        if self.per_decade is not None:
+            return len(self._places)
         return math.floor((self.end - self.start) / self.every * (1 + 1e-12))
 
     @property
     def last(self) -> int:
         """Number of the last frame; the first is 0."""
-        extra = not math.isclose(self.start + self.regular * self.every, self.end, rel_tol=1e-12)
-        return self.regular + extra
+        regular = self.regular
+        place = self.start + regular * self.every
+        if self.per_decade is not None:
+            place = self.start + (self._places[-1] if regular else 0.0)
+        return regular + (not math.isclose(place, self.end, rel_tol=1e-12))
 
     def target(self, frame: int) -> float:
         """Where a frame is due."""
-        return self.end if frame >= self.last else after(self.start, frame, self.every)
+        if frame >= self.last:
+            return self.end
+        if self.per_decade is not None and frame > 0:
+            return after(self.start, 1, self._places[frame - 1])
+        return after(self.start, frame, self.every)
+
+    def next(self, here: float) -> int:
+        """Number of the first frame that is due here or later."""
+        there = (here - self.start) * (1 - 1e-12)
+        if self.per_decade is None:
+            return math.ceil((here - self.start) / self.every * (1 - 1e-12))
+        return 1 + bisect_left(self._places, there) if there > 0 else 0
 
 
 @dataclass(frozen=True)

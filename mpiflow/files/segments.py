@@ -27,7 +27,7 @@ FREE = frozenset(
     "ranks_grid method frame".split()
 )
 #: Of a part: the state it starts from is that of the part before, or of the whole run.
-_NOT_OF_A_PART = FREE | STARTS | {"save_every", "inputs"}
+_NOT_OF_A_PART = FREE | STARTS | {"save_every", "frames_per_decade", "inputs"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Segment:
     save_every : distance of frames; None of a file that does not say it
     unit : of this distance, time or hops
     odd_frames : those at the end of an earlier, shorter run, between two that were due
+    frames_per_decade : of frames whose distances grow, the first after ``save_every``; else None
     """
 
     frames: range
@@ -50,9 +51,10 @@ class Segment:
     save_every: float | None = None
     unit: str = "time"
     odd_frames: tuple[int, ...] = ()
+    frames_per_decade: int | None = None
 
     def regular(self, times: np.ndarray) -> np.ndarray:
-        """Numbers of its frames at equal distances; none are left out of runs by hops.
+        """Numbers of its frames at equal distances; those that are due, if distances are not equal.
 
         Parameters
         ----------
@@ -60,7 +62,7 @@ class Segment:
         """
         numbers = np.array([n for n in self.frames if n not in self.odd_frames], np.int64)
         steps = np.diff(times[numbers])
-        if self.unit == "hops" or not len(steps):
+        if self.unit == "hops" or self.frames_per_decade or not len(steps):
             return numbers
         every = self.save_every or float(np.median(steps))
         count = (times[numbers] - times[numbers[0]]) / every
@@ -84,11 +86,18 @@ class Segment:
 
 
 def entry(
-    frame: int, time: float, save_every: float, unit: str, config: Mapping[str, Any]
+    frame: int,
+    time: float,
+    save_every: float,
+    unit: str,
+    config: Mapping[str, Any],
+    frames_per_decade: int | None = None,
 ) -> dict[str, Any]:
     """What the list says about a part that begins."""
     kept = {name: value for name, value in config.items() if name not in _NOT_OF_A_PART}
-    about = {"frame": frame, "time": time, "save_every": save_every, "unit": unit}
+    about: dict[str, Any] = {"frame": frame, "time": time, "save_every": save_every, "unit": unit}
+    if frames_per_decade is not None:
+        about["frames_per_decade"] = frames_per_decade
     return {**about, "config": kept}
 
 
@@ -112,7 +121,8 @@ def gone_on(
         last["odd_frames"] = sorted({*last.get("odd_frames", ()), odd})
     common = set(last["config"]) & set(new["config"])  # versions may have other options
     alike = all(last["config"][name] == new["config"][name] for name in common)
-    if alike and last["save_every"] == new["save_every"] and not apart:
+    spacing = ("save_every", "frames_per_decade")
+    if alike and all(last.get(n) == new.get(n) for n in spacing) and not apart:
         return out
     if last["time"] == new["time"] and last["frame"] == new["frame"]:
         out.pop()  # nothing was done in it
@@ -139,7 +149,8 @@ def read(text: str, frames: int) -> list[Segment]:
         odd = tuple(int(n) for n in one.get("odd_frames", ()))
         every = None if one["save_every"] is None else float(one["save_every"])
         numbers = range(first, max(first, min(end, frames)))
-        out.append(Segment(numbers, time, dict(one["config"]), every, str(one["unit"]), odd))
+        grows = one.get("frames_per_decade")
+        out.append(Segment(numbers, time, dict(one["config"]), every, str(one["unit"]), odd, grows))
     return out
 
 
@@ -166,12 +177,14 @@ def describe(segments: Sequence[Segment], times: np.ndarray) -> list[str]:
     """Lines about the parts of a run, and about its odd frames; none for a run of one part."""
     lines = []
     if len(segments) > 1:
-        varying, distances = changes(segments), {part.save_every for part in segments}
+        varying = changes(segments)
+        distances = {(part.save_every, part.frames_per_decade) for part in segments}
         lines.append(f"parts       {len(segments)}: it was resumed with other options")
         for part in segments:
             options = [f"{name} {part.config.get(name)}" for name in varying]
             if len(distances) > 1:
-                options.append(f"frames every {part.save_every:g}")
+                grows = f", then {part.frames_per_decade} a decade" * bool(part.frames_per_decade)
+                options.append(f"frames every {part.save_every:g}{grows}")
             about = ", ".join(options) or "frames counted anew"
             lines.append(f"  from time {part.time:g}, frame {part.frames.start}: {about}")
     odd = [n for part in segments for n in part.odd_frames if n < len(times)]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time as clock
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,32 +66,45 @@ def continued(motion: Motion, point: Checkpoint | None, changed: Container[str] 
     if bool(numbers["by_hops"]) != (motion.unit == "hops"):
         unit = "hops" if numbers["by_hops"] else "time"
         raise InputError("time, hops", motion.unit, unit, f"The run counts {unit}: give --{unit}.")
-    old = Schedule(float(numbers["start"]), float(numbers["end"]), float(numbers["every"]))
+    old = _schedule_of(numbers)
     # An end between two regular frames leaves a frame that a longer run does not count.
     number = min(int(numbers["next"]), old.regular + 1)
     # The time that is asked for counts from the beginning of the run, frames perhaps do not.
     origin = _origin(point)
     end = after(origin, 1, new.end - new.start)
-    schedule, odd, apart = Schedule(old.start, end, old.every), None, False
-    if new.every != old.every:
-        if "save_every" not in changed:
+    schedule, odd, apart = replace(new, start=old.start, end=end), None, False
+    if (new.every, new.per_decade) != (old.every, old.per_decade):
+        if new.every != old.every and "save_every" not in changed:
             remedy = "Leave it out, or say so: mpiflow resume FILE --save-every ..."
             raise InputError("save_every", new.every, f"{old.every:g}, as before", remedy)
-        schedule = Schedule(origin, end, new.every)
-        number = math.ceil((here - origin) / new.every * (1 - 1e-12))
+        if new.per_decade != old.per_decade and "frames_per_decade" not in changed:
+            remedy = "Leave it as it was, or say so: --override frames_per_decade=..."
+            allowed = f"{old.per_decade}, as before"
+            raise InputError("frames_per_decade", new.per_decade, allowed, remedy)
+        schedule = replace(new, start=origin, end=end)
+        number = schedule.next(here)
     elif end == old.end:
         number = int(numbers["next"])
     elif number < int(numbers["next"]):
         odd = int(numbers["frames"]) - 1
+    if schedule.per_decade is not None and schedule.step != old.step:
+        number = schedule.next(here)  # other steps are nearest to where frames are due
     if not motion.reaches(end):
         grain = motion.stop_interval or 0.0
         near = after(here, max(1, round((end - here) / grain)), grain)
         allowed = f"{here:g}, where it goes on, and whole steps of {grain:g} more"
         raise InputError("time", end, allowed, f"Use {near:.12g}, or another step.")
     if here < end and not motion.reaches(schedule.target(number)):
-        schedule, number, apart, odd = Schedule(here, end, new.every), 0, True, None
+        schedule, number, apart, odd = replace(new, start=here, end=end), 0, True, None
     schedule.check()
     return Course(schedule, number, apart, odd)
+
+
+def _schedule_of(numbers: Mapping[str, Number]) -> Schedule:
+    """That of the frames of a run that stopped."""
+    start, end, every = (float(numbers[name]) for name in ("start", "end", "every"))
+    per_decade = int(numbers.get("per_decade", 0)) or None  # none where older versions knew none
+    return Schedule(start, end, every, per_decade, float(numbers.get("frame_step", 0.0)))
 
 
 def _origin(point: Checkpoint) -> float:
@@ -101,9 +114,11 @@ def _origin(point: Checkpoint) -> float:
 
 def _parts(motion: Motion, course: Course, config: str, point: Checkpoint | None) -> str:
     """``segments_json`` of a run that starts or goes on with a configuration."""
-    every, now = course.schedule.every, json.loads(config)
+    every, per_decade = course.schedule.every, course.schedule.per_decade
+    now = json.loads(config)
     if point is None:
-        return json.dumps([segments.entry(0, motion.sim.time, every, motion.unit, now)])
+        first = segments.entry(0, motion.sim.time, every, motion.unit, now, per_decade)
+        return json.dumps([first])
     numbers, frames = point.numbers, int(point.numbers["frames"])
     known = point.config.get("inputs") or {}
     moved = {n for n, sha in (now.get("inputs") or {}).items() if known.get(n) == sha}
@@ -114,7 +129,7 @@ def _parts(motion: Motion, course: Course, config: str, point: Checkpoint | None
         start = 0.0 if numbers["by_hops"] else _origin(point)
         old_every = float(numbers["every"])
         before = [segments.entry(0, start, old_every, motion.unit, point.config)]
-    new = segments.entry(frames, float(numbers["time"]), every, motion.unit, now)
+    new = segments.entry(frames, float(numbers["time"]), every, motion.unit, now, per_decade)
     return json.dumps(segments.gone_on(before, new, apart=course.apart, odd=course.odd))
 
 
@@ -202,6 +217,8 @@ def follow(
                 "start": start,
                 "end": schedule.end,
                 "every": schedule.every,
+                "per_decade": schedule.per_decade or 0,
+                "frame_step": schedule.step,
                 "by_hops": int(motion.unit == "hops"),
             }
             texts = {

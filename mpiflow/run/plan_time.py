@@ -10,7 +10,7 @@ from statistics import median
 from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import MPI
 from mpiflow.simulation import catalogue
-from mpiflow.simulation.base import Simulated
+from mpiflow.simulation.base import Motion, Simulated
 from mpiflow.simulation.options import RunConfig
 from mpiflow.simulation.sizes import Plan, Timing
 
@@ -85,7 +85,7 @@ class _Strides:
     """Equal small parts of a run, and how far each got in the unit that the run counts in."""
 
     def __init__(self, config: RunConfig, sim: Simulated) -> None:
-        self.sim, self.motion = sim, sim.motion(**config.extent(), begun=config.resume)
+        self.sim, self.motion = sim, Motion.of(sim, **config.extent(), begun=config.resume)
         self.pace, self.content = sim.pace(self.motion), sim.content(**config.saved())
         self.end = self.motion.schedule.end - self.motion.schedule.start
         #: Strides of a repeat at most: a measurement must not become a run.

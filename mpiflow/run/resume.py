@@ -70,11 +70,12 @@ def _recorded_on(sim: Simulated, path: Path, options: dict[str, Any]) -> Path:
     if point is None:
         remedy = "Give keep=Keep() to record, which writes them."
         raise InputError("file", str(path), "a run with checkpoints", remedy)
-    numbers, changed = point.numbers, options.keys() & {"save_every"}
+    numbers, changed = point.numbers, options.keys() & {"save_every", "frames_per_decade"}
     end = float(numbers["end"]) - float(numbers.get("origin", numbers["start"]))
     far = {"hops": round(end)} if numbers["by_hops"] else {"time": end}
     far = far if options.keys().isdisjoint({"time", "hops"}) else {}
     settings = {"keep": Keep(), "save_every": float(numbers["every"]), **far, **options}
+    settings.setdefault("frames_per_decade", numbers.get("per_decade") or None)
     record(sim, path, point=point, changed=changed, **settings)
     return path
 

@@ -23,7 +23,7 @@ from mpiflow.run.follow import beginning, facts_of, follow, keep_of, refuse, unc
 from mpiflow.run.plan import one_line, read
 from mpiflow.run.stopping import Keep
 from mpiflow.simulation import catalogue, measures
-from mpiflow.simulation.base import Simulated
+from mpiflow.simulation.base import Motion, Simulated
 from mpiflow.simulation.options import RunConfig
 
 
@@ -139,6 +139,7 @@ def record(
     time: float | None = None,
     hops: int | None = None,
     save_every: float | None = None,
+    frames_per_decade: int | None = None,
     overwrite: bool = False,
     writer: Backend = "auto",
     attributes: Mapping[str, Any] | None = None,
@@ -158,6 +159,8 @@ def record(
     ----------
     time, hops : how far, in its time or, of an alloy, in hops; one of the two
     save_every : in the same unit; all of it if left out, for the first and the last frame
+    frames_per_decade : the first frame after time 0 is then at ``save_every``, and so many follow
+        from there to ten times as far, to a hundred times, and so on: for what is slower and slower
     overwrite : replace an existing file
     writer : ``auto``, ``parallel`` (MPI-IO) or ``gather`` (through rank 0)
     attributes : root attributes to add to the standard ones, or to replace them with
@@ -177,7 +180,14 @@ def record(
     """
     _require_mpi(sim.comm)
     # It checks the times, before a file is made.
-    motion = sim.motion(time=time, hops=hops, save_every=save_every, begun=point is not None)
+    motion = Motion.of(
+        sim,
+        time=time,
+        hops=hops,
+        save_every=save_every,
+        frames_per_decade=frames_per_decade,
+        begun=point is not None,
+    )
     facts = facts_of({**sim.facts(), "rng": sim.rng}, dict(attributes or {}))
     own = choice.chosen(observables)
     watchers = calls.chosen(callbacks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from mpiflow.core.lattice import Lattice, split
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import RNG
 from mpiflow.core.parallel import agreed
-from mpiflow.core.schedule import Number, Schedule, State, number_to_json
+from mpiflow.core.schedule import Number, Schedule, State, number_to_json, whole_steps
 from mpiflow.files.schema import TIME, Variable
 from mpiflow.files.writer import Value
 from mpiflow.simulation.states import Given, part_of
@@ -112,6 +112,38 @@ class Motion:
     stop_interval: float | None
     unit: str = "time"
     some: Callable[[float, int, float], int] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        sim: Simulated,
+        *,
+        save_every: float | None = None,
+        frames_per_decade: int | None = None,
+        **extent: Any,
+    ) -> Motion:
+        """That of a simulation, with frames at equal distances or with so many a decade.
+
+        Parameters
+        ----------
+        save_every : distance of the frames, or of the first one where their distances grow
+        extent : how far, as of :meth:`Simulated.motion`
+
+        Raises
+        ------
+        InputError : these make no sense here
+        """
+        if frames_per_decade is None:
+            return sim.motion(save_every=save_every, **extent)
+        motion = sim.motion(**extent)  # equal distances would be far too many frames
+        start, end, every = motion.schedule.start, motion.schedule.end, motion.schedule.every
+        step = 1.0 if motion.unit == "hops" else motion.stop_interval or 0.0
+        if save_every is not None:
+            whole_steps("save_every", save_every, step or None)
+            every = save_every
+        schedule = Schedule(start, end, every, frames_per_decade, step)
+        schedule.check()
+        return replace(motion, schedule=schedule)
 
     def stop(self, target: float, stride: float) -> float:
         """The next place to look up at, on the way to ``target``."""

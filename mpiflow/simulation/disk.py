@@ -94,6 +94,9 @@ def _draw(config: Any, name: str, shape: tuple[int, int], count: int) -> np.ndar
 def _times(config: Any, frames: int, rng: np.random.Generator) -> np.ndarray:
     if getattr(config, "hops", None) is not None:
         return np.cumsum(rng.exponential(1e-9, frames))
+    if getattr(config, "frames_per_decade", None) is not None:
+        due = config.frames_due()
+        return np.array([due.target(number) for number in range(min(frames, due.last + 1))])
     every = config.save_every or config.time
     return np.arange(frames) * float(every)
 

@@ -265,8 +265,20 @@ class RunConfig(Config):
 
     def extent(self) -> dict[str, Any]:
         """How far the run goes, and how often it saves: arguments of ``record``."""
-        names = [n for n in ("time", "hops", "save_every") if n in type(self).model_fields]
-        return {name: getattr(self, name) for name in names}
+        known = ("time", "hops", "save_every", "frames_per_decade")
+        return {name: getattr(self, name) for name in known if name in type(self).model_fields}
+
+    def frames_due(self) -> Schedule:
+        """When frames are due, as far as options tell: windows may end later than hops.
+
+        Raises
+        ------
+        InputError : they are too many
+        """
+        hops, growing = getattr(self, "hops", None), getattr(self, "frames_per_decade", None)
+        end, unit = (self.time, "time") if hops is None else (hops, "hops")
+        step = (growing and getattr(self, "step", None)) or 0.0
+        return Schedule.of(0.0, float(end), self.save_every, unit, growing, step)
 
     def saved(self) -> dict[str, Any]:
         """What is saved besides: arguments of ``record``."""
@@ -306,7 +318,7 @@ class RunConfig(Config):
         """
         self._fill("save_every", spacing(end, FRAMES, whole))
         every: float = self.save_every
-        Schedule.of(0.0, end, every, unit)
+        self.frames_due()
         if every > end * (1 + 1e-9):  # in Python it may be meant, here mostly a unit is wrong
             allowed = f"at most the {unit} of the run, {end:g}"
             raise InputError("save_every", every, allowed, f"Use {end:g} for first and last.")

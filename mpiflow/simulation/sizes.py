@@ -20,7 +20,6 @@ import numpy as np
 
 from mpiflow.core import inputs
 from mpiflow.core.lattice import Layout, Shape
-from mpiflow.core.schedule import Schedule
 from mpiflow.files.schema import STANDARD
 from mpiflow.simulation import catalogue
 from mpiflow.simulation import disk as plan_disk
@@ -268,7 +267,7 @@ class Plan:
             ("lattice", self._cut()),
             ("steps", self.steps),
             ("start", origin),
-            ("frames", f"{_about(self.exact)}{self.frames}, one every {config.save_every:g}"),
+            ("frames", f"{_about(self.exact)}{self.frames}, {_spacing(config)}"),
             ("memory", f"{_size(self.rank_bytes)} of rank 0: " + _parts(self.memory)),
             ("", f"{_size(self.rank_bytes - self.first_only)} of other ranks" * (self.ranks > 1)),
             (
@@ -321,6 +320,14 @@ class Plan:
 
 def _about(exact: bool) -> str:
     return "" if exact else "at most "
+
+
+def _spacing(config: RunConfig) -> str:
+    """How far frames are apart."""
+    growing = getattr(config, "frames_per_decade", None)
+    if growing is None:
+        return f"one every {config.save_every:g}"
+    return f"the first after {config.save_every:g}, then {growing} a decade"
 
 
 def _ranks(number: int) -> str:
@@ -393,9 +400,7 @@ def planned(
 
 def frames_of(config: RunConfig) -> int:
     """How many a run will have, at most."""
-    hops = getattr(config, "hops", None)
-    end = float(config.time if hops is None else hops)
-    return Schedule.of(0.0, end, config.save_every).last + 1
+    return config.frames_due().last + 1
 
 
 def cut_as(layout: Layout) -> dict[str, Any]:

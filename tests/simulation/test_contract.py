@@ -188,7 +188,7 @@ def test_options_survive_json_toml_and_the_file(
 NONSENSE: dict[str, dict[Any, str]] = {
     "time": {0: "", -1: "", math.nan: "", math.inf: ""},
     "save_every": {
-        0: "", -1: "", math.nan: "", math.inf: "", 1e-30: "at most 1e.09 frames|whole number",
+        0: "", -1: "", math.nan: "", math.inf: "", 1e-30: "at most 1e.(09|15) frames|whole number",
         1e9: "at most the (time|hops) of the run",
     },
     "dt": {0: "", -1: "", math.nan: "", 1e-30: "at most 1e.15 steps"},

@@ -192,10 +192,13 @@ RUNS: dict[str, Small] = {
         "onsagerflow", {**_FIELD, "structure": "langevin", "dt": 0.5, "time": 4}
     ),
     "linear-chain": Small("linear-chain", _CHAIN),
-    "linear-chain members": Small("linear-chain", {**_CHAIN, "members": 3}),
+    "linear-chain members": Small(
+        "linear-chain", {**_CHAIN, "members": 3, "save_every": 0.1, "frames_per_decade": 5}
+    ),
     "curie-weiss": Small("curie-weiss", _SPINS),
     "curie-weiss members": Small(
-        "curie-weiss", {**_SPINS, "members": 5, "initial_magnetization": 0.5}
+        "curie-weiss",
+        {**_SPINS, "members": 5, "initial_magnetization": 0.5, "frames_per_decade": 4},
     ),
     "predator-prey": Small("predator-prey", _LINE),
     "predator-prey members": Small(

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from pydantic.fields import FieldInfo
 
 from mpiflow.core.errors import InputError
+from mpiflow.core.schedule import MOST_A_DECADE
 from mpiflow.simulation import common_options as common
 from mpiflow.simulation.option_values import Sides
 from mpiflow.simulation.options import FRAMES, StartConfig, idle, option
@@ -52,6 +53,15 @@ class EnsembleConfig(StartConfig):
     )
     time: float = common.time(description="Time to simulate.")
     save_every: float = common.save_every()
+    frames_per_decade: int | None = option(
+        None,
+        "Frames at growing distances: the first after --save-every, so many from there to ten "
+        "times as far, and so on.",
+        shown="none: all --save-every apart",
+        ge=1,
+        le=MOST_A_DECADE,
+        remedy="Try 10.",
+    )
 
     @classmethod
     def options(cls) -> dict[str, FieldInfo]:

@@ -35,7 +35,7 @@ from mpiflow.solvers.lines.predator_prey import PredatorPreySimulation
 from mpiflow.solvers.mean_field import MeanField
 
 #: Options that say how long, what is saved and from where, not what moves.
-_RECORDED = {"time", "save_every", "profile"}
+_RECORDED = {"time", "save_every", "frames_per_decade", "profile"}
 
 
 class Ensemble(Simulated):
