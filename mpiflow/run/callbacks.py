@@ -1,4 +1,4 @@
-"""Functions that look at a run at its frames: to steer it, and to end it early."""
+"""Functions that look at a run at its frames or between them: to steer it, and to end it early."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 
 from mpiflow.core.errors import InputError, place_of
 from mpiflow.core.parallel import raise_together
-from mpiflow.core.schedule import Schedule
+from mpiflow.core.schedule import after
 from mpiflow.observables.observable import name_of
-from mpiflow.simulation.base import Sample, Simulated
+from mpiflow.simulation.base import Motion, Sample, Simulated
 
 
 @dataclass(frozen=True)
 class Callback:
-    """A function that is called at frames of a run, right after each was saved.
+    """A function that is called at frames of a run, right after each was saved, or between them.
 
     It is called on all ranks together with the simulation and the frame, ``function(sim, sample)``:
     ``sample.time``, and ``sample.here("magnetization")``, this rank's part of a variable. It may
     call methods of the simulation, which are collective, and change its state: the run goes on
-    from there. If it returns True on any rank, the run ends with this frame, complete.
+    from there. If it returns True on any rank, the run ends with this frame, which is saved,
+    complete.
 
     An exception on any rank ends all ranks with one message; the file keeps all frames so far, and
     is that of an interrupted run.
@@ -32,8 +33,9 @@ class Callback:
     ----------
     function : what is called; it returns True to end the run, else False or None
     every : at each frame whose number, from 0 at the beginning of the run, is a multiple of this
-    interval : instead, at the first frame and then at the first in each interval of this length,
-        in the unit of the run: time, or hops
+    interval : instead, at the beginning of the run and then each time that so much more has
+        passed, in the unit of the run: time, or hops; also between frames. Where the run cannot
+        stop then, as within a time step, it is called when the run next can
 
     Raises
     ------
@@ -58,15 +60,56 @@ class Callback:
         if interval is not None and not (math.isfinite(interval) and interval > 0):
             raise InputError("interval", interval, "a finite number above 0", "Leave it out.")
 
-    def due(self, schedule: Schedule, number: int) -> bool:
-        """Whether it is called at a frame."""
-        if self.interval is None:
-            return number % (self.every or 1) == 0
-        here, before = (
-            math.floor((schedule.target(n) - schedule.start) / self.interval * (1 + 1e-12))
-            for n in (number, number - 1)
-        )
-        return number == 0 or here > before
+
+class Calls:
+    """When the callbacks of a run are called.
+
+    Parameters
+    ----------
+    motion : of the run
+    origin : where the run began; intervals are counted from there
+    begun : whether it goes on from a checkpoint, so that what was due there has been called
+    """
+
+    def __init__(
+        self, callbacks: Sequence[Callback], motion: Motion, origin: float, begun: bool
+    ) -> None:
+        self.callbacks, self._motion, self._origin = callbacks, motion, origin
+        self._intervals = {
+            i: one.interval for i, one in enumerate(callbacks) if one.interval is not None
+        }
+        here = motion.position()
+        #: Of each of these, how many intervals have passed when it is called next.
+        self._count = {i: self._passed(i, here) + begun for i in self._intervals}
+
+    def _passed(self, i: int, place: float) -> int:
+        return math.floor((place - self._origin) / self._intervals[i] * (1 + 1e-12))
+
+    def _place(self, i: int) -> float:
+        """Where the run can stop and a callback with an interval is due next."""
+        place = after(self._origin, self._count[i], self._intervals[i])
+        grain = self._motion.stop_interval
+        if not grain:
+            return place if grain == 0 else math.inf  # at frames only
+        here = self._motion.position()
+        return after(here, math.ceil((place - here) / grain * (1 - 1e-9)), grain)
+
+    def next(self) -> float:
+        """The next place at which one is due that is called between frames, too."""
+        return min(map(self._place, self._intervals), default=math.inf)
+
+    def due(self, number: int | None) -> list[Callback]:
+        """Those that are due here, at the frame of this number or, if None, between two."""
+        here = self._motion.position()
+        out = []
+        for i, one in enumerate(self.callbacks):
+            if i not in self._intervals:
+                if number is not None and number % (one.every or 1) == 0:
+                    out.append(one)
+            elif (passed := self._passed(i, here)) >= self._count[i]:
+                self._count[i] = passed + 1
+                out.append(one)
+        return out
 
 
 def chosen(callbacks: Sequence[Callback | Callable[..., Any]]) -> list[Callback]:
@@ -76,20 +119,13 @@ def chosen(callbacks: Sequence[Callback | Callable[..., Any]]) -> list[Callback]
     return [one if isinstance(one, Callback) else Callback(one) for one in callbacks]
 
 
-def ends(
-    callbacks: Sequence[Callback],
-    sim: Simulated,
-    sample: Sample,
-    schedule: Schedule,
-    number: int,
-) -> str:
-    """Call what is due at a frame; the names of those that end the run. Collective.
+def ends(due: Sequence[Callback], sim: Simulated, sample: Sample) -> str:
+    """Call what is due; the names of those that end the run. Collective.
 
     Raises
     ------
     InputError : on all ranks, if a function raised on any, or returned what means nothing
     """
-    due = [one for one in callbacks if one.due(schedule, number)]
     wants = np.zeros(len(due), np.int64)
     for i, one in enumerate(due):
         error = None

@@ -23,7 +23,7 @@ from mpiflow.files.sealing import Continuation
 from mpiflow.files.segments import FREE
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.files.writer import Backend, TrajectoryWriter
-from mpiflow.run.callbacks import Callback, ends
+from mpiflow.run.callbacks import Callback, Calls, ends
 from mpiflow.run.progress import Progress
 from mpiflow.run.stopping import Keep, Stopped, Watch, begin
 from mpiflow.simulation.base import Content, Motion, Simulated
@@ -157,7 +157,7 @@ def follow(
     point : a checkpoint that has been loaded: go on from there
     keep : write checkpoints, also at the end, and stop with one on a signal or at a walltime
     changed : options that may be others than those of the checkpoint
-    callbacks : what is called at frames; one may end the run, which is then complete
+    callbacks : what is called at frames or between; one may end the run, which is then complete
 
     Raises
     ------
@@ -237,9 +237,10 @@ def follow(
             Progress(schedule.end - start, out.name, comm, show=progress) as bar,
             Watch(keep, comm, first, motion.position()) as watch,
         ):
+            calls = Calls(callbacks, motion, origin, point is not None)
             while number <= schedule.last:
                 target = schedule.target(number)
-                events = _go(motion, target, watch) if number > 0 else None
+                events = _go(motion, target, calls.next(), watch) if number > 0 else None
                 if number == 0 or motion.position() >= target:
                     with _frames_kept(trajectory):
                         sample = content.frame()
@@ -249,17 +250,24 @@ def follow(
                     if sample.time > trajectory.last_time:
                         trajectory.append(sample.time, sample.values)
                         with _frames_kept(trajectory):
-                            ended = ends(callbacks, sim, sample, schedule, number)
+                            ended = ends(calls.due(number), sim, sample)
                     bar.update(motion.position() - start, t=sample.time, **sample.shown)
                     number += 1
-                    if ended:
-                        place = f"{ended} ended the run at {motion.unit} {motion.position():g}"
-                        trajectory.note({"stopped_early": place})
-                        if progress:
-                            say(comm, place)
-                        break
+                elif between := calls.due(None):
+                    with _frames_kept(trajectory):
+                        sample = content.frame()
+                        ended = ends(between, sim, sample)
+                    if ended and sample.time > trajectory.last_time:
+                        trajectory.append(sample.time, sample.values)
+                    bar.update(motion.position() - start)
                 else:
                     bar.update(motion.position() - start)
+                if ended:
+                    place = f"{ended} ended the run at {motion.unit} {motion.position():g}"
+                    trajectory.note({"stopped_early": place})
+                    if progress:
+                        say(comm, place)
+                    break
                 verdict = watch.look(motion.position(), events)
                 if number > schedule.last:
                     continue
@@ -302,15 +310,18 @@ def _say_what_is_taken_back(sim: Simulated, finished: bool) -> None:
     say(sim.comm, text)
 
 
-def _go(motion: Motion, target: float, watch: Watch) -> float | None:
-    """A stretch of work on the way to ``target``; how many events it had, if they count."""
+def _go(motion: Motion, target: float, call: float, watch: Watch) -> float | None:
+    """A stretch of work on the way to ``target``, no further than a ``call`` before it.
+
+    Returns how many events it had, if they count.
+    """
     here = motion.position()
     if motion.some is None:
-        place = motion.stop(target, watch.ahead(here))
+        place = motion.stop(target, min(watch.ahead(here), call - here))
         if here < place:
             motion.move(place)
         return None
-    place = min(target, here + watch.to_checkpoint(here))
+    place = min(target, here + min(watch.to_checkpoint(here), call - here))
     most = watch.events
     if most is not None and here < place:
         return motion.some(place, most, target)

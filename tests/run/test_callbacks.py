@@ -1,4 +1,4 @@
-"""Functions that look at a run at its frames, steer it and end it."""
+"""Functions that look at a run at its frames and between them, steer it and end it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from mpiflow.files import checkpoint
 from mpiflow.run.stopping import Keep
 
 
-def simulation(comm: MPI.Intracomm) -> Simulation:
-    sim = Simulation(Ising(temperature=2.0), size=16, dt=0.5, seed=3, comm=comm, kernel="plain")
+def simulation(comm: MPI.Intracomm, **solver: Any) -> Simulation:
+    solver = solver or {"dt": 0.5, "kernel": "plain"}
+    if "solver" in solver:  # the n-fold way has whole lattices on a rank
+        solver["members"] = comm.size
+    sim = Simulation(Ising(temperature=2.0), size=16, seed=3, comm=comm, **solver)
     sim.set_spins(initial.shuffled, magnetization=0.5)
     return sim
 
@@ -71,6 +74,66 @@ def test_any_rank_ends_the_run_for_all(comm: MPI.Intracomm, mpi_tmp_path: Path) 
         assert "stopped_early" not in one.attributes
         assert one.complete
         assert all(one[name].tobytes() == other[name].tobytes() for name in other)
+
+
+SOLVERS: dict[str, dict[str, Any]] = {
+    "steps": {"dt": 0.5, "kernel": "plain"},
+    "events": {"solver": "nfold"},
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.mpi
+def test_callbacks_are_called_between_frames(
+    name: str, comm: MPI.Intracomm, mpi_tmp_path: Path
+) -> None:
+    """Where the run can stop: steps of 0.5 lead to 1.5, events to 1.25. No bits are changed."""
+    seen: list[float] = []
+
+    def look(sim: Simulation, sample: Any) -> None:
+        assert np.all(sample.here("magnetization") == sim.measure().magnetization)
+        seen.append(sample.time)
+
+    out, whole = mpi_tmp_path / "run.h5", mpi_tmp_path / "whole.h5"
+    options: dict[str, Any] = {"time": 8, "save_every": 2, "progress": False}
+    watch = [Callback(look, interval=1.25)]
+    record(simulation(comm, **SOLVERS[name]), out, callbacks=watch, **options)
+    steps, events = [0, 1.5, 2.5, 4, 5, 6.5, 7.5], [1.25 * n for n in range(7)]
+    assert seen == (steps if name == "steps" else events)
+    record(simulation(comm, **SOLVERS[name]), whole, **options)
+    comm.Barrier()
+    with Trajectory(out) as one, Trajectory(whole) as other:
+        assert all(one[name].tobytes() == other[name].tobytes() for name in other)
+
+
+@pytest.mark.mpi
+def test_a_run_may_end_between_frames(comm: MPI.Intracomm, mpi_tmp_path: Path) -> None:
+    """The state is saved there; what goes on has the frames that were due, with the same bits."""
+    seen: list[float] = []
+
+    def enough(sim: Simulation, sample: Any) -> bool:
+        seen.append(sample.time)
+        return sample.time == 3.0
+
+    out, whole = mpi_tmp_path / "run.h5", mpi_tmp_path / "whole.h5"
+    options: dict[str, Any] = {"time": 8, "save_every": 2, "progress": False}
+    watch = [Callback(enough, interval=1.5)]
+    record(simulation(comm), out, callbacks=watch, keep=Keep(), **options)
+    comm.Barrier()
+    with Trajectory(out) as trajectory:
+        assert trajectory.complete
+        assert trajectory.time.tolist() == [0.0, 2.0, 3.0]
+        assert trajectory.attributes["stopped_early"] == "enough ended the run at time 3"
+    assert verify.verify_file(out).good
+    record(simulation(comm), out, point=checkpoint.newest(out, comm), callbacks=watch, **options)
+    assert seen == [0.0, 1.5, 3.0, 4.5, 6.0, 7.5]
+    record(simulation(comm), whole, **options)
+    comm.Barrier()
+    assert verify.verify_file(out).good
+    with Trajectory(out) as one, Trajectory(whole) as other:
+        assert one.time.tolist() == [0, 2, 3, 4, 6, 8]
+        regular = one.time != 3.0
+        assert all(one[name][regular].tobytes() == other[name].tobytes() for name in other)
 
 
 @pytest.mark.mpi
