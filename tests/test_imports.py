@@ -112,6 +112,7 @@ TAKES_A_COMMUNICATOR = {
     "learn.alloy.from_files",
     "solvers.lines.batch",
     "solvers.lines.chain",
+    "solvers.binary_chain.mean_field",
     "core.packed",
     "cli",
     "core.guards",

@@ -164,7 +164,7 @@ class BinaryChain:
     def couplings(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         """J (N, N) with zeros on the diagonal, h (N,), and f of (2.6), for positions (N,)."""
         r = abs(x[:, None] - x[None, :])
-        aa, bb, ab = (_energies(r, pair) for pair in self.pairs())
+        aa, bb, ab = (pair_energies(r, pair) for pair in self.pairs())
         apart = ~np.eye(len(x), dtype=bool)
         coupling = 0.25 * (2.0 * ab - aa - bb) * apart
         own = 0.25 * ((aa - bb) * apart).sum(axis=1)
@@ -178,7 +178,7 @@ class BinaryChain:
         for i in range(len(x)):
             for j in range(i + 1, len(x)):
                 pair = ab if spins[i] != spins[j] else aa if spins[i] > 0 else bb
-                total += float(_energies(abs(x[j] - x[i]), pair))
+                total += float(pair_energies(abs(x[j] - x[i]), pair))
         return total
 
     def exchange_energy(self, x: np.ndarray, spins: np.ndarray, i: int, j: int) -> float:
@@ -200,7 +200,7 @@ class BinaryChain:
         return out
 
 
-def _energies(r: np.ndarray, pair: Pair) -> np.ndarray:
+def pair_energies(r: np.ndarray, pair: Pair) -> np.ndarray:
     """phi_cut of many distances."""
     v = 1.0 / (pair.core + pair.stretch * np.asarray(r) ** 2)
     phi = pair.scale * (v * v - v) - pair.at_cutoff - pair.slope * (r - pair.cutoff)

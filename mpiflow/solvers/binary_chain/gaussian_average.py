@@ -35,19 +35,18 @@ G, G_M, G_V, G_MM, G_MV, G_VV = range(6)
 
 
 @kernel
-def average_pair(pair: Pair, m: np.ndarray, v: np.ndarray, second: bool, out: np.ndarray) -> None:
+def average_pair(pair: Pair, m: np.ndarray, v: np.ndarray, orders: int, out: np.ndarray) -> None:
     """Averages of a pair potential, for n distances at once.
 
     Parameters
     ----------
     pair : the potential
     m, v : (n,) float64 mean and variance, above 0, of each distance
-    second : whether second derivatives are asked for
-    out : (6, n) float64 that takes G, G_m, G_v, G_mm, G_mv, G_vv; without second derivatives
-        the last three are left as they are
+    orders : of derivatives that are asked for, 1 or 2
+    out : (6, n) float64 that takes G, G_m, G_v, and of order 2 also G_mm, G_mv, G_vv
     """
     root = np.sqrt(v)
-    out[: 6 if second else 3] = 0.0
+    out[: 6 if orders > 1 else 3] = 0.0
     for k in range(_NODES.size):
         z, w = _NODES[k], _WEIGHTS[k]
         for i in range(m.size):  # distances innermost: the loop vectorises, a sum over k would not
@@ -57,22 +56,22 @@ def average_pair(pair: Pair, m: np.ndarray, v: np.ndarray, second: bool, out: np
             out[G, i] += w * energy
             out[G_M, i] += slope
             out[G_V, i] += slope * z
-        if second:
+        if orders > 1:
             for i in range(m.size):
                 curvature = w * pair_terms(abs(m[i] + root[i] * z), pair)[2]
                 out[G_MM, i] += curvature
                 out[G_MV, i] += curvature * z
                 out[G_VV, i] += curvature * z * z
-    _by_variance(v, root, second, out)
+    _by_variance(v, root, orders, out)
 
 
 @kernel
 def average_confinement(
-    radius: float, m: np.ndarray, v: np.ndarray, second: bool, out: np.ndarray
+    radius: float, m: np.ndarray, v: np.ndarray, orders: int, out: np.ndarray
 ) -> None:
     """The same of the confinement of adjacent atoms."""
     root = np.sqrt(v)
-    out[: 6 if second else 3] = 0.0
+    out[: 6 if orders > 1 else 3] = 0.0
     for i in range(m.size):
         if m[i] + REACH * root[i] <= radius:
             continue  # as nearly all bonds
@@ -82,19 +81,19 @@ def average_confinement(
             out[G, i] += w * energy
             out[G_M, i] += w * slope
             out[G_V, i] += w * slope * z
-            if second:
+            if orders > 1:
                 out[G_MM, i] += w * curvature
                 out[G_MV, i] += w * curvature * z
                 out[G_VV, i] += w * curvature * z * z
-    _by_variance(v, root, second, out)
+    _by_variance(v, root, orders, out)
 
 
 @kernel
-def _by_variance(v: np.ndarray, root: np.ndarray, second: bool, out: np.ndarray) -> None:
+def _by_variance(v: np.ndarray, root: np.ndarray, orders: int, out: np.ndarray) -> None:
     """From sums with z to derivatives by v: dr/dv = z / (2 sqrt(v))."""
     for i in range(v.size):
         half = 0.5 / root[i]
         out[G_V, i] *= half
-        if second:
+        if orders > 1:
             out[G_MV, i] *= half
             out[G_VV, i] = 0.25 * out[G_VV, i] / v[i] - 0.5 * out[G_V, i] / v[i]
