@@ -310,7 +310,7 @@ class MeanFieldChains:
     def _require_spins(self, s: np.ndarray) -> None:
         require_finite("s", s, "Give mean spins.")
         logarithm = self.model.startswith("free-energy")
-        inner = abs(s[:, 1:-1]).max(initial=0.0)
+        inner = float(abs(s[:, 1:-1]).max(initial=0.0))
         if logarithm and inner >= 1:
             remedy = "Try 0.9998, as the paper: the free energy has the logarithm of 1 - |s|."
             raise InputError("s", inner, f"between -1 and 1 for the model {self.model}", remedy)

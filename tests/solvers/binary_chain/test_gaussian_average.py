@@ -26,7 +26,7 @@ AA, _, AB = CHAIN.pairs()
 
 def averages(pair: tuple | None, m: float, v: float) -> np.ndarray:
     out = np.full((6, 1), np.nan)
-    place = (np.array([m]), np.array([v]), True, out)
+    place = (np.array([m]), np.array([v]), 2, out)
     if pair is None:
         average_confinement(CHAIN.confinement, *place)
     else:
@@ -89,8 +89,8 @@ def test_derivatives_are_those_of_the_sum(pair: tuple | None, m: float, v: float
 def test_first_derivatives_alone_are_the_same() -> None:
     m, v = np.linspace(2.2, 14.0, 9), np.linspace(0.02, 0.05, 9)
     both = np.full((2, 6, 9), np.nan)
-    for second in (0, 1):
-        average_pair(AA, m, v, bool(second), both[second])
+    for k in range(2):
+        average_pair(AA, m, v, k + 1, both[k])
     assert (both[0, :3] == both[1, :3]).all()
     assert np.isnan(both[0, 3:]).all()
     assert np.isfinite(both[1]).all()
