@@ -130,14 +130,26 @@ class MeanFieldChains:
                 allowed = f"{self.s.shape} or what fills it"
                 raise InputError("s", s.shape, allowed, "Reshape it.") from None
             self._require_spins(spins)
-            before: np.ndarray | None = None
-            for b, row in enumerate(spins):
-                same = before is not None and np.array_equal(before[S], row)
-                self.y[b] = before if same else self.energy.relaxed(row)
-                before = self.y[b]
-                self.next_step[b] = self._first_step(self.y[b])
+            self.s[:] = spins
+            self.relax()
         self.clock[:], self.steps[:] = 0.0, 0
         self.reference[:] = observables.length(self.x)
+
+    def relax(self) -> None:
+        """Put positions and widths to rest at the present mean spins.
+
+        For spins that were set, or where another system goes on with those of this one.
+
+        Raises
+        ------
+        InputError : there is no such state
+        """
+        before: np.ndarray | None = None
+        for b, row in enumerate(self.s):
+            same = before is not None and np.array_equal(before[S], row)
+            self.y[b] = before if same else self.energy.relaxed(row.copy())
+            before = self.y[b]
+            self.next_step[b] = self._first_step(self.y[b])
 
     def advance(
         self, until: float, most: int | None = None, target: float | None = None
@@ -298,9 +310,14 @@ class MeanFieldChains:
             first_step=min(self.next_step[b], target - float(self.clock[b])),
         )
         while solver.status == "running":
-            solver.step()
+            try:
+                solver.step()
+            except RuntimeError as error:  # a matrix that is singular, or has no numbers
+                raise self._stuck(b) from error
             made += 1
+        ends = self.s[b, [0, -1]]
         self.y[b] = solver.y.reshape(-1, 3).T
+        self.s[b, [0, -1]], self.x[b, 0] = ends, 0.0  # nothing moves them but rounding
         self.clock[b] = solver.t
         require_stiff(self.log_alpha[b], self.system.beta)
         if solver.status == "failed":

@@ -163,8 +163,10 @@ def _finish(y: np.ndarray, k: np.ndarray, state: np.ndarray) -> float:
     for i in range(sites):
         for row in range(3):
             change = 2.0 * k[0, 3 * i + row] + k[2, 3 * i + row] + k[3, 3 * i + row]
-            if row == S:
+            if row == S:  # nothing flows into the ends
                 change = change - lost if 0 < i < sites - 1 else 0.0
+            elif row == X and i == 0:
+                change = 0.0
             state[row, i] = y[row, i] + change
             error = k[3, 3 * i + row]
             if row == X and i:
