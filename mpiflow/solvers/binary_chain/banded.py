@@ -17,18 +17,20 @@ from mpiflow.core.device import kernel
 
 
 @kernel
-def factor(band: np.ndarray, half: int, pivots: np.ndarray) -> bool:
-    """Replace a matrix by its factors. False if it is singular or no number.
+def factor(band: np.ndarray, half: int, lower: np.ndarray, pivots: np.ndarray) -> bool:
+    """Replace a matrix by its upper factor. False if it is singular or no number.
 
     Parameters
     ----------
     band : (n, 3 half + 1) or wider
     half : entries on each side of the diagonal
-    pivots : (n,) int64, takes the row that was exchanged with each
+    lower : (n, half) or wider, takes the lower factor by columns
+    pivots : (2, n) int64, takes the row that was exchanged with each, and the length of its rows
     """
-    n = band.shape[0]
+    n, stride = band.shape
+    entries = band.reshape(band.size)  # of one row after the other: indices that are quick to find
     band[:, 2 * half + 1 :] = 0.0
-    reach = 0  # the last column, from the diagonal, in which any row of U so far has an entry
+    reach = 0  # how far right of the diagonal rows go so far that were brought up
     for k in range(n):
         rows = min(half, n - 1 - k)
         best, pivot = abs(band[k, half]), 0
@@ -36,45 +38,51 @@ def factor(band: np.ndarray, half: int, pivots: np.ndarray) -> bool:
             size = abs(band[k + r, half - r])
             if size > best:
                 best, pivot = size, r
-        pivots[k] = k + pivot
         if not best > 0.0:
             return False
         reach = max(reach - 1, half + pivot)
         width = min(reach, n - 1 - k) + 1
+        pivots[0, k], pivots[1, k] = k + pivot, width
         if pivot:
             for c in range(width):
                 upper = band[k, half + c]
                 band[k, half + c] = band[k + pivot, half - pivot + c]
                 band[k + pivot, half - pivot + c] = upper
         inverse = 1.0 / band[k, half]
-        above = band[k, half : half + width]
+        above = entries[k * stride + half : k * stride + half + width]
         for r in range(1, rows + 1):
-            if band[k + r, half - r] != 0.0:
-                ratio = band[k + r, half - r] * inverse
-                row = band[k + r, half - r : half - r + width]
+            at = (k + r) * stride + half - r
+            if entries[at] != 0.0:
+                ratio = entries[at] * inverse
+                row = entries[at : at + width]
                 for c in range(1, width):
                     row[c] -= ratio * above[c]
                 row[0] = ratio
+            lower[k, r - 1] = entries[at]
     return True
 
 
 @kernel
-def solve(band: np.ndarray, half: int, pivots: np.ndarray, right: np.ndarray) -> None:
+def solve(
+    band: np.ndarray, half: int, lower: np.ndarray, pivots: np.ndarray, right: np.ndarray
+) -> None:
     """Replace the right side (n,) by the solution, with the factors of :func:`factor`."""
     n = band.shape[0]
     for k in range(n):
-        pivot = pivots[k]
+        pivot = pivots[0, k]
         value = right[pivot]
         right[pivot] = right[k]
         right[k] = value
-        for r in range(1, min(half, n - 1 - k) + 1):
-            right[k + r] -= band[k + r, half - r] * value
+        below = right[k + 1 : min(k + half, n - 1) + 1]
+        for r in range(below.size):
+            below[r] -= lower[k, r] * value
     for k in range(n - 1, -1, -1):
-        width = min(2 * half, n - 1 - k)
+        width = pivots[1, k]
+        value = right[k]
         even = odd = 0.0  # two sums, because each addition waits for the one before
-        for c in range(1, width, 2):
+        for c in range(1, width - 1, 2):
             even += band[k, half + c] * right[k + c]
             odd += band[k, half + c + 1] * right[k + c + 1]
-        if width % 2:
-            even += band[k, half + width] * right[k + width]
-        right[k] = (right[k] - (even + odd)) / band[k, half]
+        if width % 2 == 0:
+            even += band[k, half + width - 1] * right[k + width - 1]
+        right[k] = (value - (even + odd)) / band[k, half]

@@ -160,12 +160,12 @@ def jacobian(
         here, there = 3 * shells, 3 * shells + 3
         row[here] += by_s
         row[there] += by_t
-        _add_potential(y, pairs.drive, i, shells, by_f, here, row)
-        _add_potential(y, pairs.drive, i + 1, shells, -by_f, there, row)
+        _add_potential(y, pairs.drive, pairs.width, i, shells, by_f, here, row)
+        _add_potential(y, pairs.drive, pairs.width, i + 1, shells, -by_f, there, row)
         row[here + X] -= by_j * drive[J_M, i]
         row[there + X] += by_j * drive[J_M, i]
-        row[here + A] -= by_j * drive[J_V, i] * 0.5 * np.exp(-y[A, i])
-        row[there + A] -= by_j * drive[J_V, i] * 0.5 * np.exp(-y[A, i + 1])
+        row[here + A] -= by_j * drive[J_V, i] * pairs.width[i]
+        row[there + A] -= by_j * drive[J_V, i] * pairs.width[i + 1]
         for c in range(size):
             band[3 * i, half - here + c] -= row[c]
             band[3 * i + 3, half - there + c] += row[c]
@@ -175,6 +175,7 @@ def jacobian(
 def _add_potential(
     y: np.ndarray,
     couplings: np.ndarray,
+    width: np.ndarray,
     i: int,
     shells: int,
     factor: float,
@@ -183,7 +184,6 @@ def _add_potential(
 ) -> None:
     """Add ``factor`` times the derivatives of f_i; those by s_i, X_i and a_i are at ``here``."""
     sites = y.shape[1]
-    narrow = -0.5 * np.exp(-y[A, i])
     for d in range(1, shells + 1):
         for side in range(2):
             k = i + d if side else i - d
@@ -197,5 +197,5 @@ def _add_potential(
             row[at] -= factor * pair[J, first]
             row[at + X] += sign * by_m
             row[here + X] -= sign * by_m
-            row[at + A] -= by_v * 0.5 * np.exp(-y[A, k])
-            row[here + A] += by_v * narrow
+            row[at + A] -= by_v * width[k]
+            row[here + A] -= by_v * width[i]

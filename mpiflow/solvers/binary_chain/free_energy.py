@@ -68,6 +68,7 @@ class Tables(NamedTuple):
         in the order of :mod:`gaussian_average`
     coupling : (shells, 6, N) J and h of them, each with its derivatives by m and v
     drive : (shells, 6, N) the couplings that drive the spins: those, or those at the mean positions
+    width : (N,) 1 / (2 alpha) of each atom, its variance
     field : (N,) scratch for f_i
     m, v, aa, bb, ab : scratch of averages
     """
@@ -75,6 +76,7 @@ class Tables(NamedTuple):
     energy: np.ndarray
     coupling: np.ndarray
     drive: np.ndarray
+    width: np.ndarray
     field: np.ndarray
     m: np.ndarray
     v: np.ndarray
@@ -180,7 +182,7 @@ def tables(system: BinaryChain, point: bool = False) -> Tables:
     averages = np.zeros((3, 6, _BLOCK))
     scratch = np.zeros((2, _BLOCK))
     drive = drive if point else coupling
-    return Tables(energy, coupling, drive, np.zeros(system.sites), *scratch, *averages)
+    return Tables(energy, coupling, drive, *np.zeros((2, system.sites)), *scratch, *averages)
 
 
 @kernel
@@ -191,15 +193,16 @@ def fill(y: np.ndarray, law: Potentials, orders: int, pairs: Tables) -> int:
     atoms that are not in order, an alpha below 1, or more shells than there is room for.
     """
     sites = y.shape[1]
-    limit = REACH
-    for i in range(sites - 1):
-        if not (y[X, i + 1] > y[X, i] and y[A, i] > 0.0 and y[A, i + 1] > 0.0):
+    width = pairs.width
+    for i in range(sites):
+        if not (y[A, i] > 0.0 and (i == 0 or y[X, i] > y[X, i - 1])):
             return -1
+        width[i] = 0.5 * np.exp(-y[A, i])
     for d in range(1, sites):
         near = False
         for i in range(sites - d):
-            v = 0.5 * (np.exp(-y[A, i]) + np.exp(-y[A, i + d]))
-            if y[X, i + d] - y[X, i] - limit * np.sqrt(v) < law.ab.cutoff:
+            margin = y[X, i + d] - y[X, i] - law.ab.cutoff
+            if margin < 0.0 or margin < REACH * np.sqrt(width[i] + width[i + d]):
                 near = True
                 break
         if not near and d > 1:
@@ -219,7 +222,7 @@ def _fill_shell(y: np.ndarray, d: int, law: Potentials, orders: int, pairs: Tabl
         m, v = pairs.m[:n], pairs.v[:n]
         for i in range(n):
             m[i] = y[X, start + i + d] - y[X, start + i]
-            v[i] = 0.5 * (np.exp(-y[A, start + i]) + np.exp(-y[A, start + i + d]))
+            v[i] = pairs.width[start + i] + pairs.width[start + i + d]
         average_pair(law.aa, m, v, orders, pairs.aa)
         average_pair(law.ab, m, v, orders, pairs.ab)
         other = pairs.aa
@@ -287,7 +290,7 @@ def slope(y: np.ndarray, law: Potentials, pairs: Tables, shells: int, out: np.nd
             out[X, i + d] += energy[G_M, i]
             out[A, i + d] += energy[G_V, i]
     for i in range(sites):
-        out[A, i] = 0.5 / law.beta - 0.5 * np.exp(-y[A, i]) * out[A, i]
+        out[A, i] = 0.5 / law.beta - pairs.width[i] * out[A, i]
 
 
 @kernel
@@ -316,7 +319,7 @@ def curvature(y: np.ndarray, pairs: Tables, shells: int, half: int, band: np.nda
         for i in range(sites - d):
             j = i + d
             p, q = 3 * i + X, 3 * j + X
-            ui, uj = 0.5 * np.exp(-y[A, i]), 0.5 * np.exp(-y[A, j])
+            ui, uj = pairs.width[i], pairs.width[j]
             mm, mv, vv = energy[G_MM, i], energy[G_MV, i], energy[G_VV, i]
             # by s: of dE/dm and dE/dv of the pair
             mi = coupling[H_M, i] - y[S, j] * coupling[J_M, i]
@@ -369,7 +372,8 @@ def relax(y: np.ndarray, law: Potentials, pairs: Tables, tolerance: float, most:
     band = np.zeros((3 * sites, 3 * room + 1))
     gradient = np.zeros((3, sites))
     right = np.zeros(3 * sites)
-    pivots = np.zeros(3 * sites, dtype=np.int64)
+    lower = np.zeros((3 * sites, room))
+    pivots = np.zeros((2, 3 * sites), dtype=np.int64)
     old = np.empty((3, sites))
     stiffer = 0.0
     shells = fill(y, law, np.int64(2), pairs)
@@ -399,9 +403,9 @@ def relax(y: np.ndarray, law: Potentials, pairs: Tables, tolerance: float, most:
             right[3 * i] = 0.0
             right[3 * i + X] = -gradient[X, i]
             right[3 * i + A] = -gradient[A, i]
-        if not factor(band, half, pivots):
+        if not factor(band, half, lower, pivots):
             return -1
-        solve(band, half, pivots, right)
+        solve(band, half, lower, pivots, right)
         largest, downhill = 0.0, 0.0
         for i in range(sites):
             downhill += gradient[X, i] * right[3 * i + X] + gradient[A, i] * right[3 * i + A]

@@ -60,8 +60,8 @@ def rodas3(
     """
     sites = y.shape[1]
     half = 0
-    matrix = factors = np.empty((0, 0))
-    pivots = np.empty(3 * sites, dtype=np.int64)
+    matrix = factors = lower = np.empty((0, 0))
+    pivots = np.empty((2, 3 * sites), dtype=np.int64)
     k = np.empty((4, 3 * sites))
     start, side = np.empty((3, sites)), np.empty((3, sites))
     state = np.empty((3, sites))
@@ -74,6 +74,7 @@ def rodas3(
             half = 3 * shells + 5
             matrix = np.empty((3 * sites, 3 * half + 1))
             factors = np.empty((3 * sites, 3 * half + 1))
+            lower = np.empty((3 * sites, half))
         jacobian(y, law, dynamics, shells, pairs, matrix)
         natural, refused = step, False
         while True:
@@ -87,10 +88,9 @@ def rodas3(
                     factors[i, c] = matrix[i, c]
                 if i % 3 == S:
                     factors[i, half] += 2.0 / h
-            if factor(factors, half, pivots):
-                error = _stages(
-                    y, law, dynamics, pairs, h, start, factors, half, pivots, k, side, state
-                )
+            if factor(factors, half, lower, pivots):
+                elimination = (factors, half, lower, pivots)
+                error = _stages(y, law, dynamics, pairs, h, start, elimination, k, side, state)
             scaled = error / tolerance
             if scaled <= 1.0:
                 break
@@ -117,15 +117,14 @@ def _stages(
     pairs: Tables,
     h: float,
     start: np.ndarray,
-    factors: np.ndarray,
-    half: int,
-    pivots: np.ndarray,
+    elimination: tuple[np.ndarray, int, np.ndarray, np.ndarray],
     k: np.ndarray,
     side: np.ndarray,
     state: np.ndarray,
 ) -> float:
     """One step into ``state``; its largest error, infinite where a stage is no state."""
     sites = y.shape[1]
+    factors, half, lower, pivots = elimination
     for stage in range(4):
         c = ((0.0, 0.0, 0.0), (4.0, 0.0, 0.0), (1.0, -1.0, 0.0), (1.0, -1.0, -8.0 / 3.0))[stage]
         source = start
@@ -145,7 +144,7 @@ def _stages(
             right[3 * i] = source[S, i] + known / h
             right[3 * i + X] = source[X, i]
             right[3 * i + A] = source[A, i]
-        solve(factors, half, pivots, right)
+        solve(factors, half, lower, pivots, right)
     return _finish(y, k, state)
 
 
