@@ -75,6 +75,7 @@ LEAVES = {
     "potts_transition": ["results.json", "table.md", "potts_transition.png"],
     "hysteresis": ["results.json", "table.md", "hysteresis.png", "loops.npz"],
     "window_bias": ["results.json", "table.md"],
+    "dmd_mobility": ["results.json", "table.md"],
     "large_ising": ["quench_0.h5", "critical_1.h5", "results.json", "table.md", "large_ising.png"],
 }
 
@@ -105,7 +106,8 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: two passages at two T. Three exponents of four kinds, three moments at two sides and five T;
 #: three cases of predator-prey; qualities of upsampled states; errors of three kinds of states;
 #: eight surroundings at two T; two quantities of two starts at seven T, and jumps, of two q. Areas
-#: at five rates, and an exponent, of three cases, and one slope.
+#: at five rates, and an exponent, of three cases, and one slope. Times of
+#: five models of chains, and two mobilities.
 ENTRIES = {
     "demo": 2 * 2,
     "ising_closure": 6,
@@ -113,6 +115,7 @@ ENTRIES = {
     "potts_transition": 2 * (7 * 4 + 2) + 1,
     "hysteresis": 5 * 3 + 1 + 3,
     "window_bias": 8,
+    "dmd_mobility": 5 + 2,
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
     "learn_generator": 24,
@@ -143,6 +146,7 @@ NEEDS = {
 WITHOUT_TORCH = (
     "alloy_truth",
     "alloy_window",
+    "dmd_mobility",
     "hysteresis",
     "ising_critical",
     "kac_solvers",
@@ -155,6 +159,7 @@ WITHOUT_TORCH = (
     "window_bias",
 )
 TITLES = (
+    "| beta |",
     "| T / T_c |",
     "| R |",
     "| exponents at T_c |",
