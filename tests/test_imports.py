@@ -112,6 +112,8 @@ TAKES_A_COMMUNICATOR = {
     "learn.alloy.from_files",
     "solvers.lines.batch",
     "solvers.lines.chain",
+    "solvers.binary_chain.langevin",
+    "solvers.binary_chain.averaged",
     "solvers.binary_chain.mean_field",
     "core.packed",
     "cli",

@@ -1,0 +1,383 @@
+r"""Spins of a chain where positions are infinitely fast: the averaged process (Approximation 2).
+
+For epsilon to 0 spins are a Markov process of their own. Unlike interior neighbours i, i + 1 are
+exchanged at the mean of the rates r over the Gibbs measure of the positions (4.23),
+
+.. math:: \bar r_i(\sigma) = \int r(\Delta_i V(x, \sigma)) \, \mu(dx \,|\, \sigma), \qquad
+          \mu(dx \,|\, \sigma) \propto e^{-\beta V(x, \sigma)} dx.
+
+It goes from attempt to attempt, as the n-fold way. Each unlike bond is attempted at a rate R_i
+that is no less than r, one is drawn in proportion to it, new positions are drawn around it, and
+the exchange happens with the probability :math:`r(\Delta_i V(x, \sigma)) / R_i`: exact thinning,
+without any integral. After an exchange the positions there are drawn again, at the new spins, so
+that positions are a sample of their measure at all times.
+
+For tanh rates R = 1 / tau is a bound. Arrhenius rates have none: R is :data:`ROOM` times the rate
+at equal bonds of the mean length. :attr:`AveragedSpins.beyond` counts the attempts at which r was
+above it and had to be cut, as some in a thousand are.
+
+Bond lengths depend on each other over one or two bonds only. So it is enough to draw those of a
+window, :data:`AROUND` bonds on either side and the rest of the chain as it is: what an attempt
+costs does not depend on the length of the chain. That leaves the Gibbs measure of spins and
+positions together exactly as it is, whatever the window and however few trajectories there are
+(:mod:`mpiflow.solvers.binary_chain.gibbs`); these decide how independent the positions are of those
+of the attempts before, which is what averaging means.
+
+Attempt n of a chain uses the noise of step n, so that an attempt beyond the end of a call is made
+again, the same, in the next.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mpiflow.core.device import kernel
+from mpiflow.core.errors import InputError
+from mpiflow.core.noise import Word, exponential, stream_key, threefry, to_unit
+from mpiflow.solvers.binary_chain.exchanges import exchange_energy, logistic
+from mpiflow.solvers.binary_chain.gibbs import LEAPS, leap_of, mean_bond, sample
+from mpiflow.solvers.binary_chain.lanes import Lanes, Law, Space, law_of, space
+from mpiflow.solvers.binary_chain.langevin import SpinChains
+from mpiflow.solvers.event_limits import NO_LIMIT
+from mpiflow.solvers.spins.site_field import decay
+from mpiflow.systems.binary_chain import BinaryChain, pair_energy
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+#: Bonds on either side of an exchange whose lengths are drawn anew.
+AROUND = 8
+#: Of an Arrhenius rate at equal bonds, what is taken for its bound.
+ROOM = 4.0
+#: Windows that are worked on together.
+_TOGETHER = 64
+
+
+class AveragedSpins(SpinChains):
+    """Chains whose spins feel the mean of what positions do.
+
+    To go on with a trajectory bit for bit, keep spins, positions, and the first two attributes.
+
+    Parameters
+    ----------
+    decorrelation : trajectories from one sample of the positions to the next
+    others : of :class:`SpinChains`
+
+    Attributes
+    ----------
+    clock : (B,) float64, time of the last attempt of each chain
+    events : (B,) int64, attempts so far
+    beyond : (B,) int64, those of them at which an Arrhenius rate was above its bound
+    """
+
+    def __init__(
+        self,
+        system: BinaryChain,
+        *,
+        rates: str = "tanh",
+        tau: float = 1.0,
+        decorrelation: int = 2,
+        seed: int = 0,
+        members: int = 1,
+        first: int = 0,
+        comm: MPI.Intracomm | None = None,
+    ) -> None:
+        super().__init__(
+            system, rates=rates, tau=tau, seed=seed, members=members, first=first, comm=comm
+        )
+        if decorrelation < 1:
+            raise InputError("decorrelation", decorrelation, "1 or more", "Leave it out for 2.")
+        self.decorrelation = int(decorrelation)
+        count = len(self.numbers)
+        self.clock = np.zeros(count)
+        self.events, self.beyond = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        margin = system.bonds_within
+        window = min(system.sites, 2 * (AROUND + margin) + 2)
+        shells = np.zeros((2, 0))
+        if rates == "arrhenius":
+            shells = _couplings(system, mean_bond(system, system.alternating(), seed))
+        self._how = _How(
+            float(tau), rates == "arrhenius", shells, self.decorrelation, LEAPS,
+            leap_of(system, window - 1), window, margin,
+        )  # fmt: skip
+        self._law, self._key = law_of(system), stream_key(seed, "spin-diffusion-averaged")
+
+    def _begin(self) -> None:
+        for array in (self.clock, self.events, self.beyond):
+            array[:] = 0
+
+    def advance(self, until: float, most: int | None = None) -> np.ndarray:
+        """Go on to a time, or by so many attempts of each chain if that is less.
+
+        Returns
+        -------
+        (B,) int64, attempts made
+        """
+        self.require_state()
+        if not math.isfinite(until):
+            raise InputError("until", until, "a finite time", "Give one.")
+        if most is not None and most < 0:
+            raise InputError("most", most, "0 or more", "Leave it out.")
+        before = self.events.copy()
+        limit = np.full_like(before, NO_LIMIT) if most is None else before + most
+        spins, width = self.spins.astype(np.float64), min(_TOGETHER, len(self.numbers))
+        if width:
+            keys = self._key[1] + self.numbers.astype(np.uint64)
+            _advance(
+                self.x, spins, self._key[0], keys, float(until), limit, self.clock, self.events,
+                self.exchanges, self.beyond, self._how, self._law,
+                space(keys[:width], self._how.window),
+            )  # fmt: skip
+        self.spins[:] = spins
+        return self.events - before
+
+
+def _couplings(system: BinaryChain, bond: float) -> np.ndarray:
+    """phi_AB - phi_AA, and less phi_BB, of neighbours 0, 1, ... equal bonds away, (2, shells)."""
+    aa, bb, ab = system.pairs()
+    r = bond * np.arange(int(system.cutoff / bond) + 2)
+    return np.array([[pair_energy(d, ab) - pair_energy(d, own) for d in r] for own in (aa, bb)])
+
+
+# -- kernels -------------------------------------------------------------------------------------
+
+
+class _How(NamedTuple):
+    """How attempts are made, as kernels take it.
+
+    Attributes
+    ----------
+    tau, arrhenius : of the rates
+    couplings : (2, shells), for bounds of Arrhenius rates
+    trajectories, leaps, leap : of a sample
+    window : sites of a window with its margins
+    margin : bonds at its ends that stay as they are, where they are not those of the chain
+    """
+
+    tau: float
+    arrhenius: bool
+    couplings: np.ndarray
+    trajectories: int
+    leaps: int
+    leap: float
+    window: int
+    margin: int
+
+
+@kernel
+def _bounds(spins: np.ndarray, how: _How, beta: float, out: np.ndarray) -> float:
+    """Bounds of the rates of all bonds of a chain, in units of 1 / tau, and their sum."""
+    total = 0.0
+    reach = how.couplings.shape[1] - 1
+    for i in range(1, spins.size - 2):
+        out[i] = 0.0
+        if spins[i] == spins[i + 1]:
+            continue
+        out[i] = 1.0
+        if how.arrhenius:
+            gain = 0.0
+            for d in range(1, reach + 1):
+                # The last of the couplings, one bond beyond the cut-off, is 0.
+                if i - d >= 0:
+                    own = 0 if spins[i - d] > 0.0 else 1
+                    near, far = how.couplings[own, d], how.couplings[own, min(d + 1, reach)]
+                    gain += spins[i - d] * (near - far)
+                if i + 1 + d < spins.size:
+                    own = 0 if spins[i + 1 + d] > 0.0 else 1
+                    near, far = how.couplings[own, d], how.couplings[own, min(d + 1, reach)]
+                    gain -= spins[i + 1 + d] * (near - far)
+            z = 0.5 * beta * spins[i] * gain
+            out[i] = ROOM * (decay(z) if z > 0.0 else 1.0 / decay(-z))
+        total += out[i]
+    return total
+
+
+@kernel
+def _sample_windows(
+    x: np.ndarray,
+    spins: np.ndarray,
+    chains: np.ndarray,
+    centres: np.ndarray,
+    keys: np.ndarray,
+    events: np.ndarray,
+    first: int,
+    key: Word,
+    how: _How,
+    law: Law,
+    room: Space,
+) -> None:
+    """Draw new bond lengths around bonds of some chains; trajectories from ``first`` on."""
+    width, window, sites = chains.size, how.window, x.shape[1]
+    size, half = window * width, window // 2 * width
+    lanes = Lanes(np.empty(size), np.empty(size))
+    mobile = np.zeros(size)
+    part = Space(
+        room.keys[:half], room.steps[:half], room.sites[:half], room.first[:half],
+        room.second[:half], room.old[:size], room.new[:size], room.outer[:size],
+        room.slope[: size + width], room.other[: size + width], room.excess[:size],
+        room.move[:size], room.found,
+    )  # fmt: skip
+    part.slope[:width] = 0.0
+    part.other[:width] = 0.0
+    starts = np.empty(width, np.int64)
+    for lane in range(width):
+        b = chains[lane]
+        start = min(max(centres[lane] - AROUND - how.margin, 0), sites - window)
+        starts[lane] = start
+        low = 0 if start == 0 else how.margin
+        high = window - 1 if start + window == sites else window - 1 - how.margin
+        for row in range(window):
+            k = row * width + lane
+            lanes.x[k], lanes.spins[k] = x[b, start + row] - x[b, start], spins[b, start + row]
+            mobile[k] = 1.0 if low <= row < high else 0.0
+        for p in range(window // 2):
+            k = p * width + lane
+            part.keys[k], part.steps[k] = keys[b], np.uint64(events[b])
+            part.sites[k] = (np.uint64(first) << np.uint64(32)) + np.uint64(p)
+    counts, lengths = np.zeros(width, np.int64), np.zeros(width)
+    sample(
+        lanes, width, mobile, how.trajectories, how.leaps, how.leap, key, np.uint64(0), law, part,
+        counts, lengths,
+    )  # fmt: skip
+    for lane in range(width):
+        b, start = chains[lane], starts[lane]
+        last = start + window - 1
+        longer = lanes.x[(window - 1) * width + lane] - (x[b, last] - x[b, start])
+        for row in range(1, window):
+            x[b, start + row] = x[b, start] + lanes.x[row * width + lane]
+        for i in range(last + 1, sites):
+            x[b, i] += longer
+
+
+@kernel
+def _next(
+    b: int,
+    key: Word,
+    k1: Word,
+    until: float,
+    spins: np.ndarray,
+    clock: np.ndarray,
+    events: np.ndarray,
+    how: _How,
+    beta: float,
+    bounds: np.ndarray,
+) -> int:
+    """The bond of the next attempt of a chain, whose clock is then at it; -1 if it is too late."""
+    total = _bounds(spins, how, beta, bounds)
+    if total == 0.0:
+        return -1
+    w0, w1 = threefry(key, k1, np.uint64(events[b]), np.uint64(0))
+    time = clock[b] + exponential(w0) * how.tau / total
+    if time > until:
+        return -1
+    clock[b] = time
+    left, chosen = to_unit(w1) * total, -1
+    for i in range(1, spins.size - 2):
+        if bounds[i] > 0.0:
+            chosen = i
+            left -= bounds[i]
+            if left < 0.0:
+                break
+    return chosen
+
+
+@kernel
+def _advance(
+    x: np.ndarray,
+    spins: np.ndarray,
+    key: Word,
+    keys: np.ndarray,
+    until: float,
+    limit: np.ndarray,
+    clock: np.ndarray,
+    events: np.ndarray,
+    exchanges: np.ndarray,
+    beyond: np.ndarray,
+    how: _How,
+    law: Law,
+    room: Space,
+) -> None:
+    """Advance every chain to ``until`` or to a total of ``limit`` attempts.
+
+    Chains go on in any order: none depends on another. Those that are not there yet are worked on
+    together, a window of each.
+    """
+    count, sites = spins.shape
+    width = room.keys.size // (how.window // 2)
+    waiting = np.arange(count)
+    chains, centres = np.empty(width, np.int64), np.empty(width, np.int64)
+    bounds, of_chosen = np.zeros(sites), np.empty(width)
+    done = 0
+    while True:
+        # Fill the lanes: chains that have arrived are never looked at again.
+        found, place = 0, done
+        while found < width and place < count:
+            b = waiting[place]
+            bond = -1
+            if events[b] < limit[b]:
+                bond = _next(b, key, keys[b], until, spins[b], clock, events, how, law.beta, bounds)
+            if bond < 0:
+                waiting[place], waiting[done] = waiting[done], b
+                done += 1
+            else:
+                chains[found], centres[found], of_chosen[found] = b, bond, bounds[bond]
+                found += 1
+            place += 1
+        if found == 0:
+            return
+        number = found
+        for after in range(2):
+            if number == 0:
+                break
+            _sample_windows(
+                x, spins, chains[:number], centres[:number], keys, events,
+                after * how.trajectories, key, how, law, room,
+            )  # fmt: skip
+            if after == 0:
+                number = _judge(
+                    x, spins, chains, centres, of_chosen[:found], key, keys, events, exchanges,
+                    beyond, how, law,
+                )  # fmt: skip
+        for lane in range(number):
+            events[chains[lane]] += 1
+
+
+@kernel
+def _judge(
+    x: np.ndarray,
+    spins: np.ndarray,
+    chains: np.ndarray,
+    centres: np.ndarray,
+    bounds: np.ndarray,
+    key: Word,
+    keys: np.ndarray,
+    events: np.ndarray,
+    exchanges: np.ndarray,
+    beyond: np.ndarray,
+    how: _How,
+    law: Law,
+) -> int:
+    """Exchange spins, or count the attempt.
+
+    Returns how many have been exchanged: where is now in front in ``chains`` and ``centres``.
+    """
+    happened = 0
+    for lane in range(bounds.size):
+        b, i = chains[lane], centres[lane]
+        z = law.beta * exchange_energy(Lanes(x[b], spins[b]), 1, i, law)
+        rate = logistic(z)
+        if how.arrhenius:
+            rate = (decay(0.5 * z) if z > 0.0 else 1.0 / decay(-0.5 * z)) / bounds[lane]
+            beyond[b] += 1 if rate > 1.0 else 0
+        word, _ = threefry(key, keys[b], np.uint64(events[b]), np.uint64(1))
+        if to_unit(word) < rate:
+            spins[b, i], spins[b, i + 1] = spins[b, i + 1], spins[b, i]
+            exchanges[b] += 1
+            chains[happened], centres[happened] = b, i
+            happened += 1
+        else:
+            events[b] += 1
+    return happened
