@@ -17,6 +17,7 @@ All pairs count whose quadrature reaches within the cut-off: F is as smooth as t
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -117,14 +118,60 @@ class FreeEnergy:
             out[S] += np.arctanh(y[S]) / self.law.beta
         return out
 
-    def relax(self, y: np.ndarray) -> int:
-        """Move X and a of a state to the minimum of F at its spins; the steps that it took."""
-        steps = relax(y, self.law, self._pairs, 1e-11, 200)
-        if steps < 0:
-            remedy = "Try the depths and lengths of the paper, or a lower temperature."
-            raise InputError("system", self.system, "a chain with a minimum of F", remedy)
-        require_stiff(y[A], self.law.beta)
-        return steps
+    def relax(self, y: np.ndarray, most: int = 200) -> int:
+        """Move X and a of a state to the minimum of F at its spins; the steps that it took.
+
+        Newton's steps, in which no bond changes by more than a tenth of a unit and no alpha by more
+        than a third. (A bound on the positions themselves would stall: those of a long chain move
+        far.) Where F does not fall along a step, the matrix gets a multiple of that of springs.
+        """
+        shells, stiffer = self._fill(y), 0.0
+        least = value(y, self.law, self._pairs, shells)
+        for made in range(1, most + 1):
+            step = self._newton(y, shells, stiffer)
+            largest = max(10 * abs(np.diff(step[0])).max(), 3 * abs(step[1]).max())
+            if not largest < math.inf:
+                break
+            new = y.copy()
+            new[1:] += step / max(1.0, largest)
+            shells = fill(new, self.law, 2, self._pairs)
+            now = value(new, self.law, self._pairs, shells) if shells > 0 else math.inf
+            if now <= least + 1e-12 * (1 + abs(least)):
+                y[1:], least = new[1:], now
+                stiffer = 0.25 * stiffer if stiffer > 1e-6 else 0.0
+                if largest < 1e-10:
+                    require_stiff(y[A], self.law.beta)
+                    return made
+            else:
+                stiffer = max(4 * stiffer, 0.01)
+                shells = fill(y, self.law, 2, self._pairs)
+        remedy = "Try the depths and lengths of the paper, or a lower temperature."
+        raise InputError("system", self.system, "a chain with a minimum of F", remedy)
+
+    def _newton(self, y: np.ndarray, shells: int, stiffer: float) -> np.ndarray:
+        """The step (2, N) in X and a at fixed spins, with springs of such a strength."""
+        n, half = y.size, 3 * shells + 2
+        band, lower = np.zeros((n, 3 * half + 1)), np.empty((n, half))
+        curvature(y, self._pairs, shells, half, band)
+        for row, spins in ((0, half % 3), (X, (half + 2) % 3), (A, (half + 1) % 3)):
+            band[row::3, spins::3] = 0.0  # the columns of s, which are fixed, and its rows
+        band[::3] = 0.0
+        band[::3, half] = 1.0
+        band[A::3, half] += stiffer
+        band[X::3, half] += 2 * stiffer
+        band[X + 3 :: 3, half - 3] -= stiffer
+        band[X + 3 : -3 : 3, half + 3] -= stiffer
+        band[X] = 0.0
+        band[X, half] = 1.0
+        right = np.zeros_like(y)
+        slope(y, self.law, self._pairs, shells, right)
+        right[X, 0] = y[X, 0]
+        right = -right.T.ravel()
+        pivots = np.empty((2, n), dtype=np.int64)
+        if not factor(band, half, lower, pivots):
+            return np.full((2, y.shape[1]), math.inf)
+        solve(band, half, lower, pivots, right)
+        return np.ascontiguousarray(right.reshape(-1, 3).T[1:])
 
     def relaxed(self, s: np.ndarray) -> np.ndarray:
         """The state of least F at mean spins (N,)."""
@@ -139,7 +186,7 @@ class FreeEnergy:
         if not (np.diff(y[X]) > 0).all():
             raise InputError("x", float(np.diff(y[X]).min()), "atoms in order", "Sort them.")
         require_stiff(y[A], self.law.beta)
-        shells = fill(y, self.law, 1, self._pairs)
+        shells = fill(y, self.law, 2, self._pairs)
         if shells < 0:
             remedy = "Start from relaxed positions."
             raise InputError("x", float(y[X, -1]), "a chain less compressed", remedy)
@@ -353,83 +400,3 @@ def curvature(y: np.ndarray, pairs: Tables, shells: int, half: int, band: np.nda
             band[q, half] += uj * (vv * uj + energy[G_V, i])
     band[X, :] = 0.0
     band[X, half] = 1.0
-
-
-@kernel
-def relax(y: np.ndarray, law: Potentials, pairs: Tables, tolerance: float, most: int) -> int:
-    """Newton's steps in X and a to the minimum of F at fixed spins, damped by bonds and widths.
-
-    No step changes a bond by more than a tenth of a unit or an alpha by more than a third. (A bound
-    on the positions themselves would stall: those of a long chain move far.) Where F does not fall
-    along a step, the matrix gets a multiple of that of a chain of springs.
-
-    Returns
-    -------
-    steps made, once the step is below ``tolerance``; -1 if it does not come to that
-    """
-    sites = y.shape[1]
-    room = 3 * pairs.energy.shape[0] + 2
-    band = np.zeros((3 * sites, 3 * room + 1))
-    gradient = np.zeros((3, sites))
-    right = np.zeros(3 * sites)
-    lower = np.zeros((3 * sites, room))
-    pivots = np.zeros((2, 3 * sites), dtype=np.int64)
-    old = np.empty((3, sites))
-    stiffer = 0.0
-    shells = fill(y, law, np.int64(2), pairs)
-    if shells < 0:
-        return -1
-    energy = value(y, law, pairs, shells)
-    for step in range(1, most + 1):
-        half = 3 * shells + 2
-        band[:] = 0.0
-        curvature(y, pairs, shells, half, band)
-        slope(y, law, pairs, shells, gradient)
-        gradient[X, 0] = y[X, 0]
-        for i in range(sites):
-            band[3 * i, half] = 1.0
-            for c in range(2 * half + 1):  # spins are fixed
-                if (c - half) % 3 == 2:
-                    band[3 * i + X, c] = 0.0
-                if (c - half) % 3 == 1:
-                    band[3 * i + A, c] = 0.0
-            band[3 * i + A, half] += stiffer
-            if i:
-                band[3 * i + X, half] += stiffer
-                band[3 * i + X, half - 3] -= stiffer
-                if i < sites - 1:
-                    band[3 * i + X, half] += stiffer
-                    band[3 * i + X, half + 3] -= stiffer
-            right[3 * i] = 0.0
-            right[3 * i + X] = -gradient[X, i]
-            right[3 * i + A] = -gradient[A, i]
-        if not factor(band, half, lower, pivots):
-            return -1
-        solve(band, half, lower, pivots, right)
-        largest, downhill = 0.0, 0.0
-        for i in range(sites):
-            downhill += gradient[X, i] * right[3 * i + X] + gradient[A, i] * right[3 * i + A]
-            largest = max(largest, 3.0 * abs(right[3 * i + A]))
-            if i:
-                bond = right[3 * i + X] - right[3 * i - 3 + X]
-                largest = max(largest, 10.0 * abs(bond))
-        if not largest < np.inf:
-            return -1
-        damped = 1.0 if largest < 1.0 else 1.0 / largest
-        for i in range(sites):
-            old[X, i], old[A, i] = y[X, i], y[A, i]
-            y[X, i] += damped * right[3 * i + X]
-            y[A, i] += damped * right[3 * i + A]
-        shells = fill(y, law, np.int64(2), pairs)
-        after = value(y, law, pairs, shells) if shells > 0 else np.inf
-        if largest < tolerance and shells > 0:
-            return step
-        if downhill >= 0.0 or not after <= energy + 1e-12 * (1.0 + abs(energy)):
-            for i in range(sites):
-                y[X, i], y[A, i] = old[X, i], old[A, i]
-            stiffer = max(4.0 * stiffer, 0.01)
-            shells = fill(y, law, np.int64(2), pairs)
-        else:
-            energy = after
-            stiffer = 0.25 * stiffer if stiffer > 1e-6 else 0.0
-    return -1

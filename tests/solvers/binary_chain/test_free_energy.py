@@ -122,7 +122,10 @@ def test_the_relaxed_start(
     assert energy.relax(y) == 1
 
 
-@pytest.mark.parametrize("system", [BinaryChain(500), SMALL, BinaryChain(30, 200.0, depth_ab=0.3)])
+@pytest.mark.parametrize(
+    "system",
+    [BinaryChain(500), SMALL, BinaryChain(30, 200.0, depth_ab=0.3), BinaryChain(32, 10.0)],
+)
 def test_relaxing_finds_a_minimum(system: BinaryChain) -> None:
     energy = FreeEnergy(system)
     rng = np.random.default_rng(2)
@@ -153,11 +156,11 @@ def test_what_has_no_free_energy() -> None:
     for row, values, name in (
         (X, y[X][::-1], "x=.*atoms in order"),
         (X, 0.6 * y[X], "x=.*less compressed"),
-        (A, y[A] - 1.5, "beta=.*alpha are 10 or more"),
+        (A, y[A] - 3.0, "beta=.*alpha are 2 or more"),
     ):
         wrong = y.copy()
         wrong[row] = values
         with pytest.raises(InputError, match=name):
             energy.value(wrong)
-    with pytest.raises(InputError, match=r"beta=40.*Take a lower temperature"):
-        FreeEnergy(BinaryChain(32, 40.0)).relaxed(system.alternating(0.5))
+    with pytest.raises(InputError, match=r"beta=0.5.*Take a lower temperature"):
+        FreeEnergy(BinaryChain(32, 0.5)).relaxed(system.alternating(0.5))

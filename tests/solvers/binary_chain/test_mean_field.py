@@ -343,6 +343,6 @@ def test_states_that_cannot_be_followed() -> None:
     run.log_alpha[0] -= 3.0
     with pytest.raises(InputError, match="alpha"):
         run.advance(1.0)
-    hot = MeanFieldChains(BinaryChain(32, 50.0))
-    with pytest.raises(InputError, match=r"beta=50.*alpha"):
+    hot = MeanFieldChains(BinaryChain(32, 0.5))
+    with pytest.raises(InputError, match=r"beta=0.5.*alpha"):
         hot.set(PAPER.alternating(0.5))
