@@ -218,7 +218,7 @@ def require_stiff(log_alpha: np.ndarray, beta: float) -> None:
     least = float(np.exp(log_alpha.min()))
     if not least >= LEAST_ALPHA:
         allowed = f"one at which all alpha are {LEAST_ALPHA:g} or more (the least is {least:.4g})"
-        remedy = "Take a lower temperature: below, Gaussian atoms pass through each other."
+        remedy = "Take a lower temperature: atoms so loose are not averaged right."
         raise InputError("beta", beta, allowed, remedy)
 
 
