@@ -76,6 +76,7 @@ LEAVES = {
     "hysteresis": ["results.json", "table.md", "hysteresis.png", "loops.npz"],
     "window_bias": ["results.json", "table.md"],
     "dmd_mobility": ["results.json", "table.md"],
+    "spin_diffusion_vs_meanfield": ["results.json", "table.md", "spin_diffusion_16.png"],
     "large_ising": ["quench_0.h5", "critical_1.h5", "results.json", "table.md", "large_ising.png"],
 }
 
@@ -107,7 +108,8 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: three cases of predator-prey; qualities of upsampled states; errors of three kinds of states;
 #: eight surroundings at two T; two quantities of two starts at seven T, and jumps, of two q. Areas
 #: at five rates, and an exponent, of three cases, and one slope. Times of
-#: five models of chains, and two mobilities.
+#: five models of chains, and two mobilities; bonds and strain of ten kinds, three differences of
+#: three processes and seven kinds but of one from itself, times of nucleation of twelve.
 ENTRIES = {
     "demo": 2 * 2,
     "ising_closure": 6,
@@ -116,6 +118,7 @@ ENTRIES = {
     "hysteresis": 5 * 3 + 1 + 3,
     "window_bias": 8,
     "dmd_mobility": 5 + 2,
+    "spin_diffusion_vs_meanfield": 2 * 10 + 3 * (3 * 7 - 1) + 12,
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
     "learn_generator": 24,
@@ -153,12 +156,14 @@ WITHOUT_TORCH = (
     "large_ising",
     "pde_comparison",
     "potts_transition",
+    "spin_diffusion_vs_meanfield",
     "surroundings",
     "theorem_one",
     "upsampling",
     "window_bias",
 )
 TITLES = (
+    "| N |",
     "| beta |",
     "| T / T_c |",
     "| R |",
