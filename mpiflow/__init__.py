@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from mpiflow.solvers.spins.nfold import NFold as NFold
     from mpiflow.solvers.spins.sublattice import Sublattice as Sublattice
     from mpiflow.systems.alloy import Alloy as Alloy
+    from mpiflow.systems.binary_chain import BinaryChain as BinaryChain
     from mpiflow.systems.blume_capel import BlumeCapel as BlumeCapel
     from mpiflow.systems.curie_weiss import CurieWeiss as CurieWeiss
     from mpiflow.systems.drive import Drive as Drive
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Alloy": ("mpiflow.systems.alloy", "Alloy"),
     "AlloySimulation": ("mpiflow.simulation.alloy.simulation", "AlloySimulation"),
+    "BinaryChain": ("mpiflow.systems.binary_chain", "BinaryChain"),
     "Block": ("mpiflow.core.block", "Block"),
     "BlumeCapel": ("mpiflow.systems.blume_capel", "BlumeCapel"),
     "Callback": ("mpiflow.run.callbacks", "Callback"),

@@ -35,6 +35,7 @@ PAGES = {
     "import.md": [],
     "learning.md": [],
     "adding-a-system.md": [],
+    "spin-diffusion.md": [],
     "driven.md": [
         "simulate ising --size 64 --temperature 1.5 --random-field-std 1 --random-field-seed 3 "
         "--initial random --time 50 --save-every 1 --spins --out random.h5 --quiet",

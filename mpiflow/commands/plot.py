@@ -135,7 +135,7 @@ def _along_a_line(run: Trajectory, v: Variable) -> bool:
     axes = [name for name in v.dims if name != "member"]
     if not v.per_frame or len(axes) != 1 or v.dims[-1:] != (*axes,):
         return False
-    if axes[0] in _ALONG and v.dtype == "float64":
+    if axes[0] in _ALONG and not is_species(v):
         return True
     own = v.name in json.loads(run.attributes.get("observables_json", "{}"))
     return own and run.sizes[axes[0]] > _FEW_LINES and run.read(axes[0]).dtype.kind in "fiu"
@@ -260,7 +260,7 @@ def _title(run: Trajectory, width: int = 200) -> str:
     system = run.attributes["system"]
     facts = [f"{run.path.name}: {system}, {len(run)} frames, {state}"]
     varying = segments.changes(run.segments)
-    for name in ("size", "cells", "members", "temperature", "field", "seed"):
+    for name in ("size", "cells", "members", "temperature", "field", "beta", "seed"):
         value = run.config.get(name)
         if name in run.variables:
             facts.append(f"{name} changes")

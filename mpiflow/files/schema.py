@@ -51,6 +51,10 @@ class Variable:
     per_frame: bool = True
     attributes: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    def of(self, dtype: str, long_name: str) -> Variable:
+        """The same quantity as numbers of another kind."""
+        return replace(self, dtype=dtype, long_name=long_name)
+
     def over(self, *dims: str) -> Variable:
         """The same quantity over other dimensions, ``over("member")`` for an ensemble."""
         return replace(self, dims=dims)
@@ -176,6 +180,32 @@ STANDARD: dict[str, Variable] = {
             ("position",),
             long_name="predators of a cell",
             attributes=_POINT,
+        ),
+    )
+}
+
+
+#: Of chains of two species; some names are those of other quantities in other systems.
+BINARY_CHAIN: dict[str, Variable] = {
+    v.name: v
+    for v in (
+        Variable("strain", long_name="mean bond relative to that at time 0, less 1"),
+        Variable("ab_bonds", long_name="bonds of unlike neighbours, sum of (1 - s_i s_i+1) / 2"),
+        Variable(
+            "first_minimum",
+            (),
+            "int64",
+            long_name="first minimum of the autocorrelation of s along the chain, in sites",
+            attributes={"comment": "Half the period of the pattern; 0 where there is none."},
+        ),
+        Variable("free_energy", long_name="variational Gaussian free energy of the chain"),
+        Variable("exchanges", (), "int64", long_name="exchanges of unlike neighbours since time 0"),
+        Variable("s", ("site",), long_name="mean spin of a site, 1 is A and -1 is B"),
+        Variable("x", ("site",), long_name="position, or mean position, of an atom"),
+        Variable(
+            "alpha",
+            ("site",),
+            long_name="width of an atom: its position has the variance 1 / (2 alpha)",
         ),
     )
 }

@@ -129,6 +129,14 @@ _OWN = {
         system="mpiflow.systems.predator_prey:PredatorPrey",
         simulation=f"{_HERE}.ensemble.front:of_system",
     ),
+    "spin-diffusion": Entry(
+        "Chains of atoms of two species that exchange places, and mean-field models of them.",
+        f"{_HERE}.spin_diffusion.options:SpinDiffusionConfig",
+        f"{_HERE}.spin_diffusion.build:build",
+        f"{_HERE}.spin_diffusion.sizes:plan",
+        system="mpiflow.systems.binary_chain:BinaryChain",
+        simulation=f"{_HERE}.spin_diffusion.build:of_system",
+    ),
 }
 
 

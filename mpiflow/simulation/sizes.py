@@ -162,7 +162,8 @@ def file_bytes(config: RunConfig, stored: Sequence[Stored], frames: int) -> int:
     names = {s.name for s in stored}
     dimensions = 1 + (config.members > 1) + 2 * ("coarse_magnetization" in names)
     dimensions += 2 * bool(names & {"spin", "spin_bits"}) + ("species" in names)
-    dimensions += any(name.endswith("_profile") for name in names)
+    axis = getattr(config, "axis", "")  # of systems that are never cut, if they have one
+    dimensions += bool(axis) and bool(config.saved().get("profile"))
     dimensions += 4 * ("sro" in names)
     return plan_disk.around(variables, dimensions) + sum(s.compressed for s in stored)
 

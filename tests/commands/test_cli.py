@@ -59,7 +59,7 @@ def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
         (
             "simulate isng",
             "one of ising, kac, potts, blume-capel, alloy, linear-chain, curie-weiss, "
-            "predator-prey. Did you mean ising?",
+            "predator-prey, spin-diffusion. Did you mean ising?",
         ),
         ("simulat ising", "Did you mean simulate?"),
         ("simulate", "one of ising"),

@@ -30,6 +30,7 @@ from mpiflow.simulation.ensemble.options import CurieWeissConfig
 from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
 from mpiflow.simulation.options import RunConfig
+from mpiflow.simulation.spin_diffusion.options import SpinDiffusionConfig
 
 
 def run(config: RunConfig, comm: MPI.Intracomm) -> None:
@@ -358,6 +359,7 @@ EVENT_DRIVEN = {
     "serial": AlloyConfig(cells=4, temperature=2000, time=1.0, out="x"),
     "members": AlloyConfig(cells=4, temperature=2000, time=1.0, members=3, out="x"),
     "curie-weiss": CurieWeissConfig(size=8, temperature=1, time=1e6, out="x"),
+    "spin-diffusion": SpinDiffusionConfig(model="averaged", size=8, time=1e6, out="x"),
 }
 
 

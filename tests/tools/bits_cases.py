@@ -28,6 +28,8 @@ COMMON = {
     "curie-weiss": "simulate curie-weiss --size 16 --temperature 1.1 --time 4 --save-every 1 "
     "--seed 7",
     "predator-prey": "simulate predator-prey --size 24 --time 0.2 --save-every 0.05 --seed 7",
+    "spin-diffusion": "simulate spin-diffusion --size 12 --time 4 --save-every 0.5 --seed 7 "
+    "--profile",
 }
 
 
@@ -231,6 +233,14 @@ CASES = [
     Case("predator-prey from run", "--initial inputs/prey.h5 --initial-frame 1 --profile"),
     Case("predator-prey from array", "--initial inputs/prey.npy --profile"),
     Case("predator-prey wave", "--initial-prey 0.4 --initial-wave 0.3 --growth 2 --dt 0.005"),
+    Case("spin-diffusion", "--model langevin", resumed=("", "--override beta=40")),
+    Case("spin-diffusion members", "--model langevin --members 3 --no-precondition", resumed=AGAIN),
+    Case(
+        "spin-diffusion averaged", "--model averaged --rates arrhenius --members 3", resumed=AGAIN
+    ),
+    Case("spin-diffusion mean-field", "--model mean-field", resumed=("", "--override beta=160")),
+    Case("spin-diffusion free-energy", "--model free-energy --frames-per-decade 5", resumed=AGAIN),
+    Case("spin-diffusion from run", "--model point --initial inputs/atoms.h5 --initial-member 1"),
 ]
 
 
@@ -249,6 +259,7 @@ INPUTS = (
     ("chain", "chain", "--profile --members 3"),
     ("curie", "curie-weiss", "--members 3"),
     ("prey", "predator-prey", "--profile --members 3"),
+    ("atoms", "spin-diffusion", "--model averaged --members 3"),
     *((f"few{n}", "kac", f"--size 20 --coarse 4 --seed {n}") for n in (0, 1)),
     *(
         (f"kac{n}", "kac", f"--size 48 --coarse 4 --seed {n} --temperature {t}")

@@ -328,6 +328,9 @@ ENDLESS = {
     "--field 3 --time 1e9 --save-every 1e9",
     "predator-prey": "predator-prey --size 1000 --time 1e9 --save-every 1e9",
     "linear-chain": "linear-chain --size 1000 --time 1e9 --save-every 1e9",
+    "spin-diffusion": "spin-diffusion --model langevin --size 1000 --time 1e9 --save-every 1e9",
+    "spin-diffusion averaged": "spin-diffusion --model averaged --size 1000 --time 1e9",
+    "spin-diffusion mean-field": "spin-diffusion --model mean-field --size 20000 --time 1e9",
 }
 
 

@@ -78,6 +78,10 @@ _FROM_MEANS = {"initial": "{files}/start.npy", "initial_magnetization": 0}
 _CHAIN = {"size": 10, "dt": 0.05, "time": 3, "save_every": 0.5, "profile": True, "seed": 5}
 _SPINS = {"size": "6x8", "temperature": 1.1, "field": 0.1, "time": 3, "seed": 5, "save_every": 0.4}
 _LINE = {"size": 40, "time": 1, "save_every": 0.25, "profile": True, "seed": 5}
+_ATOMS = {
+    "size": 8, "time": 4, "save_every": 0.3, "frames_per_decade": 4, "profile": True, "seed": 5,
+}  # fmt: skip
+_JUMPS = {**_ATOMS, "model": "langevin", "epsilon": 0.3, "dt": 0.05}
 
 RUNS: dict[str, Small] = {
     "ising plain": Small(
@@ -204,10 +208,34 @@ RUNS: dict[str, Small] = {
     "predator-prey members": Small(
         "predator-prey", {**_LINE, "members": 3, "form": "pde", "prey_diffusion": 0.01}
     ),
+    "spin-diffusion": Small("spin-diffusion", _JUMPS),
+    "spin-diffusion members": Small(
+        "spin-diffusion",
+        {**_JUMPS, "members": 3, "rates": "arrhenius", "initial": "random", "precondition": False},
+    ),
+    # Single chains are whole on every rank: those that go on alike need no test on several.
+    "spin-diffusion averaged": Small("spin-diffusion", {**_ATOMS, "model": "averaged"}, cut=False),
+    "spin-diffusion averaged members": Small(
+        "spin-diffusion", {**_ATOMS, "model": "averaged", "members": 3, "initial": "random"}
+    ),
+    "spin-diffusion mean-field": Small("spin-diffusion", {**_ATOMS, "model": "mean-field"}),
+    "spin-diffusion point members": Small(
+        "spin-diffusion", {**_ATOMS, "model": "point", "members": 3, "perturb": 1e-4}
+    ),
+    "spin-diffusion arrhenius": Small(
+        "spin-diffusion", {**_ATOMS, "model": "arrhenius", "initial_spin": 0.9}, cut=False
+    ),
+    "spin-diffusion free-energy": Small(
+        "spin-diffusion", {**_ATOMS, "model": "free-energy", "integrator": "bdf"}, cut=False
+    ),
+    "spin-diffusion free-energy-limited": Small(
+        "spin-diffusion", {**_ATOMS, "model": "free-energy-limited"}, cut=False
+    ),
+    "spin-diffusion master": Small("spin-diffusion", {**_ATOMS, "model": "master"}, cut=False),
 }
 
 #: Options whose values are ways to compute; each of them is in a run above.
-WAYS = ("solver", "kernel", "method", "structure", "form")
+WAYS = ("solver", "kernel", "method", "structure", "form", "model", "rates", "integrator")
 
 
 def ways(system: str) -> dict[str, set[str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 
 from mpiflow.commands.verify.alloy import AlloyValues, ImportedAlloyValues
+from mpiflow.commands.verify.chains import ChainValues
 from mpiflow.commands.verify.spins import (
     FieldValues,
     ImportedFieldValues,
@@ -42,6 +43,7 @@ _KINDS: dict[str, type[Values]] = {
     "onsagerflow": FieldValues,
     **dict.fromkeys(("linear-chain", "predator-prey"), LineValues),
     "alloy": AlloyValues,
+    "spin-diffusion": ChainValues,
 }
 #: The same of files of other programs, by what they hold; states by their fractions alone.
 _IMPORTED: dict[str, type[Values]] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
@@ -18,6 +19,8 @@ from mpiflow.simulation.ensemble.simulation import Chains, Ensemble, Lines, Mean
 from mpiflow.systems.curie_weiss import CurieWeiss
 from mpiflow.systems.linear_chain import LinearChain
 from mpiflow.systems.predator_prey import PredatorPrey
+
+Made = TypeVar("Made", bound=Ensemble)
 
 #: Of a system, its options and its simulation.
 _KINDS: dict[type, tuple[type[EnsembleConfig], Any]] = {
@@ -45,17 +48,30 @@ def of_system(
     ------
     InputError : on all ranks, for options that make no sense
     """
-    comm = MPI.COMM_WORLD if comm is None else comm
     kind, made = next(pair for base, pair in _KINDS.items() if isinstance(system, base))
+    return of_options(kind, made, system, size, MPI.COMM_WORLD if comm is None else comm, options)
+
+
+def of_options(
+    kind: type[EnsembleConfig],
+    made: Callable[[Any, MPI.Intracomm], Made],
+    system: Any,
+    size: Any,
+    comm: MPI.Intracomm,
+    options: dict[str, Any],
+) -> Made:
+    """What ``made`` makes of options of a ``kind``, the parameters of a system among them.
+
+    Collective.
+    """
     values = {name: value for name, value in asdict(system).items() if name != "sites"}
     size = getattr(system, "sites", size)
     if size is not None:
         values["size"] = size
     with agreed(comm):
-        # How far it is to run is no matter of the simulation: a step, which any dt fits.
-        far = options.get("dt", kind.model_fields["dt"].default) if "dt" in kind.model_fields else 1
+        # How far it is to run is no matter of the simulation.
+        far = kind.short_time(options)
         config = kind(**values, **options, out=Path("run.h5"), time=far, save_every=far)
-        sim: Ensemble = made(config, comm)
-        if sim.from_file:
-            sim.begin_from_file(config)
+        sim = made(config, comm)
+    sim.begin()
     return sim

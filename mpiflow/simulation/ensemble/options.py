@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -83,6 +84,12 @@ class EnsembleConfig(StartConfig):
     def step(self) -> float | None:
         """Length of a time step; None for exact events."""
         return getattr(self, "dt", None)
+
+    @classmethod
+    def short_time(cls, options: Mapping[str, Any]) -> float:
+        """A time that a run with some options may take: a step, if there are steps."""
+        default = cls.model_fields["dt"].default if "dt" in cls.model_fields else 1.0
+        return float(options.get("dt", default))
 
     def saved(self) -> dict[str, Any]:
         return {"profile": self.saves_profiles}

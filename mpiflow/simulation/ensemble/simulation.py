@@ -20,7 +20,7 @@ from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed, arrival
 from mpiflow.core.schedule import Clock, State
 from mpiflow.files.checkpoint import Checkpoint
-from mpiflow.files.schema import CLOCK, STANDARD, TIME
+from mpiflow.files.schema import CLOCK, STANDARD, TIME, Variable
 from mpiflow.initial.ensemble import StateForm, states_of_file
 from mpiflow.simulation.base import Built, Content, Rows, Sample, Simulated
 from mpiflow.simulation.ensemble.options import (
@@ -44,7 +44,7 @@ class Ensemble(Simulated):
     Attributes
     ----------
     config : what it was made from
-    from_file : it is to start from a file, with :meth:`begin_from_file`, not as it was made
+    from_file : it is to start from a file, not as it was made
     """
 
     block: Rows
@@ -85,13 +85,14 @@ class Ensemble(Simulated):
         config = self.config
         dims = {} if self.members == 1 else {"member": self.members}
         ensemble = tuple(dims)
-        variables = [STANDARD[name].over(*ensemble) for name in config.scalars]
+        variables = [self._variable(name).over(*ensemble) for name in config.scalars]
         coordinates: dict[str, np.ndarray] = {}
         if profile:
             dims[config.axis] = along = config.shape[-1]
             if config.axis == "position":
                 coordinates["position"] = (np.arange(along) + 0.5) / along
-            variables += [STANDARD[name].over(*ensemble, config.axis) for name in config.profiles]
+            axes = (*ensemble, config.axis)
+            variables += [self._variable(name).over(*axes) for name in config.profiles]
 
         def frame() -> Sample:
             now = self.measure()
@@ -107,8 +108,18 @@ class Ensemble(Simulated):
     #: The variable of its times.
     clock_variable = CLOCK
 
+    def _variable(self, name: str) -> Variable:
+        """What a file says of one."""
+        return STANDARD[name]
+
+    def begin(self) -> None:
+        """Go to the initial state, if that is another than it was made with. Collective."""
+        if self.from_file:
+            with agreed(self.comm):
+                self.begin_from_file(self.config)
+
     def begin_from_file(self, config: EnsembleConfig) -> None:
-        """Start from the file of a configuration. Without communication.
+        """Read the states of the file of a configuration. Without communication.
 
         Raises
         ------
@@ -365,31 +376,32 @@ def build_chains(
     config: ChainConfig, comm: MPI.Intracomm, point: Checkpoint | None = None
 ) -> Built:
     """The chains of a configuration. Collective."""
-    return _built(Chains, config, comm, point)
+    return built(Chains, config, comm, point)
 
 
 def build_lines(
     config: PredatorPreyConfig, comm: MPI.Intracomm, point: Checkpoint | None = None
 ) -> Built:
     """The lines of a configuration. Collective."""
-    return _built(Lines, config, comm, point)
+    return built(Lines, config, comm, point)
 
 
 def build_mean_fields(
     config: CurieWeissConfig, comm: MPI.Intracomm, point: Checkpoint | None = None
 ) -> Built:
     """The mean fields of a configuration. Collective."""
-    return _built(MeanFields, config, comm, point)
+    return built(MeanFields, config, comm, point)
 
 
-def _built(
+def built(
     kind: Callable[[Any, MPI.Intracomm], Ensemble],
     config: EnsembleConfig,
     comm: MPI.Intracomm,
     point: Checkpoint | None,
 ) -> Built:
+    """A simulation of a configuration, from its file unless a checkpoint has another state."""
     with agreed(comm):
         sim = kind(config, comm)
-        if point is None and sim.from_file:
-            sim.begin_from_file(config)
+    if point is None:
+        sim.begin()
     return Built(sim)

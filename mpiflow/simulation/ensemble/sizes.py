@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mpiflow.core.lattice import Shape
 from mpiflow.simulation.ensemble.options import CurieWeissConfig, EnsembleConfig
 from mpiflow.simulation.sizes import (
     DOUBLE,
     IMAGES,
+    SPIN,
     Plan,
     Stored,
     _fixed,
-    _itemsize,
     _numbers,
     _stored,
     frames_of,
@@ -20,17 +22,40 @@ from mpiflow.simulation.sizes import (
 
 def plan(config: EnsembleConfig, ranks: int) -> Plan:
     """Of systems that are whole on a rank, a single one on every rank."""
-    one, shape = config.members == 1, config.shape
-    batch, dt = -(-config.members // ranks), config.step
+    batch = -(-config.members // ranks)
     # Numbers of spins that are down and up, a clock and the flips; or all sites.
-    profiles = 8 * shape[-1] * len(config.profiles)
-    checkpoint = config.members * (profiles or 32)
-    own = batch * profiles * config.saves_profiles
+    profiles = 8 * config.shape[-1] * len(config.profiles)
+    return whole_systems(
+        config, ranks, ensemble_memory(config, batch), ensemble_variables(config), profiles or 32
+    )
+
+
+def whole_systems(
+    config: EnsembleConfig,
+    ranks: int,
+    memory: dict[str, int],
+    stored: tuple[Stored, ...],
+    kept: int,
+    steps: str = "events, not steps",
+) -> Plan:
+    """The plan of systems that are whole on a rank.
+
+    Parameters
+    ----------
+    memory : bytes of the state and of what advances it, of the rank that has the most
+    stored : what the file holds
+    kept : bytes of a system in a checkpoint
+    steps : in words, where they have no length of their own
+    """
+    one, shape, dt = config.members == 1, config.shape, config.step
+    batch, checkpoint = -(-config.members // ranks), config.members * kept
+    profiles = sum(s.frame for s in stored if s.name in config.profiles)
+    own = -(-profiles * batch // config.members)
     return planned(
         config,
         ranks,
-        ensemble_memory(config, batch),
-        ensemble_variables(config, frames_of(config)),
+        memory,
+        stored,
         own=own,
         making=own,
         checkpoint=checkpoint,
@@ -41,7 +66,7 @@ def plan(config: EnsembleConfig, ranks: int) -> Plan:
         largest=shape,
         members_here=(1, 1) if one else (config.members // ranks, batch),
         kernel=config.moves,
-        steps="events, not steps" if dt is None else f"{round(config.time / dt)} of {dt:g}",
+        steps=steps if dt is None else f"{round(config.time / dt)} of {dt:g}",
         what="systems",
         whole=one,
     )
@@ -55,14 +80,24 @@ def ensemble_memory(config: EnsembleConfig, batch: int) -> dict[str, int]:
     return {"field": batch * row, "scratch": 2 * row}
 
 
-def ensemble_variables(config: EnsembleConfig, frames: int) -> tuple[Stored, ...]:
-    """What a file of systems that are whole on a rank holds."""
+def ensemble_variables(
+    config: EnsembleConfig, itemsizes: Mapping[str, int] | None = None
+) -> tuple[Stored, ...]:
+    """What a file of systems that are whole on a rank holds.
+
+    Parameters
+    ----------
+    itemsizes : bytes of a number of a profile that does not take 8
+    """
     members: Shape = (config.members,) if config.members > 1 else ()
+    frames = frames_of(config)
     out = [_numbers(config, "time", (), frames)]
     out += [_numbers(config, name, members, frames) for name in config.scalars]
     along = 0
     if config.saves_profiles:
         along = config.shape[-1]
         for name in config.profiles:
-            out.append(_stored(name, (*members, along), _itemsize(name), frames, DOUBLE / 8))
+            itemsize = (itemsizes or {}).get(name, 8)
+            kept = DOUBLE / 8 if itemsize == 8 else SPIN
+            out.append(_stored(name, (*members, along), itemsize, frames, kept))
     return (*out, _fixed("coordinates", along + sum(members), 8))
