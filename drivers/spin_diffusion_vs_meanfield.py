@@ -143,33 +143,30 @@ def model_part(task: Key, times: np.ndarray) -> Part:
         chains = MeanFieldChains(system, model, mobility=mobility)
         chains.set(system.alternating(START))
     except InputError as error:
-        nothing = np.full((len(times), 1), np.nan)
-        spins = np.full((len(times), size), np.nan)
-        return {
-            "spins": spins,
-            "bonds": nothing,
-            "strain": nothing,
-            "refused": np.array(str(error)),
-        }
+        spins, nothing = (np.full((len(times), columns), np.nan) for columns in (size, 1))
+        why = np.array(str(error))
+        return {"spins": spins, "bonds": nothing, "strain": nothing, "refused": why}
     return means(chains, times)
 
 
 def process_part(task: Key, times: np.ndarray, options: argparse.Namespace) -> Part:
     """Sums of spins, and A-B bonds and strain of the replicas of a batch."""
     rates, beta, size, epsilon, first, count = task
-    system = BinaryChain(size, beta=beta)
-    common: dict[str, Any] = {
-        "rates": rates,
-        "seed": options.seed,
-        "members": count,
-        "first": first,
-    }
+    system, seed = BinaryChain(size, beta=beta), options.seed
     chains: SpinChains
     if epsilon == LIMIT:
-        chains = AveragedSpins(system, **common)
+        chains = AveragedSpins(system, rates=rates, seed=seed, members=count, first=first)
     else:
-        more = {"epsilon": epsilon, "dt": step(epsilon), "preconditioned": not options.atoms}
-        chains = SpinDiffusion(system, **more, **common)
+        chains = SpinDiffusion(
+            system,
+            epsilon=epsilon,
+            dt=step(epsilon, beta),
+            rates=rates,
+            preconditioned=not options.atoms,
+            seed=seed,
+            members=count,
+            first=first,
+        )
     chains.set(system.alternating())
     return ensemble(chains, times)
 

@@ -65,6 +65,7 @@ COMMUNICATES = {
     "experiments.ising": ANY,
     "experiments.results": frozenset({"allgather", "bcast"}),  # work dealt to ranks
     "learn.onsagerflow.increments": frozenset({"allreduce"}),  # sums over increments
+    "simulation.spin_diffusion.process": frozenset({"allreduce"}),  # rates beyond their bound
     "simulation.tempering": ANY,  # states that copies exchange
     "simulation.states": frozenset({"allgather"}),  # who gave what
     "simulation.alloy.simulation": frozenset({"gather"}),  # the work of every rank
@@ -98,6 +99,8 @@ TAKES_A_COMMUNICATOR = {
     "simulation.kac.build",
     "simulation.alloy.build",
     "simulation.spins.build",
+    "simulation.spin_diffusion.build",
+    "simulation.spin_diffusion.simulation",
     "learn.onsagerflow.build",
     "learn.alloy.data",
     "learn.generator.data",

@@ -200,8 +200,8 @@ class SpinDiffusion(SpinChains):
     accepted : (B,) int64, moves that were accepted, where they may be rejected
     """
 
-    #: Steps that relax a bond by a third; longer ones have larger errors than they save.
-    USUAL: ClassVar[float] = 0.3
+    #: Steps that relax the stiffest bond by so much are far from any limit, hot chains' too.
+    USUAL: ClassVar[float] = 0.15
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.solvers.binary_chain import averaged
 from mpiflow.solvers.binary_chain.averaged import AveragedSpins
 from mpiflow.solvers.binary_chain.gibbs import mean_bond, positions
+from mpiflow.solvers.binary_chain.langevin import SpinDiffusion
 from mpiflow.systems.binary_chain import BinaryChain
 
 #: Bonds that are independent, of three kinds whose weights differ.
@@ -100,6 +101,39 @@ def test_the_mean_bond_and_positions_at_the_start() -> None:
     other = mean_bond(LONG, LONG.alternating(), 7)
     assert other == pytest.approx(sim.reference[0], rel=1e-3)
     assert other != sim.reference[0]
+
+
+@pytest.mark.validate
+@both
+def test_it_is_the_limit_of_the_process(rates: str) -> None:
+    """N = 32, four shells: A-B bonds and lengths of the process at a small epsilon."""
+    system, count = BinaryChain(32), 1500
+    limit = AveragedSpins(system, rates=rates, members=count, seed=1)
+    fast = SpinDiffusion(system, epsilon=0.01, dt=0.0025, rates=rates, members=count, seed=2)
+    for sim in (limit, fast):
+        sim.set(system.alternating())
+    for time in (2.0, 10.0):
+        limit.advance(time)
+        fast.advance(round(time / fast.dt) - fast.step)
+        for name in ("ab_bonds", "strain", "first_minimum"):
+            difference = getattr(limit, name)() - getattr(fast, name)()
+            assert abs(deviate(difference.astype(float), 0.0)) < Z_CEILING
+        for site in (1, 2, 15):
+            spins = limit.spins[:, site].astype(float) - fast.spins[:, site]
+            assert abs(deviate(spins, 0.0)) < Z_CEILING
+
+
+@pytest.mark.validate
+def test_more_trajectories_change_nothing() -> None:
+    """Two from one attempt to the next do what eight do, at the paper's chain."""
+    system, seen = BinaryChain(32), []
+    for trajectories in (2, 8):
+        sim = AveragedSpins(system, members=3000, seed=trajectories, decorrelation=trajectories)
+        sim.set(system.alternating())
+        sim.advance(5.0)
+        seen.append((sim.ab_bonds(), sim.exchanges.astype(float)))
+    for a, b in zip(*seen, strict=True):
+        assert abs(deviate(a - b, 0.0)) < Z_CEILING
 
 
 # -- same bits -----------------------------------------------------------------------------------
