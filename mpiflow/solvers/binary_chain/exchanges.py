@@ -77,7 +77,7 @@ def exchange_energy(lanes: Lanes, width: int, here: int, law: Law) -> float:
             r, s = abs(x[k] - low), abs(x[k] - high)
             if min(r, s) >= cutoff:
                 break
-            own = law.aa if spins[k] > 0.0 else law.bb
+            own = law.aa if law.alike or spins[k] > 0.0 else law.bb
             gain = pair_energy(r, law.ab) - pair_energy(r, own)
             gain -= pair_energy(s, law.ab) - pair_energy(s, own)
             total += spins[k] * gain
@@ -97,7 +97,7 @@ def _add_excess(lanes: Lanes, width: int, here: int, law: Law, excess: np.ndarra
             r, s = abs(x[k] - low), abs(x[k] - high)
             if min(r, s) >= cutoff:
                 break
-            own = law.aa if spins[k] > 0.0 else law.bb
+            own = law.aa if law.alike or spins[k] > 0.0 else law.bb
             half = -0.5 * spins[here] * spins[k]
             of_this = half * (pair_terms(r, law.ab)[1] - pair_terms(r, own)[1])
             of_next = -half * (pair_terms(s, law.ab)[1] - pair_terms(s, own)[1])

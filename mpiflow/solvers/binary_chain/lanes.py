@@ -43,6 +43,7 @@ class Law(NamedTuple):
     Attributes
     ----------
     aa, bb, ab : potentials of the pairs
+    alike : whether aa and bb are the same, for which a branch need not look at a spin
     confinement : r_f
     beta : inverse temperature
     """
@@ -50,13 +51,15 @@ class Law(NamedTuple):
     aa: Pair
     bb: Pair
     ab: Pair
+    alike: bool
     confinement: float
     beta: float
 
 
 def law_of(system: BinaryChain) -> Law:
     """The law of a chain."""
-    return Law(*system.pairs(), float(system.confinement), float(system.beta))
+    alike = system.one_species_like_the_other
+    return Law(*system.pairs(), alike, float(system.confinement), float(system.beta))
 
 
 class Lanes(NamedTuple):
