@@ -11,7 +11,7 @@ from mpiflow.core.device import kernel
 from mpiflow.core.noise import Word, threefry, to_unit
 from mpiflow.solvers.binary_chain.lanes import Lanes, Law, Space
 from mpiflow.solvers.spins.site_field import decay
-from mpiflow.systems.binary_chain import BinaryChain, pair_energy, pair_terms
+from mpiflow.systems.binary_chain import BinaryChain, pair_energies, pair_energy, pair_terms
 
 #: Set in the counter of a step: the word that says whether an exchange happens.
 HAPPENS = np.uint64(2**63)
@@ -45,14 +45,18 @@ def rates_of(system: BinaryChain, arrhenius: bool, duration: float) -> Rates:
     unit = system.cutoff / points
     bounds = np.ones(points)
     if arrhenius:
-        # How far an exchange takes a pair potential at most, at a distance or beyond.
+        # What a pair potential differs by between two distances of this or more, at most.
         r = np.arange(8 * points + 1) * (unit / 8)
-        aa, bb, ab = (np.array([pair_energy(d, pair) for d in r]) for pair in system.pairs())
-        apart = np.maximum(abs(ab - aa), abs(ab - bb))
-        apart = 1.01 * np.maximum.accumulate(apart[::-1])[::-1][::8]
+        aa, bb, ab = (pair_energies(r, pair) for pair in system.pairs())
+        within = np.zeros(len(r))
+        for gain in (ab - aa, ab - bb):  # both end at 0
+            gain = gain[::-1]
+            spread = np.maximum.accumulate(gain) - np.minimum.accumulate(gain)
+            within = np.maximum(within, spread[::-1])
+        within = 1.01 * within[::8]
         for place in range(points // 20, points):
-            # Two neighbours in each shell, and each of the two spins is exchanged.
-            z = min(4.0 * system.beta * float(apart[place::place].sum()), 600.0)
+            # Of the two neighbours in each shell both distances are this shell's or more.
+            z = min(2.0 * system.beta * float(within[place::place].sum()), 600.0)
             both = 2.0 * math.cosh(0.5 * z)
             bounds[place] = min(1.0, 1.000001 * -math.expm1(-duration * both) / (1 + math.exp(-z)))
     return Rates(arrhenius, duration, -math.expm1(-duration), bounds, unit)

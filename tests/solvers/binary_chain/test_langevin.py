@@ -103,6 +103,24 @@ def test_every_exchange_is_in_detailed_balance(rates: str) -> None:
                 assert there / duration == pytest.approx(expected, rel=3e-4)
 
 
+def test_no_chance_is_above_its_bound() -> None:
+    """Coins above it are not looked at; where bonds are short it comes close."""
+    rng = np.random.default_rng(2)
+    for system in (UNLIKE, BinaryChain(12)):
+        rates, law, closest = rates_of(system, True, 0.01), chains.law_of(system), 0.0
+        for _ in range(300):
+            x = np.concatenate([[0.0], rng.normal(2.3, 0.15, 11).cumsum()])
+            lanes = chains.lanes_of(x[None], rng.choice([-1, 1], (1, 12)))
+            bound = rates.bounds[int(np.diff(lanes.x).min() / rates.unit)]
+            for i in range(1, 10):
+                if lanes.spins[i] != lanes.spins[i + 1]:
+                    z = system.beta * exchange_energy(lanes, 1, i, law)
+                    chance = exchange_chance(z, rates)
+                    assert chance <= bound
+                    closest = max(closest, chance / bound)
+        assert closest > 0.1
+
+
 @both
 def test_sweeps_keep_the_measure_of_spins_at_fixed_positions(rates: str) -> None:
     """All 20 states of eight sites with all pairs interacting, from the exact law and to it."""
