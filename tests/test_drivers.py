@@ -76,6 +76,7 @@ LEAVES = {
     "hysteresis": ["results.json", "table.md", "hysteresis.png", "loops.npz"],
     "window_bias": ["results.json", "table.md"],
     "dmd_mobility": ["results.json", "table.md"],
+    "dmd_coarsening": ["results.json", "table.md", "dmd_coarsening.png", "profiles_160_16.png"],
     "spin_diffusion_vs_meanfield": ["results.json", "table.md", "spin_diffusion_16.png"],
     "large_ising": ["quench_0.h5", "critical_1.h5", "results.json", "table.md", "large_ising.png"],
 }
@@ -109,7 +110,8 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: eight surroundings at two T; two quantities of two starts at seven T, and jumps, of two q. Areas
 #: at five rates, and an exponent, of three cases, and one slope. Times of
 #: five models of chains, and two mobilities; bonds and strain of ten kinds, three differences of
-#: three processes and seven kinds but of one from itself, times of nucleation of twelve.
+#: three processes and seven kinds but of one from itself, times of nucleation of twelve. Five
+#: quantities of four models, and 10 events.
 ENTRIES = {
     "demo": 2 * 2,
     "ising_closure": 6,
@@ -118,6 +120,7 @@ ENTRIES = {
     "hysteresis": 5 * 3 + 1 + 3,
     "window_bias": 8,
     "dmd_mobility": 5 + 2,
+    "dmd_coarsening": 4 * 5 + 10,
     "spin_diffusion_vs_meanfield": 2 * 10 + 3 * (3 * 7 - 1) + 12,
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
@@ -149,6 +152,7 @@ NEEDS = {
 WITHOUT_TORCH = (
     "alloy_truth",
     "alloy_window",
+    "dmd_coarsening",
     "dmd_mobility",
     "hysteresis",
     "ising_critical",
