@@ -16,12 +16,11 @@ For tanh rates R = 1 / tau is a bound. Arrhenius rates have none: R is :data:`RO
 at equal bonds of the mean length. :attr:`AveragedSpins.beyond` counts the attempts at which r was
 above it and had to be cut, as some in a thousand are.
 
-Bond lengths depend on each other over one or two bonds only. So it is enough to draw those of a
-window, :data:`AROUND` bonds on either side and the rest of the chain as it is: what an attempt
-costs does not depend on the length of the chain. That leaves the Gibbs measure of spins and
-positions together exactly as it is, whatever the window and however few trajectories there are
-(:mod:`mpiflow.solvers.binary_chain.gibbs`); these decide how independent the positions are of those
-of the attempts before, which is what averaging means.
+Positions are drawn in a window around the bond only (:mod:`mpiflow.solvers.binary_chain.gibbs`):
+what an attempt costs does not depend on the length of the chain. That leaves the Gibbs measure of
+spins and positions together exactly as it is, whatever the window and however few trajectories
+there are; these decide how independent the positions are of those of the attempts before, which is
+what averaging means.
 
 Attempt n of a chain uses the noise of step n, so that an attempt beyond the end of a call is made
 again, the same, in the next.
@@ -37,8 +36,8 @@ import numpy as np
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import Word, exponential, stream_key, threefry, to_unit
+from mpiflow.solvers.binary_chain import gibbs
 from mpiflow.solvers.binary_chain.exchanges import exchange_energy, logistic
-from mpiflow.solvers.binary_chain.gibbs import LEAPS, leap_of, mean_bond, sample
 from mpiflow.solvers.binary_chain.lanes import Lanes, Law, Space, law_of, space
 from mpiflow.solvers.binary_chain.langevin import SpinChains
 from mpiflow.solvers.event_limits import NO_LIMIT
@@ -48,12 +47,8 @@ from mpiflow.systems.binary_chain import BinaryChain, pair_energy
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-#: Bonds on either side of an exchange whose lengths are drawn anew.
-AROUND = 8
 #: Of an Arrhenius rate at equal bonds, what is taken for its bound.
 ROOM = 4.0
-#: Windows that are worked on together.
-_TOGETHER = 64
 
 
 class AveragedSpins(SpinChains):
@@ -94,15 +89,11 @@ class AveragedSpins(SpinChains):
         count = len(self.numbers)
         self.clock = np.zeros(count)
         self.events, self.beyond = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        margin = system.bonds_within
-        window = min(system.sites, 2 * (AROUND + margin) + 2)
         shells = np.zeros((2, 0))
         if rates == "arrhenius":
-            shells = _couplings(system, mean_bond(system, system.alternating(), seed))
-        self._how = _How(
-            float(tau), rates == "arrhenius", shells, self.decorrelation, LEAPS,
-            leap_of(system, window - 1), window, margin,
-        )  # fmt: skip
+            shells = _couplings(system, gibbs.mean_bond(system, system.alternating(), seed))
+        windows = gibbs.windows_of(system, self.decorrelation)
+        self._how = _How(float(tau), rates == "arrhenius", shells, windows)
         self._law, self._key = law_of(system), stream_key(seed, "spin-diffusion-averaged")
 
     def _begin(self) -> None:
@@ -123,13 +114,13 @@ class AveragedSpins(SpinChains):
             raise InputError("most", most, "0 or more", "Leave it out.")
         before = self.events.copy()
         limit = np.full_like(before, NO_LIMIT) if most is None else before + most
-        spins, width = self.spins.astype(np.float64), min(_TOGETHER, len(self.numbers))
+        spins, width = self.spins.astype(np.float64), min(gibbs.WINDOWS, len(self.numbers))
         if width:
             keys = self._key[1] + self.numbers.astype(np.uint64)
             _advance(
                 self.x, spins, self._key[0], keys, float(until), limit, self.clock, self.events,
                 self.exchanges, self.beyond, self._how, self._law,
-                space(keys[:width], self._how.window),
+                space(keys[:width], self._how.windows.window),
             )  # fmt: skip
         self.spins[:] = spins
         return self.events - before
@@ -152,19 +143,13 @@ class _How(NamedTuple):
     ----------
     tau, arrhenius : of the rates
     couplings : (2, shells), for bounds of Arrhenius rates
-    trajectories, leaps, leap : of a sample
-    window : sites of a window with its margins
-    margin : bonds at its ends that stay as they are, where they are not those of the chain
+    windows : where positions are drawn
     """
 
     tau: float
     arrhenius: bool
     couplings: np.ndarray
-    trajectories: int
-    leaps: int
-    leap: float
-    window: int
-    margin: int
+    windows: gibbs.Windows
 
 
 @kernel
@@ -193,63 +178,6 @@ def _bounds(spins: np.ndarray, how: _How, beta: float, out: np.ndarray) -> float
             out[i] = ROOM * (decay(z) if z > 0.0 else 1.0 / decay(-z))
         total += out[i]
     return total
-
-
-@kernel
-def _sample_windows(
-    x: np.ndarray,
-    spins: np.ndarray,
-    chains: np.ndarray,
-    centres: np.ndarray,
-    keys: np.ndarray,
-    events: np.ndarray,
-    first: int,
-    key: Word,
-    how: _How,
-    law: Law,
-    room: Space,
-) -> None:
-    """Draw new bond lengths around bonds of some chains; trajectories from ``first`` on."""
-    width, window, sites = chains.size, how.window, x.shape[1]
-    size, half = window * width, window // 2 * width
-    lanes = Lanes(np.empty(size), np.empty(size))
-    mobile = np.zeros(size)
-    part = Space(
-        room.keys[:half], room.steps[:half], room.sites[:half], room.first[:half],
-        room.second[:half], room.old[:size], room.new[:size], room.outer[:size],
-        room.slope[: size + width], room.other[: size + width], room.excess[:size],
-        room.move[:size], room.found,
-    )  # fmt: skip
-    part.slope[:width] = 0.0
-    part.other[:width] = 0.0
-    starts = np.empty(width, np.int64)
-    for lane in range(width):
-        b = chains[lane]
-        start = min(max(centres[lane] - AROUND - how.margin, 0), sites - window)
-        starts[lane] = start
-        low = 0 if start == 0 else how.margin
-        high = window - 1 if start + window == sites else window - 1 - how.margin
-        for row in range(window):
-            k = row * width + lane
-            lanes.x[k], lanes.spins[k] = x[b, start + row] - x[b, start], spins[b, start + row]
-            mobile[k] = 1.0 if low <= row < high else 0.0
-        for p in range(window // 2):
-            k = p * width + lane
-            part.keys[k], part.steps[k] = keys[b], np.uint64(events[b])
-            part.sites[k] = (np.uint64(first) << np.uint64(32)) + np.uint64(p)
-    counts, lengths = np.zeros(width, np.int64), np.zeros(width)
-    sample(
-        lanes, width, mobile, how.trajectories, how.leaps, how.leap, key, np.uint64(0), law, part,
-        counts, lengths,
-    )  # fmt: skip
-    for lane in range(width):
-        b, start = chains[lane], starts[lane]
-        last = start + window - 1
-        longer = lanes.x[(window - 1) * width + lane] - (x[b, last] - x[b, start])
-        for row in range(1, window):
-            x[b, start + row] = x[b, start] + lanes.x[row * width + lane]
-        for i in range(last + 1, sites):
-            x[b, i] += longer
 
 
 @kernel
@@ -306,7 +234,7 @@ def _advance(
     together, a window of each.
     """
     count, sites = spins.shape
-    width = room.keys.size // (how.window // 2)
+    width = room.keys.size // (how.windows.window // 2)
     waiting = np.arange(count)
     chains, centres = np.empty(width, np.int64), np.empty(width, np.int64)
     bounds, of_chosen = np.zeros(sites), np.empty(width)
@@ -332,9 +260,9 @@ def _advance(
         for after in range(2):
             if number == 0:
                 break
-            _sample_windows(
+            gibbs.sample_windows(
                 x, spins, chains[:number], centres[:number], keys, events,
-                after * how.trajectories, key, how, law, room,
+                after * how.windows.trajectories, key, how.windows, law, room,
             )  # fmt: skip
             if after == 0:
                 number = _judge(

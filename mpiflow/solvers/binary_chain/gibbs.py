@@ -7,11 +7,16 @@ leapfrog steps, and where that took the bonds is accepted with the probability
 :math:`\min(1, e^{-\Delta})`, Delta the change of the sum [Duane et al., Phys. Lett. B 195, 216
 (1987)]: exact at any step. All bonds are about as stiff, so that a quarter of an oscillation makes
 them nearly independent of what they were.
+
+A window of a chain at a time is moved, :data:`AROUND` bonds on either side of a place, with the
+rest of the chain as it is. What is beyond feels the change no more than bonds a few places away
+feel each other, and as many moves are accepted in long chains as in short ones.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,10 +29,8 @@ from mpiflow.solvers.binary_chain.lanes import (
     Space,
     draw,
     energies,
-    lanes_of,
     law_of,
     move_bonds,
-    parts,
     reach,
     slopes,
     space,
@@ -37,10 +40,31 @@ from mpiflow.systems.binary_chain import BinaryChain, Pair, pair_terms
 
 #: Leapfrog steps of a trajectory, and their length in units of the fastest oscillation's 1 / omega.
 LEAPS, LEAP = 5, 0.42
-#: Trajectories from a chain at rest to one in equilibrium.
+#: Bonds on either side of a place whose lengths are drawn together.
+AROUND = 8
+#: Windows that are worked on together.
+WINDOWS = 64
+#: Sweeps from a chain at rest to one in equilibrium.
 SETTLING = 30
 #: Chains and trajectories in a mean length, for a chain of 32 atoms: to 2e-4.
 _LANES, _DRAWS = 64, 12800
+
+
+class Windows(NamedTuple):
+    """How positions are drawn, as kernels take it.
+
+    Attributes
+    ----------
+    trajectories, leaps, leap : of a sample, and of a trajectory
+    window : sites of a window with its margins
+    margin : bonds at its ends that stay as they are, where they are not those of the chain
+    """
+
+    trajectories: int
+    leaps: int
+    leap: float
+    window: int
+    margin: int
 
 
 def stiffness(system: BinaryChain) -> float:
@@ -164,9 +188,8 @@ def sample(
     law: Law,
     space: Space,
     accepted: np.ndarray,
-    lengths: np.ndarray,
 ) -> None:
-    """Move the chains several times, and add up their lengths after each.
+    """Move the chains several times.
 
     Trajectory t of chains at their ``space.steps`` + step uses the noise of sites
     :math:`2^{32} (t + 1) + p`.
@@ -174,62 +197,154 @@ def sample(
     energy, uniform = np.empty(width), np.empty(width)
     shells = reach(lanes.x, width, 1, law.ab.cutoff)
     energies(lanes, width, shells, law, space.outer, energy)
-    last = lanes.x.size - width
     for t in range(trajectories):
         draw(key, step, np.uint64(t + 1) << np.uint64(32), space, space.new)
         for lane in range(width):
             uniform[lane] = to_unit(space.second[lane])
         trajectory(lanes, width, mobile, leaps, leap, law, space, energy, uniform, accepted)
-        for lane in range(width):
-            lengths[lane] += lanes.x[last + lane]
 
 
-def leap_of(system: BinaryChain, bonds: int) -> float:
-    """The length of a leapfrog step of so many bonds, in bond length."""
+@kernel
+def sample_windows(
+    x: np.ndarray,
+    spins: np.ndarray,
+    chains: np.ndarray,
+    centres: np.ndarray,
+    keys: np.ndarray,
+    events: np.ndarray,
+    first: int,
+    key: Word,
+    how: Windows,
+    law: Law,
+    room: Space,
+) -> None:
+    """Draw new bond lengths around bonds of some chains; trajectories from ``first`` on."""
+    width, window, sites = chains.size, how.window, x.shape[1]
+    size, half = window * width, window // 2 * width
+    lanes = Lanes(np.empty(size), np.empty(size))
+    mobile = np.zeros(size)
+    part = Space(
+        room.keys[:half], room.steps[:half], room.sites[:half], room.first[:half],
+        room.second[:half], room.old[:size], room.new[:size], room.outer[:size],
+        room.slope[: size + width], room.other[: size + width], room.excess[:size],
+        room.move[:size], room.found,
+    )  # fmt: skip
+    part.slope[:width] = 0.0
+    part.other[:width] = 0.0
+    starts = np.empty(width, np.int64)
+    for lane in range(width):
+        b = chains[lane]
+        start = min(max(centres[lane] - AROUND - how.margin, 0), sites - window)
+        starts[lane] = start
+        low = 0 if start == 0 else how.margin
+        high = window - 1 if start + window == sites else window - 1 - how.margin
+        for row in range(window):
+            k = row * width + lane
+            lanes.x[k], lanes.spins[k] = x[b, start + row] - x[b, start], spins[b, start + row]
+            mobile[k] = 1.0 if low <= row < high else 0.0
+        for p in range(window // 2):
+            k = p * width + lane
+            part.keys[k], part.steps[k] = keys[b], np.uint64(events[b])
+            part.sites[k] = (np.uint64(first) << np.uint64(32)) + np.uint64(p)
+    counts = np.zeros(width, np.int64)
+    sample(
+        lanes, width, mobile, how.trajectories, how.leaps, how.leap, key, np.uint64(0), law, part,
+        counts,
+    )  # fmt: skip
+    for lane in range(width):
+        b, start = chains[lane], starts[lane]
+        last = start + window - 1
+        longer = lanes.x[(window - 1) * width + lane] - (x[b, last] - x[b, start])
+        for row in range(1, window):
+            x[b, start + row] = x[b, start] + lanes.x[row * width + lane]
+        for i in range(last + 1, sites):
+            x[b, i] += longer
+
+
+def windows_of(system: BinaryChain, trajectories: int) -> Windows:
+    """Windows of a chain that are moved by so many trajectories each time."""
+    margin = system.bonds_within
     leap = LEAP / math.sqrt(system.beta * stiffness(system))
-    return leap * min(1.0, 32.0 / bonds) ** 0.25
+    window = min(system.sites, 2 * (AROUND + margin) + 2)
+    return Windows(trajectories, LEAPS, leap, window, margin)
 
 
 def positions(system: BinaryChain, spins: np.ndarray, members: np.ndarray, seed: int) -> np.ndarray:
     """Positions of chains in equilibrium at their spins, (B, N) float64 from spins (B, N)."""
-    x, _ = _equilibrium(system, spins, members, seed, 0, SETTLING)
+    x = _at_rest(system, spins)
+    _sweep(system, x, spins, members, seed, 0, SETTLING)
     return x
 
 
 def mean_bond(system: BinaryChain, spins: np.ndarray, seed: int) -> float:
-    """The mean bond length of a chain in equilibrium at its spins (N,), to 2e-4."""
-    draws = max(4, _DRAWS // (_LANES * system.sites) * 32)
-    chains = np.broadcast_to(spins, (_LANES, system.sites))
-    x, _ = _equilibrium(system, chains, np.arange(_LANES), seed, 1, SETTLING)
-    _, lengths = _equilibrium(system, chains, np.arange(_LANES), seed, 2, draws, x)
+    """The mean bond length of a chain in equilibrium at its spins (N,).
+
+    To 2e-4 of it at beta = 80, to 1e-3 at beta = 10.
+    """
+    draws = max(4, _DRAWS * 32 // (_LANES * system.sites))
+    chains, members = np.tile(spins, (_LANES, 1)), np.arange(_LANES)
+    x = _at_rest(system, chains)
+    _sweep(system, x, chains, members, seed, 1, SETTLING)
+    lengths = _sweep(system, x, chains, members, seed, 2, draws)
     return float(lengths.mean()) / draws / (system.sites - 1)
 
 
-def _equilibrium(
+def _at_rest(system: BinaryChain, spins: np.ndarray) -> np.ndarray:
+    """Chains with equal bonds, (B, N)."""
+    aa, bb, ab = system.pairs()
+    x = np.rint(rest_bond(system, (ab,), (aa, bb)) * 2.0**32) * 2.0**-32 * np.arange(system.sites)
+    return np.tile(x, (len(spins), 1))
+
+
+def _sweep(
     system: BinaryChain,
+    x: np.ndarray,
     spins: np.ndarray,
     members: np.ndarray,
     seed: int,
     step: int,
-    trajectories: int,
-    x: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (B, N) after trajectories from x or from rest, and the sums of lengths (B,)."""
-    count, sites = spins.shape
-    if x is None:
-        aa, bb, ab = system.pairs()
-        x = np.broadcast_to(rest_bond(system, (ab,), (aa, bb)) * np.arange(sites), spins.shape)
-    out, lengths = np.empty((count, sites)), np.zeros(count)
-    key, law = stream_key(seed, "spin-diffusion-start"), law_of(system)
-    leap = leap_of(system, sites - 1)
-    for part in parts(count, sites):
-        keys = key[1] + members[part].astype(np.uint64)
-        width = len(keys)
-        lanes = lanes_of(x[part], spins[part])
-        accepted, sums = np.zeros(width, np.int64), np.zeros(width)
-        sample(
-            lanes, width, np.ones(sites * width), trajectories, LEAPS, leap, key[0],
-            np.uint64(step), law, space(keys, sites), accepted, sums,
+    sweeps: int,
+) -> np.ndarray:
+    """Move chains (B, N), in place, window by window; sums of their lengths after each sweep."""
+    key, how, width = stream_key(seed, "spin-diffusion-start"), windows_of(system, 1), len(x)
+    lengths, steps = np.zeros(width), np.full(width, step, np.int64)
+    if width:
+        keys = key[1] + members.astype(np.uint64)
+        together = min(WINDOWS, width)
+        _sweep_chains(
+            x, spins.astype(np.float64), keys, steps, sweeps, key[0], how, law_of(system),
+            space(keys[:together], how.window), lengths,
         )  # fmt: skip
-        out[part], lengths[part] = lanes.x.reshape(sites, width).T, sums
-    return out, lengths
+    return lengths
+
+
+@kernel
+def _sweep_chains(
+    x: np.ndarray,
+    spins: np.ndarray,
+    keys: np.ndarray,
+    steps: np.ndarray,
+    sweeps: int,
+    key: Word,
+    how: Windows,
+    law: Law,
+    room: Space,
+    lengths: np.ndarray,
+) -> None:
+    """Windows overlap by half, so that every bond is in the inner part of one."""
+    count, sites = x.shape
+    width = room.keys.size // (how.window // 2)
+    places = max(1, -(-(sites - 1) // AROUND) - 1)
+    centres = np.empty(width, np.int64)
+    for start in range(0, count, width):
+        chains = np.arange(start, min(start + width, count))
+        for sweep in range(sweeps):
+            for place in range(places):
+                centres[:] = (place + 1) * AROUND
+                first = (sweep * places + place) * how.trajectories
+                sample_windows(
+                    x, spins, chains, centres[: chains.size], keys, steps, first, key, how, law,
+                    room,
+                )  # fmt: skip
+            for b in chains:
+                lengths[b] += x[b, sites - 1]

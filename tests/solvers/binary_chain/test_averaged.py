@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
-from mpiflow.solvers.binary_chain import averaged
+from mpiflow.solvers.binary_chain import gibbs
 from mpiflow.solvers.binary_chain.averaged import AveragedSpins
 from mpiflow.solvers.binary_chain.gibbs import mean_bond, positions
 from mpiflow.solvers.binary_chain.langevin import SpinDiffusion
@@ -71,7 +71,7 @@ LONG = BinaryChain(64, beta=60.0)
 def test_windows_leave_positions_in_equilibrium() -> None:
     """Four shells, a chain of several windows: lengths and what neighbours have in common."""
     sim = AveragedSpins(LONG, members=64, seed=8)
-    assert sim._how.window < 32
+    assert sim._how.windows.window < 32
     sim.set(LONG.alternating())
     start = sim.x.copy()
     sim.advance(6.0)
@@ -136,6 +136,20 @@ def test_more_trajectories_change_nothing() -> None:
         assert abs(deviate(a - b, 0.0)) < Z_CEILING
 
 
+def test_long_hot_chains_start_in_equilibrium_as_short_ones() -> None:
+    """Far from rest, and with as many moves accepted: bonds of the middle, means and variances."""
+    middles = []
+    for sites, members in ((200, 32), (40, 256)):
+        hot = BinaryChain(sites, beta=10.0)
+        spins = np.tile(hot.alternating(), (members, 1))
+        lengths = np.diff(positions(hot, spins, np.arange(members), 4), axis=1)[:, 10:-10]
+        middles.append((lengths.mean(axis=1), ((lengths - 2.9) ** 2).mean(axis=1)))
+    for a, b in zip(*middles, strict=True):
+        error = math.hypot(a.std() / math.sqrt(len(a)), b.std() / math.sqrt(len(b)))
+        assert abs(a.mean() - b.mean()) < Z_CEILING * error
+        assert error < 0.02
+
+
 # -- same bits -----------------------------------------------------------------------------------
 
 
@@ -159,7 +173,7 @@ def test_same_bits_in_any_batch_and_any_parts(rates: str, monkeypatch: pytest.Mo
     np.testing.assert_array_equal(state(run(parts, rates=rates)), whole)
     one = run([(3.0, None)], rates=rates, first=4, members=1)
     np.testing.assert_array_equal(state(one), whole[4:5])
-    monkeypatch.setattr(averaged, "_TOGETHER", 4)
+    monkeypatch.setattr(gibbs, "WINDOWS", 4)
     np.testing.assert_array_equal(state(run([(3.0, None)], rates=rates)), whole)
 
 
