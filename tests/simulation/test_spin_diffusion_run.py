@@ -86,6 +86,7 @@ def test_defaults_are_those_of_the_model() -> None:
     assert (limited.tau, limited.mobility, limited.initial_spin) == (None, 1.0, 0.9998)
     assert (jumps.epsilon, jumps.rates, jumps.tolerance) == (0.05, "tanh", None)
     assert jumps.dt == defaults.STEP * 0.05
+    assert 0.0025 < config("langevin", precondition=False).dt <= defaults.STEP_OF_ATOMS * 0.05
     assert config("langevin", save_every=0.1, epsilon=0.03).dt == 0.1 / 14  # not 0.0075
     bare = SpinDiffusionConfig(model="langevin", size=8, time=1, epsilon=0.03, out="run.h5")
     assert (bare.dt, bare.save_every) == (1 / 134, 1 / 134)

@@ -37,8 +37,9 @@ WITH_LOGARITHM = ("free-energy", "free-energy-limited")
 #: Errors of a step of the integrators unless given.
 TOLERANCE = {"rodas3": 1e-5, "bdf": 1e-3}
 #: The step of Langevin's equation unless given, in units of epsilon: for frames in whole steps a
-#: little less. Its error is of second order, some tenths of a percent in strains.
-STEP = 0.25
+#: little less. Its error is of second order, some tenths of a percent in strains. The second is
+#: that of atoms without preconditioning, which next neighbours pull from both sides.
+STEP, STEP_OF_ATOMS = 0.25, 0.06
 
 _MODELS = get_args(Model)
 _EQUATIONS = tuple(name for name in _MODELS if name not in STOCHASTIC)
@@ -95,7 +96,7 @@ class SpinDiffusionConfig(EnsembleConfig):
     dt: float | None = option(
         None,
         "Time step of langevin.",
-        shown=f"{STEP} epsilon, or a little less for whole steps",
+        shown=f"{STEP} epsilon ({STEP_OF_ATOMS} without precondition), or less for whole steps",
         gt=0,
         allowed="a number above 0 at which steps are stable",
     )
@@ -179,7 +180,8 @@ class SpinDiffusionConfig(EnsembleConfig):
         if self.model == "langevin":
             assert self.epsilon is not None  # noqa: S101 - for the type checker
             between = self.save_every or self.time
-            self._fill("dt", between / math.ceil(between / (STEP * self.epsilon) * (1 - 1e-9)))
+            most = (STEP if self.precondition else STEP_OF_ATOMS) * self.epsilon
+            self._fill("dt", between / math.ceil(between / most * (1 - 1e-9)))
         else:
             self._refuse(self._with_model(), "dt")
             if not self.precondition:
@@ -232,7 +234,8 @@ class SpinDiffusionConfig(EnsembleConfig):
 
     @classmethod
     def short_time(cls, options: Mapping[str, Any]) -> float:
-        step = options.get("dt") or STEP * (options.get("epsilon") or _OF_SOME["epsilon"][1])
+        usual = STEP if options.get("precondition", True) else STEP_OF_ATOMS
+        step = options.get("dt") or usual * (options.get("epsilon") or _OF_SOME["epsilon"][1])
         return float(step) if options.get("model") == "langevin" else 1.0
 
     @property
