@@ -18,6 +18,7 @@ from scipy.optimize import nnls
 
 from mpiflow import initial
 from mpiflow.commands.bench import alloy as alloy_bench
+from mpiflow.commands.bench import chains as chains_bench
 from mpiflow.commands.bench import field as field_bench
 from mpiflow.commands.bench import kac as kac_bench
 from mpiflow.core.block import Block
@@ -386,6 +387,12 @@ def _field(meter: Meter, device: str, small: bool) -> None:
         meter.cost(case, unit, scale, work)
 
 
+def _spin_diffusion(meter: Meter, device: str, small: bool) -> None:
+    """Chains of two species: steps of the stochastic process, runs of the laws of mean spins."""
+    for case, unit, scale, work in chains_bench.cases(meter.comm, small):
+        meter.cost(case, unit, scale, work)
+
+
 def _noise(meter: Meter, device: str, small: bool) -> None:
     """64-bit words per nanosecond of our generator and of the one we did not choose."""
     sites = np.arange(64 if small else 4096, dtype=np.uint64)
@@ -410,6 +417,7 @@ BENCHES: dict[str, Callable[[Meter, str, bool], None]] = {
     "kac": _kac,
     "alloy": _alloy,
     "field": _field,
+    "spin-diffusion": _spin_diffusion,
     "noise": _noise,
 }
 
