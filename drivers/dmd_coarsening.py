@@ -48,6 +48,8 @@ from mpiflow.systems.binary_chain import BinaryChain
 MODELS = ("mean-field", "point", *MOBILITIES)
 #: Profiles are kept from this time on, so many in a decade.
 EARLIEST, PROFILES = 1e-2, 20
+#: When phases have nucleated at beta = 160, and few have met.
+PLATEAU = 1e3
 #: Of perturbations, so that no mean spin comes to 1.
 LARGEST = 1e-4
 #: A model, beta, N, the amplitude of a perturbation, and its number.
@@ -127,8 +129,10 @@ def run(task: Task, clocks: Results[float], options: argparse.Namespace) -> Part
 def write(out: Path, parts: Parts, clocks: Results[float], options: argparse.Namespace) -> None:
     found = Report(out)
     cases = list(product(options.betas, options.sizes, MODELS, options.perturb))
-    titles = ("phases", "strain", "A-B bonds / N")
-    titles = tuple(f"{title} at t = {options.time:g}" for title in titles)
+    titles = (
+        f"A-B bonds / N at t = {PLATEAU:g}",
+        *(f"{title} at t = {options.time:g}" for title in ("A-B bonds / N", "phases", "strain")),
+    )
     found.table("beta", "N", "model", "mobility", "perturbed by", "nucleation", *titles,
                 "largest rise of F")  # fmt: skip
     for beta, size, model, amplitude in cases:
@@ -161,18 +165,20 @@ def write(out: Path, parts: Parts, clocks: Results[float], options: argparse.Nam
 
 
 #: What is said of a chain in the end, and how.
-FINAL = {"nucleation": "#.4g", "phases": ".1f", "strain": ".4f", "A-B bonds / N": ".4f",
-         "rise of F": ".1e"}  # fmt: skip
+FINAL = {"nucleation": ".1f", "A-B bonds / N of phases": ".4f", "A-B bonds / N": ".4f",
+         "phases": ".1f", "strain": ".4f", "rise of F": ".1e"}  # fmt: skip
 
 
 def final(part: Part) -> dict[str, float]:
-    """The quantities of :data:`FINAL`. That of nucleation is NaN where there was none."""
-    free = part["free_energy"]
+    """The quantities of :data:`FINAL`; NaN where a run has not come to them."""
+    free, bonds = part["free_energy"], part["ab_bonds"] / part["profiles"].shape[1]
+    times = part["time"]
     return {
-        "nucleation": nucleation(part["time"], part["interior"]),
+        "nucleation": nucleation(times, part["interior"]),
+        "A-B bonds / N of phases": float(np.interp(PLATEAU, times, bonds, right=np.nan)),
+        "A-B bonds / N": float(bonds[-1]),
         "phases": float(part["phases"][-1]),
         "strain": float(part["strain"][-1]),
-        "A-B bonds / N": float(part["ab_bonds"][-1]) / part["profiles"].shape[1],
         "rise of F": float((free - np.minimum.accumulate(free)).max()),
     }
 

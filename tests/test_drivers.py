@@ -110,7 +110,7 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: eight surroundings at two T; two quantities of two starts at seven T, and jumps, of two q. Areas
 #: at five rates, and an exponent, of three cases, and one slope. Times of
 #: five models of chains, and two mobilities; bonds and strain of ten kinds, three differences of
-#: three processes and seven kinds but of one from itself, times of nucleation of twelve. Five
+#: three processes and seven kinds but of one from itself, times of nucleation of twelve. Six
 #: quantities of four models, and 10 events.
 ENTRIES = {
     "demo": 2 * 2,
@@ -120,7 +120,7 @@ ENTRIES = {
     "hysteresis": 5 * 3 + 1 + 3,
     "window_bias": 8,
     "dmd_mobility": 5 + 2,
-    "dmd_coarsening": 4 * 5 + 10,
+    "dmd_coarsening": 4 * 6 + 10,
     "spin_diffusion_vs_meanfield": 2 * 10 + 3 * (3 * 7 - 1) + 12,
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
