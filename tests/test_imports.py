@@ -84,6 +84,7 @@ TAKES_A_COMMUNICATOR = {
     "commands.importing.run",
     "commands.bench.kac",
     "commands.bench.field",
+    "commands.bench.chains",
     "simulation.kac.simulation",
     "simulation.ising.simulation",
     "solvers.field.mesoscopic",
