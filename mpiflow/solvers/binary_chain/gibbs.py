@@ -176,35 +176,6 @@ def trajectory(
 
 
 @kernel
-def sample(
-    lanes: Lanes,
-    width: int,
-    mobile: np.ndarray,
-    trajectories: int,
-    leaps: int,
-    leap: float,
-    key: Word,
-    step: Word,
-    law: Law,
-    space: Space,
-    accepted: np.ndarray,
-) -> None:
-    """Move the chains several times.
-
-    Trajectory t of chains at their ``space.steps`` + step uses the noise of sites
-    :math:`2^{32} (t + 1) + p`.
-    """
-    energy, uniform = np.empty(width), np.empty(width)
-    shells = reach(lanes.x, width, 1, law.ab.cutoff)
-    energies(lanes, width, shells, law, space.outer, energy)
-    for t in range(trajectories):
-        draw(key, step, np.uint64(t + 1) << np.uint64(32), space, space.new)
-        for lane in range(width):
-            uniform[lane] = to_unit(space.second[lane])
-        trajectory(lanes, width, mobile, leaps, leap, law, space, energy, uniform, accepted)
-
-
-@kernel
 def sample_windows(
     x: np.ndarray,
     spins: np.ndarray,
@@ -218,7 +189,15 @@ def sample_windows(
     law: Law,
     room: Space,
 ) -> None:
-    """Draw new bond lengths around bonds of some chains; trajectories from ``first`` on."""
+    """Draw new bond lengths around bonds of some chains.
+
+    Parameters
+    ----------
+    x, spins : (B, N) positions, which are changed, and spins, float64
+    chains, centres : (L,) which chains, and the bonds around which
+    keys, events : (B,) second words of their keys, and the steps of their noise
+    first : number of the first trajectory. Number t uses the sites :math:`2^{32} (t + 1) + p`
+    """
     width, window, sites = chains.size, how.window, x.shape[1]
     size, half = window * width, window // 2 * width
     lanes = Lanes(np.empty(size), np.empty(size))
@@ -245,12 +224,15 @@ def sample_windows(
         for p in range(window // 2):
             k = p * width + lane
             part.keys[k], part.steps[k] = keys[b], np.uint64(events[b])
-            part.sites[k] = (np.uint64(first) << np.uint64(32)) + np.uint64(p)
-    counts = np.zeros(width, np.int64)
-    sample(
-        lanes, width, mobile, how.trajectories, how.leaps, how.leap, key, np.uint64(0), law, part,
-        counts,
-    )  # fmt: skip
+            part.sites[k] = np.uint64(p)
+    energy, uniform, accepted = np.empty(width), np.empty(width), np.zeros(width, np.int64)
+    shells = reach(lanes.x, width, 1, law.ab.cutoff)
+    energies(lanes, width, shells, law, part.outer, energy)
+    for t in range(first, first + how.trajectories):
+        draw(key, np.uint64(0), np.uint64(t + 1) << np.uint64(32), part, part.new)
+        for lane in range(width):
+            uniform[lane] = to_unit(part.second[lane])
+        trajectory(lanes, width, mobile, how.leaps, how.leap, law, part, energy, uniform, accepted)
     for lane in range(width):
         b, start = chains[lane], starts[lane]
         last = start + window - 1
