@@ -167,11 +167,30 @@ def _windows(config: Any, shape: tuple[int, int], rng: Any) -> np.ndarray:
     return np.cumsum(rng.poisson(100, shape), axis=0)
 
 
+def _exchanges(config: Any, shape: tuple[int, int], rng: Any) -> np.ndarray:
+    mean = min(0.1 * _sites(config) * (config.save_every or 1.0), 1e15)
+    return np.cumsum(rng.poisson(mean, shape), axis=0)
+
+
+def _minimum(config: Any, shape: tuple[int, int], rng: Any) -> np.ndarray:
+    return 1 + np.arange(shape[0])[:, None] * 6 // shape[0] + np.zeros((1, shape[1]), np.int64)
+
+
+def _ab_bonds(config: Any, shape: tuple[int, int], rng: Any) -> np.ndarray | None:
+    """Whole numbers of the process, mean ones of equations."""
+    if not config.stochastic:
+        return None
+    return np.rint(0.5 * _sites(config) + np.sqrt(_sites(config)) * rng.normal(size=shape))
+
+
 _MAKERS: dict[str, Any] = {
     "magnetization": _magnetization,
     "domain_wall_density": _walls,
     "energy": _energy,
     "flips": _flips,
+    "exchanges": _exchanges,
+    "first_minimum": _minimum,
+    "ab_bonds": _ab_bonds,
     "hops": _hops,
     "window": _window,
     "windows": _windows,

@@ -10,10 +10,12 @@ import h5py
 import numpy as np
 import pytest
 from mpi4py import MPI
+from same_files import assert_same
 
 from mpiflow import BinaryChain, Simulation, record
 from mpiflow.commands import plot, verify
 from mpiflow.core.errors import InputError
+from mpiflow.files import checkpoint
 from mpiflow.files.schema import BINARY_CHAIN
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.files.writer import TrajectoryWriter
@@ -326,3 +328,20 @@ def test_a_start_that_one_rank_cannot_have_stops_all(
     with pytest.raises(InputError, match=r"^initial=.*between -1 and 1"):
         simulate(again, comm)
     assert not (mpi_tmp_path / "x.h5").exists()
+
+
+@pytest.mark.parametrize("model", ["mean-field", "langevin"])
+def test_files_shrink_as_planned(model: str, tmp_path: Path) -> None:
+    made = config(model, tmp_path / "run.h5", size=64, time=100, save_every=2, beta=160)
+    simulate(made, ALONE)
+    assert 0.75 < made.out.stat().st_size / plan(made).disk_bytes < 1.25
+
+
+@pytest.mark.parametrize("model", ["averaged", "free-energy"])
+def test_checkpoints_between_frames_change_nothing(model: str, tmp_path: Path) -> None:
+    """Steps that lead to a frame are shortened, not those that lead to a checkpoint."""
+    runs = [config(model, tmp_path / f"{n}.h5", time=20, save_every=5) for n in range(2)]
+    simulate(runs[0], ALONE)
+    simulate(runs[1], ALONE, checkpoint_every=0.7)
+    assert_same(*(one.out for one in runs))
+    assert len(checkpoint.paths(runs[1].out)) == checkpoint.KEPT

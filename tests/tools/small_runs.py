@@ -79,9 +79,9 @@ _CHAIN = {"size": 10, "dt": 0.05, "time": 3, "save_every": 0.5, "profile": True,
 _SPINS = {"size": "6x8", "temperature": 1.1, "field": 0.1, "time": 3, "seed": 5, "save_every": 0.4}
 _LINE = {"size": 40, "time": 1, "save_every": 0.25, "profile": True, "seed": 5}
 _ATOMS = {
-    "size": 8, "time": 4, "save_every": 0.3, "frames_per_decade": 4, "profile": True, "seed": 5,
+    "size": 8, "time": 2, "save_every": 0.2, "frames_per_decade": 4, "profile": True, "seed": 5,
 }  # fmt: skip
-_JUMPS = {**_ATOMS, "model": "langevin", "epsilon": 0.3, "dt": 0.05}
+_JUMPS = {**_ATOMS, "model": "langevin", "epsilon": 0.3, "dt": 0.1}
 
 RUNS: dict[str, Small] = {
     "ising plain": Small(
@@ -226,7 +226,9 @@ RUNS: dict[str, Small] = {
         "spin-diffusion", {**_ATOMS, "model": "arrhenius", "initial_spin": 0.9}, cut=False
     ),
     "spin-diffusion free-energy": Small(
-        "spin-diffusion", {**_ATOMS, "model": "free-energy", "integrator": "bdf"}, cut=False
+        "spin-diffusion",
+        {**_ATOMS, "model": "free-energy", "integrator": "bdf", "frames_per_decade": 9},
+        cut=False,  # it stops at frames
     ),
     "spin-diffusion free-energy-limited": Small(
         "spin-diffusion", {**_ATOMS, "model": "free-energy-limited"}, cut=False

@@ -9,7 +9,6 @@ from mpiflow.simulation.ensemble.options import CurieWeissConfig, EnsembleConfig
 from mpiflow.simulation.sizes import (
     DOUBLE,
     IMAGES,
-    SPIN,
     Plan,
     Stored,
     _fixed,
@@ -81,13 +80,14 @@ def ensemble_memory(config: EnsembleConfig, batch: int) -> dict[str, int]:
 
 
 def ensemble_variables(
-    config: EnsembleConfig, itemsizes: Mapping[str, int] | None = None
+    config: EnsembleConfig, packing: Mapping[str, tuple[int, float]] | None = None
 ) -> tuple[Stored, ...]:
     """What a file of systems that are whole on a rank holds.
 
     Parameters
     ----------
-    itemsizes : bytes of a number of a profile that does not take 8
+    packing : of profiles, bytes of a number and what compression leaves of it; 8 and
+        :data:`~mpiflow.simulation.sizes.DOUBLE` unless given
     """
     members: Shape = (config.members,) if config.members > 1 else ()
     frames = frames_of(config)
@@ -97,7 +97,6 @@ def ensemble_variables(
     if config.saves_profiles:
         along = config.shape[-1]
         for name in config.profiles:
-            itemsize = (itemsizes or {}).get(name, 8)
-            kept = DOUBLE / 8 if itemsize == 8 else SPIN
-            out.append(_stored(name, (*members, along), itemsize, frames, kept))
+            itemsize, left = (packing or {}).get(name, (8, DOUBLE))
+            out.append(_stored(name, (*members, along), itemsize, frames, left / itemsize))
     return (*out, _fixed("coordinates", along + sum(members), 8))
