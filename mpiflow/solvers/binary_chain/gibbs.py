@@ -16,6 +16,7 @@ feel each other, and as many moves are accepted in long chains as in short ones.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ from mpiflow.solvers.binary_chain.lanes import (
     space,
 )
 from mpiflow.solvers.spins.site_field import decay
-from mpiflow.systems.binary_chain import BinaryChain, Pair, pair_terms
+from mpiflow.systems.binary_chain import BinaryChain, confinement_terms, pair_terms
 
 #: Leapfrog steps of a trajectory, and their length in units of the fastest oscillation's 1 / omega.
 LEAPS, LEAP = 5, 0.42
@@ -67,44 +68,47 @@ class Windows(NamedTuple):
     margin: int
 
 
-def stiffness(system: BinaryChain) -> float:
-    r"""The largest curvature of V along bond lengths of a chain at rest, energy / length^2.
+@lru_cache(maxsize=64)
+def _equal_bonds(system: BinaryChain) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""Long chains of equal bonds, of A, of B and alternating, on a grid of bond lengths.
 
-    The largest eigenvalue of the Hessian of a long chain with equal bonds, of one species or
-    alternating: :math:`\max_q \sum_d \phi''(d b) |\sum_{t < d} e^{iqt}|^2`.
+    Returns the lengths (L,), the energies of a bond and the largest curvatures along bond lengths,
+    (3, L): the eigenvalues :math:`\sum_d \phi''(d b) |\sum_{t < d} e^{iqt}|^2 + c''(b)` of the
+    Hessian.
     """
     aa, bb, ab = system.pairs()
-    out = 0.0
-    for odd, even in (((aa,), (aa,)), ((bb,), (bb,)), ((ab,), (aa, bb))):
-        bond = rest_bond(system, odd, even)
-        total = np.zeros(65)
-        waves = np.exp(1j * np.linspace(0.0, math.pi, 65))
-        for d in range(1, int(system.cutoff / bond) + 1):
-            pairs = odd if d % 2 else even
-            curvature = float(np.mean([pair_terms(d * bond, pair)[2] for pair in pairs]))
-            total += curvature * abs(sum(waves**t for t in range(d))) ** 2
-        out = max(out, float(total.max()))
-    return out
+    lengths = system.length_aa, system.length_bb, system.length_ab
+    grid = np.arange(0.4 * min(lengths), 1.6 * max(lengths), 0.005 * min(lengths))
+    energy, curvature = np.zeros((2, 3, len(grid)))
+    waves = np.exp(1j * np.linspace(0.0, math.pi, 33))
+    for kind, (odd, even) in enumerate((((aa,), (aa,)), ((bb,), (bb,)), ((ab,), (aa, bb)))):
+        for k, bond in enumerate(grid.tolist()):
+            total = np.zeros(len(waves))
+            for d in range(1, int(system.cutoff / bond) + 1):
+                terms = [pair_terms(d * bond, pair) for pair in (odd if d % 2 else even)]
+                energy[kind, k] += sum(term[0] for term in terms) / len(terms)
+                wave = abs((waves[:, None] ** np.arange(d)).sum(axis=1)) ** 2
+                total += sum(term[2] for term in terms) / len(terms) * wave
+            held, _, bent = confinement_terms(bond, system.confinement)
+            energy[kind, k] += held
+            curvature[kind, k] = total.max() + bent
+    return grid, energy, curvature
 
 
-def rest_bond(system: BinaryChain, odd: tuple[Pair, ...], even: tuple[Pair, ...]) -> float:
-    """The bond length at which a long chain of equal bonds has the least energy."""
+def stiffness(system: BinaryChain, above: float = 0.0) -> float:
+    """The largest curvature of V along bond lengths of chains of equal bonds, energy / length^2.
 
-    def slope(bond: float) -> float:
-        total = 0.0
-        for d in range(1, int(system.cutoff / bond) + 1):
-            pairs = odd if d % 2 else even
-            total += d * float(np.mean([pair_terms(d * bond, pair)[1] for pair in pairs]))
-        return total
+    Of those with an energy of at most ``above`` a bond more than at rest.
+    """
+    _, energy, curvature = _equal_bonds(system)
+    near = energy <= energy.min(axis=1, keepdims=True) + above
+    return float(curvature[near].max())
 
-    low, high = 0.6 * min(system.length_aa, system.length_bb, system.length_ab), system.cutoff
-    for _ in range(60):  # the slope rises through 0 once, and ends at 0
-        middle = 0.5 * (low + high)
-        if slope(middle) < 0.0:
-            low = middle
-        else:
-            high = middle
-    return low
+
+def rest_bond(system: BinaryChain) -> float:
+    """The bond length at which a long alternating chain of equal bonds has the least energy."""
+    grid, energy, _ = _equal_bonds(system)
+    return float(grid[energy[2].argmin()])
 
 
 @kernel
@@ -246,7 +250,9 @@ def sample_windows(
 def windows_of(system: BinaryChain, trajectories: int) -> Windows:
     """Windows of a chain that are moved by so many trajectories each time."""
     margin = system.bonds_within
-    leap = LEAP / math.sqrt(system.beta * stiffness(system))
+    # Where the potential is flat at rest it is still not so a little above.
+    stiff = max(stiffness(system), 0.25 * stiffness(system, 0.5 / system.beta))
+    leap = LEAP / math.sqrt(system.beta * stiff)
     window = min(system.sites, 2 * (AROUND + margin) + 2)
     return Windows(trajectories, LEAPS, leap, window, margin)
 
@@ -273,8 +279,7 @@ def mean_bond(system: BinaryChain, spins: np.ndarray, seed: int) -> float:
 
 def _at_rest(system: BinaryChain, spins: np.ndarray) -> np.ndarray:
     """Chains with equal bonds, (B, N)."""
-    aa, bb, ab = system.pairs()
-    x = np.rint(rest_bond(system, (ab,), (aa, bb)) * 2.0**32) * 2.0**-32 * np.arange(system.sites)
+    x = np.rint(rest_bond(system) * 2.0**32) * 2.0**-32 * np.arange(system.sites)
     return np.tile(x, (len(spins), 1))
 
 

@@ -200,7 +200,7 @@ class SpinDiffusion(SpinChains):
     accepted : (B,) int64, moves that were accepted, where they may be rejected
     """
 
-    #: Steps that relax the stiffest bond by so much are far from any limit, hot chains' too.
+    #: Steps of this share of the longest have small errors and stay in their basin.
     USUAL: ClassVar[float] = 0.15
 
     def __init__(
@@ -224,9 +224,9 @@ class SpinDiffusion(SpinChains):
         _require_positive("epsilon", epsilon, "Try 0.05.")
         _require_positive("dt", dt, "Try a quarter of epsilon.")
         longest = longest_step(system, epsilon, preconditioned)
-        if not dt < longest:
+        if not (dt < longest or metropolis):
             allowed = f"below {longest:.4g}, 2 epsilon over the largest curvature: steps are stable"
-            raise InputError("dt", dt, allowed, f"Try {0.5 * self.USUAL * longest:.2g}.")
+            raise InputError("dt", dt, allowed, f"Try {self.USUAL * longest:.2g}.")
         if metropolis and not preconditioned:
             allowed = "False without preconditioning"
             raise InputError("metropolis", metropolis, allowed, "Precondition it.")
@@ -253,6 +253,8 @@ class SpinDiffusion(SpinChains):
         ------
         InputError : on all ranks, where a step took atoms past each other; nothing has changed then
         """
+        if steps < 0:
+            raise InputError("steps", steps, "0 or more", "Go on from an earlier state.")
         self.require_state()
         done, sites = [], self.system.sites
         with together(self._comm):
@@ -300,9 +302,14 @@ class SpinDiffusion(SpinChains):
 
 
 def longest_step(system: BinaryChain, epsilon: float, preconditioned: bool = True) -> float:
-    """Shorter steps are stable: 2 epsilon over the largest curvature of V."""
+    """Longer steps are not stable: 2 epsilon over the largest curvature of V.
+
+    That is taken where bonds have half of k_B T more than at rest: the hotter, the steeper are the
+    walls that they run into. It takes shorter ones to never leave the basin.
+    """
     # Of atoms, next neighbours pull from both sides.
-    return 2.0 * epsilon / (stiffness(system) * (1.0 if preconditioned else 4.0))
+    curvature = stiffness(system, 0.5 / system.beta) * (1.0 if preconditioned else 4.0)
+    return 2.0 * epsilon / curvature
 
 
 def _require_positive(name: str, value: float, remedy: str) -> None:

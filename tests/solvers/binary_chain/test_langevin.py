@@ -266,7 +266,7 @@ def test_the_measure_has_no_error_of_first_order() -> None:
         assert abs(error[1]) < Z_CEILING * sigma[1] + 1e-3 * h**2
         assert abs(error[0]) < Z_CEILING * sigma[0] + 0.01 * h**2
     # What there is of an error falls with h^2 or faster.
-    (long, _), (short, sigma) = moments(1.0, 0.5, 20000, law), moments(0.7, 0.5, 20000, law)
+    (long, _), (short, sigma) = moments(0.9, 0.5, 20000, law), moments(0.63, 0.5, 20000, law)
     assert long[0] > 5 * sigma[0]
     assert abs(short[0]) < 0.7**2 * long[0] + 2 * sigma[0]
 
@@ -361,8 +361,8 @@ def test_same_bits_on_any_number_of_ranks(comm: MPI.Intracomm) -> None:
         ({"tau": -1.0}, "tau=-1.0"),
         ({"rates": "metropolis"}, "rates='metropolis'.*tanh"),
         ({"members": 0}, "members=0"),
-        ({"dt": 0.4}, "dt=0.4.*below 0.36.*Try 0.027"),
-        ({"dt": 0.1, "preconditioned": False}, "dt=0.1.*below 0.09"),
+        ({"dt": 0.4}, "dt=0.4.*below 0.1809.*Try 0.027"),
+        ({"dt": 0.1, "preconditioned": False}, "dt=0.1.*below 0.045"),
         ({"metropolis": True, "dt": 0.01, "preconditioned": False}, "metropolis"),
     ],
 )
@@ -383,15 +383,18 @@ def test_states_that_cannot_be() -> None:
     x[5] = x[4]
     with pytest.raises(InputError, match="rise from atom to atom"):
         sim.set(CHAIN.alternating(), x)
+    sim.set(CHAIN.alternating())
+    with pytest.raises(InputError, match="steps=-1"):
+        sim.advance(-1)
 
 
 @pytest.mark.mpi
 def test_a_step_that_leaves_the_basin_is_one_clear_error(comm: MPI.Intracomm) -> None:
     """On all ranks, whichever has the chain; what there was is still there."""
     hot = BinaryChain(16, beta=3.0)
-    sim = SpinDiffusion(hot, epsilon=0.1, dt=0.1, seed=3, members=4, comm=comm)
+    sim = SpinDiffusion(hot, epsilon=0.1, dt=0.04, seed=3, members=4, comm=comm)
     sim.set(hot.alternating())
     before = sim.x.copy()
-    with pytest.raises(InputError, match=r"epsilon=0.1.*dt = 0.1 \(member \d.*dt shorter: 0.025"):
+    with pytest.raises(InputError, match=r"epsilon=0.1.*dt = 0.04 \(member \d.*dt shorter: 0.01"):
         sim.advance(500)
     np.testing.assert_array_equal(sim.x, before)
