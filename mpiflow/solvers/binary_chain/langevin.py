@@ -361,16 +361,15 @@ def _advance(
         shells = reach(x, width, shells, law.ab.cutoff)
         slope, other = slopes(lanes, width, shells, law, space.outer, slope, other)
         here = slope[width:]
-        for k in range(excess.size):
-            here[k] += excess[k]
         if preconditioned:
             for k in range(move.size - width):
-                gain = amplitude * (old[k] + new[k]) - h * here[k]
+                gain = amplitude * (old[k] + new[k]) - h * (here[k] + excess[k])
                 move[k] = (gain + ROUNDING) - ROUNDING
         else:
-            after = here[width:]
+            after, excess_after = here[width:], excess[width:]
             for k in range(move.size - width):
-                gain = amplitude * (old[k] + new[k]) + h * (after[k] - here[k])
+                pull = (after[k] + excess_after[k]) - (here[k] + excess[k])
+                gain = amplitude * (old[k] + new[k]) + h * pull
                 move[k] = (gain + ROUNDING) - ROUNDING
         if move_bonds(x, move, width, preconditioned) > 0:
             return step
