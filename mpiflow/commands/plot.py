@@ -260,8 +260,11 @@ def _title(run: Trajectory, width: int = 200) -> str:
     system = run.attributes["system"]
     facts = [f"{run.path.name}: {system}, {len(run)} frames, {state}"]
     varying = segments.changes(run.segments)
-    for name in ("size", "cells", "members", "temperature", "field", "beta", "seed"):
+    known = ("model", "size", "cells", "members", "temperature", "field", "beta", "seed")
+    for name in known:
         value = run.config.get(name)
+        if name == "model" and value is not None:  # a name, or where it is
+            value = Path(value).name
         if name in run.variables:
             facts.append(f"{name} changes")
         elif name in varying:  # in the parts of a run that was resumed with other options

@@ -37,16 +37,18 @@ class BinaryChains(Ensemble):
         self.lattice = Lattice((len(self.ROWS), config.size))
         self.numbers = np.arange(self.local_members.start, self.local_members.stop)
         self.block = Rows(self._rows, self._set_rows)
-        self.starts = np.zeros((len(self.numbers), config.size))
+        self.starts = np.empty((0, config.size))
 
     def begin(self) -> None:
         with agreed(self.comm):
             self._choose_starts()
         self._set()
+        self.starts = self.starts[:0]
 
     def _choose_starts(self) -> None:
-        """Put the spins at time 0 into :attr:`starts`. Without communication."""
+        """Put the spins at time 0 into ``starts``. Without communication."""
         config = self.config
+        self.starts = np.zeros((len(self.numbers), config.size))
         if self.from_file:
             self.begin_from_file(config)
         elif config.initial == "random":
@@ -71,7 +73,7 @@ class BinaryChains(Ensemble):
         raise NotImplementedError
 
     def _set(self) -> None:
-        """Start at time 0 from :attr:`starts`. Collective."""
+        """Start at time 0 from ``starts``. Collective."""
         raise NotImplementedError
 
     def _rows(self) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mpiflow.simulation.ensemble.sizes import ensemble_variables, whole_systems
 from mpiflow.simulation.sizes import SPIN, Plan
 from mpiflow.simulation.spin_diffusion.options import SpinDiffusionConfig
+from mpiflow.solvers.binary_chain.lanes import TOGETHER
 
 #: Bytes of a number of a profile, and what compression leaves of it, measured: positions of the
 #: process are multiples of 2^-32; those of equations rest after a while. About 20 % either way.
@@ -21,10 +22,12 @@ def plan(config: SpinDiffusionConfig, ranks: int) -> Plan:
 
 
 def _memory(config: SpinDiffusionConfig, batch: int) -> dict[str, int]:
-    """Bytes of the chains, and of what advances one or, of the process, all of them."""
+    """Bytes of the chains, and of what advances some of them."""
     sites = config.size
     if config.stochastic:
-        return {"field": 16 * sites * batch, "scratch": 160 * sites * batch}
+        # A stretch of work is made on copies, which replace the chains when it was good.
+        together = min(sites * batch, max(sites, TOGETHER))
+        return {"field": 9 * sites * batch, "copies": 16 * sites * batch, "scratch": 160 * together}
     reach = config.chain().bonds_within
-    bands = 3 * (3 * reach + 5) + 1  # of the matrix of 3 sites unknowns
+    bands = 3 * (3 * reach + 5) + 1  # of a matrix over three unknowns of each site
     return {"field": 24 * sites * batch, "matrix": 2 * 8 * 3 * sites * bands}
