@@ -35,6 +35,8 @@ from mpiflow.systems.binary_chain import (
 ROUNDING = 1.5 * 2.0**20
 #: Sites of the chains that are followed together.
 TOGETHER = 4096
+#: Pairs that are looked at together.
+_CHUNK = 64
 
 
 class Law(NamedTuple):
@@ -186,6 +188,21 @@ def _add_pairs(lanes: Lanes, offset: int, law: Law, out: np.ndarray) -> None:
 
 
 @kernel
+def _add_few_pairs(lanes: Lanes, offset: int, law: Law, out: np.ndarray) -> None:
+    """The same of the outermost shell, of which few pairs are within the cut-off."""
+    x, spins = lanes
+    for start in range(0, x.size - offset, _CHUNK):
+        end = min(start + _CHUNK, x.size - offset)
+        near, far = x[start:end], x[start + offset : end + offset]
+        some = 0
+        for k in range(near.size):
+            some += 1 if far[k] - near[k] < law.ab.cutoff else 0
+        if some > 0:
+            part = Lanes(x[start : end + offset], spins[start : end + offset])
+            _add_pairs(part, offset, law, out[start:end])
+
+
+@kernel
 def _add_confinement(x: np.ndarray, width: int, radius: float, out: np.ndarray) -> None:
     near, far = x, x[width:]
     long = 0
@@ -216,7 +233,10 @@ def slopes(
     other[:] = 0.0
     x = lanes.x
     for shell in range(shells, 0, -1):
-        _add_pairs(lanes, shell * width, law, outer)
+        if shell == shells:
+            _add_few_pairs(lanes, shell * width, law, outer)
+        else:
+            _add_pairs(lanes, shell * width, law, outer)
         if shell == 1:
             _add_confinement(x, width, law.confinement, outer)
         target = slope[width:]
