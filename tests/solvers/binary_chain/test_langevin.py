@@ -151,6 +151,35 @@ def test_sweeps_keep_the_measure_of_spins_at_fixed_positions(rates: str) -> None
     assert chi_square(counts, count * gibbs) > P_FLOOR
 
 
+@pytest.mark.parametrize("preconditioned", [True, False])
+def test_a_step_is_that_of_leimkuhler_and_matthews(preconditioned: bool) -> None:
+    """Half of the noise of two steps, and the mean of the slopes before and after exchanges."""
+    count, h = 40, 0.05
+    sim = SpinDiffusion(
+        UNLIKE, epsilon=10.0, dt=10.0 * h, preconditioned=preconditioned, seed=5, members=count
+    )
+    spins = np.tile([-1, 1], (count, 6))
+    sim.set(spins)
+    key = stream_key(5, "spin-diffusion")
+    room = chains.space(key[1] + np.arange(count, dtype=np.uint64), 12)
+    noise = np.zeros((4, count, 11))
+    for step in range(4):
+        chains.draw(key[0], np.uint64(step), np.uint64(0), room, room.new)
+        noise[step] = room.new.reshape(12, count).T[:, :11]
+    assert abs(deviate(noise.reshape(-1), 0.0)) < Z_CEILING
+    for step in range(3):
+        x, old = sim.x.copy(), sim.spins.copy()
+        sim.advance(1)
+        assert (sim.spins != old).any(axis=1).sum() > count / 4
+        slope = 0.5 * (slopes_of(x, old, UNLIKE) + slopes_of(x, sim.spins, UNLIKE))
+        kick = math.sqrt(0.5 * h / UNLIKE.beta) * (noise[step] + noise[step + 1])
+        if preconditioned:
+            moves = np.cumsum(kick - h * slope, axis=1)
+        else:
+            moves = kick + h * (np.append(slope[:, 1:], np.zeros((count, 1)), axis=1) - slope)
+        np.testing.assert_allclose(sim.x[:, 1:], x[:, 1:] + moves, rtol=0, atol=4e-9)
+
+
 # -- the invariant measure -----------------------------------------------------------------------
 
 LAW = BondLaw(NEIGHBOURS)
