@@ -15,6 +15,12 @@ from scipy.linalg import expm
 
 from mpiflow.systems.binary_chain import BinaryChain, confinement_terms, pair_terms
 
+#: Bonds of three kinds whose weights differ.
+NEIGHBOURS = BinaryChain(8, cutoff=4.0, depth_aa=0.8, depth_bb=1.2, depth_ab=0.5)
+#: Deep wells of different kinds: rates depend much on positions, and exchanges jolt the bonds.
+DEEP = BinaryChain(
+    8, beta=40.0, cutoff=3.6, confinement=2.7, depth_aa=3.0, depth_bb=4.0, depth_ab=1.5
+)
 #: All states of the six interior spins, three of them up, between -1 and 1: (20, 8).
 STATES = np.array(
     [

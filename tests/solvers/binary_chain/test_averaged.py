@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chain_law import STATES, BondLaw, numbers
+from chain_law import DEEP, NEIGHBOURS, STATES, BondLaw, numbers
 from exact import P_FLOOR, Z_CEILING, chi_square, deviate
 from mpi4py import MPI
 
@@ -19,8 +19,6 @@ from mpiflow.solvers.binary_chain.gibbs import mean_bond, positions
 from mpiflow.solvers.binary_chain.langevin import SpinDiffusion
 from mpiflow.systems.binary_chain import BinaryChain
 
-#: Bonds that are independent, of three kinds whose weights differ.
-NEIGHBOURS = BinaryChain(8, cutoff=4.0, depth_aa=0.8, depth_bb=1.2, depth_ab=0.5)
 ALTERNATING = np.array([-1, 1] * 4)
 both = pytest.mark.parametrize("rates", ["tanh", "arrhenius"])
 
@@ -36,21 +34,23 @@ def deviates_of_bonds(sim: AveragedSpins, law: BondLaw) -> list[float]:
     return out
 
 
-@both
-def test_the_law_at_any_time_is_that_of_the_mean_rates(rates: str) -> None:
+@pytest.mark.parametrize(
+    ("system", "rates"), [(NEIGHBOURS, "tanh"), (NEIGHBOURS, "arrhenius"), (DEEP, "tanh")]
+)
+def test_the_law_at_any_time_is_that_of_the_mean_rates(system: BinaryChain, rates: str) -> None:
     """Against the master equation whose rates are integrals over two bonds (4.23), (4.25)."""
-    law = BondLaw(NEIGHBOURS, rates)
+    law, count = BondLaw(system, rates), 24000 if system == DEEP else 6000
     balance = law.gibbs[:, None] * law.rates
     np.testing.assert_allclose(balance, balance.T, atol=1e-15)
-    sim = AveragedSpins(NEIGHBOURS, rates=rates, members=6000, seed=3)
+    sim = AveragedSpins(system, rates=rates, members=count, seed=3)
     sim.set(ALTERNATING)
-    for time in (0.7, 3.0, 12.0):
+    for time in (0.7, 3.0) if system == DEEP else (0.7, 3.0, 12.0):
         sim.advance(time)
         expected = law.at(ALTERNATING, time)
         counts = np.bincount(numbers(sim.spins), minlength=20)
-        assert chi_square(counts, 6000 * expected) > P_FLOOR
+        assert chi_square(counts, count * expected) > P_FLOOR
         assert max(np.abs(deviates_of_bonds(sim, law))) < Z_CEILING
-    assert 0.5 * abs(expected - law.at(ALTERNATING, 3.0)).sum() > 0.15
+    assert 0.5 * abs(expected - law.at(ALTERNATING, 1.5)).sum() > 0.15
     assert sim.beyond.sum() < 2e-3 * sim.events.sum()
     assert sim.exchanges.min() < sim.exchanges.max()
 
@@ -91,6 +91,20 @@ def test_windows_leave_positions_in_equilibrium() -> None:
     mean = old.mean()
     a, b = ((x[:, 1:] - mean) * (x[:, :-1] - mean) for x in (old, new))
     assert abs(a.mean() - b.mean()) < Z_CEILING * math.sqrt((a.var() + b.var()) / a.size)
+
+
+def test_only_bonds_of_the_window_move() -> None:
+    """8 on either side of an attempt, and the margin too where that ends at an end of the chain."""
+    sim = AveragedSpins(LONG, members=64, seed=4)
+    sim.set(LONG.alternating())
+    lengths = np.diff(sim.x)
+    sim.advance(50.0, 1)
+    moved = np.diff(sim.x) != lengths
+    assert moved.any(axis=1).mean() > 0.9
+    for row in moved[moved.any(axis=1)]:
+        first, last = np.flatnonzero(row)[[0, -1]]
+        ends = sim._how.windows.margin * (first == 0 or last == 62)
+        assert last - first + 1 == row.sum() == 2 * gibbs.AROUND + 1 + ends
 
 
 def test_the_mean_bond_and_positions_at_the_start() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chain_law import STATES, BondLaw, numbers
+from chain_law import DEEP, NEIGHBOURS, STATES, BondLaw, numbers
 from exact import P_FLOOR, Z_CEILING, chi_square, deviate, fitted_slope
 from mpi4py import MPI
 from scipy.linalg import expm
@@ -28,8 +28,6 @@ from mpiflow.systems.binary_chain import BinaryChain
 
 #: Two species that are not alike, and all pairs interact.
 UNLIKE = BinaryChain(12, depth_bb=0.25, length_bb=2.5)
-#: Bonds that are independent, and of three kinds whose weights differ.
-NEIGHBOURS = BinaryChain(8, cutoff=4.0, depth_aa=0.8, depth_bb=1.2, depth_ab=0.5)
 ALTERNATING = np.array([-1, 1] * 4)
 both = pytest.mark.parametrize("rates", ["tanh", "arrhenius"])
 
@@ -254,12 +252,6 @@ def test_positions_do_not_feel_the_ends_of_a_run_of_exchanges() -> None:
     assert (np.rint(sim.x * 2**32) == sim.x * 2**32).all()
     assert sim.exchanges.min() > 10
     assert abs(sim.strain()).max() < 0.1
-
-
-# Deep wells of different kinds, where an exchange is a jolt for the bonds.
-DEEP = BinaryChain(
-    8, beta=40.0, cutoff=3.6, confinement=2.7, depth_aa=3.0, depth_bb=4.0, depth_ab=1.5
-)
 
 
 def moments(h: float, epsilon: float, count: int, law: BondLaw) -> tuple[np.ndarray, np.ndarray]:
