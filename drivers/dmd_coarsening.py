@@ -66,7 +66,8 @@ def main() -> None:
     with parallel.agreed(comm):
         at_least(options, starts=1)
         for beta, size in product(options.betas, options.sizes):
-            BinaryChain(size, beta=beta)  # which looks at them
+            # Which looks at them.
+            MeanFieldChains(BinaryChain(size, beta=beta), tolerance=options.tolerance)
         if not EARLIEST < options.time < np.inf:
             raise InputError("time", options.time, f"above {EARLIEST}", "Try 1e5.")
         if not all(0 <= amplitude <= LARGEST for amplitude in options.perturb):

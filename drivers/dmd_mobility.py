@@ -25,7 +25,7 @@ from mpiflow.core import parallel
 from mpiflow.experiments.chains import effective_mobility, feature_time
 from mpiflow.experiments.options import driver_parser, list_of
 from mpiflow.experiments.results import FinishedParts, Report, Results, farm, results_directory
-from mpiflow.solvers.binary_chain.mean_field import MOBILITIES
+from mpiflow.solvers.binary_chain.mean_field import MOBILITIES, MeanFieldChains
 from mpiflow.systems.binary_chain import BinaryChain
 
 MODELS = ("mean-field", "point", "arrhenius", *MOBILITIES)
@@ -51,7 +51,8 @@ def main() -> None:
     comm = parallel.start()
     with parallel.agreed(comm):
         for beta, size in product(options.betas, options.sizes):
-            BinaryChain(size, beta=beta)  # which looks at them
+            # Which looks at them.
+            MeanFieldChains(BinaryChain(size, beta=beta), tolerance=options.tolerance)
     out = results_directory(options.out, comm)
     kept = FinishedParts(out / "parts", {"tolerance": options.tolerance})
     # The long ones first, so that ranks end together.

@@ -87,7 +87,7 @@ def main() -> None:
     with parallel.agreed(comm):
         at_least(options, replicas=2)
         for beta, size, epsilon in product(options.betas, options.sizes, options.epsilons):
-            SpinDiffusion(BinaryChain(size, beta=beta), epsilon=epsilon, dt=step(epsilon, beta))
+            langevin(BinaryChain(size, beta=beta), epsilon, options)  # which looks at them
         if not SAID[0] <= options.time < math.inf:
             raise InputError("time", options.time, f"{SAID[0]:g} or more", "Try 200.")
     out = results_directory(options.out, comm)
@@ -120,8 +120,9 @@ def main() -> None:
 
 
 def step(epsilon: float, beta: float) -> float:
-    """dt, a whole fraction of UNIT."""
-    return UNIT / math.ceil(UNIT / (min(STEP, HOT * beta) * epsilon))
+    """dt, a whole fraction of UNIT; a number that is none is left for others to refuse."""
+    most = min(STEP, HOT * beta) * epsilon
+    return UNIT / math.ceil(UNIT / most) if most > 0 else UNIT
 
 
 def batches(size: int, replicas: int) -> list[tuple[int, int]]:
@@ -153,22 +154,27 @@ def process_part(task: Key, times: np.ndarray, options: argparse.Namespace) -> P
     """Sums of spins, and A-B bonds and strain of the replicas of a batch."""
     rates, beta, size, epsilon, first, count = task
     system, seed = BinaryChain(size, beta=beta), options.seed
+    which: dict[str, Any] = {"rates": rates, "members": count, "first": first}
     chains: SpinChains
     if epsilon == LIMIT:
-        chains = AveragedSpins(system, rates=rates, seed=seed, members=count, first=first)
+        chains = AveragedSpins(system, seed=seed, **which)
     else:
-        chains = SpinDiffusion(
-            system,
-            epsilon=epsilon,
-            dt=step(epsilon, beta),
-            rates=rates,
-            preconditioned=not options.atoms,
-            seed=seed,
-            members=count,
-            first=first,
-        )
+        chains = langevin(system, epsilon, options, **which)
     chains.set(system.alternating())
     return ensemble(chains, times)
+
+
+def langevin(
+    system: BinaryChain, epsilon: float, options: argparse.Namespace, **which: Any
+) -> SpinDiffusion:
+    return SpinDiffusion(
+        system,
+        epsilon=epsilon,
+        dt=step(epsilon, system.beta),
+        preconditioned=not options.atoms,
+        seed=options.seed,
+        **which,
+    )
 
 
 def joined(batches: list[Part]) -> Part:
@@ -189,8 +195,9 @@ def curve(part: Part, name: str) -> tuple[np.ndarray, np.ndarray]:
     replicas = part["bonds"].shape[1]
     if name == "spins":
         m = part["spins"][:, 1:-1]
-        # That of a spin, not below that of one replica that differs.
-        variance = np.maximum(1 - m**2, 1 / replicas) / replicas if replicas > 1 else 0 * m
+        # That of a spin, without bias, and not below that of one replica that differs.
+        spin = np.maximum(1 - m**2, 1 / replicas)
+        variance = spin / (replicas - 1) if replicas > 1 else 0 * m
         return m, np.sqrt(variance)
     values = part["bonds"] / (part["spins"].shape[1] - 1) if name == "A-B bonds" else part["strain"]
     if replicas == 1:

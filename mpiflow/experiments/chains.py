@@ -23,6 +23,8 @@ from mpiflow.systems.binary_chain import BinaryChain
 START = 0.9998
 #: The feature is looked for until then, and to this relative precision.
 _LONGEST, _PRECISION = 1e4, 1e-4
+#: Sites of a block.
+_BLOCK = 6
 
 
 def feature_time(
@@ -134,8 +136,9 @@ def rms_difference(ours: np.ndarray, other: np.ndarray, error: np.ndarray) -> tu
     """The root mean square of differences without what noise makes of it, and its error.
 
     Noise adds its variance to the mean of the squares, which is taken off; 0 where less than
-    nothing is left. The error is that of normal errors which are independent from site to site and
-    the same at all times: no less than the true one, as far as sites are independent.
+    nothing is left. The standard error is that of normal errors which are independent from site to
+    site and the same at all times, for replicas remember their past; or, if that is larger, it is
+    by the scatter of blocks of six sites, for neighbours lie in one phase.
 
     Parameters
     ----------
@@ -147,6 +150,11 @@ def rms_difference(ours: np.ndarray, other: np.ndarray, error: np.ndarray) -> tu
     spread = 2 * variance**2 + 4 * variance * np.maximum(square - variance, 0.0)
     spread = spread.reshape(len(spread), -1)
     unsure = float(np.sqrt(spread.sum(axis=1)).mean()) / spread.shape[1]
+    if square.ndim == 2:
+        sites = (square - variance).mean(axis=0)
+        width = max(1, min(_BLOCK, len(sites) // 4))
+        blocks = sites[: len(sites) // width * width].reshape(-1, width).mean(axis=1)
+        unsure = max(unsure, float(blocks.std(ddof=1) / np.sqrt(len(blocks))))
     size = np.sqrt(max(left, 0.0))
     # d(x^2) = 2 x dx, unless x is 0 within its error
     return float(size), unsure / (2 * size) if left > unsure else float(np.sqrt(unsure))
