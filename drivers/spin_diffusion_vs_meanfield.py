@@ -45,6 +45,7 @@ from mpiflow.experiments.chains import (
     means,
     passage,
     rms_difference,
+    spin_error,
 )
 from mpiflow.experiments.options import at_least, driver_parser, list_of
 from mpiflow.experiments.results import FinishedParts, Report, farm, figure, results_directory
@@ -195,10 +196,7 @@ def curve(part: Part, name: str) -> tuple[np.ndarray, np.ndarray]:
     replicas = part["bonds"].shape[1]
     if name == "spins":
         m = part["spins"][:, 1:-1]
-        # That of a spin, without bias, and not below that of one replica that differs.
-        spin = np.maximum(1 - m**2, 1 / replicas)
-        variance = spin / (replicas - 1) if replicas > 1 else 0 * m
-        return m, np.sqrt(variance)
+        return m, spin_error(m, replicas)
     values = part["bonds"] / (part["spins"].shape[1] - 1) if name == "A-B bonds" else part["strain"]
     if replicas == 1:
         return values[:, 0], np.zeros(len(values))

@@ -132,6 +132,16 @@ def means(chains: MeanFieldChains, times: np.ndarray) -> dict[str, np.ndarray]:
     return {"spins": spins, "bonds": bonds, "strain": strain, "refused": np.array(refused)}
 
 
+def spin_error(mean: np.ndarray, replicas: int) -> np.ndarray:
+    """Standard errors of mean spins over replicas, whose squares are without bias.
+
+    Not below that of a spin in which one replica differs from the others. 0 of a single chain.
+    """
+    if replicas == 1:
+        return np.zeros_like(mean)
+    return np.asarray(np.sqrt(np.maximum(1 - mean**2, 1 / replicas) / (replicas - 1)))
+
+
 def rms_difference(ours: np.ndarray, other: np.ndarray, error: np.ndarray) -> tuple[float, float]:
     """The root mean square of differences without what noise makes of it, and its error.
 

@@ -16,6 +16,7 @@ from mpiflow.experiments.chains import (
     passage,
     phases,
     rms_difference,
+    spin_error,
 )
 from mpiflow.solvers.binary_chain.averaged import AveragedSpins
 from mpiflow.solvers.binary_chain.langevin import SpinDiffusion
@@ -118,6 +119,18 @@ def test_differences_without_noise() -> None:
         assert (size > 4 * error) == (true > 0)
     size, error = rms_difference(np.array([1.0, -1.0]), np.zeros(2), np.zeros(2))
     assert (size, error) == (1.0, 0.0)
+
+
+def test_errors_of_mean_spins_have_no_bias() -> None:
+    """Else what is left of differences would not go to 0 with few replicas."""
+    replicas, mean, rng = 16, 0.3, np.random.default_rng(9)
+    spins = np.where(rng.random((replicas, 20000)) < (1 + mean) / 2, 1, -1)
+    means_of = spins.mean(axis=0)
+    assert (spin_error(means_of, replicas) ** 2).mean() == pytest.approx(
+        (1 - mean**2) / replicas, rel=0.01
+    )
+    assert (spin_error(np.ones(3), replicas) > 0).all()
+    assert (spin_error(means_of, 1) == 0).all()
 
 
 def test_passages_and_their_errors() -> None:
