@@ -143,27 +143,3 @@ def test_passages_and_their_errors() -> None:
     assert np.isnan(passage(times, curves, -10.0)).all()
     assert np.isnan(passage(times, curves[:, :1], 0.0)[1])
     assert passage(times, curves, 100.0)[0] == times[0]
-
-
-@pytest.mark.validate
-@pytest.mark.parametrize(
-    ("beta", "sites", "paper", "converged"),
-    [
-        (80.0, 500, (31, 25), (30.2, 23.1)),
-        (80.0, 1000, (32, 25), (30.0, 23.3)),
-        (80.0, 2000, (31, 26), (29.9, 23.5)),
-        (160.0, 500, (46, 36), (45.3, 33.8)),
-        (160.0, 1000, (47, 36), (44.9, 34.1)),
-        (160.0, 2000, (46, 37), (44.6, 34.5)),
-    ],
-)
-def test_tables_of_long_chains(
-    beta: float, sites: int, paper: tuple[int, int], converged: tuple[float, float]
-) -> None:
-    """Tables 5.1 and 5.2; the converged values are of another implementation, to three digits."""
-    system = BinaryChain(sites, beta=beta)
-    reference = feature_time(system, "mean-field")
-    models = ("free-energy", "free-energy-limited")
-    found = [effective_mobility(m, feature_time(system, m), reference) for m in models]
-    np.testing.assert_allclose(found, paper, rtol=0.1)
-    np.testing.assert_allclose(found, converged, rtol=0.005)
