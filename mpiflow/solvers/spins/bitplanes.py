@@ -196,8 +196,8 @@ S0, S1, S2, SPIN, STATE_A, STATE_B, STATE_C, BELOW, EQUAL = (np.uint64(CHUNK * i
 SPACE = 9 * CHUNK
 
 
-#: Words that are compared together: two vectors of AVX-512, where what bounds the speed is not how
-#: many instructions there are but how long each waits for the one before.
+#: Words that are compared together: two vectors of AVX-512. What bounds the speed is not how many
+#: instructions there are but how long each waits for the one before.
 WIDE = 16 if cpu_has("avx512f") else 8
 
 
@@ -206,16 +206,15 @@ def _compare_wide(  # type: ignore[no-untyped-def]
     ir, builder, space, at, count, m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11
 ):
     """:func:`compare` of :data:`WIDE` words of the working space from ``at`` on."""
-    i64 = ir.IntType(64)
+    i32, i64 = ir.IntType(32), ir.IntType(64)
     vector = ir.VectorType(i64, WIDE)
 
     def every(value: Any) -> Any:
         if isinstance(value, int):
             return ir.Constant(vector, [value] * WIDE)
-        one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
-        return builder.shuffle_vector(
-            one, one, ir.Constant(ir.VectorType(ir.IntType(32), WIDE), [0] * WIDE)
-        )
+        first = ir.Constant(ir.VectorType(i32, WIDE), [0] * WIDE)
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, i32(0))
+        return builder.shuffle_vector(one, one, first)
 
     def pointer(row: Any) -> Any:
         place = builder.add(at, i64(int(row)))
@@ -230,7 +229,7 @@ def _compare_wide(  # type: ignore[no-untyped-def]
     shift = [every(n) for n in (11, 3, 24, 40)]
     ones = every(2**64 - 1)
     below, equal = every(0), ones
-    for i, m in enumerate((m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11)):
+    for i, m in enumerate((m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11)[:PLANES]):
         number = builder.add(count, i64(i))
         v = builder.add(builder.add(a, b), every(number))
         a = builder.xor(b, builder.lshr(b, shift[0]))
@@ -257,9 +256,22 @@ def compare_words(space, n, count, masks):  # type: ignore[no-untyped-def]
     whole = n - n % WIDE
     for i in range(0, whole, WIDE):
         _compare_wide(
-            space, i, count, masks[0], masks[1], masks[2], masks[3], masks[4], masks[5], masks[6],
-            masks[7], masks[8], masks[9], masks[10], masks[11],
-        )  # fmt: skip
+            space,
+            i,
+            count,
+            masks[0],
+            masks[1],
+            masks[2],
+            masks[3],
+            masks[4],
+            masks[5],
+            masks[6],
+            masks[7],
+            masks[8],
+            masks[9],
+            masks[10],
+            masks[11],
+        )
     for i in range(whole, n):
         w = np.uint64(i)
         a, b, c, below, equal = compare(
