@@ -178,6 +178,7 @@ def test_messages_reach_the_neighbours_on_their_side(comm: MPI.Intracomm) -> Non
         cart.Free()
 
 
+@pytest.mark.validate
 def test_six_ranks(mpirun: Run) -> None:
     """Grids (1,6), (2,3), (3,2), (6,1): the parallel tests of this file once more."""
     done = mpirun(6, *SUITE, "-m", "mpi", check=False)

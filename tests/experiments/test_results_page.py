@@ -20,6 +20,7 @@ spec.loader.exec_module(page)
 #: Drivers whose tables are elsewhere in docs/.
 ELSEWHERE = {
     "alloy_barriers", "alloy_learn", "alloy_report", "alloy_truth", "alloy_window", "demo",
+    "dmd_coarsening", "dmd_mobility", "spin_diffusion_vs_meanfield",
     "hysteresis", "kac_solvers", "large_ising", "learn_generator", "onsagerflow_learn",
     "onsagerflow_validate", "pde_comparison", "potts_transition", "window_bias",
 }  # fmt: skip

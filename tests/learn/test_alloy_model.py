@@ -210,6 +210,7 @@ def check_learned(
             np.testing.assert_allclose(learned[1:], truth[1:], rtol=half, err_msg=named)
 
 
+@pytest.mark.validate
 def test_it_learns_the_process_at_all_temperatures_and_sizes() -> None:
     """1350 K is none of the training temperatures.
 

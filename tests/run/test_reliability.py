@@ -29,7 +29,9 @@ ENDLESS = (
 ).split()
 
 
-@pytest.mark.parametrize(("kind", "ranks"), [("live", 2), ("checkpoint", 1)])
+@pytest.mark.parametrize(
+    ("kind", "ranks"), [("live", 2), pytest.param("checkpoint", 1, marks=pytest.mark.validate)]
+)
 def test_killed_runs_leave_what_was_promised(kind, ranks):
     """Frames of both: those of two ranks by parallel HDF5, those of one without it."""
     result = reliability.kills(kind, ranks, 3, seed=ranks)
@@ -238,6 +240,7 @@ def test_nohup_stays():
         signal.signal(signal.SIGHUP, old)
 
 
+@pytest.mark.validate  # make test-reliability has walltimes of every solver
 def test_walltime_then_the_same_command_again(tmp_path, mpirun: MpiRun):
     options = (
         "simulate ising --size 128 --temperature 2.3 --dt 0.5 --time 400000 --save-every 2000 "

@@ -91,6 +91,7 @@ def test_the_bits_of_members_in_a_field_of_the_site(solver: str) -> None:
     assert np.array_equal(*(sim.solver.steps for sim in sims))  # type: ignore[union-attr]
 
 
+@pytest.mark.validate
 def test_three_ranks_in_the_simulator(mpirun: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slabs of five and six rows: less than the widest kernel reaches."""
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")

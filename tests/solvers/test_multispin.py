@@ -414,6 +414,7 @@ for ranks in (3, 6, 8):
 """
 
 
+@pytest.mark.validate
 def test_three_six_and_eight_ranks(mpirun: Mpirun) -> None:
     """With more ranks than this machine may have cores, in every grid."""
     done = mpirun(8, "python", "-c", MORE_RANKS, check=False)
@@ -786,6 +787,7 @@ def test_critical_energy_of_128_sites_a_side() -> None:
 # -- the residual ----------------------------------------------------------------------------------
 
 
+@pytest.mark.validate
 def test_three_planes_have_the_same_law(tmp_path: Path) -> None:
     """An eighth of the sites is then decided by the bits beyond the planes: in a copy of the
     package, the reference, the frequencies and the exact means once more."""

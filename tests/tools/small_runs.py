@@ -214,7 +214,9 @@ RUNS: dict[str, Small] = {
         {**_JUMPS, "members": 3, "rates": "arrhenius", "initial": "random", "precondition": False},
     ),
     # Single chains are whole on every rank: those that go on alike need no test on several.
-    "spin-diffusion averaged": Small("spin-diffusion", {**_ATOMS, "model": "averaged"}, cut=False),
+    "spin-diffusion averaged": Small(
+        "spin-diffusion", {**_ATOMS, "model": "averaged", "frames_per_decade": 9}, cut=False
+    ),
     "spin-diffusion averaged members": Small(
         "spin-diffusion", {**_ATOMS, "model": "averaged", "members": 3, "initial": "random"}
     ),
