@@ -188,15 +188,16 @@ TITLES = (
 
 
 @pytest.mark.timeout(900)
-def test_smoke(mpirun: Run, tmp_path: Path) -> None:
-    """One after the other on the same two ranks: starting them would take longer than they do."""
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.validate)])
+def test_smoke(ranks: int, mpirun: Run, tmp_path: Path) -> None:
+    """One after the other in the same processes: starting them would take longer than they do."""
     jobs: list[tuple[str, list[str]]] = []
     # Those without torch first, for it stays loaded; those that need others last.
     for name in sorted(LEAVES, key=lambda name: (name in NEEDS) - (name in WITHOUT_TORCH)):
         needed = NEEDS.get(name, {}).items()
         jobs.append((name, [str(a) for o, place in needed for a in (o, tmp_path / place)]))
     runner = ROOT / "tests" / "tools" / "smoke.py"
-    done = mpirun(2, "python", runner, tmp_path, json.dumps(jobs), timeout=800, check=False)
+    done = mpirun(ranks, "python", runner, tmp_path, json.dumps(jobs), timeout=800, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr  # type: ignore[attr-defined]
     for name in LEAVES:
         require_results(name, tmp_path / name)

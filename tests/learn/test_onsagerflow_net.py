@@ -89,9 +89,8 @@ def learned(structure: Structure) -> OnsagerFlow:
                          schedule=schedule)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "structure", ["cosh", pytest.param("langevin", marks=pytest.mark.validate)]
-)
+@pytest.mark.validate
+@pytest.mark.parametrize("structure", ["cosh", "langevin"])
 def test_the_synthetic_law_is_learned(structure: Structure) -> None:
     """K and s' within 3 % of their sizes at the temperatures of the data and between, J in 15 %."""
     model = learned(structure)

@@ -29,9 +29,8 @@ ENDLESS = (
 ).split()
 
 
-@pytest.mark.parametrize(
-    ("kind", "ranks"), [("live", 2), pytest.param("checkpoint", 1, marks=pytest.mark.validate)]
-)
+@pytest.mark.validate  # make test-reliability has a hundred of each
+@pytest.mark.parametrize(("kind", "ranks"), [("live", 2), ("checkpoint", 1)])
 def test_killed_runs_leave_what_was_promised(kind, ranks):
     """Frames of both: those of two ranks by parallel HDF5, those of one without it."""
     result = reliability.kills(kind, ranks, 3, seed=ranks)
@@ -86,7 +85,7 @@ def assert_stopped(out: Path, number: signal.Signals, said: str) -> None:
     ("ranks", "number", "code"),
     [
         (1, signal.SIGTERM, 75),
-        (2, signal.SIGUSR1, 75),
+        pytest.param(2, signal.SIGUSR1, 75, marks=pytest.mark.validate),
         (2, signal.SIGTERM, 1),  # mpirun's own, once the ranks are done
     ],
 )
@@ -285,7 +284,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(tmp_path):
         ("solvers.spins.sublattice", "Sublattice.chain"),
         pytest.param("core.packed", "PackedBlock.start_exchange", marks=pytest.mark.validate),
         pytest.param("files.writer", "TrajectoryWriter._store", marks=pytest.mark.validate),
-        ("files.checkpoint", "write"),
+        pytest.param("files.checkpoint", "write", marks=pytest.mark.validate),
     ],
 )
 def test_an_exception_on_one_rank_ends_the_job_and_is_named(tmp_path, where, target):
