@@ -36,8 +36,9 @@ demo: setup ## the main job on 2 ranks; results in demo-out/
 
 test: setup lint test-serial test-cudasim test-mpi-2 test-mpi-4 ## lint, then the suite on 1 rank, in the CUDA simulator, on 2 and 4 ranks
 
+# Ranks that wait in one of the two leave their core to the other.
 test-serial: setup ## the whole suite on one rank, two processes side by side
-	$(ONE_THREAD) timeout -k 10 1800 $(PYTEST) -q -n 2 --dist worksteal
+	$(ONE_THREAD) OMPI_MCA_mpi_yield_when_idle=1 timeout -k 10 1800 $(PYTEST) -q -n 2 --dist worksteal
 
 test-cudasim: setup ## kernels in the CUDA simulator
 	NUMBA_ENABLE_CUDASIM=1 timeout -k 10 900 $(PYTEST) -q -m kernel -n 2 --dist worksteal $(call with_mark,kernel)
