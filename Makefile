@@ -17,6 +17,8 @@ export OMPI_MCA_rmaps_base_oversubscribe = 1
 export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 # After the system: set-up puts an MPI there only where the machine has none.
 export PATH := $(PATH):$(CURDIR)/.venv/bin
+# Python keeps what it compiled of modules and tests: others of a suite's many processes need not.
+unexport PYTHONDONTWRITEBYTECODE
 # Files with tests of a mark: to collect all others takes each rank seconds.
 with_mark = $(sort $(shell grep -rl --include='test_*.py' 'mark\.$(1)' tests))
 # Ranks are the parallelism: without this each one starts a thread per core.
@@ -92,7 +94,7 @@ results: setup ## every table of docs/results.md, a few hours; goes on where it 
 lint: setup ## ruff, formatting, types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy
+	@.venv/bin/mypy --num-workers 2
 
 format: setup ## let ruff rewrite the code
 	.venv/bin/ruff check --fix .

@@ -9,6 +9,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -143,27 +144,31 @@ def name_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), str(path))
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Of the syntax tree of a file, the whole first."""
+    return tuple(ast.walk(ast.parse(path.read_text(), str(path))))
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Full names of everything a file imports, also inside functions and for types."""
-    for node in ast.walk(tree(path)):
+    found: list[str] = []
+    for node in nodes(path):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(found)
 
 
 def internal_imports(path: Path) -> Iterator[str]:
     """Names inside the package of the modules that a file imports."""
-    known = {name_of(source) for source in sources()} - {""}
     for name in imports(path):
         if name.startswith("mpiflow."):
             inside = name.removeprefix("mpiflow.")
-            while inside and inside not in known:
+            while inside and inside not in MODULES:
                 inside = inside.rpartition(".")[0]
             if inside:  # else a public name or __version__ of the package itself
                 yield inside
@@ -175,19 +180,22 @@ def layer(name: str) -> int:
     return LAYERS.index(top)
 
 
-MODULES = [path for path in sources() if name_of(path)]
-by_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
+#: The module of each file but mpiflow/__init__.py. A law of all modules is one test: to collect
+#: one for each of them would take every process of the suite longer than to read the files.
+MODULES = {name_of(path): path for path in sources() if name_of(path)}
 
 
-@by_module
-def test_imports_point_one_way(path: Path) -> None:
-    name = name_of(path)
-    for other in internal_imports(path):
-        assert layer(other) <= layer(name), f"{name} imports {other}"
+def test_imports_point_one_way() -> None:
+    assert not [
+        f"{name} imports {other}"
+        for name, path in MODULES.items()
+        for other in internal_imports(path)
+        if layer(other) > layer(name)
+    ]
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
-    graph = {name_of(path): set(internal_imports(path)) for path in MODULES}
+    graph = {name: set(internal_imports(path)) for name, path in MODULES.items()}
     while graph:
         free = {name for name, others in graph.items() if not others & graph.keys()}
         assert free, f"a circle of imports among {sorted(graph)}"
@@ -195,15 +203,15 @@ def test_no_module_imports_itself_by_a_detour() -> None:
             del graph[name]
 
 
-@by_module
-def test_only_device_compiles(path: Path) -> None:
-    if name_of(path) not in ("core.device", "core.kernel_cache"):
-        assert not [n for n in imports(path) if n.split(".")[0] in ("numba", "llvmlite", "cupy")]
+def test_only_device_compiles() -> None:
+    compilers = {"numba", "llvmlite", "cupy"}
+    loading = {n for n, p in MODULES.items() if {i.split(".")[0] for i in imports(p)} & compilers}
+    assert loading == {"core.device", "core.kernel_cache"}
 
 
 def communications(path: Path) -> Iterator[str]:
     """Methods called on something named like a communicator or request."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = node.func.value
             last = getattr(owner, "attr", getattr(owner, "id", ""))
@@ -211,64 +219,62 @@ def communications(path: Path) -> Iterator[str]:
                 yield node.func.attr
 
 
-@by_module
-def test_only_blocks_and_files_communicate(path: Path) -> None:
-    name = name_of(path)
-    allowed = COMMUNICATES.get(name, frozenset())
-    if allowed is not ANY:
-        assert set(communications(path)) <= allowed
-    if not allowed and name not in TAKES_A_COMMUNICATOR:
-        named = ("mpi4py", "mpiflow.core.mpi")
-        assert name == "core.mpi" or not [n for n in imports(path) if n.startswith(named)]
+def test_only_blocks_and_files_communicate() -> None:
+    for name, path in MODULES.items():
+        allowed = COMMUNICATES.get(name, frozenset())
+        if allowed is not ANY:
+            assert set(communications(path)) <= allowed, name
+        if not allowed and name not in TAKES_A_COMMUNICATOR | {"core.mpi"}:
+            named = ("mpi4py", "mpiflow.core.mpi")
+            assert not [n for n in imports(path) if n.startswith(named)], name
 
 
-@by_module
-def test_only_one_module_loads_mpi(path: Path) -> None:
+def test_only_one_module_loads_mpi() -> None:
     """Others take its ``MPI``, which loads when used: what only reads must run without MPI."""
-    for node in ast.walk(tree(path)):
-        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        lines = getattr(node, "body", [])
-        for line in lines if isinstance(lines, list) and not for_types else []:
-            if isinstance(line, ast.ImportFrom | ast.Import):
-                loads = "mpi4py" in ast.unparse(line)
-                assert not loads or name_of(path) == "core.mpi"
+    loading = set()
+    for name, path in MODULES.items():
+        for node in nodes(path):
+            for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            lines = getattr(node, "body", [])
+            for line in lines if isinstance(lines, list) and not for_types else []:
+                if isinstance(line, ast.ImportFrom | ast.Import) and "mpi4py" in ast.unparse(line):
+                    loading.add(name)
+    assert loading == {"core.mpi"}
 
 
-@by_module
-def test_rules_of_a_system_are_physics_only(path: Path) -> None:
-    if name_of(path).startswith("systems."):
-        outside = {n.split(".")[0] for n in imports(path)} - {"mpiflow"}
-        allowed = {"__future__", "dataclasses", "math", "numpy", "scipy", "typing", "collections"}
-        allowed |= {"bisect", "functools", "itertools"}
-        assert outside <= allowed
+def test_rules_of_a_system_are_physics_only() -> None:
+    allowed = {"__future__", "dataclasses", "math", "numpy", "scipy", "typing", "collections"}
+    allowed |= {"bisect", "functools", "itertools", "mpiflow"}
+    rules = {name: path for name, path in MODULES.items() if name.startswith("systems.")}
+    assert rules
+    for name, path in rules.items():
+        assert {n.split(".")[0] for n in imports(path)} <= allowed, name
 
 
-@pytest.mark.parametrize(
-    "path", [*sources(), *sorted((ROOT / "drivers").glob("*.py"))], ids=lambda p: p.stem
-)
-def test_nothing_is_unpickled_or_evaluated(path: Path) -> None:
-    inside = name_of(path) if path.is_relative_to(PACKAGE) else ""
-    forbidden = FORBIDDEN_MODULES - ({"pickle"} if inside in MAY_UNPICKLE else set())
-    assert not {n.split(".")[0] for n in imports(path)} & forbidden
-    for node in ast.walk(tree(path)):
-        if not isinstance(node, ast.Call):
-            continue
-        called = ast.unparse(node.func)
-        assert called not in FORBIDDEN_CALLS, f"{path}: {called} in line {node.lineno}"
-        assert called not in ("torch.load", "yaml.load"), f"{path}: {called} runs what it reads"
-        for keyword in node.keywords:
-            if keyword.arg in ("allow_pickle", "shell"):
-                assert ast.unparse(keyword.value) == "False", f"{path}: {keyword.arg}"
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    for path in [*sources(), *sorted((ROOT / "drivers").glob("*.py"))]:
+        inside = name_of(path) if path.is_relative_to(PACKAGE) else ""
+        forbidden = FORBIDDEN_MODULES - ({"pickle"} if inside in MAY_UNPICKLE else set())
+        assert not {n.split(".")[0] for n in imports(path)} & forbidden, path
+        for node in nodes(path):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            assert called not in FORBIDDEN_CALLS, f"{path}: {called} in line {node.lineno}"
+            assert called not in ("torch.load", "yaml.load"), f"{path}: {called} runs what it reads"
+            for keyword in node.keywords:
+                if keyword.arg in ("allow_pickle", "shell"):
+                    assert ast.unparse(keyword.value) == "False", f"{path}: {keyword.arg}"
 
 
 @pytest.mark.parametrize("name", sorted(MAY_UNPICKLE))
 def test_the_unpickler_calls_nothing(name: str) -> None:
     """pickle is only the base of one class, whose own ``find_class`` decides about all names."""
     path = PACKAGE / f"{name.replace('.', '/')}.py"
-    nodes = list(ast.walk(tree(path)))
+    inside = nodes(path)
     assert [n for n in imports(path) if n.split(".")[0] == "pickle"] == ["pickle"]
-    assert sum(isinstance(node, ast.Name) and node.id == "pickle" for node in nodes) == 1
-    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    assert sum(isinstance(node, ast.Name) and node.id == "pickle" for node in inside) == 1
+    classes = [node for node in inside if isinstance(node, ast.ClassDef)]
     bases = {node.name: [ast.unparse(base) for base in node.bases] for node in classes}
     (unpickler,) = (node for node in classes if "pickle.Unpickler" in bases[node.name])
     assert bases[unpickler.name] == ["pickle.Unpickler"]
