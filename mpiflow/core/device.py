@@ -24,6 +24,7 @@ import llvmlite.ir  # type: ignore[import-untyped]
 import numba
 import numba.extending
 import numpy as np
+from numba.core.dispatcher import Dispatcher
 
 from mpiflow.core import kernel_cache
 from mpiflow.core.errors import InputError
@@ -33,17 +34,22 @@ _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
     "fastmath": False,
+    "no_cfunc_wrapper": True,  # for C, which calls none of ours
 }
+
+
+# What kernels call has no entry for Python: to compile that takes as long as a short rule itself.
+_CALLED = {**_OPTIONS, "no_cpython_wrapper": True}
 
 
 def rule(function: Callable[..., Any]) -> Any:
     """Compile the physics of one site. Callable from CPU and from CUDA kernels."""
-    return kernel_cache.attach(numba.njit(function, **_OPTIONS))
+    return _compiled(function, kernel_cache.attach)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a CPU kernel: the loops over sites."""
-    return kernel_cache.attach(numba.njit(function, **_OPTIONS))
+    return _compiled(function, kernel_cache.attach)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -54,7 +60,17 @@ def inlined(function: Callable[..., Any]) -> Any:
 def outside(function: Callable[..., Any]) -> Any:
     """A rule or a kernel made of a user's function: never kept on disk, where only the source of
     this package tells old from new."""
-    return numba.njit(getattr(function, "py_func", function), **_OPTIONS)
+    return _compiled(getattr(function, "py_func", function), lambda made, kind="": made)
+
+
+def _compiled(function: Callable[..., Any], keep: Callable[..., Any]) -> Any:
+    """A function of Numba, and another one, made when it is needed, for kernels that call it."""
+    made = keep(numba.njit(function, **_OPTIONS))
+    if isinstance(made, Dispatcher):  # else NUMBA_DISABLE_JIT is set
+        called = lru_cache(maxsize=1)(lambda: keep(numba.njit(function, **_CALLED), "called"))
+        vars(made)["get_call_template"] = lambda *given: called().get_call_template(*given)
+        vars(made)["get_overload"] = lambda signature: called().get_overload(signature)
+    return made
 
 
 def intrinsic(emit: Callable[..., None]) -> Any:

@@ -92,6 +92,13 @@ class Cache(caching.FunctionCache):
 
     _impl_class = _Kept
 
+    def __init__(self, function: Any, kind: str) -> None:
+        super().__init__(function)
+        self._kind = kind
+
+    def _index_key(self, signature: Any, codegen: Any) -> Any:
+        return (*super()._index_key(signature, codegen), self._kind)
+
     def load_overload(self, signature: Any, context: Any) -> Any:
         try:
             return super().load_overload(signature, context)
@@ -134,9 +141,14 @@ def _warn(error: OSError) -> None:
     )
 
 
-def attach(dispatcher: Any) -> Any:
-    """Keep what this function of Numba compiles, if it is one and comes from a file."""
+def attach(dispatcher: Any, kind: str = "") -> Any:
+    """Keep what this function of Numba compiles, if it is one and comes from a file.
+
+    Parameters
+    ----------
+    kind : tells apart two ways to compile one function
+    """
     if isinstance(dispatcher, Dispatcher):  # else NUMBA_DISABLE_JIT is set
         with contextlib.suppress(RuntimeError, OSError):
-            vars(dispatcher)["_cache"] = Cache(dispatcher.py_func)
+            vars(dispatcher)["_cache"] = Cache(dispatcher.py_func, kind)
     return dispatcher

@@ -104,9 +104,9 @@ def stream_key(seed: int, stream: str) -> np.ndarray:
 
 
 @rule
-def _mix(x0: Word, x1: Word, r: int) -> tuple[Word, Word]:
+def _mix(x0: Word, x1: Word, r: Word) -> tuple[Word, Word]:
     x0 = x0 + x1
-    x1 = (x1 << np.uint64(r)) | (x1 >> np.uint64(64 - r))
+    x1 = (x1 << r) | (x1 >> (np.uint64(64) - r))
     return x0, x1 ^ x0
 
 
@@ -114,30 +114,31 @@ def _mix(x0: Word, x1: Word, r: int) -> tuple[Word, Word]:
 def threefry(k0: Word, k1: Word, c0: Word, c1: Word) -> tuple[Word, Word]:
     """Threefry2x64-13 of key (k0, k1) and counter (c0, c1), all uint64; returns two uint64.
 
-    Written without a loop over the rounds so that the compiler vectorises over sites.
+    Written without a loop over the rounds so that the compiler vectorises over sites. A round of
+    its own type for each plain number would be compiled eight times.
     """
     k2 = _PARITY ^ k0 ^ k1
     x0 = c0 + k0
     x1 = c1 + k1
-    x0, x1 = _mix(x0, x1, 16)
-    x0, x1 = _mix(x0, x1, 42)
-    x0, x1 = _mix(x0, x1, 12)
-    x0, x1 = _mix(x0, x1, 31)
+    x0, x1 = _mix(x0, x1, np.uint64(16))
+    x0, x1 = _mix(x0, x1, np.uint64(42))
+    x0, x1 = _mix(x0, x1, np.uint64(12))
+    x0, x1 = _mix(x0, x1, np.uint64(31))
     x0 = x0 + k1
     x1 = x1 + k2 + np.uint64(1)
-    x0, x1 = _mix(x0, x1, 16)
-    x0, x1 = _mix(x0, x1, 32)
-    x0, x1 = _mix(x0, x1, 24)
-    x0, x1 = _mix(x0, x1, 21)
+    x0, x1 = _mix(x0, x1, np.uint64(16))
+    x0, x1 = _mix(x0, x1, np.uint64(32))
+    x0, x1 = _mix(x0, x1, np.uint64(24))
+    x0, x1 = _mix(x0, x1, np.uint64(21))
     x0 = x0 + k2
     x1 = x1 + k0 + np.uint64(2)
-    x0, x1 = _mix(x0, x1, 16)
-    x0, x1 = _mix(x0, x1, 42)
-    x0, x1 = _mix(x0, x1, 12)
-    x0, x1 = _mix(x0, x1, 31)
+    x0, x1 = _mix(x0, x1, np.uint64(16))
+    x0, x1 = _mix(x0, x1, np.uint64(42))
+    x0, x1 = _mix(x0, x1, np.uint64(12))
+    x0, x1 = _mix(x0, x1, np.uint64(31))
     x0 = x0 + k0
     x1 = x1 + k1 + np.uint64(3)
-    x0, x1 = _mix(x0, x1, 16)
+    x0, x1 = _mix(x0, x1, np.uint64(16))
     return x0, x1
 
 

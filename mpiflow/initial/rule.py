@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import Word, site_counter, stream_key, threefry
+from mpiflow.core.noise import stream_key
 from mpiflow.files.moments import Moment
-from mpiflow.initial.site_words import Boxes, bounds_of_smallest, boxes_of, count_words
+from mpiflow.initial.site_words import bounds_of_smallest, counting, words_of
 from mpiflow.initial.spin_files import opened
 from mpiflow.systems.rule import SpinRule, require_fractions
 
@@ -60,10 +59,7 @@ def shuffled(
     with block.agreed():
         parts = _running(rule, fractions)
     key = stream_key(seed, "initial")
-
-    def count(left: np.ndarray, bounds: np.ndarray, shift: Word, counts: np.ndarray) -> None:
-        count_words(boxes_of(block), key, block.shape, left, bounds, shift, counts)
-
+    count = counting(block, key)
     bounds = np.empty((block.batch, len(parts)), np.uint64)
     for i, part in enumerate(parts):
         wanted = np.full(block.batch, round(part * block.lattice.sites), np.int64)
@@ -105,10 +101,14 @@ def from_file(block: Block, rule: SpinRule, *, path: str | Path, moment: Moment 
 def _fill(block: Block, rule: SpinRule, seed: int, shift: int, bounds: np.ndarray) -> None:
     """Each site takes the state that its word, without its lowest bits, is among the bounds of."""
     key = stream_key(seed, "initial")
-    for rows in block.bands():
-        states = np.empty(_shape(block, rows), np.int8)
-        _draw(boxes_of(block), key, rows.start, int(rule.lowest), np.uint64(shift), bounds, states)
-        block.store(rows, states)
+    for band in block.bands():
+        states = np.full(_shape(block, band), rule.lowest, np.int8)
+        for rows, words in words_of(block, key, band):
+            words >>= np.uint64(shift)
+            here = states[:, rows.start - band.start : rows.stop - band.start]
+            for k in range(bounds.shape[1]):
+                here += words >= bounds[:, None, None, k]
+        block.store(band, states)
     block.fill_halo()
 
 
@@ -125,26 +125,3 @@ def _running(rule: SpinRule, fractions: Sequence[float] | None) -> list[float]:
     require_fractions("fractions", given, q)
     total = math.fsum(given)
     return [math.fsum(given[: i + 1]) / total for i in range(q - 1)]
-
-
-@kernel
-def _draw(
-    boxes: Boxes,
-    key: np.ndarray,
-    top: int,
-    lowest: int,
-    shift: Word,
-    bounds: np.ndarray,
-    states: np.ndarray,
-) -> None:
-    origins, members, (ly, lx) = boxes
-    for b in range(states.shape[0]):
-        for i in range(states.shape[1]):
-            gy = (origins[b, 0] + top + i) % ly
-            for j in range(states.shape[2]):
-                counter = site_counter(gy, (origins[b, 1] + j) % lx)
-                word = threefry(key[0], key[1] + members[b], np.uint64(0), counter)[0] >> shift
-                state = 0
-                for k in range(bounds.shape[1]):
-                    state += int(word >= bounds[b, k])
-                states[b, i, j] = state + lowest

@@ -22,6 +22,7 @@ Boxes = tuple[np.ndarray, np.ndarray, Shape]
 
 _BINS = 2**19  # of all histograms of the selection together: 4 MB
 _DIGITS = 16  # bits that a round of the selection settles at most
+_WORDS = 2**16  # that are drawn at once: 512 kB
 
 
 class Spins(Protocol):
@@ -88,17 +89,36 @@ def mark_row(words: np.ndarray, shift: Word, bound: Word, up: np.ndarray) -> Non
 
 
 @kernel
-def _mark(
-    boxes: Boxes, key: np.ndarray, top: int, shift: Word, bounds: np.ndarray, spins: np.ndarray
+def _words_of_row(k0: Word, k1: Word, row: Word, columns: np.ndarray, out: np.ndarray) -> None:
+    for i in range(out.size):
+        out[i] = threefry(k0, k1, np.uint64(0), row | columns[i])[0]
+
+
+@kernel
+def _draw(
+    key: np.ndarray, members: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray
 ) -> None:
-    """Spins up where word >> shift is below the box's bound; ``top`` is the first row."""
-    origins, members, (ly, lx) = boxes
-    words = np.empty(spins.shape[2], np.uint64)
-    for b in range(spins.shape[0]):
-        for i in range(spins.shape[1]):
-            gy = (origins[b, 0] + top + i) % ly
-            row_words(key, members[b], gy, origins[b, 1], lx, words)
-            mark_row(words, shift, bounds[b], spins[b, i])
+    for b in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            _words_of_row(key[0], key[1] + members[b], rows[b, i], columns[b], out[b, i])
+
+
+def words_of(block: Spins, key: np.ndarray, band: slice) -> Iterator[tuple[slice, np.ndarray]]:
+    """First words of the sites of a band, (B, rows, nx) uint64, of so few rows that they stay in
+    the cache. The next ones take their place.
+
+    NumPy does the rest: what is compiled here is the generator alone, as every run waits for it.
+    """
+    (ly, lx), width = block.lattice.shape, block.shape[1]
+    height = max(1, min(band.stop - band.start, _WORDS // max(1, block.batch * width)))
+    columns = ((block.origins[:, 1, None] + np.arange(width)) % lx).astype(np.uint64)
+    room = np.empty(block.batch * height * width, np.uint64)
+    for top in range(band.start, band.stop, height):
+        rows = slice(top, min(top + height, band.stop))
+        gy = (block.origins[:, 0, None] + np.arange(rows.start, rows.stop)) % ly
+        words = room[: gy.size * width].reshape(*gy.shape, width)
+        _draw(key, block.members, gy.astype(np.uint64) << np.uint64(32), columns, words)
+        yield rows, words
 
 
 def fill_below(block: Spins, key: np.ndarray, shift: int, bounds: np.ndarray) -> None:
@@ -107,9 +127,17 @@ def fill_below(block: Spins, key: np.ndarray, shift: int, bounds: np.ndarray) ->
     ``bounds`` is (B,) uint64, one for each box.
     """
 
-    def spins_of(rows: slice) -> np.ndarray:
-        spins = empty(block, rows)
-        _mark(boxes_of(block), key, rows.start, np.uint64(shift), bounds, spins)
+    shifted = bounds[:, None, None]
+
+    def spins_of(band: slice) -> np.ndarray:
+        spins = empty(block, band)
+        for rows, words in words_of(block, key, band):
+            if shift:
+                words >>= np.uint64(shift)
+            up = spins[:, rows.start - band.start : rows.stop - band.start]
+            np.less(words, shifted, out=up.view(np.bool_))
+            up *= 2
+            up -= 1
         return spins
 
     fill(block, block.bands(), spins_of)
@@ -153,33 +181,34 @@ def count_digits(words: np.ndarray, bound: Word, shift: Word, counts: np.ndarray
 
 
 @kernel
-def count_words(
-    boxes: Boxes,
-    key: np.ndarray,
-    shape: Shape,
-    left: np.ndarray,
-    bounds: np.ndarray,
-    shift: Word,
-    counts: np.ndarray,
+def _count(
+    words: np.ndarray, left: np.ndarray, bounds: np.ndarray, shift: Word, counts: np.ndarray
 ) -> None:
-    """Histograms (B, 2^digits) of the next digit, over the words that share the digits above."""
-    origins, members, (ly, lx) = boxes
-    words = np.empty(shape[1], np.uint64)
     for b in range(counts.shape[0]):
-        if left[b] == 0:
-            continue
-        for i in range(shape[0]):
-            gy = (origins[b, 0] + i) % ly
-            row_words(key, members[b], gy, origins[b, 1], lx, words)
-            count_digits(words, bounds[b], shift, counts[b])
+        if left[b] > 0:
+            count_digits(words[b], bounds[b], shift, counts[b])
 
 
-@kernel
+def counting(block: Spins, key: np.ndarray) -> Callable[..., None]:
+    """The ``count`` of :func:`bounds_of_smallest` for the first words of all sites.
+
+    Words are drawn anew in each round, which is faster than to store them.
+    """
+
+    def count(left: np.ndarray, bounds: np.ndarray, shift: Word, counts: np.ndarray) -> None:
+        for band in block.bands():
+            for _, words in words_of(block, key, band):
+                _count(words.reshape(len(words), -1), left, bounds, shift, counts)
+
+    return count
+
+
 def _descend(counts: np.ndarray, shift: Word, left: np.ndarray, bounds: np.ndarray) -> None:
     """Raise each bound to the digit that holds the next word; ``left`` remain to be marked."""
-    for b in range(counts.shape[0]):
-        digit = 0
-        while left[b] > 0 and counts[b, digit] <= left[b] and digit < counts.shape[1] - 1:
-            left[b] -= counts[b, digit]
-            digit += 1
-        bounds[b] += np.uint64(digit) << shift
+    boxes, last = np.arange(len(counts)), counts.shape[1] - 1
+    below = np.cumsum(counts, axis=1)
+    digit = np.minimum((below < left[:, None]).sum(axis=1), last)
+    settled = (left > 0) & (below[boxes, digit] == left)
+    digit = np.minimum(digit + settled, last)
+    left -= np.where(digit > 0, below[boxes, digit - 1], 0)
+    bounds += digit.astype(np.uint64) << shift

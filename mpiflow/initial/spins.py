@@ -12,13 +12,13 @@ import numpy as np
 from mpiflow.core import arrays
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
-from mpiflow.core.noise import Word, stream_key
+from mpiflow.core.noise import stream_key
 from mpiflow.initial.site_words import (
     Boxes,
     Spins,
     bounds_of_smallest,
     boxes_of,
-    count_words,
+    counting,
     empty,
     fill,
     fill_below,
@@ -50,8 +50,7 @@ def shuffled(block: Spins, seed: int, magnetization: float | np.ndarray = 0.0) -
 
     Every site draws a 64-bit word and the sites with the smallest words are up.
     The bound between up and down is found digit by digit from histograms summed
-    over the ranks, so no rank needs the whole lattice. Words are drawn anew in
-    each round, which is faster than to store them.
+    over the ranks, so no rank needs the whole lattice.
 
     Parameters
     ----------
@@ -62,11 +61,8 @@ def shuffled(block: Spins, seed: int, magnetization: float | np.ndarray = 0.0) -
         require_magnetization(float(m))
     wanted = np.rint(0.5 * (1.0 + target) * block.lattice.sites).astype(np.int64)
     key = stream_key(seed, "initial")
-
-    def count(left: np.ndarray, bounds: np.ndarray, shift: Word, counts: np.ndarray) -> None:
-        count_words(boxes_of(block), key, block.shape, left, bounds, shift, counts)
-
-    fill_below(block, key, 0, bounds_of_smallest(block, wanted, count))
+    bounds = bounds_of_smallest(block, wanted, counting(block, key))
+    fill_below(block, key, 0, bounds)
 
 
 # -- a given local mean -----------------------------------------------------------------------
