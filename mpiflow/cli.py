@@ -58,6 +58,7 @@ def invoke(arguments: Sequence[str]) -> None:
     """Run a command line in this process; a bad one raises :class:`InputError`."""
     # The same under any version of typer, whether or not it brings its own click.
     usage_error: Any = typer.BadParameter.__bases__[0]
+    _add_systems(arguments)
     command = typer.main.get_command(app)
     try:
         with explained():
@@ -118,9 +119,27 @@ def _rollout(given: dict[str, Any]) -> bool:
     return True
 
 
-def _add_systems() -> None:
-    """A command for each system of the catalogue."""
-    for name, entry in catalogue.systems().items():
+def _names(group: typer.Typer) -> set[str]:
+    """Of its commands."""
+    return {
+        made.name or str(getattr(made.callback, "__name__", ""))
+        for made in group.registered_commands
+    }
+
+
+def _add_systems(arguments: Sequence[str]) -> None:
+    """A command for each system of the catalogue that a command line may mean: to make those of
+    all takes longer than to load one run."""
+    systems = catalogue.systems()
+    word, name = (*arguments, "", "")[:2]
+    if word in _names(app):  # has nothing to do with a system
+        return
+    if word == "simulate" and name in systems:
+        systems = {name: systems[name]}
+    made = {*_names(app), *_names(simulate_app)}
+    for name, entry in systems.items():
+        if (name if entry.command == "simulate" else entry.command) in made:
+            continue
         model = catalogue.options(name)
         if entry.command == "simulate":
             simulate_app.command(name, help=entry.help)(command_of(model, _simulate))
@@ -128,9 +147,6 @@ def _add_systems() -> None:
             app.command(entry.command, help=entry.help)(
                 command_of(model, _simulate, "model", _rollout)
             )
-
-
-_add_systems()
 
 
 @app.command()

@@ -294,6 +294,10 @@ def test_the_unpickler_calls_nothing(name: str) -> None:
             "torch pydantic typer",
         ),
         ("import mpiflow.core.lattice", "mpi4py numba numpy"),
+        (
+            "import mpiflow.cli, mpiflow.run.simulate, mpiflow.simulation.ising.build",
+            "torch matplotlib scipy.special scipy.optimize scipy.interpolate scipy.fft",
+        ),
         ("import mpiflow.experiments.results", "mpi4py.MPI torch numba matplotlib"),
         ("import mpiflow.learn.models, mpiflow.learn.kernels", "mpi4py.MPI torch numba"),
         (

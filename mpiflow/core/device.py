@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -25,9 +26,25 @@ import numba
 import numba.extending
 import numpy as np
 from numba.core.dispatcher import Dispatcher
+from numba.np import linalg
 
 from mpiflow.core import kernel_cache
 from mpiflow.core.errors import InputError
+
+
+def _load_arrays_of_numba() -> None:
+    """Without the linear algebra of SciPy, on which every run would wait a tenth of a second.
+
+    Numba loads it to see whether it is there, and again when a function multiplies matrices.
+    """
+    look, linalg.ensure_blas = linalg.ensure_blas, lambda: None
+    try:
+        import_module("numba.np.arraymath")
+    finally:
+        linalg.ensure_blas = look
+
+
+_load_arrays_of_numba()
 
 # IEEE arithmetic everywhere: results must not depend on the target.
 _OPTIONS: dict[str, Any] = {

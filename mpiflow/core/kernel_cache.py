@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,32 +22,44 @@ from typing import Any
 from numba.core import caching
 from numba.core.dispatcher import Dispatcher
 
-_IMPORTS = re.compile(rb"^\s*from mpiflow(?:\.([\w.]+))? import (\([^)]*\)|[^\n]*)", re.MULTILINE)
-_COMPILES = re.compile(rb"^@(?:kernel|rule|inlined)\b|\b(?:rule|kernel|inlined|intrinsic)\(", re.M)
+_IMPORTS = re.compile(rb"from mpiflow(?:\.([\w.]+))? import (\([^)]*\)|[^\n]*)")
+_COMPILES = re.compile(rb"\n@(?:kernel|rule|inlined)\b|\b(?:rule|kernel|inlined|intrinsic)\(")
 
 
 @lru_cache(maxsize=1)
 def digest() -> str:
     """Of the source of all rules and kernels, and of every module that they import."""
-    package = Path(__file__).parents[1]
-    sources = {path: path.read_bytes() for path in sorted(package.glob("**/*.py"))}
-    todo = [path for path, source in sources.items() if _COMPILES.search(source)]
-    todo.append(package / "core" / "device.py")
-    needed: set[Path] = set()
+    sources = dict(_modules(str(Path(__file__).parents[1])))
+    sources.pop("")  # the package itself names all modules, for types
+    # To look for a word first takes a tenth of the time, and every run waits for this.
+    about = [name for name, source in sources.items() if b"device" in source]
+    todo = ["core.device", *(name for name in about if _COMPILES.search(sources[name]))]
+    needed: set[str] = set()
     while todo:
-        path = todo.pop()
-        if path in needed:
+        name = todo.pop()
+        if name in needed or name not in sources:
             continue
-        needed.add(path)
-        for module, names in _IMPORTS.findall(sources[path]):
-            base = package.joinpath(*module.decode().split(".")) if module else package
-            found = [base.with_suffix(".py"), base / "__init__.py"] if module else []
-            found += [base / f"{name}.py" for name in re.findall(r"\w+", names.decode())]
-            todo += [other for other in found if other in sources]
+        needed.add(name)
+        for module, names in _IMPORTS.findall(sources[name]):
+            base = module.decode()
+            parts = re.findall(r"\w+", names.decode())
+            todo += [base, *(f"{base}.{part}" if base else part for part in parts)]
     total = hashlib.sha256()
-    for path in sorted(needed):
-        total.update(sources[path])
+    for name in sorted(needed):
+        total.update(sources[name])
     return total.hexdigest()[:16]
+
+
+def _modules(folder: str, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    """Dotted name inside the package and source of each module; of a package without __init__."""
+    for there in os.scandir(folder):
+        stem, dot, suffix = there.name.partition(".")
+        if suffix == "py":
+            name = prefix.rstrip(".") if stem == "__init__" else prefix + stem
+            with open(there.path, "rb") as file:
+                yield name, file.read()
+        elif not dot and stem != "__pycache__" and there.is_dir():
+            yield from _modules(there.path, f"{prefix}{stem}.")
 
 
 @lru_cache(maxsize=1)

@@ -83,7 +83,7 @@ def start() -> MPI.Intracomm:
     """
     streams.forgive()
     install_abort_hook()
-    mpi.require()
+    mpi.require_for_program()
     check_launcher()
     mute_other_ranks()
     return MPI.COMM_WORLD

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
-from scipy import fft
+import scipy
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
@@ -152,7 +152,7 @@ class Slabs:
         self._require(field.shape)
         lines = np.empty((0, self._cuts[-1]), complex)
         if len(field):
-            lines = fft.rfft(np.asarray(field, float), axis=1)
+            lines = scipy.fft.rfft(np.asarray(field, float), axis=1)
         if self.comm.size > 1:
             pieces = [lines[:, a:b] for a, b in zip(self._cuts, self._cuts[1:], strict=False)]
             width = self.columns.stop - self.columns.start
@@ -160,7 +160,7 @@ class Slabs:
             counts = [int(n) * width for n in np.diff(self.edges)]
             lines = self._exchange(_pack(pieces, lines), sent, counts)
             lines = lines.reshape(self.shape[0], width)
-        return fft.fft(lines, axis=0, overwrite_x=True) if lines.size else lines
+        return scipy.fft.fft(lines, axis=0, overwrite_x=True) if lines.size else lines
 
     def backward(self, spectrum: np.ndarray, overwrite: bool = False) -> np.ndarray:
         """The inverse of :meth:`forward`: (ny, columns) complex128 to (n, nx) float64.
@@ -175,7 +175,7 @@ class Slabs:
         lines = np.asarray(spectrum, complex)
         if width:
             # No factors before the last line.
-            lines = fft.ifft(lines, axis=0, norm="forward", overwrite_x=overwrite)
+            lines = scipy.fft.ifft(lines, axis=0, norm="forward", overwrite_x=overwrite)
         if self.comm.size > 1:
             sent = [int(rows) * width for rows in np.diff(self.edges)]
             counts = [n * (b - a) for a, b in zip(self._cuts, self._cuts[1:], strict=False)]
@@ -186,7 +186,7 @@ class Slabs:
                 lines[:, a:b] = received[ends[r] : ends[r + 1]].reshape(n, b - a)
         if n == 0:
             return np.empty((0, nx))
-        field = fft.irfft(lines, nx, axis=1, norm="forward", overwrite_x=True)
+        field = scipy.fft.irfft(lines, nx, axis=1, norm="forward", overwrite_x=True)
         field *= 1 / (self.shape[0] * nx)
         return field
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 Laws = Iterator[tuple[np.ndarray, str]]
 
@@ -64,7 +64,7 @@ def of_flips(
     changing = _of_sites(about) or about.get("schedule")
     if most is None or not known or changing or len(times) < 2:
         return
-    slowest = expit(-2.0 * (most + abs(about["field"])) / about["temperature"])
+    slowest = scipy.special.expit(-2.0 * (most + abs(about["field"])) / about["temperature"])
     step = about.get("dt") if system == "ising" else about.get("tau")
     share = -math.expm1(-step) / step if isinstance(step, int | float) and step > 0 else 0.6
     expected = slowest * share * sites * (times[-1] - times[0])

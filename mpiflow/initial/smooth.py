@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import scipy.fft
-from scipy.optimize import brentq
-from scipy.special import ndtr
+import scipy
 
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
@@ -315,13 +313,13 @@ def unclipped(m: float, a: float) -> float:
 
     def excess(mu: float) -> float:
         z = np.array([mu + 1.0, mu - 1.0]) / a
-        above = z * ndtr(z) + np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
+        above = z * scipy.special.ndtr(z) + np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
         return float(a * (above[0] - above[1]) - 1.0 - m)
 
     far = 1.0 + 40.0 * a  # there everything is clipped
     if excess(far) <= 0 or excess(-far) >= 0:
         return float(np.copysign(far, m))
-    return float(brentq(excess, -far, far, xtol=1e-14))
+    return float(scipy.optimize.brentq(excess, -far, far, xtol=1e-14))
 
 
 def _require_amplitude(amplitude: float) -> None:

@@ -124,7 +124,8 @@ def _remedy(field: FieldInfo) -> str:
 class Config(BaseModel):
     """Base of all configurations: any bad value raises :class:`InputError`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Deferred: a program has the options of all systems and checks those of one.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
     #: Options of a base that come after those of the system.
     LATE: ClassVar[tuple[str, ...]] = ()
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.linalg import eigvalsh_tridiagonal
-from scipy.stats import poisson
+import scipy
 
 from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
@@ -41,7 +40,7 @@ def spectral_gap(birth: np.ndarray, death: np.ndarray) -> float:
     _check(birth, death)
     beside = np.sqrt(birth[:-1] * death[1:])
     largest = len(birth) - 1
-    found = eigvalsh_tridiagonal(
+    found = scipy.linalg.eigvalsh_tridiagonal(
         -(birth + death), beside, select="i", select_range=(largest - 1, largest)
     )
     return float(-found[0])
@@ -89,7 +88,9 @@ def evolve(
         law[done] = rest
         if time > last and not done.all():
             mean = largest * (time - last)
-            weights = poisson.pmf(np.arange(int(mean + 9.0 * np.sqrt(mean) + 30.0)), mean)
+            weights = scipy.stats.poisson.pmf(
+                np.arange(int(mean + 9.0 * np.sqrt(mean) + 30.0)), mean
+            )
             moving = law[~done]
             _uniformise(moving, birth / largest, death / largest, weights / weights.sum())
             law[~done] = moving

@@ -17,8 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import expit
+import scipy
 
 from mpiflow.core.errors import InputError
 
@@ -57,7 +56,7 @@ class CurieWeiss:
             raise InputError("sites", sites, "1 or more", "Try 4096.")
         others = 2.0 * np.arange(sites) - (sites - 1)
         u = self.coupling * others / sites + self.field
-        return np.stack([expit(2.0 * u / self.temperature), expit(-2.0 * u / self.temperature)])
+        return np.asarray(scipy.special.expit(np.stack([2.0 * u, -2.0 * u]) / self.temperature))
 
     def chain(self, sites: int) -> tuple[np.ndarray, np.ndarray]:
         """Rates of N -> N + 1 and of N -> N - 1, for N = 0..sites, each (sites + 1,) float64."""
@@ -80,4 +79,4 @@ class CurieWeiss:
         grid = np.linspace(1.0, -1.0, 4001)
         sign = np.sign(self.drift(grid))
         i = int(np.argmax(sign[1:] != sign[0]))
-        return float(brentq(lambda m: float(self.drift(m)), grid[i + 1], grid[i]))
+        return float(scipy.optimize.brentq(lambda m: float(self.drift(m)), grid[i + 1], grid[i]))

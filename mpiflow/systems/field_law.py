@@ -23,8 +23,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
 import numpy as np
-from scipy.interpolate import CubicSpline
-from scipy.special import digamma, gammaln, xlog1py
+import scipy
 
 from mpiflow.core.errors import InputError
 
@@ -89,6 +88,7 @@ class ExactLaw:
 
     def entropy(self, m: np.ndarray) -> np.ndarray:
         m = np.asarray(m, float)
+        xlog1py = scipy.special.xlog1py
         return np.asarray(xlog1py(1 + m, m) + xlog1py(1 - m, -m)) / (2 * self.beta)
 
     def prefactor(self, m: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ class Entropy:
         # Smooth up to the ends in phi = asin(m). Nodes are even about 0: s may be.
         phi = np.pi / 2 * np.linspace(-1, 1, 4097)
         m = np.clip(np.sin(phi), -1 + 1e-12, 1 - 1e-12)
-        self._rest = CubicSpline(phi, excess(m) * np.cos(phi)).antiderivative()
+        self._rest = scipy.interpolate.CubicSpline(phi, excess(m) * np.cos(phi)).antiderivative()
 
     def __call__(self, m: np.ndarray) -> np.ndarray:
         rest = self._rest(np.arcsin(m)) - self._rest(0.0)
@@ -155,12 +155,14 @@ class FiniteLaw:
     def entropy_derivative(self, m: np.ndarray) -> np.ndarray:
         near = np.clip(m, -1 + 1e-9, 1 - 1e-9)  # finite at the ends: two infinities cancel
         up, down = (self.spins * (1 + side) / 2 + 1 for side in (near, -near))
+        digamma = scipy.special.digamma
         free = (digamma(up) - digamma(down)) / 2 - np.arctanh(near)
         slope = self.law.entropy_derivative(near) + free / self.beta
         return slope - self.own * near / (self.spins - 1)
 
     def entropy(self, m: np.ndarray) -> np.ndarray:
         m, n = np.asarray(m, float), self.spins
+        gammaln = scipy.special.gammaln
         ways = gammaln(n * (1 + m) / 2 + 1) + gammaln(n * (1 - m) / 2 + 1) - 2 * gammaln(n / 2 + 1)
         free = ways / (n * self.beta) - ExactLaw(self.beta).entropy(m)
         return self.law.entropy(m) + free - self.own * m * m / (2 * (n - 1))

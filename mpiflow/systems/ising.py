@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ellipk
+import scipy
 
 from mpiflow.core.device import rule
 from mpiflow.core.errors import InputError
@@ -164,4 +164,4 @@ def onsager_energy(temperature: float) -> float:
     """
     x = 2.0 / temperature
     tanh, k = np.tanh(x), 2.0 * np.sinh(x) / np.cosh(x) ** 2
-    return float(-(1.0 + 2.0 / np.pi * (2.0 * tanh**2 - 1.0) * ellipk(k**2)) / tanh)
+    return float(-(1.0 + 2.0 / np.pi * (2.0 * tanh**2 - 1.0) * scipy.special.ellipk(k**2)) / tanh)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from mpiflow.core.device import rule
 from mpiflow.core.errors import InputError
@@ -277,7 +277,7 @@ class Kac:
 
     def rates(self, u: np.ndarray | float) -> np.ndarray:
         """Rates of flipping against fields ``u = s_x u_x``, float64."""
-        return np.asarray(expit(-2.0 * self.beta * np.asarray(u)))
+        return np.asarray(scipy.special.expit(-2.0 * self.beta * np.asarray(u)))
 
     def grid(self, scale: Scale) -> tuple[np.ndarray, int, int]:
         """Fields u of the entries of a table, and the shift and offset of :func:`lookup`.

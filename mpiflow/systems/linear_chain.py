@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solveh_banded
+import scipy
 
 from mpiflow.core.device import rule
 from mpiflow.core.errors import InputError
@@ -83,4 +83,4 @@ class LinearChain:
         bands[1, [0, -1]] -= self.coupling
         push = np.zeros(self.sites)
         push[0] = self.force
-        return np.asarray(solveh_banded(bands, push))
+        return np.asarray(scipy.linalg.solveh_banded(bands, push))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from scipy.interpolate import PchipInterpolator
 
 from mpiflow._version import __version__
 from mpiflow.core.errors import InputError
@@ -87,8 +87,9 @@ class TableLaw:
             slope[m == 0] = 0.0
             ratios = [np.append(a[keep][::-1], a) for a in ratios]
         self.range, self.outside = (float(m[0]), float(m[-1])), 0
-        self._ratio, self._kappa = (PchipInterpolator(m, a) for a in (ratios[0], ratios[-1]))
-        self._slope = PchipInterpolator(np.arctanh(m), slope)
+        curve = scipy.interpolate.PchipInterpolator
+        self._ratio, self._kappa = (curve(m, a) for a in (ratios[0], ratios[-1]))
+        self._slope = curve(np.arctanh(m), slope)
         self._entropy = Entropy(self.beta, self._excess)
 
     def mobility(self, m: np.ndarray) -> np.ndarray:

@@ -26,8 +26,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import fft
-from scipy.special import entr
+import scipy
 
 from mpiflow.core import arrays
 from mpiflow.core.errors import InputError
@@ -244,6 +243,7 @@ class NonlocalEquation(Equation):
     def free_energy(self, m: np.ndarray) -> float:
         m = self._checked(m)
         density = m * (-0.5 * self.convolve(m) - self.field)
+        entr = scipy.special.entr
         density -= self.temperature * (entr((1 + m) / 2) + entr((1 - m) / 2))
         return self.magnetization(density)  # the mean of any field
 
@@ -290,8 +290,8 @@ class LocalEquation(Equation):
         self.kappa = self.beta * kernel.second_moment / 2 / self.block**2
         self.r, self.u = 1.0 - self.beta, self.beta**3 / 3
         self.longest = self.temperature  # longer ones do not die out where 3 u m^2 is large
-        along_y = (2 * math.pi * fft.fftfreq(ny)[:, None]) ** 2
-        along_x = (2 * math.pi * fft.rfftfreq(nx)[self.slabs.columns]) ** 2
+        along_y = (2 * math.pi * scipy.fft.fftfreq(ny)[:, None]) ** 2
+        along_x = (2 * math.pi * scipy.fft.rfftfreq(nx)[self.slabs.columns]) ** 2
         self._linear = -self.kappa * (along_y + along_x) - self.r
 
     def rhs(self, m: np.ndarray) -> np.ndarray:

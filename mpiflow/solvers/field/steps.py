@@ -52,8 +52,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.interpolate import CubicSpline
-from scipy.special import gammaln
+import scipy
 
 from mpiflow.core.device import kernel, rule
 from mpiflow.core.errors import InputError
@@ -128,16 +127,16 @@ class LangevinSteps:
         ratio = law.mobility(m) / (law.beta * (1 - m * m))
         if not (np.isfinite(ratio).all() and (ratio > 0).all()):
             raise InputError("law", "its mobility", "K above 0 for |m| < 1", "Look at the law.")
-        self._path = CubicSpline(phi, ratio**-0.5).antiderivative()
+        self._path = scipy.interpolate.CubicSpline(phi, ratio**-0.5).antiderivative()
         self._root = np.pi / float(self._path(end))  # of c
         turned = self._turned(phi)
         slope = np.sqrt(ratio) / self._root
         weight = slope**2  # dm / dz, at the ends
         weight[1:-1] = slope[1:-1] * np.cos(phi[1:-1]) / np.cos(turned[1:-1])
-        log_weight = CubicSpline(turned, np.log(weight), bc_type="clamped")
+        log_weight = scipy.interpolate.CubicSpline(turned, np.log(weight), bc_type="clamped")
         b = _EDGE * (2 * np.arange(-1, _INTERVALS + 2) / _INTERVALS - 1)
         at = np.arcsin(np.tanh(b))
-        m = np.sin(CubicSpline(turned, phi)(at))
+        m = np.sin(scipy.interpolate.CubicSpline(turned, phi)(at))
         push = law.beta * self._root**2 * np.exp(log_weight(at))
         self.rate = self._root**2 / spins
         ito = self.rate * log_weight(at, 1) * np.cosh(b)
@@ -302,7 +301,7 @@ class FlipSteps:
             allowed = "finite s' and kappa above 0 for |m| < 1"
             raise InputError("law", "its values", allowed, "Look at the law.")
         self.rates = np.stack([kappa, 2 * tilt], axis=1)
-        self.log_factorials = gammaln(np.arange(spins + 1) + 1.0)
+        self.log_factorials = scipy.special.gammaln(np.arange(spins + 1) + 1.0)
 
     def state(self, m: np.ndarray) -> np.ndarray:
         return np.rint((m + 1) * (self.spins / 2)).astype(np.int32)

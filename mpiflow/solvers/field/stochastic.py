@@ -27,7 +27,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import fft
+import scipy
 
 from mpiflow.core import arrays
 from mpiflow.core.errors import InputError
@@ -252,9 +252,9 @@ class StochasticField:
             return self.slabs.backward(spectrum, overwrite=True)[None]
         if not m.size:
             return np.empty(m.shape)
-        spectrum = fft.rfft2(m)
+        spectrum = scipy.fft.rfft2(m)
         spectrum *= self._symbol
-        return fft.irfft2(spectrum, self.slabs.shape, overwrite_x=True)
+        return scipy.fft.irfft2(spectrum, self.slabs.shape, overwrite_x=True)
 
     def free_energy(self, m: np.ndarray | None = None) -> np.ndarray:
         """F / (ny nx), per spin, of fields (B, n, nx) or of the state: (B,) float64.
@@ -351,7 +351,7 @@ class StochasticField:
 
 def _whole(symbol: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """J of its spectrum, (ny, nx)."""
-    return np.asarray(fft.irfft2(symbol, shape))
+    return np.asarray(scipy.fft.irfft2(symbol, shape))
 
 
 def _symbol(

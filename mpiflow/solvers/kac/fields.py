@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import fft
+import scipy
 
 from mpiflow.core.device import inlined, kernel
 from mpiflow.core.guards import require_rule
@@ -160,8 +160,8 @@ class Sums:
         a_y, a_x, c = self.kernel.symbol((shape[0], shape[1]))
         if slabs is None:
             factor = self._factor(a_y, a_x, c)
-            spectrum = fft.rfft2(spins.astype(np.float64)) * factor
-            return np.rint(fft.irfft2(spectrum, s=shape)).astype(np.int32)
+            spectrum = scipy.fft.rfft2(spins.astype(np.float64)) * factor
+            return np.rint(scipy.fft.irfft2(spectrum, s=shape)).astype(np.int32)
         factor = self._factor(a_y, a_x[slabs.columns], c)
         sums = slabs.backward(slabs.forward(spins[0].astype(np.float64)) * factor)
         return np.rint(sums).astype(np.int32)[None]
