@@ -18,16 +18,16 @@ it in prediction).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from mpiflow.core.noise import normals
-from mpiflow.learn.training import mlp
+from mpiflow.learn.likelihood import FLOOR, SHIFT, CompiledLoss, Pairs, Scales
+from mpiflow.learn.training import mlp, sizes_of
 
-#: Smallest diagonal of the Cholesky factor, in units of the data's own noise.
-FLOOR = 1e-3
 #: Trajectories that a network evaluates together. Fixed, so that a trajectory's
 #: bits do not depend on how an ensemble is spread over ranks.
 CHUNK = 1024
@@ -154,8 +154,7 @@ class LearnedSDE(nn.Module):
         factor = entries.new_zeros(*entries.shape[:-1], self.dim, self.dim)
         factor[..., self.rows, self.columns] = entries
         diagonal = torch.diagonal(factor, dim1=-2, dim2=-1)
-        # softplus(0.5413) = 1: the untrained model has the data's own noise.
-        positive = nn.functional.softplus(diagonal + 0.5413) + FLOOR
+        positive = nn.functional.softplus(diagonal + SHIFT) + FLOOR
         return torch.tril(factor, -1) + torch.diag_embed(positive)
 
     def cholesky(self, z: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
@@ -401,3 +400,44 @@ class MacroscopicSDE(LearnedSDE):
     def _entries(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.sigma_net(self._inputs(x, context))
         return out
+
+    def _networks(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Sizes of the two networks, if kernels compute what this model is; None if they do not."""
+        if any(getattr(type(self), n) is not getattr(MacroscopicSDE, n) for n in _EQUATIONS):
+            return None
+        drift, sigma = sizes_of(self.drift_net), sizes_of(self.sigma_net)
+        if drift is None or sigma is None or self._forward_hooks or self._forward_pre_hooks:
+            return None
+        return np.array(drift), np.array(sigma)
+
+    def _scales(self) -> Scales:
+        """Units for kernels."""
+        means, stds = [self.mean], [self.std]
+        if self.context:
+            means, stds = [*means, self.context_mean], [*stds, self.context_std]
+        mean, std, noise = (torch.cat(a).double().numpy() for a in (means, stds, [self.noise]))
+        return Scales(mean, std, noise, float(self.factor))
+
+    def compiled_loss(self, data: Sequence[torch.Tensor]) -> CompiledLoss | None:
+        """The loss of :meth:`forward` by kernels, for :func:`mpiflow.learn.training.fit`.
+
+        None for a subclass with other equations, and for a model that was changed: networks that
+        are not of :func:`~mpiflow.learn.training.mlp`, hooks, other types or devices, parameters
+        besides or that are not learned.
+        """
+        sizes, own = self._networks(), list(self.parameters())
+        both = [*self.drift_net.parameters(), *self.sigma_net.parameters()]
+        if sizes is None or list(map(id, own)) != list(map(id, both)):
+            return None
+        if not all(p.requires_grad for p in own):
+            return None
+        z, increments, dt, *context = (t.contiguous().numpy() for t in data)
+        given = context[0] if context else np.empty((len(z), 0), np.float32)
+        return CompiledLoss(*sizes, Pairs(z, increments, dt, given), self._scales())
+
+
+#: What says how a model is computed: where a subclass has others, torch computes it.
+_EQUATIONS = (
+    "forward", "_rate", "_entries", "_inputs", "_noise", "_standard", "_scaled_cholesky", "drift",
+    "cholesky",
+)  # fmt: skip

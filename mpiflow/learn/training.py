@@ -15,6 +15,8 @@ from torch import nn
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import MPI
+from mpiflow.learn.likelihood import CompiledLoss
+from mpiflow.learn.optimizer import AdamW, Flat, flattened
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,13 @@ def fit(
 
     ``module(*batch)`` returns the loss of each sample. AdamW (amsgrad, no decay).
 
+    A module may have ``compiled_loss(data)``, which gives a loss and its gradient by kernels
+    (:class:`~mpiflow.learn.likelihood.CompiledLoss`) or None; torch's graph does the rest.
+
     With ``comm`` of more than one rank, every rank calls this with the same module
-    and data, takes its share of each batch, and gradients are averaged by
-    DistributedDataParallel: the same result as one rank up to rounding. It adds
-    about 2 ms a step on gloo, so it pays for large networks only.
+    and data, takes its share of each batch, and gradients are averaged, by
+    DistributedDataParallel where the graph is torch's: the same result as one rank up to rounding.
+    That adds about 2 ms a step on gloo, so it pays for large networks only.
 
     Parameters
     ----------
@@ -85,25 +90,38 @@ def fit(
     progress : called with (epoch, training loss, validation loss)
     """
     schedule = schedule or Schedule()
-    ranks, rank = (comm.size, comm.rank) if comm is not None else (1, 0)
     tensors = [torch.as_tensor(np.asarray(a), dtype=torch.float32) for a in data]
     samples = len(tensors[0])
     held_out = max(1, round(samples * schedule.validation))
     training = samples - held_out
     if training < 1:
         raise InputError("data", samples, "2 samples or more", "Generate more.")
+    with flattened(module.parameters()) as flats:
+        compiled = getattr(module, "compiled_loss", lambda _: None)(tensors)
+        if compiled is None or len(flats) != 1:
+            losses: _Losses = _Graph(module, flats, tensors, comm)
+        else:
+            losses = _Kernels(compiled, flats[0], comm)
+        log = _train(module, losses, flats, training, samples, seed, schedule, progress)
+    module.eval()
+    return log
+
+
+def _train(
+    module: nn.Module,
+    losses: _Losses,
+    flats: list[Flat],
+    training: int,
+    samples: int,
+    seed: int,
+    schedule: Schedule,
+    progress: Callable[[int, float, float], None] | None,
+) -> TrainingLog:
+    """The loop, with the first ``training`` samples."""
     batch = min(schedule.batch, training)
     steps = training // batch
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=schedule.learning_rate, weight_decay=0.0, amsgrad=True
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, _warm_cosine(steps, schedule.epochs * steps)
-    )
-    wrapped: nn.Module = module
-    if comm is not None and ranks > 1:
-        _join_process_group(comm)
-        wrapped = nn.parallel.DistributedDataParallel(module)
+    optimizer = AdamW(flats, schedule.clip)
+    factor = _warm_cosine(steps, schedule.epochs * steps)
     order = torch.Generator().manual_seed(seed)
     log = TrainingLog()
     best = copy.deepcopy(module.state_dict())
@@ -112,18 +130,14 @@ def fit(
         total = 0.0
         module.train()
         for step in range(steps):
-            mine = permutation[step * batch : (step + 1) * batch][rank::ranks]
-            # DDP averages over ranks; the factor makes that the mean over the batch
-            # even when the shares differ by one sample.
-            loss = wrapped(*(t[mine] for t in tensors)).sum() * (ranks / batch)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), schedule.clip)
-            optimizer.step()
-            scheduler.step()
-            total += loss.item() / ranks
-        train_loss = _sum(total, comm) / steps
-        validation = _mean_loss(module, [t[training:] for t in tensors], comm)
+            some = permutation[step * batch : (step + 1) * batch]
+            loss, gradients = losses.of_batch(some)
+            rate = schedule.learning_rate * factor(epoch * steps + step)
+            optimizer.step(gradients, rate)
+            total += loss
+        train_loss = losses.summed(total) / steps
+        module.eval()
+        validation = losses.mean(training, samples)
         log.train.append(train_loss)
         log.validation.append(validation)
         if progress is not None:
@@ -142,8 +156,86 @@ def fit(
             log.stopped_early = True
             break
     module.load_state_dict(best)
-    module.eval()
     return log
+
+
+class _Losses:
+    """The loss of samples, and its gradient by the parameters, over the ranks of ``comm``."""
+
+    def __init__(self, comm: MPI.Intracomm | None) -> None:
+        self.comm = comm
+        self.ranks, self.rank = (comm.size, comm.rank) if comm is not None else (1, 0)
+
+    def of_batch(self, batch: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+        """This rank's part of the mean loss of samples, and the whole gradient of each flat."""
+        raise NotImplementedError
+
+    def mean(self, first: int, end: int) -> float:
+        """Mean loss over the samples from ``first`` on, the same number on every rank."""
+        raise NotImplementedError
+
+    def summed(self, value: float) -> float:
+        """Of all ranks."""
+        return value if self.comm is None else float(self.comm.allreduce(value))
+
+    def _same(self, value: float) -> float:
+        """That of the first rank."""
+        return value if self.comm is None else float(self.comm.bcast(value))
+
+
+class _Graph(_Losses):
+    """By torch's graph, and DistributedDataParallel where there are ranks."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        flats: list[Flat],
+        tensors: list[torch.Tensor],
+        comm: MPI.Intracomm | None,
+    ) -> None:
+        super().__init__(comm)
+        self._module, self._flats, self._tensors = module, flats, tensors
+        self._wrapped = module
+        if comm is not None and self.ranks > 1:
+            _join_process_group(comm)
+            self._wrapped = nn.parallel.DistributedDataParallel(module)
+
+    def of_batch(self, batch: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+        mine = batch[self.rank :: self.ranks]
+        # DDP averages over ranks; the factor makes that the mean over the batch
+        # even when the shares differ by one sample.
+        loss = self._wrapped(*(t[mine] for t in self._tensors)).sum() * (self.ranks / len(batch))
+        self._module.zero_grad()
+        loss.backward()
+        return loss.item() / self.ranks, [flat.gradient() for flat in self._flats]
+
+    def mean(self, first: int, end: int) -> float:
+        total = 0.0
+        with torch.no_grad():
+            for start in range(first, end, 65536):
+                some = (t[start : min(start + 65536, end)] for t in self._tensors)
+                total += self._module(*some).sum().item()
+        return self._same(total / (end - first))
+
+
+class _Kernels(_Losses):
+    """By compiled kernels, whose gradients the ranks add up."""
+
+    def __init__(self, compiled: CompiledLoss, flat: Flat, comm: MPI.Intracomm | None) -> None:
+        super().__init__(comm)
+        self._compiled, self._gradient = compiled, torch.empty_like(flat.values)
+        self._parameters = flat.values.numpy()
+
+    def of_batch(self, batch: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+        mine, gradient = batch[self.rank :: self.ranks].numpy(), self._gradient.numpy()
+        loss = self._compiled.gradient(mine, self._parameters, 1.0 / len(batch), gradient)
+        if self.comm is not None and self.ranks > 1:
+            self.comm.Allreduce(MPI.IN_PLACE, gradient)
+        return loss / len(batch), [self._gradient]
+
+    def mean(self, first: int, end: int) -> float:
+        total = self._compiled.total(np.arange(first, end), self._parameters)
+        return self._same(total / (end - first))
 
 
 def _warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
@@ -154,22 +246,6 @@ def _warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
         return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return factor
-
-
-def _mean_loss(module: nn.Module, tensors: list[torch.Tensor], comm: MPI.Intracomm | None) -> float:
-    """Mean loss over the held-out samples, the same number on every rank."""
-    module.eval()
-    total, count = 0.0, len(tensors[0])
-    with torch.no_grad():
-        for start in range(0, count, 65536):
-            total += module(*(t[start : start + 65536] for t in tensors)).sum().item()
-    if comm is not None:
-        total = comm.bcast(total)
-    return total / count
-
-
-def _sum(value: float, comm: MPI.Intracomm | None) -> float:
-    return value if comm is None else float(comm.allreduce(value))
 
 
 def _join_process_group(comm: MPI.Intracomm) -> None:
@@ -211,3 +287,26 @@ def mlp(sizes: Sequence[int], *, zero_last: bool = False) -> nn.Sequential:
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
     return nn.Sequential(*layers)
+
+
+def sizes_of(network: nn.Module) -> list[int] | None:
+    """The sizes of a network of :func:`mlp`, in float32 on the CPU; None if it is anything else."""
+    parts = list(network) if type(network) is nn.Sequential else []
+    sizes: list[int] = []
+    for i, part in enumerate(parts):
+        if type(part) is not (nn.SiLU if i % 2 else nn.Linear) or _hooked(part):
+            return None
+        if type(part) is nn.Linear:
+            if part.weight.dtype is not torch.float32 or not part.weight.is_cpu:
+                return None
+            if part.bias is None:
+                return None
+            sizes += [part.in_features] if i == 0 else []
+            sizes.append(part.out_features)
+    return sizes if len(parts) % 2 and not _hooked(network) else None
+
+
+def _hooked(part: nn.Module) -> bool:
+    """Whether more happens in it than its type says."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, name) for name in hooks) or "forward" in vars(part)

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from mpiflow.core.errors import InputError
-from mpiflow.learn.sde import FLOOR, LearnedSDE
+from mpiflow.learn.likelihood import FLOOR
+from mpiflow.learn.sde import LearnedSDE
 
 #: Slope a, bias b, diffusion c.
 Coefficients = tuple[float, float, float]

@@ -16,7 +16,8 @@ from torch import nn
 from mpiflow.core.noise import uniforms
 from mpiflow.learn.closure.closure import ClosureAutoencoder
 from mpiflow.learn.closure.equilibrium import Pairs
-from mpiflow.learn.sde import FLOOR, LearnedSDE
+from mpiflow.learn.likelihood import FLOOR
+from mpiflow.learn.sde import LearnedSDE
 from mpiflow.learn.training import Schedule, fit, mlp
 from mpiflow.systems.ising import CLASSES
 

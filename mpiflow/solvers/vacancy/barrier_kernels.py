@@ -9,8 +9,8 @@ import numpy as np
 
 from mpiflow.core.device import CudaKernel, Device, kernel
 from mpiflow.core.errors import InputError
+from mpiflow.core.instructions import LANES
 from mpiflow.solvers.vacancy import dense
-from mpiflow.solvers.vacancy.dense import LANES
 from mpiflow.systems.alloy import NEIGHBOURS, ORIENTATIONS
 from mpiflow.systems.barriers import _BEYOND, CONSTANT, NETWORK, PAIRWISE, SITES, Barriers, _model
 
