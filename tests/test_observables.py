@@ -107,6 +107,9 @@ def test_packed_and_plain_blocks_have_the_same_observables(size: int) -> None:
     sums = [observables.block_sums(block, size) for block in (plain, packed)]
     assert np.array_equal(*sums)
     assert sums[0].dtype == sums[1].dtype
+    bits = [observables.spin_bits(block) for block in (plain, packed)]
+    assert np.array_equal(*bits)
+    assert np.array_equal(bits[1], np.packbits(spins > 0, axis=-1))
 
 
 def test_intensive_observables() -> None:

@@ -323,6 +323,8 @@ class Schema:
     def _create(self, file: h5py.File, v: Variable, sealed: bool) -> h5py.Dataset:
         shape, dtype = tuple(self.dims[name] for name in v.dims), np.dtype(v.dtype)
         packing = {"compression": "gzip", "compression_opts": _GZIP_LEVEL, "shuffle": True}
+        if v.dtype == "uint8" and not sealed:  # bits: whether it pays is seen when they are sealed
+            packing = {}
         packing |= {"fletcher32": True}
         options: dict[str, Any] = {}
         if v.per_frame:

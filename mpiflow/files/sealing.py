@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -25,6 +26,9 @@ from mpiflow.files import footer, manifest, storage
 from mpiflow.files.schema import Schema, plain, storable
 
 _BATCH_BYTES = 2**23
+_SAMPLE = 2**14
+#: Filters that a chunk went without: those before the checksum, shuffle and gzip.
+_NOT_COMPRESSED = 0b011
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -190,16 +194,32 @@ def _rewrite(
 
 
 def _copy_frames(source: h5py.Dataset, target: h5py.Dataset, frames: int) -> None:
-    """Chunks as they are where both files pack them alike, else values."""
+    """Chunks as they are where both files pack them alike, or where to compress them would not pay,
+    else values."""
     if source.chunks == target.chunks and _packing(source) == _packing(target):
         for at, mask, chunk in _raw_chunks(source, frames):
             target.id.write_direct_chunk(at, chunk, mask)
+        return
+    if source.chunks == target.chunks and _packing(source) == (None, False, True):
+        for at, _, chunk in _raw_chunks(source, frames):
+            if _pays(chunk):
+                box = tuple(slice(a, a + n) for a, n in zip(at, source.chunks, strict=True))
+                target[box] = source[box]
+            else:
+                target.id.write_direct_chunk(at, chunk, _NOT_COMPRESSED)
         return
     frame = max(1, int(np.prod(source.shape[1:])) * source.dtype.itemsize)
     step = max(1, _BATCH_BYTES // frame)
     for first in range(0, frames, step):
         here = slice(first, min(first + step, frames))
         target[here] = source[here]
+
+
+def _pays(chunk: bytes) -> bool:
+    """Whether to compress saves a third of it, by the middle of it."""
+    middle = len(chunk) // 2
+    sample = chunk[max(0, middle - _SAMPLE // 2) : middle + _SAMPLE // 2]
+    return 3 * len(zlib.compress(sample, 1)) < 2 * len(sample)
 
 
 def _packing(dataset: h5py.Dataset) -> tuple[Any, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from mpiflow.core.block import Block
@@ -12,6 +14,8 @@ from mpiflow.systems.rule import SpinRule
 
 #: Counts of bonds that are held at once, whatever the batch.
 _COUNTS = 2**22
+#: Words of a colour that become bytes at once: what they need stays in the cache.
+_WORDS = 2**14
 
 
 @kernel
@@ -46,14 +50,34 @@ def spin_sums(block: Block | PackedBlock) -> np.ndarray:
 def spin_bits(block: Block | PackedBlock) -> np.ndarray:
     """Spins as bits, (B, ny, nx / 8 rounded up) uint8, the first site in the highest bit.
 
-    Of this rank, in bounded memory: spins of a packed block are not unpacked all at once.
+    Of this rank. Words of a packed block become bytes without being unpacked.
     """
-    out = np.empty((block.batch, block.shape[0], -(-block.shape[1] // 8)), np.uint8)
-    plain = None if isinstance(block, PackedBlock) else block.spins()
-    for rows in block.bands():
-        spins = block.spins(rows) if isinstance(block, PackedBlock) else plain[:, rows]  # type: ignore[index]
-        out[:, rows] = np.packbits(spins > 0, axis=-1)
-    return out
+    if not isinstance(block, PackedBlock):
+        return np.packbits(block.spins() > 0, axis=-1)
+    even, odd = (_spread_bits() >> place for place in (0, 1))
+    colours = [words[:, 1:-1, 1:-1] for words in block.host()]
+    out = np.empty((block.batch, block.shape[0], block.shape[1] // 32), np.uint32)
+    step = 2 * max(1, _WORDS // max(1, block.batch * colours[0].shape[2]))
+    for first in range(0, block.shape[0], step):
+        for parity in (0, 1):  # of the row, whose even sites are of this colour
+            rows = slice(first + parity, first + step, 2)
+            pair = [np.ascontiguousarray(c[:, rows]).view(np.uint16) for c in colours]
+            spread = even.take(pair[parity], mode="clip")
+            spread |= odd.take(pair[1 - parity], mode="clip")
+            out[:, rows] = spread
+    return out.view(np.uint8)
+
+
+@cache
+def _spread_bits() -> np.ndarray:
+    """Of each number of 16 bits, from the lowest on, at every second place of 32, (2^16,) uint32.
+
+    Places count from the highest bit of the byte that comes first in memory.
+    """
+    numbers = np.arange(2**16, dtype=np.uint16)[:, None].view(np.uint8)
+    places = np.zeros((2**16, 32), np.uint8)
+    places[:, ::2] = np.unpackbits(numbers, axis=1, bitorder="little")
+    return np.packbits(places, axis=1).view(np.uint32)[:, 0]
 
 
 @kernel

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 from mpiflow import RunDataset, Runs
+from mpiflow.commands.verify import verify
 from mpiflow.core.errors import InputError
 from mpiflow.files.schema import STANDARD, block_centres
+from mpiflow.files.sealing import Continuation
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.files.writer import TrajectoryWriter
 
@@ -136,3 +139,45 @@ def test_data_sets_of_learners_unpack(name: str, tmp_path: Path) -> None:
     assert bytes_as_they_are.shape == (2, LY, LX // 8)
     with pytest.raises(InputError, match=r"variables=\['spun'\].*spin_bits"):
         RunDataset(folder / "True.h5", ("spun",))
+
+
+def test_bits_are_compressed_where_it_pays_once_they_are_sealed(tmp_path: Path) -> None:
+    """Disordered spins have no shorter form: they are stored, and stay, as they are."""
+    path, noise = (
+        tmp_path / "run.h5",
+        np.random.default_rng(3).integers(0, 256, (256, 64), np.uint8),
+    )
+    frames = [noise, np.full_like(noise, 0xFF), noise[::-1].copy()]
+    dims = {"y": 256, "x_byte": 64}
+
+    def writer(**options: Any) -> TrajectoryWriter:
+        variables = [STANDARD["spin_bits"].over("y", "x_byte")]
+        return TrajectoryWriter(path, dims=dims, variables=variables, attributes=ABOUT, **options)
+
+    def packing(frame: int) -> tuple[int, int]:
+        """Which filters a chunk went without, and its bytes."""
+        with h5py.File(path, "r", locking=False) as file:
+            mask, chunk = file["spin_bits"].id.read_direct_chunk((frame, 0, 0))
+            return mask, len(chunk)
+
+    with writer() as live:
+        for k in (0, 1):
+            live.append(float(k), {"spin_bits": frames[k]})
+        run = live.run
+        live.flush()
+        assert packing(0) == packing(1) == (0, noise.nbytes + 4)  # and a checksum
+    assert packing(0) == (0b011, noise.nbytes + 4)
+    none, size = packing(1)
+    assert none == 0
+    assert size < noise.nbytes / 10
+    (found,) = verify([path], quick=True)
+    assert found.good, found
+    with writer(resume=Continuation(2, run)) as again:
+        again.append(2.0, {"spin_bits": frames[2]})
+    with Trajectory(path) as whole:
+        np.testing.assert_array_equal(whole.read("spin_bits"), frames)
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(noise[0].tobytes()) + 5] ^= 1
+    path.write_bytes(damaged)
+    with h5py.File(path) as file, pytest.raises(OSError, match="checksum"):
+        file["spin_bits"][0]

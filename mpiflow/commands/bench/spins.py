@@ -20,6 +20,7 @@ from mpiflow import initial
 from mpiflow.commands.bench import alloy as alloy_bench
 from mpiflow.commands.bench import chains as chains_bench
 from mpiflow.commands.bench import field as field_bench
+from mpiflow.commands.bench import files as files_bench
 from mpiflow.commands.bench import kac as kac_bench
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device, kernel, rule, threads
@@ -393,6 +394,12 @@ def _spin_diffusion(meter: Meter, device: str, small: bool) -> None:
         meter.cost(case, unit, scale, work)
 
 
+def _files(meter: Meter, device: str, small: bool) -> None:
+    """Seconds of a frame of spins as bits, and of checkpoints, written and read."""
+    for case in files_bench.cases(meter.comm, small):
+        meter.cost(*case)
+
+
 def _noise(meter: Meter, device: str, small: bool) -> None:
     """64-bit words per nanosecond of our generator and of the one we did not choose."""
     sites = np.arange(64 if small else 4096, dtype=np.uint64)
@@ -418,6 +425,7 @@ BENCHES: dict[str, Callable[[Meter, str, bool], None]] = {
     "alloy": _alloy,
     "field": _field,
     "spin-diffusion": _spin_diffusion,
+    "files": _files,
     "noise": _noise,
 }
 
