@@ -58,6 +58,7 @@ COMMUNICATES = {
     "run.progress": ANY,
     "run.plan_time": ANY,
     "commands.bench.spins": ANY,
+    "commands.bench.files": frozenset({"bcast", "Barrier"}),  # where files are
     "commands.doctor.ranks": ANY,
     "commands.doctor.files": ANY,
     "commands.doctor.run": ANY,
