@@ -483,7 +483,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.less = 1
     if options.smoke:
-        options.sides, options.seeds, options.less = [16, 32], 2, 16
+        options.sides, options.seeds, options.less = [16, 32], 2, 64
     options.sides = sorted(set(options.sides))
     return options
 

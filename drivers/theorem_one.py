@@ -106,14 +106,15 @@ def main() -> None:
 
 
 def prepared(task: Task, options: argparse.Namespace) -> tuple[Ising, np.ndarray]:
-    """The model and some states of a kind, (TOGETHER, L, L)."""
+    """The model and some states of a kind, (together, L, L)."""
     kind, group = task
     temperature, field, magnetization, sweeps, time = list(KINDS.values())[kind]
     system = Ising(temperature, field)
-    members = TOGETHER * (group + options.groups * kind) + np.arange(TOGETHER)
-    block = Block.periodic(np.ones((TOGETHER, SIDE, SIDE), np.int8), members)
-    initial.shuffled(block, options.seed, np.full(TOGETHER, magnetization))
-    Sublattice(system, np.inf).advance(block, sweeps, seed=options.seed)
+    together = options.together
+    members = together * (group + options.groups * kind) + np.arange(together)
+    block = Block.periodic(np.ones((together, SIDE, SIDE), np.int8), members)
+    initial.shuffled(block, options.seed, np.full(together, magnetization))
+    Sublattice(system, np.inf).advance(block, sweeps // options.less, seed=options.seed)
     Sublattice(system, 0.25).advance(block, round(4 * time), seed=options.seed, first_step=sweeps)
     return system, block.spins().copy()
 
@@ -122,12 +123,12 @@ def measure(task: Task, options: argparse.Namespace) -> Part:
     """Everything that is measured of a group of states; arrays are (states, times, 2)."""
     system, states = prepared(task, options)
     replicas = options.replicas
-    first = replicas * TOGETHER * (task[1] + options.groups * task[0])
-    members = first + np.arange(replicas * TOGETHER)
+    first = replicas * options.together * (task[1] + options.groups * task[0])
+    members = first + np.arange(replicas * options.together)
     many = np.repeat(states, replicas, axis=0)
     steps, seed = steps_between(TIMES), options.seed
     units = np.array([1.0, -0.25]) / SIDE**2  # of M and rho, from sums of spins and of bonds
-    shape = (len(TIMES), TOGETHER, replicas)
+    shape = (len(TIMES), options.together, replicas)
     whole, part = _whole(system, states, many, members, steps, seed, shape)
 
     def by_state(values: np.ndarray, power: int) -> np.ndarray:
@@ -323,7 +324,8 @@ def finish(out: Path, kinds: dict[str, Part], options: argparse.Namespace) -> No
     report.say(sides_table(kinds, at))
     report.say(generator_table(kinds))
     report.say(
-        f"{options.groups * TOGETHER} states of each kind, {options.replicas} evolutions of each."
+        f"{options.groups * options.together} states of each kind, "
+        f"{options.replicas} evolutions of each."
         " Published: order 1 (eq. 18), for conditionally independent patches."
     )
     report.write()
@@ -425,7 +427,7 @@ def write_truth(path: Path, part: Part, options: argparse.Namespace) -> None:
         "ising",
         config,
         options.seed,
-        dims={"member": TOGETHER},
+        dims={"member": options.together},
         variables=[STANDARD[name].over("member") for name in names],
     ) as writer:
         for time, frame in zip(np.append(0.0, TIMES), part["path"], strict=True):
@@ -439,8 +441,9 @@ def parse() -> argparse.Namespace:
     add("--replicas", type=int, default=64, help="evolutions of each state")
     add("--seed", type=int, default=1)
     options = parser.parse_args()
+    options.together, options.less = TOGETHER, 1
     if options.smoke:
-        options.groups, options.replicas = 2, 4
+        options.groups, options.replicas, options.together, options.less = 2, 4, 2, 100
     return options
 
 

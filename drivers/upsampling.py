@@ -678,7 +678,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.smoke:
         options.largest, options.beyond, options.times, options.window_times = 128, 256, [1, 4], [1]
-        options.shown, options.groups, options.thin = 4, 3, 16
+        options.shown, options.groups, options.thin = 4, 3, 64
     return options
 
 
