@@ -464,7 +464,7 @@ def bench(
         ...,
         metavar="NAME",
         help="ising, ising-exact, halo, scaling, partial-evolution, kac, alloy, field, "
-        "spin-diffusion, files or noise.",
+        "spin-diffusion, files, learning or noise.",
     ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object a line, not a table."),
     device: str = typer.Option("cpu", "--device", metavar="cpu|cuda", help="Where to compute."),

@@ -26,6 +26,7 @@ from torch import nn
 
 from mpiflow.core.noise import normals
 from mpiflow.learn.likelihood import FLOOR, SHIFT, CompiledLoss, Pairs, Scales
+from mpiflow.learn.paths import Law, Leaving, law_of, walk
 from mpiflow.learn.training import mlp, sizes_of
 
 #: Trajectories that a network evaluates together. Fixed, so that a trajectory's
@@ -33,44 +34,6 @@ from mpiflow.learn.training import mlp, sizes_of
 CHUNK = 1024
 #: Excess of a variance that a step may make before a rollout warns, and states that tell it.
 MOST_EXCESS, SLOPES = 0.05, 64
-
-
-class OutsideData(UserWarning):
-    """A prediction goes where the model has no data."""
-
-
-class _Leaving:
-    """Which of a number of trajectories left the range of the training data, and the first."""
-
-    def __init__(self, trajectories: int) -> None:
-        self.left = np.zeros(trajectories, bool)
-        self.first: tuple[int, int, int, float] | None = None
-
-    def look(self, step: int, start: int, free: torch.Tensor, held: torch.Tensor) -> int:
-        """States (b, d) of trajectories from ``start`` on as they are and held; how many differ."""
-        away = free != held
-        rows = away.any(dim=1)
-        count = int(rows.sum())
-        if count:
-            self.left[start : start + len(rows)] |= rows.numpy()
-            if self.first is None or step < self.first[0]:
-                row, latent = (int(i) for i in away.nonzero()[0])
-                self.first = step, start + row, latent, float(free[row, latent])
-        return count
-
-    def warn(self, sde: LearnedSDE, dt: np.ndarray) -> None:
-        """Say it, if it was so; ``dt`` (B,) is the duration of a step."""
-        if self.first is None:
-            return
-        step, which, latent, value = self.first
-        name, (low, high) = list(sde.validity().items())[latent]
-        warnings.warn(
-            f"{self.left.sum()} of {len(self.left)} trajectories leave the range of the data that "
-            f"the model was learned from, first at time {step * dt[which]:.6g} with {name} = "
-            f"{value:.6g}; it is held in {low:.6g} to {high:.6g}, the range of the data widened by "
-            "a tenth. Do not trust them from there on",
-            OutsideData, stacklevel=3,
-        )  # fmt: skip
 
 
 class LearnedSDE(nn.Module):
@@ -279,8 +242,16 @@ class LearnedSDE(nn.Module):
         trajectories (len(save), B, d) float64, number of clipped states
         """
         self._warn_of_step(z0, dt, context)
-        leaving = _Leaving(len(z0))
+        duration = dt * np.broadcast_to(clock, len(z0))
         self.eval()
+        law = self._law()
+        if law is not None:
+            path, leaving, held = walk(
+                law, z0, context, members, dt=dt, noise=noise, steps=steps, save=save, seed=seed
+            )
+            leaving.warn(self.validity(), duration)
+            return path, held
+        leaving = Leaving(len(z0))
         out = np.empty((len(save), *z0.shape))
         clipped = 0
         size = self.chunk
@@ -293,7 +264,7 @@ class LearnedSDE(nn.Module):
                 given = (self.mean.new_tensor(np.resize(context[chunk], (size, context.shape[1]))),)
             keys = np.resize(members[chunk], size)
             kept = 0
-            leaving.look(0, start, z[:count], self._held(z[:count]))
+            leaving.look(0, start, z[:count].numpy(), self._held(z[:count]).numpy())
             for step in range(steps + 1):
                 if kept < len(save) and save[kept] == step:
                     out[kept, chunk] = z[:count].numpy()
@@ -304,9 +275,13 @@ class LearnedSDE(nn.Module):
                 kick = self.cholesky(z, *given) @ self.mean.new_tensor(xi)[..., None]
                 moved = z + self.drift(z, *given) * dt + kick[..., 0] * (noise * dt**0.5)
                 z = self._held(moved)
-                clipped += leaving.look(step + 1, start, moved[:count], z[:count])
-        leaving.warn(self, dt * np.broadcast_to(clock, len(z0)))
+                clipped += leaving.look(step + 1, start, moved[:count].numpy(), z[:count].numpy())
+        leaving.warn(self.validity(), duration)
         return out, clipped
+
+    def _law(self) -> Law | None:
+        """This SDE for kernels, where they compute what it is; None where they do not."""
+        return None
 
     def _held(self, z: torch.Tensor) -> torch.Tensor:
         """States inside the widened range of the training data."""
@@ -417,6 +392,16 @@ class MacroscopicSDE(LearnedSDE):
             means, stds = [*means, self.context_mean], [*stds, self.context_std]
         mean, std, noise = (torch.cat(a).double().numpy() for a in (means, stds, [self.noise]))
         return Scales(mean, std, noise, float(self.factor))
+
+    @torch.no_grad()
+    def _law(self) -> Law | None:
+        sizes = self._networks()
+        if sizes is None:
+            return None
+        nets = (self.drift_net, self.sigma_net)
+        drift, sigma = (torch.cat([p.reshape(-1) for p in n.parameters()]).numpy() for n in nets)
+        low, high = self.low.numpy(), self.high.numpy()
+        return law_of(sizes, (drift, sigma), self._scales(), low, high)
 
     def compiled_loss(self, data: Sequence[torch.Tensor]) -> CompiledLoss | None:
         """The loss of :meth:`forward` by kernels, for :func:`mpiflow.learn.training.fit`.

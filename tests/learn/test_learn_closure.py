@@ -18,7 +18,7 @@ from mpiflow.learn.closure import observed
 from mpiflow.learn.closure.observed import local_statistics
 from mpiflow.learn.closure.series import pairs_of
 from mpiflow.learn.closure.sources import read
-from mpiflow.learn.sde import OutsideData
+from mpiflow.learn.paths import OutsideData
 from mpiflow.learn.together import explained_drift
 
 SELF = MPI.COMM_SELF

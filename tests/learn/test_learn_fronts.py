@@ -15,7 +15,7 @@ from mpiflow.cli import invoke
 from mpiflow.core.errors import InputError
 from mpiflow.learn.alloy.data import load_pairs, save_pairs
 from mpiflow.learn.alloy.from_files import of_run
-from mpiflow.learn.sde import OutsideData
+from mpiflow.learn.paths import OutsideData
 
 SELF = MPI.COMM_SELF
 

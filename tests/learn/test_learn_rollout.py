@@ -18,7 +18,8 @@ from mpiflow.learn.alloy.onsager_net import OnsagerSDE
 from mpiflow.learn.closure.closure import ClosureAutoencoder
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.closure.model import MacroscopicModel
-from mpiflow.learn.sde import MacroscopicSDE, OutsideData
+from mpiflow.learn.paths import OutsideData
+from mpiflow.learn.sde import MacroscopicSDE
 
 SELF = MPI.COMM_SELF
 

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from mpiflow.learn.sde import CHUNK, LearnedSDE, MacroscopicSDE
+from mpiflow.core.noise import normals, stream_key
+from mpiflow.learn.layers import BLOCK
+from mpiflow.learn.paths import normal_lanes
+from mpiflow.learn.sde import LearnedSDE, MacroscopicSDE
 from mpiflow.learn.training import Schedule, fit
 
 
@@ -118,14 +121,63 @@ def test_rollout_is_euler_maruyama_with_the_right_moments() -> None:
         np.testing.assert_allclose(path[i].std(axis=0), spread, rtol=0.02)
 
 
-def test_a_trajectory_does_not_depend_on_its_company() -> None:
+class Own(MacroscopicSDE):
+    """The same equations under another name: torch computes it, in chunks."""
+
+    chunk = 16
+
+    def _rate(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
+        return super()._rate(x, *context)
+
+
+@pytest.mark.parametrize(("kind", "chunk"), [(MacroscopicSDE, BLOCK), (Own, Own.chunk)])
+def test_a_trajectory_does_not_depend_on_its_company(
+    kind: type[MacroscopicSDE], chunk: int
+) -> None:
     sde = random_sde()
-    z0 = np.random.default_rng(5).normal(size=(2 * CHUNK + 7, 3)) + 5.0
+    sde.__class__ = kind
+    z0 = np.random.default_rng(5).normal(size=(2 * chunk + 7, 3)) + 5.0
     keys = np.arange(len(z0))
-    options = {"dt": 0.1, "steps": 6, "save": np.array([6]), "seed": 3}
+    options = {"dt": 0.1, "steps": 6, "save": np.array([0, 6]), "seed": 3}
     whole, _ = sde.rollout(z0, keys, **options)
-    part, _ = sde.rollout(z0[CHUNK : CHUNK + 50], keys[CHUNK : CHUNK + 50], **options)
-    assert np.array_equal(whole[:, CHUNK : CHUNK + 50], part)
+    for some in (slice(chunk, chunk + 50), slice(3, 4), slice(chunk - 3, chunk + 6)):
+        part, _ = sde.rollout(z0[some], keys[some], **options)
+        assert np.array_equal(whole[:, some], part)
+
+
+@pytest.mark.parametrize(("dim", "context"), [(3, 0), (2, 1)])
+def test_kernels_go_the_way_of_torch(dim: int, context: int) -> None:
+    """Frames, held states and what is said of them, with the noise of the same keys."""
+    rng = np.random.default_rng(dim)
+    torch.manual_seed(1)
+    z, given = rng.normal(size=(200, dim)) + 2.0, rng.normal(size=(200, context)) * 3.0 + 500.0
+    sde = MacroscopicSDE(dim, 24, 2.0, context)
+    for p in sde.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    sde.set_scales(z, rng.normal(size=(200, 1, dim)), np.full((200, 1), 0.5))
+    if context:
+        sde.set_context(given)
+    save, found, said = np.array([0, 1, 7, 20]), [], []
+    for kind in (MacroscopicSDE, Own):
+        sde.__class__ = kind
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            path = sde.rollout(
+                z, np.arange(100, 300), dt=0.1, steps=20, save=save, seed=4, noise=1.5,
+                context=given if context else None,
+            )  # fmt: skip
+        found.append(path)
+        said.append([str(w.message) for w in caught])
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=2e-5)
+    assert found[0][1] == found[1][1] > 0
+    assert said[0] == said[1] != []
+
+
+def test_noise_of_lanes_is_that_of_a_member() -> None:
+    members = np.arange(1000, 1000 + BLOCK, dtype=np.uint64)
+    out, words = np.empty((4, BLOCK)), np.empty((2, BLOCK), np.uint64)
+    normal_lanes(stream_key(6, "sde"), members, np.uint64(9), words, out)
+    np.testing.assert_allclose(out[:3].T, normals(6, "sde", members, 9, 3), atol=1e-14)
 
 
 def test_states_are_held_inside_the_training_range_and_counted() -> None:

@@ -22,6 +22,7 @@ from mpiflow.commands.bench import chains as chains_bench
 from mpiflow.commands.bench import field as field_bench
 from mpiflow.commands.bench import files as files_bench
 from mpiflow.commands.bench import kac as kac_bench
+from mpiflow.commands.bench import learning as learning_bench
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device, kernel, rule, threads
 from mpiflow.core.errors import InputError
@@ -400,6 +401,12 @@ def _files(meter: Meter, device: str, small: bool) -> None:
         meter.cost(*case)
 
 
+def _learning(meter: Meter, device: str, small: bool) -> None:
+    """Training and rollouts of a learned SDE, a model of its own on each rank."""
+    for case, unit, scale, work in learning_bench.cases(small):
+        (meter.cost if unit == "ms/step" else meter.rate)(case, unit, scale, work)
+
+
 def _noise(meter: Meter, device: str, small: bool) -> None:
     """64-bit words per nanosecond of our generator and of the one we did not choose."""
     sites = np.arange(64 if small else 4096, dtype=np.uint64)
@@ -426,6 +433,7 @@ BENCHES: dict[str, Callable[[Meter, str, bool], None]] = {
     "field": _field,
     "spin-diffusion": _spin_diffusion,
     "files": _files,
+    "learning": _learning,
     "noise": _noise,
 }
 

@@ -192,7 +192,7 @@ class ObservedModel:
     ) -> tuple[np.ndarray, int]:
         """Trajectories from z0 (B, d) at ``times``, interpolated between steps of ``dt``.
 
-        Warns (:class:`~mpiflow.learn.sde.OutsideData`) where they leave the range of the data.
+        Warns (:class:`~mpiflow.learn.paths.OutsideData`) where they leave the range of the data.
 
         Parameters
         ----------

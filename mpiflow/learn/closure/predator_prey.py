@@ -229,7 +229,6 @@ class PredatorPreyModel:
         Members are numbered from 0. It has the noise of this network times the root of its own
         lambda over ``factor``.
         """
-        self.sde.chunk = len(z0)
         return self.sde.rollout(
             z0,
             np.arange(len(z0)),

@@ -46,7 +46,7 @@ from torch import nn
 from mpiflow.core.errors import InputError
 from mpiflow.learn.kernels import KernelKind, kernel_basis
 from mpiflow.learn.models import read_model, write_model
-from mpiflow.learn.sde import OutsideData
+from mpiflow.learn.paths import OutsideData
 from mpiflow.learn.training import mlp
 from mpiflow.systems.kac import Kac
 

@@ -48,8 +48,8 @@ from mpiflow.core.errors import InputError
 from mpiflow.learn.kernels import KernelKind, kernel_basis
 from mpiflow.learn.models import read_model, write_model
 from mpiflow.learn.onsagerflow.functions import Networks
+from mpiflow.learn.paths import OutsideData
 from mpiflow.learn.residuals import warn_of
-from mpiflow.learn.sde import OutsideData
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import Entropy, FiniteLaw, Law, Structure
 
