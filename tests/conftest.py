@@ -117,6 +117,15 @@ def pytest_terminal_summary(
         terminalreporter.write = write  # type: ignore[method-assign]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_process_is_measured() -> Iterator[None]:
+    """Plans take an interpreter's memory from a table: otherwise every process of the suite would
+    start one for each system. Tests of plans have the measurement, in processes of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpiflow.simulation.sizes.empty_process", lambda module: 250_000_000)
+        yield
+
+
 @pytest.fixture
 def comm() -> MPI.Intracomm:
     """All ranks that run the suite."""

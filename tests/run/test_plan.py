@@ -401,7 +401,7 @@ if comm.rank == 0:
     ("ranks", "structure", "members"),
     [
         pytest.param(1, "cosh", 1, marks=pytest.mark.validate),
-        (2, "langevin", 1),
+        pytest.param(2, "langevin", 1, marks=pytest.mark.validate),
         (2, "cosh", 2),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -41,16 +42,44 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return start
 
 
+#: Commands one after the other in one process, with a line between what they print.
+COMMANDS = """
+import json, sys
+from mpiflow.cli import invoke
+for line in json.loads(sys.argv[1]):
+    print("== next", flush=True)
+    invoke(line)
+"""
+
+
+def told(run: Run, *lines: list[str | Path]) -> list[str]:
+    """What each command prints."""
+    said = run("-c", COMMANDS, json.dumps([[str(word) for word in line] for line in lines]))
+    return said.split("== next\n")[1:]
+
+
 SHORT = "--opinions 3 --noise 0.01 --size 12x16 --save-every 1 --spins --seed 5 --quiet".split()
 
 
 def test_every_command_knows_it(run: Run, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole.h5", tmp_path / "parts.h5"
-    mpiflow = "-m", "mpiflow"
-    assert "Voters who copy" in run(*mpiflow, "simulate", "--help")
-    run(*mpiflow, "simulate", "voter", *SHORT, "--time", "4", "--out", whole)
-    run(*mpiflow, "simulate", "voter", *SHORT, "--time", "2", "--out", parts)
-    run(*mpiflow, "resume", parts, "--time", "4", "--quiet")
+    voter = ["simulate", "voter", *SHORT, "--time"]
+    listed, *_, about, checked, shown, planned = told(
+        run,
+        ["simulate", "--help"],
+        [*voter, "4", "--out", whole],
+        [*voter, "2", "--out", parts],
+        ["resume", parts, "--time", "4", "--quiet"],
+        ["info", whole],
+        ["verify", whole],
+        ["plot", whole],
+        ["plan", whole],
+    )
+    assert "Voters who copy" in listed
+    assert "voter, complete" in about
+    assert "good" in checked
+    assert "fraction" in shown
+    assert "3 states" in planned
     with h5py.File(whole) as one, h5py.File(parts) as other:
         assert one.attrs["system"] == "voter"
         assert {"magnetization", "fraction", "site_state", "flips"} < set(one)
@@ -60,11 +89,7 @@ def test_every_command_knows_it(run: Run, tmp_path: Path) -> None:
         assert set(np.unique(states)) == {0, 1, 2}
         assert one["flips"][-1] > 100
         np.testing.assert_array_equal(one["magnetization"], states.mean(axis=(1, 2)))
-    assert "voter, complete" in run(*mpiflow, "info", whole)
-    assert "good" in run(*mpiflow, "verify", whole)
-    assert "fraction" in run(*mpiflow, "plot", whole)
-    assert "3 states" in run(*mpiflow, "plan", whole)
-    said = run(*mpiflow, "simulate", "voter", *SHORT, "--noise=-1", "--time", "4", check=False)
+    said = run("-m", "mpiflow", *voter, "4", "--noise=-1", check=False)
     assert "noise='-1': allowed is a finite number, 0 or more" in said
 
 
