@@ -19,7 +19,10 @@ from test_stochastic_field import Counts, bent, symbol
 
 from mpiflow.core.errors import InputError
 from mpiflow.simulation.field.simulation import FieldSimulation
-from mpiflow.solvers.field.steps import FlipSteps, LangevinSteps, Pull, _arrive, _enter, _half_way
+from mpiflow.core.noise import stream_key
+from mpiflow.solvers.field.flips import FlipSteps
+from mpiflow.solvers.field.langevin import LangevinSteps
+from mpiflow.solvers.field.steps import Pull
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import ExactLaw, FiniteLaw, Law, Structure
 
@@ -48,13 +51,11 @@ def turned(law: Law, spins: int, j: float, h: float, share: float) -> np.ndarray
     """Relative errors of moments of one block of ``langevin``, at a share of the longest step."""
     motion = LangevinSteps(law, spins)
     dt = share * min(1.0, motion.longest(Pull(j, j, j, 0.0, abs(h))))
+    t, motion.rate = 0.5 * dt * motion.rate, 0.0  # the drift alone, by the kernels
     z = NODES[None, None].copy()
-    b, m, middle, between = (np.empty_like(z) for _ in range(4))
-    _enter(z, motion.table, b, m)
-    _half_way(b, j * m + h, motion.table, dt, middle, between)
-    _arrive(b, middle, j * between + h, motion.table, dt, z)
+    noise = stream_key(0, "stochastic-field"), np.zeros(1, np.uint64), np.uint64(0), 0
+    motion.step(z, lambda m: j * m + h, dt, noise)
     # Turns of half a step multiply the polynomials by means over angles, as in LangevinSteps.step.
-    t = 0.5 * dt * motion.rate
     r = np.linspace(0, 9, 2001)
     chance = r * np.exp(-r * r / 2)
     cosines = np.cos(math.sqrt(2 * t * (1 - min(t, 1) / 3)) * r)
@@ -64,7 +65,7 @@ def turned(law: Law, spins: int, j: float, h: float, share: float) -> np.ndarray
     balance[0] = np.eye(TERMS)[0]
     found = np.linalg.solve(balance, np.eye(TERMS)[0]) @ PROJECT
     # The density of m, on the nodes of z.
-    m = m[0, 0]
+    m = motion.means(NODES)
     slope = np.gradient(m, NODES, edge_order=2) if np.ptp(m - NODES) > 1e-9 else 1.0
     energy = law.entropy(m) - j * m * m / 2 - h * m
     density = WEIGHTS * slope * np.exp(-law.beta * spins * (energy - energy.min()))

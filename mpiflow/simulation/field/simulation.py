@@ -135,6 +135,10 @@ class FieldSimulation(Simulated):
             f"T = {1 / law.beta:g}, {steps}{self._ranks_in_words()}"
         )
 
+    @property
+    def rng(self) -> str:
+        return self.field.rng
+
     def facts(self) -> dict[str, Any]:
         """What makes it the same run, but for the law."""
         return {

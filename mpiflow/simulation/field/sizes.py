@@ -21,7 +21,7 @@ from mpiflow.simulation.sizes import (
     frames_of,
     planned,
 )
-from mpiflow.solvers.field.steps import MOST
+from mpiflow.solvers.field.flips import MOST
 
 
 def field_memory(

@@ -9,7 +9,7 @@ stationary law :math:`e^{-\beta N F}`, for ``cosh`` with the entropy of N spins 
 themselves, which :class:`~mpiflow.systems.field_law.FiniteLaw` gives the other. J is that of
 :class:`~mpiflow.solvers.field.mesoscopic.NonlocalEquation`.
 
-The steps of both are in :mod:`mpiflow.solvers.field.steps`. They are of second order, so that a
+The steps of both are described in :mod:`mpiflow.solvers.field.steps`, and of second order: a
 step dt is made of as many equal inner steps as it takes for variances within 1 % of that law: more
 for longer dt, lower temperatures, stronger fields and couplings. Noise is a function of (seed,
 member, half step, inner step, global row and column): the same bits on any number of ranks. Time
@@ -37,7 +37,9 @@ from mpiflow.core.noise import stream_key
 from mpiflow.core.parallel import agreed
 from mpiflow.core.schedule import after
 from mpiflow.core.slabs import Slabs
-from mpiflow.solvers.field.steps import FlipSteps, LangevinSteps, Pull
+from mpiflow.solvers.field.flips import FlipSteps
+from mpiflow.solvers.field.langevin import LangevinSteps
+from mpiflow.solvers.field.steps import Pull
 from mpiflow.systems.field_law import Law
 from mpiflow.systems.kac import KacKernel
 
@@ -172,6 +174,11 @@ class StochasticField:
     # -- state -------------------------------------------------------------------------------
 
     @property
+    def rng(self) -> str:
+        """Name of the generator and of what steps make of its words, for files."""
+        return self._motion.rng
+
+    @property
     def time(self) -> float:
         """Steps times dt."""
         return after(0.0, self.step, self.dt)
@@ -289,6 +296,7 @@ class StochasticField:
         """Make inner steps: the work of a step may take minutes."""
         self.require_state()
         self._parts, members = self.parts, self.numbers.astype(np.uint64)
+        self.state = np.ascontiguousarray(self.state)
         for _ in range(inner):
             # Another dt later on never asks for the same noise again.
             half = np.uint64(2 * self.step | self.begun << INNER_BIT)
