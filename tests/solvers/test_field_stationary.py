@@ -18,8 +18,8 @@ from numpy.polynomial import legendre
 from test_stochastic_field import Counts, bent, symbol
 
 from mpiflow.core.errors import InputError
-from mpiflow.simulation.field.simulation import FieldSimulation
 from mpiflow.core.noise import stream_key
+from mpiflow.simulation.field.simulation import FieldSimulation
 from mpiflow.solvers.field.flips import FlipSteps
 from mpiflow.solvers.field.langevin import LangevinSteps
 from mpiflow.solvers.field.steps import Pull

@@ -18,8 +18,8 @@ from scipy.linalg import expm
 
 from mpiflow.core.errors import InputError
 from mpiflow.simulation.field.law_files import TableLaw
-from mpiflow.solvers.field.mesoscopic import NonlocalEquation
 from mpiflow.solvers.field.langevin import LangevinSteps
+from mpiflow.solvers.field.mesoscopic import NonlocalEquation
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import ExactLaw, FiniteLaw, Law, Structure
 from mpiflow.systems.kac import kac_kernel

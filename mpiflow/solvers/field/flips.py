@@ -161,9 +161,9 @@ def _rates_of(
         a[i], x_up[i] = rates[over, 0], rates[over, 1]
         b[i], x_down[i] = rates[under, 0], rates[under, 1]
     for i in range(counts.size):
-        k, u = np.float64(counts[i]), drive[i]
-        part = 2.0 * k / spins  # 1 + m
-        up[i], down[i] = spins - k, k
+        up_now, u = np.float64(counts[i]), drive[i]
+        part = 2.0 * up_now / spins  # 1 + m
+        up[i], down[i] = spins - up_now, up_now
         x_up[i] += 2.0 * beta * (u + own * part)
         x_down[i] += 2.0 * beta * (u - own * (2.0 - part))
     for i in range(counts.size):
