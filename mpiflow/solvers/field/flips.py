@@ -156,7 +156,7 @@ def _rates_of(
     """Numbers of spins that may go up and down, and how fast each of them does."""
     spins = rates.shape[0]
     for i in range(counts.size):
-        k = np.int64(counts[i])
+        k = int(counts[i])
         over, under = _Index(min(k, spins - 1)), _Index(max(k - 1, 0))  # the jumps from k
         a[i], x_up[i] = rates[over, 0], rates[over, 1]
         b[i], x_down[i] = rates[under, 0], rates[under, 1]
