@@ -77,12 +77,14 @@ class Layout:
     in ``ranks_grid``, as MPI's Cartesian communicators number them.
 
     ``smaller`` says in words what would make the units smaller, where that is possible.
+    With ``partial`` a side need not be a multiple of its unit: the last unit of it is shorter.
     """
 
     lattice: Lattice
     ranks_grid: Shape
     granularity: int | Shape = 1
     smaller: tuple[str, ...] = field(default=COARSE, compare=False, repr=False)
+    partial: bool = False
 
     def __post_init__(self) -> None:
         lattice, grid, units = self.lattice, self.ranks_grid, self.units
@@ -93,14 +95,17 @@ class Layout:
                 f"{lattice.ndim} positive numbers, one for each axis",
                 "Leave it out to let mpiflow choose.",
             )
-        if any(unit < 1 or side % unit for side, unit in zip(lattice.shape, units, strict=True)):
+        if any(
+            unit < 1 or (side % unit and not self.partial)
+            for side, unit in zip(lattice.shape, units, strict=True)
+        ):
             raise InputError(
                 "coarse",
                 self.granularity,
                 f"a divisor of every side of the lattice {lattice.shape}",
                 f"Use one of {divisors(math.gcd(*lattice.shape))}.",
             )
-        most = tuple(side // unit for side, unit in zip(lattice.shape, units, strict=True))
+        most = tuple(-(-side // unit) for side, unit in zip(lattice.shape, units, strict=True))
         if any(n > limit for n, limit in zip(grid, most, strict=True)):
             raise InputError(
                 "ranks_grid",
@@ -117,11 +122,13 @@ class Layout:
         ranks: int,
         granularity: int | Shape = 1,
         smaller: tuple[str, ...] = COARSE,
+        partial: bool = False,
     ) -> Layout:
         """The layout with the shortest tile boundary among all grids of ``ranks`` ranks."""
         sizes = _for_each_axis(granularity, lattice.ndim)
         units = [
-            max(1, side // max(1, size)) for side, size in zip(lattice.shape, sizes, strict=True)
+            max(1, (side + (size - 1) * partial) // max(1, size))
+            for side, size in zip(lattice.shape, sizes, strict=True)
         ]
         fitting = [
             grid
@@ -145,7 +152,7 @@ class Layout:
             return math.prod(tile), surface
 
         # Of equals the one with the longest rows: they are contiguous in memory.
-        return cls(lattice, min(reversed(fitting), key=largest_tile), granularity, smaller)
+        return cls(lattice, min(reversed(fitting), key=largest_tile), granularity, smaller, partial)
 
     @property
     def units(self) -> Shape:
@@ -167,7 +174,7 @@ class Layout:
     def bounds(self, rank: int) -> tuple[tuple[int, int], ...]:
         """Global (start, stop) of the rank's tile along each axis."""
         return tuple(
-            tuple(unit * edge for edge in split(side // unit, n, c))  # type: ignore[misc]
+            tuple(min(unit * edge, side) for edge in split(-(-side // unit), n, c))  # type: ignore[misc]
             for side, unit, n, c in zip(
                 self.lattice.shape,
                 self.units,

@@ -4,6 +4,11 @@ Bit b of word w in row y of colour c is the site ``x = 2 (64 w + b) + (c + y) % 
 spin up. Each colour has a halo of one row above and below and of one word on either side.
 A spin takes one bit, so 16384 x 16384 spins are 32 MB.
 
+A row of a colour has half as many sites as the box has columns, any number of them. The bit
+after the last one holds the neighbour beyond the edge: it is bit 0 of the halo word where the
+last word is full, else a bit of the last word itself. What other bits of that word hold does
+not matter. The neighbour before the first site is the last bit of the halo word there.
+
 With one site in four corners unused, edges travel at once to all neighbours: rows as they
 are, columns as one bit a row. A solver starts the exchange of one colour and works on the
 inside of the other colour until :meth:`PackedBlock.finish_exchange`.
@@ -26,15 +31,29 @@ from mpiflow.core.lattice import Lattice, Layout, Shape
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import MAX_MEMBER, Word
 
-#: Sites in a word along x; boxes are cut in multiples of it.
+#: Sites in a word along x; boxes begin at multiples of it.
 WORD_SITES = 128
-#: Rows that share one random stream; boxes are cut in multiples of it.
+#: Rows that share one random stream: a box that begins within a band repeats its first draws.
 BAND = 8
+#: Where boxes may begin, along y and x: rows alternate in which colour comes first.
+CUT = (2, WORD_SITES)
+#: Columns below which words are too empty for packing to pay.
+LEAST_COLUMNS = 64
 
 
 def fits(lattice: Lattice) -> bool:
-    """Whether a lattice can be cut into words and bands."""
-    return lattice.ndim == 2 and lattice.shape[0] % BAND == 0 and lattice.shape[1] % WORD_SITES == 0
+    """Whether the spins of a lattice can be packed: two colours, and words that are half full."""
+    return (
+        lattice.ndim == 2
+        and not any(side % 2 for side in lattice.shape)
+        and lattice.shape[0] >= BAND
+        and lattice.shape[1] >= LEAST_COLUMNS
+    )
+
+
+def words_across(columns: int) -> int:
+    """Words of one colour in a row of a box."""
+    return -(-columns // WORD_SITES)
 
 
 @dataclass
@@ -45,10 +64,12 @@ class PackedBlock(Boxes):
     ----------
     lattice, origins, members, policy, device, layout, cart : as of
         :class:`~mpiflow.core.block.Block`
-    words : black and white, each (B, ny + 2, nx / 128 + 2) uint64 on ``device``
+    columns : sites of a row, nx
+    words : black and white, each (B, ny + 2, ceil(nx / 128) + 2) uint64 on ``device``
     """
 
     lattice: Lattice
+    columns: int
     words: tuple[Any, Any]
     origins: np.ndarray
     members: np.ndarray
@@ -74,6 +95,7 @@ class PackedBlock(Boxes):
         cart = cartesian(layout, comm)
         block = cls(
             lattice=layout.lattice,
+            columns=layout.shape(cart.rank)[1],
             words=_empty(1, layout.shape(cart.rank), device),
             origins=np.array([layout.offset(cart.rank)], dtype=np.int64),
             members=np.array([member], dtype=np.uint64),
@@ -83,7 +105,8 @@ class PackedBlock(Boxes):
             cart=cart,
         )
         if cart.size > 1:
-            black, white = (_Edges(cart, words, block.device) for words in block.words)
+            half = block.columns // 2
+            black, white = (_Edges(cart, words, half, block.device) for words in block.words)
             block._exchanges = black, white
         return block
 
@@ -95,6 +118,7 @@ class PackedBlock(Boxes):
         _require_words(lattice)
         return cls(
             lattice=lattice,
+            columns=lattice.shape[1],
             words=_empty(len(members), lattice.shape, device),
             origins=np.zeros((len(members), 2), np.int64),
             members=np.asarray(members, dtype=np.uint64),
@@ -109,8 +133,7 @@ class PackedBlock(Boxes):
     @property
     def shape(self) -> Shape:
         """Inner sites along each axis."""
-        _, rows, words = self.words[0].shape
-        return int(rows) - 2, WORD_SITES * (int(words) - 2)
+        return int(self.words[0].shape[1]) - 2, self.columns
 
     def copy(self) -> PackedBlock:
         """The same spins, black ones in memory of their own, without a halo exchange."""
@@ -138,7 +161,7 @@ class PackedBlock(Boxes):
         self._unset[rows] = False
         first, count = rows.start + 1, rows.stop - rows.start
         inside = (slice(None), slice(first, first + count), slice(1, -1))
-        packed = np.empty((2, self.batch, count, self.shape[1] // WORD_SITES), np.uint64)
+        packed = np.empty((2, self.batch, count, words_across(self.columns)), np.uint64)
         _pack(np.ascontiguousarray(spins), rows.start, packed)
         for words, new in zip(self.words, packed, strict=True):
             self.device.copy_box(words[inside], self.device.put(new))
@@ -170,7 +193,7 @@ class PackedBlock(Boxes):
         Every bond has one black end, so the tiles of a lattice count each once.
         """
         out = np.zeros((self.batch, 2), np.int64)
-        _sums(*self.host(), out)
+        _sums(*self.host(), self.columns // 2, out)
         return out
 
     def block_sums(self, size: int) -> np.ndarray:
@@ -197,15 +220,15 @@ class PackedBlock(Boxes):
 
         ``columns=False`` where a solver has wrapped the columns already.
         """
-        array, (wrap_y, wrap_x) = self.words[colour], self.wraps
+        array, (wrap_y, wrap_x), half = self.words[colour], self.wraps, self.columns // 2
         wrap_x = wrap_x and columns
         if wrap_y or wrap_x:
             if self.device.is_cuda:
                 close_cuda.launch(
-                    array.shape[0] * max(array.shape[1:]), array, int(wrap_y), int(wrap_x)
+                    array.shape[0] * max(array.shape[1:]), array, half, int(wrap_y), int(wrap_x)
                 )
             else:
-                close(array, wrap_y, wrap_x)
+                close(array, half, wrap_y, wrap_x)
         if self._exchanges:
             self._exchanges[colour].start()
 
@@ -223,19 +246,27 @@ class PackedBlock(Boxes):
 
 
 def _require_words(lattice: Lattice, corners: Sequence[Shape] = ()) -> None:
-    """Raise, on all ranks alike, if a tile would begin or end within a word or a band."""
-    if not fits(lattice) or np.any(np.array(corners, int).reshape(-1, 2) % (BAND, WORD_SITES)):
+    """Raise, on all ranks alike, if spins do not pack, or a tile would begin within a word."""
+    if not fits(lattice):
+        raise InputError(
+            "size",
+            lattice.shape,
+            f"even sides of at least {BAND} rows and {LEAST_COLUMNS} columns for packed spins",
+            "Use kernel 'plain'.",
+        )
+    wrong = [corner for corner in corners if any(at % n for at, n in zip(corner, CUT, strict=True))]
+    if wrong:
         raise InputError(
             "tile",
-            corners[-1] if fits(lattice) else lattice.shape,
-            f"tiles at multiples of {BAND} rows and {WORD_SITES} columns",
+            wrong[0],
+            f"tiles that begin at even rows and multiples of {WORD_SITES} columns",
             "Use fewer ranks, ranks_grid with fewer columns, or kernel 'plain'.",
         )
 
 
 def _empty(batch: int, shape: Shape, device: Device | None) -> tuple[Any, Any]:
     device = device or Device()
-    padded = batch, shape[0] + 2, shape[1] // WORD_SITES + 2
+    padded = batch, shape[0] + 2, words_across(shape[1]) + 2
     black, white = (device.put(np.zeros(padded, np.uint64)) for _ in range(2))
     return black, white
 
@@ -247,8 +278,8 @@ class _Edges:
     neighbour needs one bit a row: these go as packed bits.
     """
 
-    def __init__(self, cart: MPI.Cartcomm, array: Any, device: Device) -> None:
-        self.array, self.device = array, device
+    def __init__(self, cart: MPI.Cartcomm, array: Any, half: int, device: Device) -> None:
+        self.array, self.half, self.device = array, half, device
         ny, width = array.shape[1] - 2, array.shape[2]
         # For each axis: low halo, low edge, high edge, high halo.
         self.staged = {
@@ -267,10 +298,10 @@ class _Edges:
             edges = buffers[1:3]
             if self.device.is_cuda:
                 on_device = self.device.put(edges)
-                copy_edges_cuda.launch(edges.shape[1], self.array, axis, on_device, 1)
+                copy_edges_cuda.launch(edges.shape[1], self.array, self.half, axis, on_device, 1)
                 edges[...] = self.device.get(on_device)
             else:
-                copy_edges(self.array, edges)
+                copy_edges(self.array, self.half, edges)
         self.messages.start()
         self.on_their_way = True
 
@@ -282,9 +313,9 @@ class _Edges:
         for axis, buffers in self.staged.items():
             if self.device.is_cuda:
                 halos = self.device.put(np.ascontiguousarray(buffers[::3]))
-                copy_edges_cuda.launch(halos.shape[1], self.array, axis, halos, 0)
+                copy_edges_cuda.launch(halos.shape[1], self.array, self.half, axis, halos, 0)
             else:
-                set_halos(self.array, buffers)
+                set_halos(self.array, self.half, buffers)
 
 
 # -- rules and kernels -----------------------------------------------------------------------
@@ -300,15 +331,42 @@ def popcount(word: Word) -> Word:
     return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
 
 
+@rule
+def bits_at(half: int) -> Word:
+    """Sites in the last word of a row of ``half`` sites of a colour, 1 to 64."""
+    return np.uint64(((half - 1) & 63) + 1)
+
+
+@rule
+def last_site(word: Word, half: int) -> Word:
+    """The last site of a row, of its last word."""
+    return (word >> (bits_at(half) - np.uint64(1))) & np.uint64(1)
+
+
+@rule
+def with_next(word: Word, half: int, bit: Word) -> Word:
+    """The word that has the site after the last one, with that site set to a bit."""
+    at = np.uint64(half & 63)
+    one = np.uint64(1)
+    return (word & ~(one << at)) | ((bit & one) << at)
+
+
+@rule
+def sites_of_last(half: int) -> Word:
+    """Mask of the sites in the last word of a row."""
+    return ~np.uint64(0) >> (np.uint64(64) - bits_at(half))
+
+
 @kernel
-def close(array: np.ndarray, rows: bool, columns: bool) -> None:
-    """Copy the opposite edges of each box into its halo."""
+def close(array: np.ndarray, half: int, rows: bool, columns: bool) -> None:
+    """Copy the opposite edges of each box, of rows of ``half`` sites, into its halo."""
     ny, nw = array.shape[1] - 2, array.shape[2] - 2
+    after = (half >> 6) + 1
     for b in range(array.shape[0]):
         if columns:
             for y in range(1, ny + 1):
-                array[b, y, 0] = array[b, y, nw]
-                array[b, y, nw + 1] = array[b, y, 1]
+                array[b, y, 0] = last_site(array[b, y, nw], half) << np.uint64(63)
+                array[b, y, after] = with_next(array[b, y, after], half, array[b, y, 1])
         if rows:
             for w in range(nw + 2):
                 array[b, 0, w] = array[b, ny, w]
@@ -316,60 +374,64 @@ def close(array: np.ndarray, rows: bool, columns: bool) -> None:
 
 
 @kernel
-def copy_edges(array: np.ndarray, edges: np.ndarray) -> None:
+def copy_edges(array: np.ndarray, half: int, edges: np.ndarray) -> None:
     """The first bit of the first and the last bit of the last word of each row of the only box."""
     ny, nw = array.shape[1] - 2, array.shape[2] - 2
     edges[:] = np.uint64(0)
     for y in range(ny):
         word, bit = y >> 6, np.uint64(y & 63)
         edges[0, word] |= (array[0, y + 1, 1] & np.uint64(1)) << bit
-        edges[1, word] |= (array[0, y + 1, nw] >> np.uint64(63)) << bit
+        edges[1, word] |= last_site(array[0, y + 1, nw], half) << bit
 
 
 @kernel
-def set_halos(array: np.ndarray, buffers: np.ndarray) -> None:
+def set_halos(array: np.ndarray, half: int, buffers: np.ndarray) -> None:
     """Put the neighbours' bits, the first and the last buffer, into the halo of the only box."""
-    ny, nw = array.shape[1] - 2, array.shape[2] - 2
+    ny = array.shape[1] - 2
+    after = (half >> 6) + 1
     for y in range(ny):
         word, bit = y >> 6, np.uint64(y & 63)
         array[0, y + 1, 0] = (buffers[0, word] >> bit) << np.uint64(63)
-        array[0, y + 1, nw + 1] = (buffers[3, word] >> bit) & np.uint64(1)
+        array[0, y + 1, after] = with_next(array[0, y + 1, after], half, buffers[3, word] >> bit)
 
 
 @kernel
-def _pack_word(spins: np.ndarray) -> Word:
-    """64 spins, every other one, as bits."""
+def _pack_word(spins: np.ndarray, bits: int) -> Word:
+    """Spins, every other one, as bits."""
     word = np.uint64(0)
-    for bit in range(64):
+    for bit in range(bits):
         word |= np.uint64(spins[2 * bit] > 0) << np.uint64(bit)
     return word
 
 
 @kernel
 def _pack(spins: np.ndarray, first: int, packed: np.ndarray) -> None:
+    half = spins.shape[2] // 2
     for b in range(spins.shape[0]):
         for y in range(spins.shape[1]):
             for colour in range(2):
                 skip = (colour + first + y) & 1
                 for w in range(packed.shape[3]):
-                    packed[colour, b, y, w] = _pack_word(spins[b, y, 128 * w + skip :])
+                    sites = spins[b, y, 128 * w + skip :]
+                    packed[colour, b, y, w] = _pack_word(sites, min(64, half - 64 * w))
 
 
 @kernel
-def _unpack_word(word: Word, out: np.ndarray) -> None:
-    for bit in range(64):
+def _unpack_word(word: Word, bits: int, out: np.ndarray) -> None:
+    for bit in range(bits):
         out[2 * bit] = np.int8(((word >> np.uint64(bit)) & np.uint64(1)) * np.uint64(2)) - 1
 
 
 @kernel
 def _unpack(black: np.ndarray, white: np.ndarray, first: int, out: np.ndarray) -> None:
+    half = out.shape[2] // 2
     for b in range(out.shape[0]):
         for y in range(out.shape[1]):
             skip = (first + y) & 1
-            for w in range(out.shape[2] // 128):
-                row = first + y + 1
-                _unpack_word(black[b, row, w + 1], out[b, y, 128 * w + skip :])
-                _unpack_word(white[b, row, w + 1], out[b, y, 128 * w + 1 - skip :])
+            for w in range((half + 63) // 64):
+                row, bits = first + y + 1, min(64, half - 64 * w)
+                _unpack_word(black[b, row, w + 1], bits, out[b, y, 128 * w + skip :])
+                _unpack_word(white[b, row, w + 1], bits, out[b, y, 128 * w + 1 - skip :])
 
 
 @kernel
@@ -380,22 +442,26 @@ def _row_sums(
     south: np.ndarray,
     side: np.ndarray,
     left: np.uint64,
+    half: int,
 ) -> tuple[Word, Word]:
     """Spins that are up, and pairs of a black site and an opposite neighbour, in a row."""
     up, opposite = np.uint64(0), np.uint64(0)
     right = np.uint64(64) - left
+    sites = ~np.uint64(0)
     for w in range(black.size):
         s, o = black[w], white[w]
+        if w == black.size - 1:
+            sites = sites_of_last(half)
         # Sites at even x have their fourth neighbour a bit to the left, else to the right.
         n = (o << left) | (side[w] >> right) if left == 1 else (o >> right) | (side[w] << left)
-        up += popcount(s) + popcount(o)
-        opposite += popcount(north[w] ^ s) + popcount(south[w] ^ s)
-        opposite += popcount(o ^ s) + popcount(n ^ s)
+        up += popcount(s & sites) + popcount(o & sites)
+        opposite += popcount((north[w] ^ s) & sites) + popcount((south[w] ^ s) & sites)
+        opposite += popcount((o ^ s) & sites) + popcount((n ^ s) & sites)
     return up, opposite
 
 
 @kernel
-def _sums(black: np.ndarray, white: np.ndarray, out: np.ndarray) -> None:
+def _sums(black: np.ndarray, white: np.ndarray, half: int, out: np.ndarray) -> None:
     ny, nw = black.shape[1] - 2, black.shape[2] - 2
     for b in range(black.shape[0]):
         up, opposite = np.uint64(0), np.uint64(0)
@@ -410,10 +476,11 @@ def _sums(black: np.ndarray, white: np.ndarray, out: np.ndarray) -> None:
                 white[b, y + 1, 1 : nw + 1],
                 white[b, y, start : start + nw],
                 left,
+                half,
             )
             up += more_up
             opposite += more_opposite
-        sites = ny * nw * 128
+        sites = 2 * ny * half
         out[b, 0] = 2 * np.int64(up) - sites
         out[b, 1] = 2 * sites - 2 * np.int64(opposite)
 
@@ -469,10 +536,11 @@ def _add_row(black: np.ndarray, white: np.ndarray, bits: int, words: int, out: n
     fields = 64 // bits
     for w in range(black.size):
         b, o = _counts_in_fields(black[w], bits), _counts_in_fields(white[w], bits)
-        for j in range(fields):
+        first = w // words * fields
+        for j in range(min(fields, out.size - first)):  # the last word may have fewer
             shift = np.uint64(j * bits)
             up = ((b >> shift) & ones) + ((o >> shift) & ones)
-            out[w // words * fields + j] += np.int32(2 * up)
+            out[first + j] += np.int32(2 * up)
 
 
 @kernel
@@ -488,7 +556,7 @@ def _aligned_block_sums(black: np.ndarray, white: np.ndarray, size: int, out: np
 
 @CudaKernel
 def close_cuda(cuda: Any) -> Callable[..., None]:
-    def close_halo(array: Any, rows: int, columns: int) -> None:
+    def close_halo(array: Any, half: int, rows: int, columns: int) -> None:
         """One thread for each row or column of each box, whichever are more."""
         i = cuda.grid(1)
         ny, nw = array.shape[1] - 2, array.shape[2] - 2
@@ -496,8 +564,9 @@ def close_cuda(cuda: Any) -> Callable[..., None]:
         b, n = i // most, i % most
         if b < array.shape[0]:
             if columns and 1 <= n <= ny:
-                array[b, n, 0] = array[b, n, nw]
-                array[b, n, nw + 1] = array[b, n, 1]
+                after = (half >> 6) + 1
+                array[b, n, 0] = np.uint64(last_site(array[b, n, nw], half)) << np.uint64(63)
+                array[b, n, after] = with_next(array[b, n, after], half, array[b, n, 1])
             if rows and 1 <= n <= nw:
                 array[b, 0, n] = array[b, ny, n]
                 array[b, ny + 1, n] = array[b, 1, n]
@@ -507,7 +576,7 @@ def close_cuda(cuda: Any) -> Callable[..., None]:
 
 @CudaKernel
 def copy_edges_cuda(cuda: Any) -> Callable[..., None]:
-    def copy(array: Any, axis: int, edges: Any, out: int) -> None:
+    def copy(array: Any, half: int, axis: int, edges: Any, out: int) -> None:
         """Edges of the only box into `edges` (out = 1), or from there into the halo (0)."""
         i = cuda.grid(1)
         ny, nw = array.shape[1] - 2, array.shape[2] - 2
@@ -524,12 +593,14 @@ def copy_edges_cuda(cuda: Any) -> Callable[..., None]:
                 for bit in range(min(64, ny - 64 * i)):
                     y = 64 * i + bit + 1
                     low |= (array[0, y, 1] & np.uint64(1)) << np.uint64(bit)
-                    high |= (array[0, y, nw] >> np.uint64(63)) << np.uint64(bit)
+                    high |= np.uint64(last_site(array[0, y, nw], half)) << np.uint64(bit)
                 edges[0, i], edges[1, i] = low, high
             else:
                 for bit in range(min(64, ny - 64 * i)):
                     y = 64 * i + bit + 1
                     array[0, y, 0] = (edges[0, i] >> np.uint64(bit)) << np.uint64(63)
-                    array[0, y, nw + 1] = (edges[1, i] >> np.uint64(bit)) & np.uint64(1)
+                    after = (half >> 6) + 1
+                    one = edges[1, i] >> np.uint64(bit)
+                    array[0, y, after] = with_next(array[0, y, after], half, one)
 
     return copy

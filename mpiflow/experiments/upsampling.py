@@ -8,6 +8,7 @@ differences are taken at fixed M, from the mean of the truth as a polynomial in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -18,10 +19,10 @@ from mpiflow import metrics, observables
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
-from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, fits
+from mpiflow.core.packed import PackedBlock, fits
 from mpiflow.learn.closure.dataset import class_densities
 from mpiflow.scaleup import spins as scaleup
-from mpiflow.solvers.spins.sublattice import Sublattice
+from mpiflow.solvers.spins.sublattice import SLICED_SITES, Sublattice
 from mpiflow.systems.ising import CLASSES, Ising
 
 Kind = Literal["none", "closed flips", "frozen flips", "windows", "lattice"]
@@ -127,7 +128,7 @@ def relax(
 def whole_lattices(states: np.ndarray, members: np.ndarray) -> Block | PackedBlock:
     """A block of periodic lattices, (B, L, L) int8, that is fast for their side."""
     lattice = Lattice(states.shape[1:])
-    if not fits(lattice):
+    if not fits(lattice) or math.prod(n + 2 for n in lattice.shape) <= SLICED_SITES:
         return Block.periodic(states, members)
     block = PackedBlock.periodic(lattice, members)
     block.store(slice(0, lattice.shape[0]), states)
@@ -164,12 +165,8 @@ def double_tile(block: PackedBlock) -> PackedBlock:
     if old is None or block.cart is None:
         raise InputError("block", block.policy, "a tile of a lattice", "Use scaleup.upsample.")
     ny, nx = old.lattice.shape
-    new = Layout(Lattice((2 * ny, 2 * nx)), old.ranks_grid, (BAND, WORD_SITES))
-    for rank in range(old.ranks):
-        if new.offset(rank) != tuple(2 * start for start in old.offset(rank)):
-            allowed = "a grid that cuts both sizes alike"
-            remedy = "Use a number of ranks that is a power of two."
-            raise InputError("ranks_grid", old.ranks_grid, allowed, remedy)
+    units = tuple(2 * unit for unit in old.units)
+    new = Layout(Lattice((2 * ny, 2 * nx)), old.ranks_grid, units, partial=old.partial)
     large = PackedBlock.tile(new, block.cart, device=block.device, member=int(block.members[0]))
     for rows in block.bands():
         large.store(slice(2 * rows.start, 2 * rows.stop), scaleup.upsample(block.spins(rows)))

@@ -14,7 +14,7 @@ from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import COARSE, Lattice, Layout, Shape, other_cut
 from mpiflow.core.mpi import MPI
-from mpiflow.core.packed import WORD_SITES, PackedBlock
+from mpiflow.core.packed import BAND, CUT, PackedBlock
 from mpiflow.core.parallel import arrival, local_rank
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.schema import block_centres
@@ -303,20 +303,27 @@ def cut(
 ) -> Layout:
     """Which rank has which tile; tiles are cut in multiples of both units.
 
-    ``smaller`` says what would make the ``unit`` smaller, for messages.
+    ``smaller`` says what would make the ``unit`` smaller, for messages. Where ``unit`` is
+    :data:`~mpiflow.core.packed.CUT`, of packed spins, the last unit of a side may be shorter.
     """
     ways = COARSE * (granularity > 1) + (smaller,) * bool(smaller)
+    packed = unit == CUT
     both = tuple(math.lcm(max(1, granularity), n) for n in unit)
     together: int | Shape = granularity if both == (granularity,) * 2 else both
     if granularity < 1 or any(side % granularity for side in lattice.shape):
-        together = granularity  # say so in the words of the option
+        together, packed = granularity, False  # say so in the words of the option
+    elif packed:
+        # Whole bands, if there are enough: no draw is made twice.
+        bands, down = math.lcm(both[0], BAND), ranks if ranks_grid is None else ranks_grid[0]
+        if down <= -(-lattice.shape[0] // bands):
+            together = (bands, both[1])
     if ranks_grid is not None:
-        layout = Layout(lattice, tuple(ranks_grid), together, ways)
-    elif unit[1] == WORD_SITES and ranks <= lattice.shape[0] // both[0]:
+        layout = Layout(lattice, tuple(ranks_grid), together, ways, packed)
+    elif packed and ranks <= -(-lattice.shape[0] // both[0]):
         # Whole rows of words: only two neighbours, and no vector is cut.
-        layout = Layout(lattice, (ranks, 1), together, ways)
+        layout = Layout(lattice, (ranks, 1), together, ways, packed)
     else:
-        layout = Layout.balanced(lattice, ranks, together, ways)
+        layout = Layout.balanced(lattice, ranks, together, ways, packed)
     if layout.ranks != ranks:
         raise InputError(
             "ranks_grid",

@@ -16,7 +16,7 @@ from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, divisors, factorisations
-from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, fits, popcount
+from mpiflow.core.packed import BAND, CUT, WORD_SITES, PackedBlock, fits, popcount
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -31,33 +31,36 @@ def random_spins(seed: int, *shape: int) -> np.ndarray:
 
 
 def expected_words(spins: np.ndarray, colour: int) -> np.ndarray:
-    """Words (ny, nx / 128) of a lattice (ny, nx) from the definition: x = 2 (64 w + b) + skip."""
+    """Words of a lattice (ny, nx) from the definition: x = 2 (64 w + b) + skip; 0 beyond the row."""
     ny, nx = spins.shape
-    sites = np.empty((ny, nx // 2), bool)
+    sites = np.zeros((ny, 64 * -(-nx // WORD_SITES)), bool)
     for y in range(ny):
-        sites[y] = spins[y, (colour + y) % 2 :: 2] > 0
+        sites[y, : nx // 2] = spins[y, (colour + y) % 2 :: 2] > 0
     return (
         np.packbits(sites.reshape(ny, -1, 64), axis=2, bitorder="little")
         .view("<u8")
-        .reshape(ny, nx // WORD_SITES)
+        .reshape(ny, -1)
         .astype(np.uint64)
     )
 
 
 def assert_halo(block: PackedBlock, wholes: np.ndarray) -> None:
-    """Every word inside and above and below, and the one bit of the words on either side."""
+    """Every site inside and above and below, and the one on either side."""
     ny, nx = block.shape
-    y0, x0 = block.origins[0]
+    y0, x0 = (int(start) for start in block.origins[0])
+    side = wholes.shape[2]
     rows = (y0 + np.arange(-1, ny + 1)) % wholes.shape[1]
     for colour, words in enumerate(block.host()):
+        assert words.shape == (len(wholes), ny + 2, -(-nx // WORD_SITES) + 2)
         for b, whole in enumerate(wholes):
-            full = expected_words(whole, colour)
-            columns = (x0 // WORD_SITES + np.arange(-1, nx // WORD_SITES + 1)) % full.shape[1]
-            expected = full[np.ix_(rows, columns)]
-            assert np.array_equal(words[b, :, 1:-1], expected[:, 1:-1])
-            left, right = words[b, 1:-1, 0], words[b, 1:-1, -1]
-            assert np.array_equal(left >> np.uint64(63), expected[1:-1, 0] >> np.uint64(63))
-            assert np.array_equal(right & np.uint64(1), expected[1:-1, -1] & np.uint64(1))
+            for i, y in enumerate(rows.tolist()):
+                # Sites of a colour from the last one before the box to the first one after it.
+                first = (colour + y) % 2
+                sites = (x0 + first + 2 * np.arange(-1, nx // 2 + 1)) % side
+                bits = np.unpackbits(words[b, i].astype("<u8").view(np.uint8), bitorder="little")
+                bits = bits[63 : 65 + nx // 2]
+                inside = slice(1, -1) if i in (0, ny + 1) else slice(None)  # no corners
+                assert np.array_equal(bits[inside], (whole[y, sites] > 0)[inside])
 
 
 def filled(spins: np.ndarray, device: str = "cpu") -> PackedBlock:
@@ -74,7 +77,9 @@ def filled(spins: np.ndarray, device: str = "cpu") -> PackedBlock:
 
 
 @on_each_device
-@pytest.mark.parametrize("shape", [(1, 8, 128), (3, 16, 256), (2, 24, 384)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 128), (3, 16, 256), (2, 24, 384), (2, 10, 64), (1, 14, 130), (2, 8, 254)]
+)
 def test_spins_come_back(device: str, shape: tuple[int, int, int]) -> None:
     spins = random_spins(1, *shape)
     block = filled(spins, device)
@@ -254,15 +259,16 @@ def tile_of(layout: Layout, comm: MPI.Intracomm, whole: np.ndarray, device: str)
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("per_rank", [(8, 128), (136, 256)])
+@pytest.mark.parametrize("cut", [(BAND, WORD_SITES), CUT], ids=["whole bands", "even rows"])
+@pytest.mark.parametrize("per_rank", [(8, 128), (136, 256), (10, 164)])
 def test_halo_holds_the_sites_beyond_the_edge(
-    comm: MPI.Intracomm, per_rank: tuple[int, int]
+    comm: MPI.Intracomm, per_rank: tuple[int, int], cut: tuple[int, int]
 ) -> None:
     """Also of tiles of more than 64 rows, of different sizes, and after every change."""
     for grid in grids(comm.size):
         extra = (BAND if grid[0] > 1 else 0, WORD_SITES if grid[1] > 1 else 0)  # uneven tiles
         shape = tuple(n * g + e for n, g, e in zip(per_rank, grid, extra, strict=True))
-        layout = Layout(Lattice(shape), grid, (BAND, WORD_SITES))
+        layout = Layout(Lattice(shape), grid, cut, partial=True)
         whole = random_spins(11, *shape)
         block = tile_of(layout, comm, whole, "cpu")
         for _ in range(3):
@@ -294,10 +300,10 @@ def test_one_colour_is_exchanged_without_the_other(comm: MPI.Intracomm) -> None:
 
 @pytest.mark.mpi
 def test_sums_and_coarse_sums_of_a_distributed_lattice(comm: MPI.Intracomm) -> None:
-    whole = random_spins(13, 64, 1024)
-    coarse = whole.reshape(16, 4, 256, 4).sum((1, 3))
+    whole = random_spins(13, 60, 1004)
+    coarse = whole.reshape(15, 4, 251, 4).sum((1, 3))
     for grid in grids(comm.size):
-        layout = Layout(Lattice(whole.shape), grid, (BAND, WORD_SITES))
+        layout = Layout(Lattice(whole.shape), grid, (4, WORD_SITES), partial=True)
         block = tile_of(layout, comm, whole, "cpu")
         block.fill_halo()
         sums = observables.spin_sums(block)
@@ -313,29 +319,29 @@ def test_sums_and_coarse_sums_of_a_distributed_lattice(comm: MPI.Intracomm) -> N
 def test_exchange_of_cuda_words(comm: MPI.Intracomm) -> None:
     """Rows and packed columns travel through host memory."""
     for grid in grids(comm.size):
-        layout = Layout(Lattice((8 * grid[0], 128 * grid[1])), grid, (BAND, WORD_SITES))
-        whole = random_spins(14, *layout.lattice.shape)
-        block = tile_of(layout, comm, whole, "cuda")
-        block.fill_halo()
-        assert_halo(block, whole[None])
+        for shape in ((8 * grid[0], 128 * grid[1]), (10 * grid[0], 128 * grid[1] - 54)):
+            layout = Layout(Lattice(shape), grid, CUT, partial=True)
+            whole = random_spins(14, *layout.lattice.shape)
+            block = tile_of(layout, comm, whole, "cuda")
+            block.fill_halo()
+            assert_halo(block, whole[None])
 
 
 # -- what does not fit ----------------------------------------------------------------------------
 
 
 def test_which_lattices_fit() -> None:
-    for shape in [(8, 128), (24, 384), (1024, 1024)]:
+    for shape in [(8, 128), (24, 384), (1024, 1024), (10, 64), (100, 100), (1000, 1000)]:
         assert fits(Lattice(shape))
-    for shape in [(4, 128), (12, 128), (8, 64), (8, 192), (128, 8), (8, 8, 128)]:
+    for shape in [(6, 128), (9, 128), (8, 62), (8, 129), (128, 8), (8, 8, 128)]:
         assert not fits(Lattice(shape))
 
 
-@pytest.mark.parametrize("shape", [(12, 128), (8, 64), (8, 200), (130, 128), (8, 8, 128)])
+@pytest.mark.parametrize("shape", [(6, 128), (8, 62), (8, 201), (131, 128), (8, 8, 128)])
 def test_lattices_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
-    """Never a smaller block than the lattice."""
-    with pytest.raises(InputError, match=r"^tile=.*8 rows and 128 columns.*plain"):
+    with pytest.raises(InputError, match=r"^size=.*8 rows and 64 columns.*plain"):
         PackedBlock.periodic(Lattice(shape), np.arange(1))
-    with pytest.raises(InputError, match=r"^tile=.*8 rows and 128 columns.*plain"):
+    with pytest.raises(InputError, match=r"^size=.*8 rows and 64 columns.*plain"):
         PackedBlock.tile(Layout(Lattice(shape), (1,) * len(shape)), MPI.COMM_SELF)
 
 
@@ -344,14 +350,14 @@ def test_tiles_that_do_not_fit_are_refused_on_all_ranks(comm: MPI.Intracomm) -> 
     """The first rank's tile starts at a word; others' do not."""
     if comm.size == 1:
         return
-    for grid in ((comm.size, 1), (1, comm.size)):
-        for shape in ((8 * (comm.size + 1), 128), (8, 128 * (comm.size + 1))):
-            layout = Layout(Lattice(shape), grid)
-            if all(x % u == 0 for r in range(comm.size) for x, u in
-                   zip(layout.offset(r), (BAND, WORD_SITES), strict=True)):  # fmt: skip
-                continue
-            with pytest.raises(InputError, match=r"^tile=.*8 rows and 128 columns"):
-                PackedBlock.tile(layout, comm)
+    for grid, shape in (
+        ((comm.size, 1), (8 * comm.size + 2 * (comm.size - 1), 128)),
+        ((1, comm.size), (8, 128 * (comm.size + 1))),
+    ):
+        layout = Layout(Lattice(shape), grid, 1)
+        assert any(layout.offset(r)[0] % 2 or layout.offset(r)[1] % 128 for r in range(comm.size))
+        with pytest.raises(InputError, match=r"^tile=.*even rows and multiples of 128 columns"):
+            PackedBlock.tile(layout, comm)
 
 
 def test_a_noise_key_beyond_its_stream_is_refused() -> None:

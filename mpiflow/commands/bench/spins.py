@@ -196,7 +196,7 @@ def _ising(meter: Meter, device: str, small: bool) -> None:
 
 def _rows(lattice: Lattice, ranks: int) -> Layout:
     """Whole rows of words to every rank."""
-    return Layout(lattice, (ranks, 1), (BAND, WORD_SITES))
+    return Layout(lattice, (ranks, 1), (BAND, WORD_SITES), partial=True)
 
 
 def _sublattice(meter: Meter, case: str, block: Block | PackedBlock, solver: Sublattice) -> None:

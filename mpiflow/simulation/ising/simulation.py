@@ -20,7 +20,7 @@ from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Shape
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import BIT_RNG, RNG
-from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, fits
+from mpiflow.core.packed import BAND, CUT, LEAST_COLUMNS, PackedBlock, fits
 from mpiflow.core.parallel import left_out
 from mpiflow.core.schedule import Clock, Number, State
 from mpiflow.simulation import catalogue
@@ -28,7 +28,12 @@ from mpiflow.simulation.rules.simulation import RuleSimulation
 from mpiflow.simulation.spins.simulation import Frame, SpinSimulation
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.site_field import SiteFieldSublattice, require_steps
-from mpiflow.solvers.spins.sublattice import LONG_STEP, LONG_STEP_ERROR, Sublattice
+from mpiflow.solvers.spins.sublattice import (
+    LONG_STEP,
+    LONG_STEP_ERROR,
+    SLICED_SITES,
+    Sublattice,
+)
 from mpiflow.solvers.spins.tiled import LONG_WINDOW, LONG_WINDOW_ERROR, TiledNFold
 from mpiflow.systems.drive import Drive, stretches
 from mpiflow.systems.ising import Ising
@@ -37,6 +42,8 @@ from mpiflow.systems.site_field import SiteField
 
 SolverName = Literal["sublattice", "nfold", "tiled-nfold"]
 KernelName = Literal["auto", "packed", "sliced", "plain"]
+#: Members of a small lattice from which on 64 of them in a word are faster than words of each.
+MANY_MEMBERS = 256
 #: What makes the unit smaller that tiles are cut in, by the kernel.
 SMALLER_UNITS = {"packed": "kernel='plain'", "tiled-nfold": "a smaller tile"}
 
@@ -138,10 +145,10 @@ class Simulation(SpinSimulation):
         if site_field is not None:
             require_steps(solver)
             kernel = _plain(kernel)
-        packed = solver == "sublattice" and packs(kernel, self.lattice)
+        packed = solver == "sublattice" and packs(kernel, self.lattice, members)
         unit = (1, 1)
         if packed:
-            unit = (BAND, WORD_SITES)
+            unit = CUT
         elif solver == "tiled-nfold" and not any(n % (2 * tile) for n in self.lattice.shape):
             unit = (tile, tile)  # else the solver says what is wrong
         self.block: Block | PackedBlock
@@ -201,7 +208,7 @@ class Simulation(SpinSimulation):
         if self.site_field is not None:
             kernel = "plain kernel for fields of sites"
         elif self.kernel == "plain" and not fits(self.lattice):
-            kernel += f" (packed takes a multiple of {BAND} rows and {WORD_SITES} columns)"
+            kernel += f" (packed takes even sides from {BAND} rows and {LEAST_COLUMNS} columns on)"
         workers = threads() if self.kernel == "packed" and not self.device.is_cuda else 1
         return (
             f"{what}, {kernel} on {self.device.name}, {self._tiles_in_words()}, threads {workers}"
@@ -402,15 +409,21 @@ def _plain(kernel: KernelName) -> KernelName:
     return "plain"
 
 
-def packs(kernel: KernelName, lattice: Lattice) -> bool:
-    """Whether spins are packed; raises where they are to be and cannot."""
+def packs(kernel: KernelName, lattice: Lattice, members: int) -> bool:
+    """Whether spins are packed; raises where they are to be and cannot.
+
+    Of many small lattices 64 are in the bits of a word instead, with none of it empty.
+    """
     if kernel not in get_args(KernelName):
         raise InputError("kernel", kernel, f"one of {get_args(KernelName)}", "Leave it out.")
     if kernel == "packed" and not fits(lattice):
         raise InputError(
             "size",
             lattice.shape,
-            f"a multiple of {BAND} rows and of {WORD_SITES} columns for the packed kernel",
+            f"even sides of at least {BAND} rows and {LEAST_COLUMNS} columns for the packed kernel",
             "Leave the kernel out.",
         )
-    return kernel in ("auto", "packed") and fits(lattice)
+    if kernel == "auto":
+        many = members >= MANY_MEMBERS and math.prod(n + 2 for n in lattice.shape) <= SLICED_SITES
+        return fits(lattice) and not many
+    return kernel == "packed"

@@ -6,7 +6,7 @@ import math
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, Shape
-from mpiflow.core.packed import BAND, WORD_SITES
+from mpiflow.core.packed import CUT, words_across
 from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.ising.simulation import SMALLER_UNITS, packs
 from mpiflow.simulation.lattice import cut
@@ -58,8 +58,8 @@ def kernel_of(config: IsingConfig, lattice: Lattice) -> tuple[str, Shape]:
     small = config.members > 1 and math.prod(n + 2 for n in lattice.shape) <= SLICED_SITES
     if config.in_site_field:
         return "plain", (1, 1)
-    if packs(config.kernel, lattice):
-        return "packed", (BAND, WORD_SITES)
+    if packs(config.kernel, lattice, config.members):
+        return "packed", CUT
     kernel = ("sliced" if small else "plain") if config.kernel == "auto" else config.kernel
     return kernel, (1, 1)
 
@@ -70,7 +70,7 @@ def _memory(config: IsingConfig, kernel: str, tile: Shape, batch: int) -> dict[s
     sites = batch * ny * nx
     padded = batch * (ny + 2) * (nx + 2)
     if kernel == "packed":
-        padded = 16 * batch * (ny + 2) * (nx // WORD_SITES + 2)
+        padded = 16 * batch * (ny + 2) * (words_across(nx) + 2)
         sites_bytes, black = sites // 8, padded // 2
     else:
         sites_bytes, black = sites, padded

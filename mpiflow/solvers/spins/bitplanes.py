@@ -252,9 +252,9 @@ def _compare_wide(  # type: ignore[no-untyped-def]
 
 @inlined
 def compare_words(space, n, count, masks):  # type: ignore[no-untyped-def]
-    """Compare n words of the working space with their thresholds."""
-    whole = n - n % WIDE
-    for i in range(0, whole, WIDE):
+    """Compare n words of the working space with their thresholds, and some beyond: to fill the
+    last vectors costs less than a loop over what is left of them."""
+    for i in range(0, n, WIDE):
         _compare_wide(
             space,
             i,
@@ -272,21 +272,3 @@ def compare_words(space, n, count, masks):  # type: ignore[no-untyped-def]
             masks[10],
             masks[11],
         )
-    for i in range(whole, n):
-        w = np.uint64(i)
-        a, b, c, below, equal = compare(
-            space[STATE_A + w],
-            space[STATE_B + w],
-            space[STATE_C + w],
-            count,
-            masks,
-            space[S0 + w],
-            space[S1 + w],
-            space[S2 + w],
-            space[SPIN + w],
-        )
-        space[STATE_A + w] = a
-        space[STATE_B + w] = b
-        space[STATE_C + w] = c
-        space[BELOW + w] = below
-        space[EQUAL + w] = equal

@@ -11,7 +11,17 @@ import numpy as np
 
 from mpiflow.core.device import CudaKernel, inlined, kernel
 from mpiflow.core.noise import Word, site_counter, threefry
-from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, close, popcount
+from mpiflow.core.packed import (
+    BAND,
+    WORD_SITES,
+    PackedBlock,
+    close,
+    last_site,
+    popcount,
+    sites_of_last,
+    with_next,
+    words_across,
+)
 from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     BELOW,
     CHUNK,
@@ -37,7 +47,10 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
 
 
 class Region(NamedTuple):
-    """Bands of rows of a box (start, stop, step) and words of them (start, stop)."""
+    """Bands of rows of a box (start, stop, step) and words of them (start, stop).
+
+    The first band of a box is the one that its first row is in.
+    """
 
     bands: tuple[int, int, int]
     words: tuple[int, int]
@@ -81,7 +94,7 @@ class Work:
         put = block.device.put
         self.arrays = (target, *block.words)
         constants = (block.origins, key, block.members)
-        self.rest = (*map(put, constants), masks, put(residual))
+        self.rest = (block.columns // 2, *map(put, constants), masks, put(residual))
         self.counts: list[Any] = []
 
     def on(self, region: Region) -> Callable[[int], None]:
@@ -106,8 +119,7 @@ class Work:
 
     def closed(self, first: int, count: int) -> None:
         """Passes over all of boxes that are closed on themselves, on the CPU."""
-        ny, nx = self.block.shape
-        whole = (0, ny // BAND, 1), (0, nx // WORD_SITES)
+        whole = (0, bands_of(self.block), 1), (0, words_across(self.block.columns))
         self.kernel(*self.arrays, first, count, *whole, True, True, *self.rest, self._counter())
 
     def _counter(self) -> Any:
@@ -123,15 +135,19 @@ class Work:
         return total
 
 
+def bands_of(block: PackedBlock) -> int:
+    """Bands that the rows of a box are in; the first and the last may be in other boxes too."""
+    return -(-(int(block.origins[0, 0]) % BAND + block.shape[0]) // BAND) if block.batch else 0
+
+
 @kernel
-def _seed_streams(
-    space: np.ndarray, base: Word, n: int, key0: Word, key1: Word, step: Word, first: Word
-) -> None:
+def _seed_streams(space: np.ndarray, n: int, key0: Word, key1: Word, step: Word) -> None:
+    """Start the streams whose numbers are in the place of their third word."""
     for i in range(n):
-        counter = first + np.uint64(i)
-        w = base + np.uint64(i)
-        space[STATE_A + w], space[STATE_B + w] = threefry(key0, key1, step | SEED_AB, counter)
-        space[STATE_C + w] = threefry(key0, key1, step | SEED_C, counter)[0]
+        w = np.uint64(i)
+        stream = space[STATE_C + w]
+        space[STATE_A + w], space[STATE_B + w] = threefry(key0, key1, step | SEED_AB, stream)
+        space[STATE_C + w] = threefry(key0, key1, step | SEED_C, stream)[0]
 
 
 # Inlined: a call costs counting the references of its arrays, as much as a short row takes.
@@ -195,24 +211,28 @@ def _flip(space: np.ndarray, base: Word, n: int, target: np.ndarray, at: Word) -
 
 @kernel
 def _wrap_columns(
-    words: np.ndarray, first_row: int, width: Word, bands: tuple[int, int, int]
-) -> None:
-    """Copy the last word of each row before its first, and the first after its last."""
-    last = width - np.uint64(2)
+    words: np.ndarray, first_row: int, rows: int, width: Word, half: int, top: int,
+    bands: tuple[int, int, int],
+) -> None:  # fmt: skip
+    """Copy the last site of each row before its first, and the first after its last."""
+    last, after = width - np.uint64(2), np.uint64((half >> 6) + 1)
     for band in range(bands[0], bands[1], bands[2]):
-        for y in range(band * BAND + 1, band * BAND + BAND + 1):
-            at = np.uint64(first_row + y) * width
-            words[at] = words[at + last]
-            words[at + last + np.uint64(1)] = words[at + np.uint64(1)]
+        for y in range(max(0, band * BAND - top), min(rows, band * BAND + BAND - top)):
+            at = np.uint64(first_row + y + 1) * width
+            words[at] = last_site(words[at + last], half) << np.uint64(63)
+            words[at + after] = with_next(words[at + after], half, words[at + np.uint64(1)])
 
 
 @inlined
 def _update_packed(  # type: ignore[no-untyped-def]
-    target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, origins, key,
-    members, masks, residual, flips,
+    target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, half, origins,
+    key, members, masks, residual, flips,
 ):  # fmt: skip
     space = np.empty(SPACE, np.uint64)
-    rows, width = black.shape[1], np.uint64(black.shape[2])
+    rows, width = black.shape[1] - 2, np.uint64(black.shape[2])
+    across, mask, ragged = black.shape[2] - 2, sites_of_last(half), half & 63 != 0
+    stride = np.uint64(BAND * bands[2]) * width  # words from a band to the next
+    site_stride = site_counter(BAND * bands[2], 0)
     colours = black.reshape(-1), white.reshape(-1)
     changing = target.reshape(-1), colours[1]
     many = len(range(bands[0], bands[1], bands[2]))
@@ -223,6 +243,8 @@ def _update_packed(  # type: ignore[no-untyped-def]
         for b in range(black.shape[0]):
             key1 = key[1] + members[b]
             origin_y, origin_x = origins[b, 0], origins[b, 1]
+            top = origin_y % BAND  # rows of the first band that are another box's
+            first_row = b * (rows + 2)
             for start in range(words[0], words[1], CHUNK):
                 n = min(CHUNK, words[1] - start)
                 first_word = np.uint64(origin_x // WORD_SITES + start)
@@ -233,31 +255,42 @@ def _update_packed(  # type: ignore[no-untyped-def]
                     for i in range(low, high):
                         band = bands[0] + i * bands[2]
                         stream = np.uint64(origin_y // BAND + band) << np.uint64(32) | first_word
-                        base = np.uint64((i - low) * n)
-                        _seed_streams(space, base, n, key[0], key1, step, stream)
+                        base = STATE_C + np.uint64((i - low) * n)
+                        for j in range(n):
+                            space[base + np.uint64(j)] = stream + np.uint64(j)
+                    _seed_streams(space, (high - low) * n, key[0], key1, step)
+                    begin = bands[0] + low * bands[2]
                     for row in range(BAND):
-                        odd = (row + colour) & 1
-                        for i in range(low, high):
-                            y = (bands[0] + i * bands[2]) * BAND + row
-                            at = np.uint64(b * rows + y + 1) * width + np.uint64(start + 1)
-                            base = np.uint64((i - low) * n)
-                            if odd:  # each with a loop that has no branch
-                                _classes(space, base, n, spins, other, at, width, True)
+                        odd = np.uint64((row + colour) & 1)
+                        # Bands that have this row, and where it is in the first of them.
+                        y = begin * BAND + row - top
+                        some, stop = low + (y < 0), high
+                        if y + (high - 1 - low) * bands[2] * BAND >= rows:
+                            stop -= 1
+                        y += (some - low) * bands[2] * BAND
+                        base = np.uint64((some - low) * n)
+                        at = np.uint64(first_row + y + 1) * width + np.uint64(start + 1)
+                        site = site_counter(origin_y + y, origin_x + WORD_SITES * start) | odd
+                        for i in range(stop - some):
+                            k, w = base + np.uint64(i * n), at + np.uint64(i) * stride
+                            if odd:
+                                _classes(space, k, n, spins, other, w, width, True)
                             else:
-                                _classes(space, base, n, spins, other, at, width, False)
-                        count = np.uint64(PLANES * row + 1)
-                        compare_words(space, (high - low) * n, count, masks)
-                        for i in range(low, high):
-                            y = (bands[0] + i * bands[2]) * BAND + row
-                            at = np.uint64(b * rows + y + 1) * width + np.uint64(start + 1)
-                            base = np.uint64((i - low) * n)
-                            site = site_counter(origin_y + y, origin_x + WORD_SITES * start + odd)
-                            _settle(space, base, n, key[0], key1, step, site, residual)
-                            flips[b] += _flip(space, base, n, out, at)
+                                _classes(space, k, n, spins, other, w, width, False)
+                        compare_words(space, (high - low) * n, np.uint64(PLANES * row + 1), masks)
+                        if ragged and start + n == across:
+                            for i in range(stop - some):
+                                end = base + np.uint64(i * n + n - 1)
+                                space[BELOW + end] &= mask
+                                space[EQUAL + end] &= mask
+                        for i in range(stop - some):
+                            k, here = base + np.uint64(i * n), site + np.uint64(i) * site_stride
+                            _settle(space, k, n, key[0], key1, step, here, residual)
+                            flips[b] += _flip(space, k, n, out, at + np.uint64(i) * stride)
             if columns_wrap:
-                _wrap_columns(out, b * rows, width, bands)
+                _wrap_columns(out, first_row, rows, width, half, top, bands)
         if rows_wrap:
-            close(white if colour else target, True, False)
+            close(white if colour else target, half, True, False)
 
 
 @kernel
@@ -271,6 +304,7 @@ def update_packed(
     words: tuple[int, int],
     rows_wrap: bool,
     columns_wrap: bool,
+    half: int,
     origins: np.ndarray,
     key: np.ndarray,
     members: np.ndarray,
@@ -284,14 +318,15 @@ def update_packed(
     ----------
     target : gets the flips of black sites; ``black`` itself in a step
     black, white : (B, ny + 2, words + 2) uint64, see :mod:`mpiflow.core.packed`
+    half : sites of one colour in a row
     first, passes : number of the first pass, and how many
     bands, words : a :class:`Region` of the box
     rows_wrap, columns_wrap : close each box on itself after each pass; else the halo there is
         the caller's
     """
     _update_packed(
-        target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, origins, key,
-        members, masks, residual, flips,
+        target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, half, origins,
+        key, members, masks, residual, flips,
     )  # fmt: skip
 
 
@@ -301,11 +336,11 @@ def packed_with(masks: Masks) -> Any:
     seconds of compiling, which are kept on disk."""
 
     def update(  # type: ignore[no-untyped-def]
-        target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, origins, key,
-        members, _, residual, flips,
+        target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, half, origins,
+        key, members, _, residual, flips,
     ):  # fmt: skip
         _update_packed(
-            target, black, white, first, passes, bands, words, rows_wrap, columns_wrap,
+            target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, half,
             origins, key, members, masks, residual, flips,
         )  # fmt: skip
 
@@ -320,8 +355,8 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
 
     def factory(cuda: Any) -> Callable[..., None]:
         def update(  # type: ignore[no-untyped-def]
-            target, black, white, number, bands, words, origins, key, members, masks, residual,
-            flips,
+            target, black, white, number, bands, words, half, origins, key, members, masks,
+            residual, flips,
         ):  # fmt: skip
             """One pass; one thread for each band and word. Same bits as the CPU kernel."""
             i = cuda.grid(1)
@@ -340,8 +375,16 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
                 a, b = threefry(key0, key1, step | SEED_AB, stream)
                 c = threefry(key0, key1, step | SEED_C, stream)[0]
                 flipped = np.uint64(0)
+                whole = ~np.uint64(0)
+                if w + 3 == black.shape[2]:
+                    whole = np.uint64(sites_of_last(half))
                 for row in range(BAND):
-                    y, x = band * BAND + row, w + 1
+                    y, x = band * BAND + row - origins[box, 0] % BAND, w + 1
+                    if y + 2 >= black.shape[1]:
+                        break
+                    # A row of the box above draws only to come to the draws of this one.
+                    sites = whole if y >= 0 else np.uint64(0)
+                    y = max(y, 0)
                     odd = (row + colour) & 1
                     s, o = spins[box, y + 1, x], other[box, y + 1, x]
                     if odd:
@@ -356,7 +399,7 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
                     count = np.uint64(PLANES * row + 1)
                     m = masks if constants is None else constants
                     a, b, c, below, undecided = compare(a, b, c, count, m, s0, s1, s2, s)
-                    below, undecided = np.uint64(below), np.uint64(undecided)
+                    below, undecided = np.uint64(below) & sites, np.uint64(undecided) & sites
                     site = site_counter(origins[box, 0] + y, origins[box, 1] + WORD_SITES * w + odd)
                     site = np.uint64(site)
                     if undecided:

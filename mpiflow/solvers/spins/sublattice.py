@@ -46,7 +46,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice
 from mpiflow.core.noise import stream_key
-from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
+from mpiflow.core.packed import PackedBlock, words_across
 from mpiflow.core.schedule import Clock
 from mpiflow.solvers.spins import heatbath, multispin, sliced
 from mpiflow.solvers.spins.bitplanes import Masks, Thresholds
@@ -438,8 +438,8 @@ class Sublattice:
 
 def _regions(block: PackedBlock) -> tuple[list[Region], list[Region]]:
     """What can be updated without the neighbours' edges, and what cannot."""
-    (ny, nx), (wrap_y, wrap_x) = block.shape, block.wraps
-    bands, words = ny // BAND, nx // WORD_SITES
+    wrap_y, wrap_x = block.wraps
+    bands, words = multispin.bands_of(block), words_across(block.columns)
     if not wrap_y:
         inner, outer = (1, bands - 1, 1), (0, bands, max(1, bands - 1))
     else:
