@@ -505,10 +505,14 @@ def test_all_kernels_relax_alike(dt: float) -> None:
         ((8, 128), {"kernel": "plain"}, "plain"),
         ((8, 128), {"kernel": "plain", "members": 2}, "plain"),
         ((8, 128), {"kernel": "sliced", "members": 2}, "sliced"),
-        ((12, 128), {}, "plain"),
-        (64, {}, "plain"),
-        (64, {"members": 2}, "sliced"),
-        (192, {"members": 2}, "plain"),
+        ((12, 128), {}, "packed"),
+        (64, {}, "packed"),
+        ((64, 62), {}, "plain"),
+        ((6, 128), {}, "plain"),
+        (62, {"members": 2}, "sliced"),
+        (64, {"members": 255}, "packed"),
+        (64, {"members": 256}, "sliced"),
+        (100, {"members": 256}, "packed"),
         (64, {"members": 2, "kernel": "sliced"}, "sliced"),
         ((8, 128), {"solver": "nfold"}, "nfold"),
         ((128, 128), {"solver": "tiled-nfold"}, "tiled-nfold"),
@@ -525,8 +529,8 @@ def test_the_kernel_follows_from_the_size(size: Any, options: dict[str, Any], ke
 @pytest.mark.parametrize(
     ("size", "options", "message"),
     [
-        (64, {"kernel": "packed"}, r"^size=\(64, 64\).*8 rows and of 128 columns"),
-        ((12, 128), {"kernel": "packed"}, r"^size=\(12, 128\)"),
+        (62, {"kernel": "packed"}, r"^size=\(62, 62\).*8 rows and 64 columns"),
+        ((6, 128), {"kernel": "packed"}, r"^size=\(6, 128\)"),
         ((8, 128), {"kernel": "sliced"}, r"^kernel='sliced'.*several members"),
         (192, {"kernel": "sliced", "members": 2}, r"^kernel='sliced'.*several members"),
         (64, {"kernel": "fast"}, r"^kernel='fast'.*'packed'"),
@@ -545,6 +549,10 @@ def test_packed_tiles_are_whole_words(comm: MPI.Intracomm) -> None:
         assert sim.kernel == "packed"
         for box, unit in zip(sim.local_box(), (8, 128), strict=True):
             assert box.start % math.lcm(unit, granularity) == 0
+        # Fewer bands than ranks: then any even row will do.
+        few = Simulation(HOT, (4 * comm.size + 2, 100), comm=comm) if comm.size > 1 else sim
+        assert few.kernel == "packed"
+        assert few.local_box()[0].start % 2 == 0
         sim.set_spins(initial.shuffled)
         whole = comm.bcast(sim.gather())
         coarse = whole[0].reshape(
@@ -554,7 +562,7 @@ def test_packed_tiles_are_whole_words(comm: MPI.Intracomm) -> None:
         assert np.array_equal(sim.coarse_sums(granularity)[0], mine)
     if comm.size > 1:
         with pytest.raises(InputError, match=rf"^ranks={comm.size}.*kernel='plain'"):
-            Simulation(HOT, (8, 128), comm=comm)
+            Simulation(HOT, (8, 128), comm=comm, granularity=8)
         with pytest.raises(InputError, match=r"^ranks_grid=.*kernel='plain'"):
             Simulation(HOT, (8 * comm.size, 128), comm=comm, ranks_grid=(1, comm.size))
     assert Simulation(HOT, (8, 128), comm=comm, kernel="plain").kernel == "plain"

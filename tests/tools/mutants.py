@@ -210,11 +210,36 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     PACKED,
-                    "counter = first + np.uint64(i)",
-                    "counter = first + np.uint64(i // 2)",
+                    "space[base + np.uint64(j)] = stream + np.uint64(j)",
+                    "space[base + np.uint64(j)] = stream + np.uint64(j // 2)",
                 ),
             ),
             (Named(f"{IN_SPACE}[packed-4]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "what lies beyond the last site of a row is not masked, packed",
+            (Change(PACKED, "if ragged and start + n == across:", "if n < 0:"),),
+            (Named(f"{REFERENCE}[part of the last word and band-inf]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "the site beyond the edge is that beside it, packed",
+            (
+                Change(
+                    "core/packed.py", "at = np.uint64(half & 63)", "at = np.uint64((half - 1) & 63)"
+                ),
+            ),
+            (Named(f"{REFERENCE}[part of the last word and band-inf]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "a tile that begins within a band draws as if it began with it, packed",
+            (Change(PACKED, "top = origin_y % BAND", "top = 0"),),
+            (Named(SAME_BITS.replace("96, 1024", "22, 1000"), ranks=4),),
         ),
     ],
     [
@@ -243,8 +268,8 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     PACKED,
-                    "                        count = np.uint64(PLANES * row + 1)\n",
-                    "                        count = np.uint64(PLANES * row)\n",
+                    "* n, np.uint64(PLANES * row + 1), masks)",
+                    "* n, np.uint64(PLANES * row), masks)",
                 ),
             ),
             (Named(f"{REFERENCE}[8x128-0.25]"),),

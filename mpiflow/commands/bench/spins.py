@@ -194,6 +194,19 @@ def _ising(meter: Meter, device: str, small: bool) -> None:
             _sublattice(meter, f"{batch} of {side}^2, dt={dt:g}, sliced", boxes, solver)
 
 
+def _sides(meter: Meter, device: str, small: bool) -> None:
+    """Lattices of sides as people type them against those of the next whole word, a site."""
+    on, done = Device(device), list[int]()
+    for side in (64,) if small else (64, 100, 200, 500, 1000, 2000):
+        whole = -(-side // WORD_SITES) * WORD_SITES
+        for n in [n for n in (side, whole) if n not in done]:
+            done.append(n)
+            block = PackedBlock.periodic(Lattice((n, n)), np.array([meter.comm.rank]), device=on)
+            initial.independent(block, seed=1)
+            _sublattice(meter, f"{n}^2", block, Sublattice(CRITICAL, math.inf, compile_in=False))
+        meter.ratio(f"{side}^2", f"{whole}^2")
+
+
 def _rows(lattice: Lattice, ranks: int) -> Layout:
     """Whole rows of words to every rank."""
     return Layout(lattice, (ranks, 1), (BAND, WORD_SITES), partial=True)
@@ -424,6 +437,7 @@ def _noise(meter: Meter, device: str, small: bool) -> None:
 
 BENCHES: dict[str, Callable[[Meter, str, bool], None]] = {
     "ising": _ising,
+    "sides": _sides,
     "ising-exact": _ising_exact,
     "halo": _halo,
     "scaling": _scaling,

@@ -27,7 +27,7 @@ class IsingConfig(SpinConfig):
     )
     kernel: Literal["auto", "packed", "sliced", "plain"] = option(
         "auto",
-        "Of the sublattice solver: packed (bits; a multiple of 8 rows and 128 columns), sliced "
+        "Of the sublattice solver: packed (bits; even sides from 64 columns on), sliced "
         "(bits; many small lattices) or plain (bytes, any size). Same law, each its own bits.",
         remedy="Leave it out.",
     )

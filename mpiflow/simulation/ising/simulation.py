@@ -75,10 +75,10 @@ class Simulation(SpinSimulation):
     ranks_grid : ranks along each axis, chosen if left out
     granularity : tiles are cut in multiples of this many sites (coarse blocks)
     device : ``cpu`` or ``cuda`` (simulated and assembled, not yet run on a GPU)
-    kernel : of the sublattice solver. ``auto`` takes ``packed`` for lattices of a multiple of
-        8 rows and of 128 columns, ``sliced`` for many small ones, else ``plain``; all have
-        the same law, each its own bits. It depends on the size and on whether there are
-        several members, not on the ranks.
+    kernel : of the sublattice solver. ``auto`` takes ``packed`` for even sides from 8 rows and 64
+        columns on, ``sliced`` for several smaller lattices or very many small ones, else
+        ``plain``; all have the same law, each its own bits. It depends on the size and on the
+        number of members, not on the ranks.
     tile : side of the tiles of tiled-nfold
     schedule : parameters that change in time, a :class:`mpiflow.Drive` or its text. Each pass has
         the values of the middle of its time, and so has each window of tiled-nfold; nfold holds
