@@ -31,7 +31,7 @@ def random_spins(seed: int, *shape: int) -> np.ndarray:
 
 
 def expected_words(spins: np.ndarray, colour: int) -> np.ndarray:
-    """Words of a lattice (ny, nx) from the definition: x = 2 (64 w + b) + skip; 0 beyond the row."""
+    """Words of a lattice (ny, nx) from the definition: x = 2 (64 w + b) + skip, then 0."""
     ny, nx = spins.shape
     sites = np.zeros((ny, 64 * -(-nx // WORD_SITES)), bool)
     for y in range(ny):
