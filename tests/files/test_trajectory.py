@@ -644,14 +644,25 @@ def test_one_writer_of_a_file(comm, mpi_tmp_path):
     assert names(mpi_tmp_path) == ["run.h5"]
 
 
+_wholes: list[tuple[str, dict[str, Any]]] = []
+
+
+def uninterrupted(comm: MPI.Intracomm, folder: Path) -> tuple[str, dict[str, Any]]:
+    """The run of a file of five frames and its structure but for that; written once for all."""
+    if not _wholes:
+        record(folder / "whole.h5", comm, frames=5)
+        found = structure(folder / "whole.h5")
+        _wholes.append((found["/"]["attributes"].pop("run"), found))
+    return _wholes[0]
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize("kept", [0, 2, 3])
 def test_going_on_with_a_file(comm, mpi_tmp_path, backend, complete, kept):
     """Of a live and of a sealed file; what is behind the kept frames is written anew."""
-    path, whole = mpi_tmp_path / "run.h5", mpi_tmp_path / "whole.h5"
-    record(whole, comm, frames=5)
+    path, (another, whole) = mpi_tmp_path / "run.h5", uninterrupted(comm, mpi_tmp_path)
     record(path, comm, frames=3, complete=complete, backend=backend)
     with Trajectory(path) as old:
         run = old.attributes["run"]
@@ -661,9 +672,10 @@ def test_going_on_with_a_file(comm, mpi_tmp_path, backend, complete, kept):
         for t in range(kept, 5):
             out.append(0.5 * t, values(t, comm))
     comm.Barrier()
-    one, other = structure(path), structure(whole)
-    assert one["/"]["attributes"].pop("run") != other["/"]["attributes"].pop("run")
-    assert one == other
+    if comm.rank == 0:  # the same file: one reader is enough
+        found = structure(path)
+        assert found["/"]["attributes"].pop("run") != another
+        assert found == whole
 
 
 def test_a_flush_torn_by_a_kill_costs_its_own_frame_only(tmp_path):
