@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib import import_module
@@ -85,9 +85,23 @@ def _compiled(function: Callable[..., Any], keep: Callable[..., Any]) -> Any:
     made = keep(numba.njit(function, **_OPTIONS))
     if isinstance(made, Dispatcher):  # else NUMBA_DISABLE_JIT is set
         called = lru_cache(maxsize=1)(lambda: keep(numba.njit(function, **_CALLED), "called"))
-        vars(made)["get_call_template"] = lambda *given: called().get_call_template(*given)
+
+        def template(given: Sequence[Any], named: Mapping[str, Any]) -> Any:
+            # Not one for each plain number that is given: most of these would be the same code.
+            kinds = {name: numba.types.unliteral(kind) for name, kind in named.items()}
+            return called().get_call_template(tuple(map(numba.types.unliteral, given)), kinds)
+
+        vars(made)["get_call_template"] = template
         vars(made)["get_overload"] = lambda signature: called().get_overload(signature)
     return made
+
+
+@kernel
+def copy_line(target: np.ndarray, source: np.ndarray) -> None:
+    """target[:] = source of as many numbers or more, for kernels: where that is written, Numba
+    compiles for two seconds what it would say of two lengths."""
+    for i in range(target.size):
+        target[i] = source[i]
 
 
 def intrinsic(emit: Callable[..., None]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy
 
-from mpiflow.core.device import kernel
+from mpiflow.core.device import copy_line, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
 from mpiflow.core.noise import Word, normal_pair, stream_key, to_half_open_unit, uniforms
@@ -179,7 +179,7 @@ def _smooth_box(
         smooth[:] = 0.0
         for offset in range(weights.size):
             _add_scaled(weights[offset], field[i, offset:], smooth)
-        field[i, : smooth.size] = smooth
+        copy_line(field[i, : smooth.size], smooth)
 
 
 @kernel

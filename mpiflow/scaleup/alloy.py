@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpiflow.core.device import kernel
+from mpiflow.core.device import copy_line, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
 from mpiflow.core.noise import Word, stream_key, threefry, uniform_below
@@ -156,8 +156,8 @@ def _fill_blocks(
                     # np.roll by the shift
                     source = snapshots[number, (x - shift[0]) % nx, (y - shift[1]) % ny]
                     target = states[b, x0 + x, y0 + y, z0 : z0 + nz]
-                    target[shift[2] :] = source[: nz - shift[2]]
-                    target[: shift[2]] = source[nz - shift[2] :]
+                    copy_line(target[shift[2] :], source)
+                    copy_line(target[: shift[2]], source[nz - shift[2] :])
 
 
 @kernel

@@ -30,7 +30,7 @@ from typing import Literal
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import kernel
+from mpiflow.core.device import copy_line, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import Word, site_counter, stream_key, threefry
 from mpiflow.solvers.kac.cuda import CudaSites
@@ -434,18 +434,18 @@ def _flip_rows(
     source, found = np.empty(nx, np.int8), np.empty(nx, np.int32)
     old = np.empty(nx if before.size else 0, np.int32)
     extra = np.empty(nx, np.int32)
-    extra[:] = external[0]
+    extra[:] = external[0, 0]
     for b in range(spins.shape[0]):
         for y in range(spins.shape[1]):
-            if external.shape[0] > 1:
-                extra[:] = external[y]
+            if external.size > 1:
+                copy_line(extra, external[y])
             noise = key[0], key[1] + members[b], steps[b]
             _draw_row(*noise, top + y, drawn)
-            source[:] = spins[b, y]  # next to each other in memory, as look_up wants them
-            found[:] = sums[b, y]
+            copy_line(source, spins[b, y])  # next to each other, as look_up wants them
+            copy_line(found, sums[b, y])
             _limits_of_row(source, found, extra, table, numbers, limits)
             if before.size:
-                old[:] = before[b, y]
+                copy_line(old, before[b, y])
                 _limits_of_row(source, old, extra, table, numbers, old_limits)
                 _extrapolate(old_limits, limits)
             flipped, near = _flip_below(source, words, limits, out[b, y])

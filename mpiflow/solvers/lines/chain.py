@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mpiflow.core.device import kernel
+from mpiflow.core.device import copy_line, kernel
 from mpiflow.core.guards import require_rule
 from mpiflow.core.noise import Word, normal_pair, stream_key, threefry, uniform_below
 from mpiflow.solvers.lines.batch import CHOICE, LineBatch, require_patches, require_step
@@ -201,7 +201,7 @@ def _partial(
             step = np.uint64(first + draw * steps)
             word = threefry(key[0], k1, step, CHOICE)[0]
             origin = uniform_below(word, sites // patch) * patch
-            row[:] = x[b, origin : origin + patch + 2]
+            copy_line(row, x[b, origin:])
             _evolve(row, origin, sites, key[0], k1, step, steps, dt, xi, law)
             change = 0.0
             for i in range(1, patch + 1):

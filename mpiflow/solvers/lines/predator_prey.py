@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mpiflow.core import arrays
-from mpiflow.core.device import kernel, rule
+from mpiflow.core.device import copy_line, kernel, rule
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.noise import Word, normal_pair, stream_key, threefry, uniform_below
@@ -325,7 +325,7 @@ def _partial(
             left = origin > 0 and not mirrored
             right = origin + patch < sites and not mirrored
             for field in range(2):
-                row[field, 1:-1] = x[b, field, origin : origin + patch]
+                copy_line(row[field, 1:-1], x[b, field, origin:])
                 if left:
                     row[field, 0] = x[b, field, origin - 1]
                 if right:

@@ -187,7 +187,10 @@ def _run(
     lists: SiteLists,
 ) -> None:
     """Advance every box to time `until`, or to a total of `most` events if that is first."""
-    inverse = np.where(rates > 0.0, 1.0 / rates, 0.0)
+    inverse = np.zeros(CLASSES)
+    for c in range(CLASSES):
+        if rates[c] > 0.0:
+            inverse[c] = 1.0 / rates[c]
     waits, choices = np.empty(_AHEAD), np.empty(_AHEAD)
     for b in range(field.shape[0]):
         mine, running = lists_in(lists, b), True
@@ -313,8 +316,10 @@ class NFold:
         Set it to go on with a trajectory. Before the first call it is empty.
         """
         out = np.empty(self._lists.info.shape, np.int32)
+        _, pool, base, counts = self._lists
         for b in range(len(out)):
-            out[b] = ordered(SiteLists(*(array[b] for array in self._lists)))
+            ends = zip(base[b], base[b, :-1] + counts[b], strict=False)
+            out[b] = np.concatenate([pool[b, start:end] for start, end in ends])
         return out
 
     @order.setter

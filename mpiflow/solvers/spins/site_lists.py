@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpiflow.core.device import kernel
+from mpiflow.core.device import copy_line, kernel
 from mpiflow.core.noise import Word
 
 # Words are unsigned throughout: Numba then leaves out the test for negative indices.
@@ -89,7 +89,7 @@ def ordered(lists: SiteLists) -> np.ndarray:
     order, n = np.empty(lists.info.size, np.uint32), np.int64(0)
     for c in range(lists.counts.size):
         count, start = np.int64(lists.counts[c]), np.int64(lists.base[c])
-        order[n : n + count] = lists.pool[start : start + count]
+        copy_line(order[n : n + count], lists.pool[start:])
         n += count
     return order
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import kernel
+from mpiflow.core.device import copy_line, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.systems.ising import CLASSES, rate_class
 
@@ -98,8 +98,8 @@ def copy_halos(fields: np.ndarray, halo: int, across: np.ndarray, down: np.ndarr
     """The halo next to the boxes: rows above and below (B, 2, nx), columns aside (B, 2, ny)."""
     ny, nx = down.shape[2], across.shape[2]
     for b in range(fields.shape[0]):
-        across[b, 0] = fields[b, halo - 1, halo : halo + nx]
-        across[b, 1] = fields[b, halo + ny, halo : halo + nx]
+        copy_line(across[b, 0], fields[b, halo - 1, halo:])
+        copy_line(across[b, 1], fields[b, halo + ny, halo:])
         for y in range(ny):
             down[b, 0, y] = fields[b, halo + y, halo - 1]
             down[b, 1, y] = fields[b, halo + y, halo + nx]
@@ -163,7 +163,7 @@ def pack(fields: np.ndarray, halo: int, bits: np.ndarray) -> bool:
                 _pack_row(fields[b, halo + y, halo : halo + nx], bit, row)
             if _differ(row, bits[b, i]):
                 changed = True
-                bits[b, i] = row
+                copy_line(bits[b, i], row)
     return changed
 
 

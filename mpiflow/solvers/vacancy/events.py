@@ -114,7 +114,7 @@ def hop(
     i, j, k = x + DIRECTIONS[d, 0], y + DIRECTIONS[d, 1], z + DIRECTIONS[d, 2]
     atom = grid[i, j, k]
     put(grid, sides, x, y, z, atom)
-    put(grid, sides, i, j, k, VACANCY)
+    put(grid, sides, i, j, k, np.int8(VACANCY))
     i, j, k = within(halo, sides, whole, i, j, k)
     place[v, 0], place[v, 1], place[v, 2] = i, j, k
     flat[v] = (i * grid.shape[1] + j) * grid.shape[2] + k

@@ -43,31 +43,6 @@ def _keep(grid: np.ndarray, n: int, lists: Lists, law: Law, region: Region) -> i
     return n if n > 0 and found == n and present == n else scan(grid, law, region, lists)
 
 
-@kernel
-def _run(
-    grid: np.ndarray,
-    origin: np.ndarray,
-    n: int,
-    evaluator: Evaluator,
-    region: Region,
-    lists: Lists,
-    keys: tuple[np.uint64, np.uint64, np.uint64],
-    counter: np.uint64,
-    clock: float,
-    until: float,
-    most: int,
-    log: Events,
-) -> tuple[int, int, float]:
-    """One call of the serial solver for one box; returns vacancies, hops and the time."""
-    n = _keep(grid, n, lists, evaluator.law, region)
-    if n > lists.flat.size:
-        return n, 0, clock
-    hops, clock = evolve(
-        grid, origin, n, evaluator, region, lists, keys, counter, clock, until, most, log, 0, True
-    )
-    return n, hops, clock
-
-
 class VacancyKMC:
     """Serial rejection-free kinetic Monte Carlo of periodic boxes, each on one rank.
 
@@ -177,14 +152,15 @@ class VacancyKMC:
                 log = events(0 if self.log is None else 2**16)
                 most = most if self.log is None else min(most, 2**16)
                 keys = key[0], key[1] + block.members[b], np.uint64(0)
-                n, count, clock = _run(
-                    grids[b], block.origins[b] - block.halo, n,
-                    Evaluator(rule, met, self._scratch), region, store, keys,
-                    np.uint64(self.hops[b]), self.clock[b], until, most, log,
-                )  # fmt: skip
+                n = _keep(grids[b], n, store, rule, region)
                 if n > store.flat.size:
                     self._lists[b] = (0, lists(n), table(self.model, n))
                     continue
+                count, clock = evolve(
+                    grids[b], block.origins[b] - block.halo, n,
+                    Evaluator(rule, met, self._scratch), region, store, keys,
+                    np.uint64(self.hops[b]), float(self.clock[b]), float(until), most, log, 0, True,
+                )  # fmt: skip
                 self._lists[b] = (n, store, met)
                 made[b] += count
                 self.hops[b] += count
@@ -198,27 +174,20 @@ class VacancyKMC:
         return made
 
 
-@kernel
-def _totals(
-    grid: np.ndarray, evaluator: Evaluator, region: Region, lists: Lists, log: Events
-) -> int:
-    n = scan(grid, evaluator.law, region, lists)
-    origin, zero = np.zeros(3, np.int64), np.uint64(0)
-    keys = zero, zero, zero
-    evolve(grid, origin, n, evaluator, region, lists, keys, zero, 0.0, 0.0, 0, log, 0, True)
-    return n
-
-
 def total_rates(system: Alloy, model: Barriers, block: Block) -> np.ndarray:
     """Sum of the eight rates of every vacancy in the boxes, (n,) float64 in 1 / s, box by box."""
     check(system, model, block)
     require_species(block, len(system.elements))
-    found, out = evaluator(system, model, block, 1), [np.empty(0)]
+    found, region, out = evaluator(system, model, block, 1), whole_lattice(), [np.empty(0)]
     for grid in block.array:
         inner = grid[(slice(block.halo, -block.halo),) * 3]
         store = lists(max(1, int((inner == VACANCY).sum())))
         # A box of a rank, not closed, has its bounds; the vacancies in it use any bond.
         box = found.law._replace(sides=(block.shape[0], block.shape[1], block.shape[2]))
-        n = _totals(grid, found._replace(law=box), whole_lattice(), store, events(0))
+        found, zero = found._replace(law=box), np.uint64(0)
+        n, origin, keys = scan(grid, box, region, store), np.zeros(3, np.int64), (zero, zero, zero)
+        evolve(
+            grid, origin, n, found, region, store, keys, zero, 0.0, 0.0, 0, events(0), 0, True
+        )  # fmt: skip
         out.append(store.rates[:n].sum(axis=1))
     return np.concatenate(out)
