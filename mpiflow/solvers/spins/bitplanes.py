@@ -64,6 +64,14 @@ class Thresholds:
     masks: Masks
     residual: np.ndarray
 
+    @property
+    def shortest(self) -> Masks:
+        """The masks without the five terms of the spin where none is set, as without a field.
+
+        Kernels of the CPU are compiled for either number of terms.
+        """
+        return self.masks if any(any(m[5:]) for m in self.masks) else tuple(m[:5] for m in self.masks)
+
     @classmethod
     def of(cls, probabilities: Sequence[float], planes: int = PLANES) -> Thresholds:
         """Thresholds of the flip probabilities of the ten classes."""
@@ -236,12 +244,12 @@ def _compare_wide(  # type: ignore[no-untyped-def]
         b = builder.add(c, builder.shl(c, shift[1]))
         c = builder.add(builder.or_(builder.shl(c, shift[2]), builder.lshr(c, shift[3])), v)
         terms = []
-        for first in (0, 5):
+        for first in range(0, len(m), 5):
             part = every(m[first])
             for digit, mask in zip((s0, s1, s01, s2), m[first + 1 : first + 5], strict=True):
                 part = builder.xor(part, builder.and_(every(mask), digit))
             terms.append(part)
-        t = builder.xor(terms[0], builder.and_(spin, terms[1]))
+        t = terms[0] if len(m) == 5 else builder.xor(terms[0], builder.and_(spin, terms[1]))
         differ = builder.xor(v, t)
         same = builder.xor(differ, ones)
         below = builder.or_(builder.and_(below, same), builder.and_(t, differ))
