@@ -70,7 +70,8 @@ class Thresholds:
 
         Kernels of the CPU are compiled for either number of terms.
         """
-        return self.masks if any(any(m[5:]) for m in self.masks) else tuple(m[:5] for m in self.masks)
+        terms = 10 if any(any(plane[5:]) for plane in self.masks) else 5
+        return tuple(plane[:terms] for plane in self.masks)
 
     @classmethod
     def of(cls, probabilities: Sequence[float], planes: int = PLANES) -> Thresholds:
