@@ -126,6 +126,12 @@ class Patches:
     index: np.ndarray
     closed: bool
 
+    def __getitem__(self, some: slice) -> Patches:
+        """Those of some members."""
+        return Patches(
+            self.before[some], self.after[some], self.elapsed[some], self.index[some], self.closed
+        )
+
     def changes(self) -> np.ndarray:
         """Exact changes of the lattice's sums of spins and of bonds, (B, 2) int64.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from mpi4py import MPI
 from mpiflow import observables
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
+from mpiflow.core.noise import uniforms
 from mpiflow.experiments import ising as experiment
 from mpiflow.experiments import results
 from mpiflow.learn.closure.closure import ClosureAutoencoder
 from mpiflow.learn.closure.dataset import (
+    RANDOM_RELAX,
     DataPlan,
     PairData,
     class_densities,
@@ -86,6 +89,19 @@ def test_states_cover_the_magnetizations(patch: int) -> None:
     assert 0.3 < m.std() < 0.7
 
 
+def test_whole_lattices_relax_for_four_times_the_time() -> None:
+    """Spins without coupling forget their magnetisation as e^-t."""
+    plan, members = replace(PLAN, random_fraction=1.0), np.arange(1500)
+    states = training_states(Ising(temperature=1e9), plan, members, seed=3)
+    start = 2.0 * uniforms(3, "sample", 0, 0, members)[:, 0] - 1.0
+    draw = (uniforms(3, "sample", 0, 1, members)[:, 1] * len(RANDOM_RELAX)).astype(int)
+    for number, duration in enumerate(RANDOM_RELAX):
+        some = draw == number
+        m, m0 = states[some].mean(axis=(1, 2)), start[some]
+        error = 1.0 / 32.0 / np.sqrt((m0**2).sum())  # of the slope, for 32^2 spins a state
+        assert abs((m * m0).sum() / (m0**2).sum() - np.exp(-4.0 * duration)) < 4.5 * error + 1e-3
+
+
 def test_statistics_are_those_of_the_states(data: PairData) -> None:
     members = np.arange(PLAN.states)
     states = training_states(SYSTEM, PLAN, members, seed=1)
@@ -100,10 +116,18 @@ def test_statistics_are_those_of_the_states(data: PairData) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"patch": 12}, {"patch": 64}, {"patch": 2}, {"states": 1}, {"repeats": 0}]
+    "bad",
+    [
+        {"patch": 12},
+        {"patch": 64},
+        {"patch": 2},
+        {"states": 1},
+        {"repeats": 0},
+        {"relaxation": "none"},
+    ],
 )
-def test_plan_refuses(bad: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=r"patch|states"):
+def test_plan_refuses(bad: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"patch|states|relaxation"):
         replace(PLAN, **bad)
 
 

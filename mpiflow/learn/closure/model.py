@@ -121,7 +121,8 @@ def built(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
         description["factor"],
     )
     restore(tensors, autoencoder=autoencoder, sde=sde)
-    plan = DataPlan(**description["plan"])
+    # Before there was a choice, windows were relaxed.
+    plan = DataPlan(**{"relaxation": "windows", **description["plan"]})
     return MacroscopicModel(autoencoder, sde, plan, description["dt"], description["card"])
 
 
