@@ -107,9 +107,18 @@ def test_packed_and_plain_blocks_have_the_same_observables(size: int) -> None:
     sums = [observables.block_sums(block, size) for block in (plain, packed)]
     assert np.array_equal(*sums)
     assert sums[0].dtype == sums[1].dtype
-    bits = [observables.spin_bits(block) for block in (plain, packed)]
-    assert np.array_equal(*bits)
-    assert np.array_equal(bits[1], np.packbits(spins > 0, axis=-1))
+
+
+@pytest.mark.parametrize("shape", [(24, 256), (8, 64), (10, 66), (14, 100), (8, 130)])
+def test_bits_of_spins(shape: tuple[int, int]) -> None:
+    spins = random_spins(3, *shape)
+    plain, packed = periodic(spins), PackedBlock.periodic(Lattice(shape), np.arange(3))
+    packed.load(spins)
+    expected = np.packbits(spins > 0, axis=-1)
+    for block in (plain, packed):
+        bits = observables.spin_bits(block)
+        assert bits.flags.c_contiguous
+        assert np.array_equal(bits, expected)
 
 
 def test_intensive_observables() -> None:

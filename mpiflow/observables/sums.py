@@ -56,16 +56,19 @@ def spin_bits(block: Block | PackedBlock) -> np.ndarray:
         return np.packbits(block.spins() > 0, axis=-1)
     even, odd = (_spread_bits() >> place for place in (0, 1))
     colours = [words[:, 1:-1, 1:-1] for words in block.host()]
-    out = np.empty((block.batch, block.shape[0], block.shape[1] // 32), np.uint32)
+    ny, nx = block.shape
+    out = np.empty((block.batch, ny, 4 * colours[0].shape[2]), np.uint32)
     step = 2 * max(1, _WORDS // max(1, block.batch * colours[0].shape[2]))
-    for first in range(0, block.shape[0], step):
+    for first in range(0, ny, step):
         for parity in (0, 1):  # of the row, whose even sites are of this colour
             rows = slice(first + parity, first + step, 2)
             pair = [np.ascontiguousarray(c[:, rows]).view(np.uint16) for c in colours]
             spread = even.take(pair[parity], mode="clip")
             spread |= odd.take(pair[1 - parity], mode="clip")
             out[:, rows] = spread
-    return out.view(np.uint8)
+    bits = out.view(np.uint8)[..., : -(-nx // 8)]
+    bits[..., nx // 8 :] &= 0xFF00 >> nx % 8 & 0xFF  # behind the last site
+    return np.ascontiguousarray(bits)
 
 
 @cache
