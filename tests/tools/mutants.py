@@ -52,7 +52,7 @@ PACKED, PLAIN, SLICED = (f"solvers/spins/{name}.py" for name in ("multispin", "h
 SOLVER, PLANES = "solvers/spins/sublattice.py", "solvers/spins/bitplanes.py"
 WORDS = "solvers/spins/half_lattice.py"
 
-KAC, SUMS = "solvers/kac/steps.py", "solvers/kac/fields.py"
+KAC, SUMS = "solvers/kac/steps.py", "solvers/kac/walks.py"
 KAC_LAW = "solvers/test_kac.py::test_a_step_has_the_law_of_its_solver"
 
 RULE_PASSES, RULE_ROWS, RULE_EVENTS, RULE_TRIALS = (
@@ -348,8 +348,8 @@ MUTANTS: list[list[Mutant]] = [
     ],
     [
         Mutant(
-            "sums: the last pair of a group of steps left out",
-            (Change(SUMS, "out[x] += first + second", "out[x] += first"),),
+            "sums: what a step loses is not taken off",
+            (Change(SUMS, "sub(builder.add(value, gained), lost)", "add(value, gained)"),),
             (Named("solvers/test_kac.py::test_sums_over_neighbours_are_exact[1.7-steps]"),),
         ),
         Mutant(

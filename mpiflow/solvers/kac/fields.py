@@ -7,70 +7,85 @@ site to the next a box gains one spin and loses one, so that
 
 .. math:: n_{y+1} - n_y = \sum_k (w_k - w_{k+1}) (s_{y+1+k} - s_{y-k}),
 
-with one term for each step of the staircase w: some fifty, however wide the kernel is. Along the
-rows the same is a difference of running sums. ``fft`` rounds a convolution in float64, whose
+with one term for each step of the staircase w: some fifty, however wide the kernel is. Along rows
+it is the same, for which they are laid side by side. ``fft`` rounds a convolution in float64, whose
 error is far below 1/2. Both give the same integers; see docs/performance.md for the costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy
 
-from mpiflow.core.device import inlined, kernel
+from mpiflow.core.device import kernel
 from mpiflow.core.guards import require_rule
 from mpiflow.core.slabs import Slabs
 from mpiflow.solvers.kac.tables import uniform_field
+from mpiflow.solvers.kac.walks import (
+    BYTES,
+    TOGETHER,
+    WORDS,
+    aligned,
+    stairs_of,
+    transpose_sums,
+    transpose_words,
+    walk_bytes,
+    walk_plain,
+    walk_words,
+)
 from mpiflow.systems.kac import Kac, KacKernel
 
 Method = Literal["steps", "fft"]
 
-#: Bytes of the strip of columns that is worked on: it stays in a core's cache.
-_CACHE = 2**21
 #: Sites of a band of rows, its fewest rows, and sites that are made ready together.
 _BAND, _ROWS, _AT_ONCE = 2**21, 128, 2**17
-_Index = np.uint64  # no index is negative: the compiler need not ask
+#: Bytes of the strips that are filled together: they stay in a core's cache.
+_CACHE = 2**19
+#: Sums that are written together.
+_SQUARE = WORDS // 2
 
 
-class Steps(NamedTuple):
-    """The steps of a staircase of weights, four by four.
+@dataclass(frozen=True, eq=False)
+class _Room:
+    """What sums are made in, kept from one step to the next.
 
     Attributes
     ----------
-    places : (G, 4) int64, k of steps w_k > w_{k+1}
-    heights : (G, 4) int64, w_k - w_{k+1}; 0 fills the last group up
-    alike : (G,) bool, whether the four heights are one number
+    made_for : batch, rows of a band and of a part of it, columns
+    strips, total : of sums along y: some strips of spins, and a row of sums
+    between : (batch, strips, rows, BYTES) int16, sums along y
+    strip, sums : of sums along x: a strip of those along y, and a square of sums
+    out : (batch, rows, columns) int32
     """
 
-    places: np.ndarray
-    heights: np.ndarray
-    alike: np.ndarray
+    made_for: tuple[int, int, int, int]
+    strips: np.ndarray
+    total: np.ndarray
+    between: np.ndarray
+    strip: np.ndarray
+    sums: np.ndarray
+    out: np.ndarray
 
-
-def steps_of(kernel: KacKernel) -> Steps:
-    """Groups of four steps, of one height where there are four such."""
-    drops = kernel.drops
-    places: list[list[int]] = []
-    rest: list[int] = []
-    for height in np.unique(drops[drops > 0]):
-        same = [int(k) for k in np.flatnonzero(drops == height)]
-        whole = len(same) // 4 * 4
-        places += [same[i : i + 4] for i in range(0, whole, 4)]
-        rest += same[whole:]
-    alike = len(places)
-    places += [rest[i : i + 4] for i in range(0, len(rest), 4)]
-    heights = [[int(drops[k]) for k in four] for four in places]
-    for four, high in zip(places, heights, strict=True):
-        high += [0] * (4 - len(four))
-        four += [0] * (4 - len(four))
-    return Steps(
-        np.array(places, np.int64).reshape(-1, 4),
-        np.array(heights, np.int64).reshape(-1, 4),
-        np.arange(len(places)) < alike,
-    )
+    @classmethod
+    def of(cls, batch: int, height: int, short: int, nx: int, reach: int) -> _Room:
+        """Of a kernel of this reach; -1 for one that needs nothing but the sums."""
+        strips = -(-nx // BYTES)
+        wide, rows = strips * BYTES, height + 2 * reach + TOGETHER
+        some = 0 if reach < 0 else max(1, min(strips, _CACHE // (rows * BYTES)))
+        return cls(
+            (batch, height, short, nx),
+            aligned((some, rows, BYTES), np.int8),
+            aligned((BYTES,), np.int16),
+            # Rows that are done with others, of which nothing is used, are spare.
+            aligned((batch, min(some, 1) * strips, height + short + TOGETHER, BYTES), np.int16),
+            aligned((wide + 2 * reach + _SQUARE + TOGETHER, WORDS), np.int16),
+            aligned((_SQUARE + 1, WORDS), np.int32),
+            aligned((batch, short, wide), np.int32),
+        )
 
 
 class Sums:
@@ -84,7 +99,13 @@ class Sums:
 
     def __init__(self, kernel: KacKernel, method: Method = "steps") -> None:
         self.kernel, self.method = kernel, method
-        self.steps = steps_of(kernel)
+        if not kernel.nearest:
+            self._stairs = (
+                stairs_of(kernel, BYTES, 127),
+                stairs_of(kernel, WORDS, 32767 // kernel.sum),
+            )
+            self._plain = bool((self._stairs[1].heights == 1).all())
+        self._room: _Room | None = None
 
     @property
     def reach(self) -> int:
@@ -112,41 +133,48 @@ class Sums:
 
         Returns
         -------
-        pairs of rows (of the n) and sums (B, rows, nx) int32, which the next pair overwrites
+        pairs of rows (of the n) and sums (B, rows, nx) int32, which the next pair overwrites,
+        and so do later bands
         """
         batch, rows, nx = padded.shape
         n = rows - 2 * self.reach if batch else 0  # a rank may have no member, or no row
-        height = max(_ROWS, 2 * self.reach, _BAND // (batch * nx)) if n else 1
-        out = np.empty((batch, min(height, n), nx), np.int32)
-        short = max(1, _AT_ONCE // (batch * nx)) if n else 1
+        if n == 0:
+            return
+        height = min(max(_ROWS, 2 * self.reach, _BAND // (batch * nx)), n)
+        short = max(1, _AT_ONCE // (batch * nx) // WORDS) * WORDS
+        room, self._room = self._room, None  # another iterator makes its own
+        if room is None or room.made_for != (batch, height, short, nx):
+            room = _Room.of(batch, height, short, nx, -1 if self.kernel.nearest else self.reach)
         for start in range(0, n, height):
             stop = min(start + height, n)
-            around, sums = padded[:, start : stop + 2 * self.reach], out[:, : stop - start]
-            self._along_columns(around, sums)
+            around = padded[:, start : stop + 2 * self.reach]
+            if not self.kernel.nearest:
+                self._along_columns(around, room)
             for top in range(0, stop - start, short):
-                part = slice(top, min(top + short, stop - start))
-                self._along_rows(around[:, self.reach :], sums, part)
-                yield slice(start + part.start, start + part.stop), sums[:, part]
+                end = min(top + short, stop - start)
+                sums = room.out[:, : end - top, :nx]
+                if self.kernel.nearest:
+                    _nearest(around[:, top : end + 2], sums)
+                else:
+                    self._along_rows(around[:, self.reach + top : self.reach + end], room, top)
+                yield slice(start + top, start + end), sums
+        self._room = room
 
-    def _along_columns(self, padded: np.ndarray, out: np.ndarray) -> None:
-        """Sums along y, of the rows between ``reach`` others above and below, to ``out`` int32."""
-        w = self.kernel.weights
-        if self.kernel.nearest:
-            _nearest(padded, out)
-            return
-        # A row gains at most 2 w_0 over the one above it, and as many bytes must hold that.
-        change = np.int8 if w[0] < 64 else np.int16
-        room = _CACHE // ((2 * self.reach + 2) * np.dtype(change).itemsize)
-        width = max(64, min(padded.shape[2], room))
+    def _along_columns(self, padded: np.ndarray, room: _Room) -> None:
+        """Sums of spins that are up along y, with ``reach`` rows above and below, in strips."""
         for b in range(len(padded)):
-            _columns(padded[b], w, *self.steps, np.empty(width, change), out[b])
+            _columns(
+                padded[b], self.kernel.weights, *self._stairs[0], room.strips, room.total,
+                room.between[b],
+            )  # fmt: skip
 
-    def _along_rows(self, spins: np.ndarray, sums: np.ndarray, rows: slice) -> None:
-        """Sums along x of some rows of ``sums``, in place: then they are whole."""
-        if not self.kernel.nearest:
-            own = np.int32(self.kernel.weights[0] ** 2)
-            for b in range(len(sums)):
-                _rows(spins[b, rows], self.reach, own, *self.steps, sums[b, rows])
+    def _along_rows(self, spins: np.ndarray, room: _Room, top: int) -> None:
+        """Whole sums of rows of spins, from those along columns from row ``top`` on."""
+        for b in range(len(spins)):
+            _rows(
+                spins[b], self.kernel.weights, *self._stairs[1], self._plain, room.between[b], top,
+                room.strip, room.sums, room.out[b],
+            )  # fmt: skip
 
     def by_fft(self, spins: np.ndarray, slabs: Slabs | None) -> np.ndarray:
         """All sums at once by a rounded float64 transform, (B, n, nx) int32.
@@ -284,84 +312,35 @@ def _nearest(padded: np.ndarray, out: np.ndarray) -> None:
 
 
 @kernel
-def _copy_strip(spins: np.ndarray, left: int, strip: np.ndarray) -> None:
-    for y in range(strip.shape[0]):
-        for x in range(strip.shape[1]):
-            strip[y, x] = spins[y, left + x]
-
-
-@kernel
-def _add_row(weight: np.int32, row: np.ndarray, out: np.ndarray) -> None:
+def _add_row(weight: int, row: np.ndarray, out: np.ndarray) -> None:
     for x in range(out.size):
-        out[x] += weight * np.int32(row[x])
+        out[x] += weight * row[x]
 
 
 @kernel
-def _gain(
-    flat: np.ndarray,
-    count: int,
-    plus: tuple[int, int, int, int],
-    minus: tuple[int, int, int, int],
-    d: tuple[int, int, int, int],
-    out: np.ndarray,
-) -> None:
-    """Add d_j (flat[plus_j + i] - flat[minus_j + i]) over j to out[i]; steps of any heights."""
-    a0, a1, a2, a3 = _Index(plus[0]), _Index(plus[1]), _Index(plus[2]), _Index(plus[3])
-    b0, b1, b2, b3 = _Index(minus[0]), _Index(minus[1]), _Index(minus[2]), _Index(minus[3])
-    d0, d1, d2, d3 = d
-    for i in range(count):
-        x = _Index(i)
-        first = d0 * (flat[a0 + x] - flat[b0 + x]) + d1 * (flat[a1 + x] - flat[b1 + x])
-        second = d2 * (flat[a2 + x] - flat[b2 + x]) + d3 * (flat[a3 + x] - flat[b3 + x])
-        out[x] += first + second
+def _first(weights: np.ndarray, strip: np.ndarray, out: np.ndarray) -> None:
+    """The sums of the first place, all terms of them."""
+    reach = weights.size - 1
+    out[:] = 0
+    for k in range(-reach, reach + 1):
+        _add_row(weights[abs(k)], strip[reach + k], out)
 
 
 @kernel
-def _gain_alike(
-    flat: np.ndarray,
-    count: int,
-    plus: tuple[int, int, int, int],
-    minus: tuple[int, int, int, int],
-    d: int,
-    out: np.ndarray,
-) -> None:
-    """The same for four steps of one height: a product instead of four."""
-    a0, a1, a2, a3 = _Index(plus[0]), _Index(plus[1]), _Index(plus[2]), _Index(plus[3])
-    b0, b1, b2, b3 = _Index(minus[0]), _Index(minus[1]), _Index(minus[2]), _Index(minus[3])
-    for i in range(count):
-        x = _Index(i)
-        gain = (flat[a0 + x] - flat[b0 + x]) + (flat[a1 + x] - flat[b1 + x])
-        gain += (flat[a2 + x] - flat[b2 + x]) + (flat[a3 + x] - flat[b3 + x])
-        out[x] += d * gain
-
-
-@kernel
-def _gain_one(
-    flat: np.ndarray,
-    count: int,
-    plus: tuple[int, int, int, int],
-    minus: tuple[int, int, int, int],
-    out: np.ndarray,
-) -> None:
-    """The same for four steps of height 1: no CPU multiplies bytes."""
-    a0, a1, a2, a3 = _Index(plus[0]), _Index(plus[1]), _Index(plus[2]), _Index(plus[3])
-    b0, b1, b2, b3 = _Index(minus[0]), _Index(minus[1]), _Index(minus[2]), _Index(minus[3])
-    for i in range(count):
-        x = _Index(i)
-        gain = (flat[a0 + x] - flat[b0 + x]) + (flat[a1 + x] - flat[b1 + x])
-        out[x] += gain + (flat[a2 + x] - flat[b2 + x]) + (flat[a3 + x] - flat[b3 + x])
-
-
-@inlined
-def _gain_group(flat, count, plus, minus, alike, heights, kind, out):  # type: ignore[no-untyped-def]
-    """Add four steps, whose heights become numbers of this kind, the cheapest way."""
-    if alike and heights[0] == 1:
-        _gain_one(flat, count, plus, minus, out)
-    elif alike:
-        _gain_alike(flat, count, plus, minus, kind(heights[0]), out)
-    else:
-        d = kind(heights[0]), kind(heights[1]), kind(heights[2]), kind(heights[3])
-        _gain(flat, count, plus, minus, d, out)
+def _copy_ups(spins: np.ndarray, left: int, strips: np.ndarray) -> None:
+    """1 for a spin that is up, 0 for another, of neighbouring strips."""
+    nx = spins.shape[1]
+    for y in range(spins.shape[0]):
+        row = spins[y]
+        for s in range(strips.shape[0]):
+            begin = left + s * BYTES
+            part, to = row[begin : min(begin + BYTES, nx)], strips[s, y]
+            if part.size == BYTES:
+                for x in range(BYTES):
+                    to[x] = np.int8(part[x] + np.int8(1)) >> np.int8(1)
+            else:
+                for x in range(part.size):
+                    to[x] = part[x] > 0
 
 
 @kernel
@@ -369,76 +348,82 @@ def _columns(
     padded: np.ndarray,
     weights: np.ndarray,
     places: np.ndarray,
+    ends: np.ndarray,
     heights: np.ndarray,
-    alike: np.ndarray,
-    change: np.ndarray,
+    strips: np.ndarray,
+    total: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Weighted sums along y, in strips of columns: each row from the one above it.
-
-    ``change`` is room for a row of a strip; its type is that of all differences.
-    """
-    reach, width = weights.size - 1, change.size
-    n, nx = out.shape
-    strip = np.empty((padded.shape[0], width), change.dtype)
-    flat = strip.reshape(-1)
-    for left in range(0, nx, width):
-        w = min(width, nx - left)
-        _copy_strip(padded, left, strip[:, :w])
-        first = out[0, left : left + w]
-        first[:] = 0
-        for k in range(-reach, reach + 1):
-            _add_row(np.int32(weights[abs(k)]), strip[reach + k], first)
-        for y in range(1, n):
-            change[:w] = 0
-            low = (reach + y - 1) * width
-            high = low + width
-            for g in range(alike.size):
-                k0, k1 = places[g, 0] * width, places[g, 1] * width
-                k2, k3 = places[g, 2] * width, places[g, 3] * width
-                plus = (high + k0, high + k1, high + k2, high + k3)
-                minus = (low - k0, low - k1, low - k2, low - k3)
-                _gain_group(flat, w, plus, minus, alike[g], heights[g], np.int16, change)
-            _add_to(change, out[y - 1, left : left + w], out[y, left : left + w])
+    """Weighted sums along y of what is up, to (strips, rows, BYTES); four rows are spare."""
+    reach = weights.size - 1
+    n = padded.shape[0] - 2 * reach
+    for first in range(0, out.shape[0], strips.shape[0]):
+        _copy_ups(padded, first * BYTES, strips)
+        for s in range(min(strips.shape[0], out.shape[0] - first)):
+            strip, sums = strips[s], out[first + s]
+            _first(weights, strip, total)
+            sums[0] = total
+            flat, to = strip.reshape(-1), sums.reshape(-1)
+            for y in range(0, n - 1, TOGETHER):
+                walk_bytes(
+                    flat, (reach + y) * BYTES, places, ends, heights, heights.size, total, to,
+                    (y + 1) * BYTES, BYTES,
+                )  # fmt: skip
 
 
 @kernel
-def _add_to(change: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
-    for x in range(out.size):
-        out[x] = before[x] + np.int32(change[x])
+def _lay(source: np.ndarray, y: int, nx: int, reach: int, strip: np.ndarray) -> None:
+    """Rows from y on side by side, and what is in reach beyond either end of them."""
+    flat, to, rows = source.reshape(-1), strip.reshape(-1), source.shape[1]
+    for x in range(0, nx, WORDS):
+        place = (x // BYTES * rows + y) * BYTES + x % BYTES
+        transpose_words(flat, place, BYTES, to, (reach + x) * WORDS, WORDS)
+    for i in range(reach):
+        strip[i] = strip[nx + i]
+    for i in range(reach):
+        strip[reach + nx + i] = strip[reach + i]
 
 
 @kernel
 def _rows(
     spins: np.ndarray,
-    reach: int,
-    own: np.int32,
+    weights: np.ndarray,
     places: np.ndarray,
+    ends: np.ndarray,
     heights: np.ndarray,
-    alike: np.ndarray,
+    plain: bool,
+    source: np.ndarray,
+    top: int,
+    strip: np.ndarray,
+    sums: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Weighted sums along x of each row of ``out``, in place, without the site itself."""
-    n, nx = out.shape
-    running = np.empty(nx + 2 * reach + 1, np.int32)  # may wrap round: differences do not
+    """Weighted sums along x of spins without the site itself, from those along y in ``source``.
+
+    Rows are made 32 at a time: ``out`` has a multiple of them, and of 64 columns.
+    """
+    reach, wide = weights.size - 1, out.shape[1]
+    n, nx = spins.shape
+    flat, some, to = strip.reshape(-1), sums.reshape(-1), out.reshape(-1)
+    for y in range(0, n, WORDS):
+        _lay(source, top + y, nx, reach, strip)
+        total = sums[_SQUARE]
+        _first(weights, strip, total)
+        for x in range(0, nx, _SQUARE):
+            sums[0] = total
+            for i in range(0, _SQUARE, TOGETHER):
+                at, row = (reach + x + i) * WORDS, (i + 1) * WORDS
+                if plain:
+                    walk_plain(flat, at, places, ends, heights.size, total, some, row, WORDS)
+                else:
+                    walk_words(
+                        flat, at, places, ends, heights, heights.size, total, some, row, WORDS
+                    )
+            transpose_sums(some, 0, WORDS, to, y * wide + x, wide)
+            transpose_sums(some, _SQUARE, WORDS, to, (y + _SQUARE) * wide + x, wide)
+    whole = 2 * weights.sum() - weights[0]
+    all_up, own = np.int32(whole * whole), np.int32(weights[0] ** 2)
     for y in range(n):
-        row = out[y]
-        total = np.int32(0)
-        running[0] = 0
-        for i in range(reach):
-            total += row[nx - reach + i]
-            running[i + 1] = total
-        for i in range(nx):
-            total += row[i]
-            running[reach + 1 + i] = total
-        for i in range(reach):
-            total += row[i]
-            running[reach + nx + 1 + i] = total
+        here, row = spins[y], out[y]
         for x in range(nx):
-            row[x] = -own * np.int32(spins[y, x])
-        for g in range(alike.size):
-            k0, k1, k2, k3 = places[g, 0], places[g, 1], places[g, 2], places[g, 3]
-            high = reach + 1
-            plus = (high + k0, high + k1, high + k2, high + k3)
-            minus = (reach - k0, reach - k1, reach - k2, reach - k3)
-            _gain_group(running, nx, plus, minus, alike[g], heights[g], np.int32, row)
+            row[x] = np.int32(2) * row[x] - all_up - own * np.int32(here[x])

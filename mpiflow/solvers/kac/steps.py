@@ -258,9 +258,12 @@ class KacSteps:
         if table is not self._packed_of:
             self._packed = in_32_bits(table.bounds, self._shift, self._offset, self._scale)
             self._packed_of = table
+        most = int(table.bounds.max())
+        if before.size:  # limits are then twice one of the table's, less another, and a little more
+            most = min(2 * most + 2, 2**32 - 1)
         _flip_rows(
-            source[:, rows], sums, before, self.fields.at(rows), *self._packed, table.digits, key,
-            members, counters.astype(np.uint64), top + rows.start, out[:, rows], flips,
+            source[:, rows], sums, before, self.fields.at(rows), *self._packed, table.digits, most,
+            key, members, counters.astype(np.uint64), top + rows.start, out[:, rows], flips,
         )  # fmt: skip
 
     # -- on a CUDA device ------------------------------------------------------------------
@@ -337,7 +340,17 @@ def _draw_row(k0: Word, k1: Word, step: Word, gy: int, out: np.ndarray) -> None:
 
 
 @kernel
-def _limits_of_row(
+def _candidates(words: np.ndarray, most: int, places: np.ndarray) -> int:
+    """Where words are below what no limit exceeds: how many. No other spin can flip."""
+    found, bound = 0, np.uint32(most)
+    for x in range(words.size):
+        places[found] = x
+        found += 1 if words[x] < bound else 0
+    return found
+
+
+@kernel
+def _limits_of(
     spins: np.ndarray,
     sums: np.ndarray,
     external: np.ndarray,
@@ -359,52 +372,30 @@ def _extrapolate(before: np.ndarray, limits: np.ndarray) -> None:
 
 
 @kernel
-def _flip_below(
-    spins: np.ndarray, words: np.ndarray, limits: np.ndarray, out: np.ndarray
-) -> tuple[np.int64, bool]:
-    """Flip where the word is below its limit: how many, and whether one of them is near it."""
-    flips, nearest = np.int32(0), np.uint32(2**32 - 1)
-    for x in range(spins.size):
-        flip = np.int8(words[x] < limits[x])
-        out[x] = spins[x] - np.int8(2) * flip * spins[x]
-        flips += np.int32(flip)
-        below = np.uint32(limits[x] - words[x] - np.uint32(1))  # very large where none flips
-        nearest = below if below < nearest else nearest
-    return np.int64(flips), bool(nearest < np.uint32(ROOM))
-
-
-@kernel
-def _settle(
-    words: np.ndarray,
-    limits: np.ndarray,
-    source: np.ndarray,
-    sums: np.ndarray,
-    before: np.ndarray,
-    extra: np.ndarray,
+def _all_bits_allow(
+    word: int,
+    x: int,
+    spin: int,
+    total: int,
+    before: int,
+    ahead: bool,
+    extra: int,
     digits: np.ndarray,
     numbers: tuple[int, ...],
     noise: tuple[Word, Word, Word],
     gy: int,
-    out: np.ndarray,
-) -> np.int64:
-    """Take back the flips of a row that all bits of the probability do not allow: how many."""
+) -> bool:
+    """Whether all bits of its probability allow a flip whose word is near the limit."""
     multiplier, down, lowest, _, shift, _, _ = numbers
     k0, k1, step = noise
-    back = np.int64(0)
-    for x in range(words.size):
-        if words[x] < limits[x] <= words[x] + ROOM:
-            more = threefry(k0, k1, step | RESIDUAL, site_counter(gy, x))[0]
-            spin = np.int64(source[x])
-            v = spin * ((np.int64(sums[x]) * multiplier >> down) + extra[x])
-            first, second, third = digits_at(digits, shift, -lowest, v)
-            if before.size:
-                v = spin * ((np.int64(before[x]) * multiplier >> down) + extra[x])
-                a, b, c = digits_at(digits, shift, -lowest, v)
-                first, second, third = 2 * first - a, 2 * second - b, 2 * third - c
-            if not falls_below(words[x], more, first, second, third):
-                out[x] = source[x]
-                back += 1
-    return back
+    more = threefry(k0, k1, step | RESIDUAL, site_counter(gy, x))[0]
+    v = np.int64(spin) * ((np.int64(total) * multiplier >> down) + extra)
+    first, second, third = digits_at(digits, shift, -lowest, v)
+    if ahead:
+        v = np.int64(spin) * ((np.int64(before) * multiplier >> down) + extra)
+        a, b, c = digits_at(digits, shift, -lowest, v)
+        first, second, third = 2 * first - a, 2 * second - b, 2 * third - c
+    return bool(falls_below(word, more, first, second, third))
 
 
 @kernel
@@ -416,6 +407,7 @@ def _flip_rows(
     table: np.ndarray,
     numbers: tuple[int, ...],
     digits: np.ndarray,
+    most: int,
     key: np.ndarray,
     members: np.ndarray,
     steps: np.ndarray,
@@ -423,20 +415,28 @@ def _flip_rows(
     out: np.ndarray,
     flips: np.ndarray,
 ) -> None:
-    """Flip rows from global row ``top`` on; ``out`` may be ``spins`` itself.
+    """Flip rows from global row ``top`` on, in ``out``, which holds ``spins`` or a copy of them.
 
     With sums ``before``, chances are extrapolated: twice those of ``sums`` less those of them.
+    Spins whose words are below ``most``, the largest limit, are looked up one next to the other.
     """
-    nx = spins.shape[2]
+    nx, ahead = spins.shape[2], before.size > 0
     drawn = np.empty((nx + 3) // 4 * 2, np.uint64)
-    words = drawn.view(np.uint32)[:nx]
+    words, places = drawn.view(np.uint32)[:nx], np.empty(nx, np.int64)
     limits, old_limits = np.empty(nx, np.uint32), np.empty(nx, np.uint32)
+<<<<<<< HEAD
     source, found = np.empty(nx, np.int8), np.empty(nx, np.int32)
     old = np.empty(nx if before.size else 0, np.int32)
     extra = np.empty(nx, np.int32)
+=======
+    source, extra = np.empty(nx, np.int8), np.empty(nx, np.int32)
+    found, old = np.empty(nx, np.int32), np.zeros(nx, np.int32)
+>>>>>>> 8f444b8 (Kac: sums along both axes in aligned strips, flips looked up only where they can happen; same bits)
     extra[:] = external[0, 0]
     for b in range(spins.shape[0]):
+        noise = key[0], key[1] + members[b], steps[b]
         for y in range(spins.shape[1]):
+<<<<<<< HEAD
             if external.size > 1:
                 copy_line(extra, external[y])
             noise = key[0], key[1] + members[b], steps[b]
@@ -453,3 +453,29 @@ def _flip_rows(
                 row = source, found, old, extra
                 flipped -= _settle(words, limits, *row, digits, numbers, noise, top + y, out[b, y])
             flips[b] += flipped
+=======
+            _draw_row(*noise, top + y, drawn)
+            many = _candidates(words, most, places)
+            for j in range(many):
+                x = places[j]
+                source[j], found[j] = spins[b, y, x], sums[b, y, x]
+                if external.size > 1:
+                    extra[j] = external[y, x]
+                if ahead:
+                    old[j] = before[b, y, x]
+            _limits_of(source[:many], found, extra, table, numbers, limits)
+            if ahead:
+                _limits_of(source[:many], old, extra, table, numbers, old_limits)
+                _extrapolate(old_limits[:many], limits[:many])
+            for j in range(many):
+                x, word, spin = places[j], words[places[j]], source[j]
+                if word < limits[j] and (
+                    limits[j] - word > np.uint32(ROOM)
+                    or _all_bits_allow(
+                        word, x, spin, found[j], old[j], ahead, extra[j], digits, numbers, noise,
+                        top + y,
+                    )
+                ):  # fmt: skip
+                    out[b, y, x] = -spin
+                    flips[b] += 1
+>>>>>>> 8f444b8 (Kac: sums along both axes in aligned strips, flips looked up only where they can happen; same bits)
