@@ -7,7 +7,7 @@ import math
 import numpy as np
 import scipy
 
-from mpiflow.core.device import kernel
+from mpiflow.core.device import copy_line, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.functions import decay, exp
 from mpiflow.core.noise import RNG, Word
@@ -124,8 +124,8 @@ def _flip(
             _extrapolate(old_up[here], a)
             _extrapolate(old_down[here], b)
         else:
-            old_up[here] = a
-            old_down[here] = b
+            copy_line(old_up[here], a)
+            copy_line(old_down[here], b)
         for k in range(many):
             share = dt * decay((a[k] + b[k]) * dt)
             a[k] *= share

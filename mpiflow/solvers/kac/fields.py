@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import scipy
 
-from mpiflow.core.device import kernel
+from mpiflow.core.device import copy_line, kernel
 from mpiflow.core.guards import require_rule
 from mpiflow.core.slabs import Slabs
 from mpiflow.solvers.kac.tables import uniform_field
@@ -362,7 +362,7 @@ def _columns(
         for s in range(min(strips.shape[0], out.shape[0] - first)):
             strip, sums = strips[s], out[first + s]
             _first(weights, strip, total)
-            sums[0] = total
+            copy_line(sums[0], total)
             flat, to = strip.reshape(-1), sums.reshape(-1)
             for y in range(0, n - 1, TOGETHER):
                 walk_bytes(
@@ -379,9 +379,9 @@ def _lay(source: np.ndarray, y: int, nx: int, reach: int, strip: np.ndarray) -> 
         place = (x // BYTES * rows + y) * BYTES + x % BYTES
         transpose_words(flat, place, BYTES, to, (reach + x) * WORDS, WORDS)
     for i in range(reach):
-        strip[i] = strip[nx + i]
+        copy_line(strip[i], strip[nx + i])
     for i in range(reach):
-        strip[reach + nx + i] = strip[reach + i]
+        copy_line(strip[reach + nx + i], strip[reach + i])
 
 
 @kernel
@@ -410,7 +410,7 @@ def _rows(
         total = sums[_SQUARE]
         _first(weights, strip, total)
         for x in range(0, nx, _SQUARE):
-            sums[0] = total
+            copy_line(sums[0], total)
             for i in range(0, _SQUARE, TOGETHER):
                 at, row = (reach + x + i) * WORDS, (i + 1) * WORDS
                 if plain:

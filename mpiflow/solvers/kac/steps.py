@@ -30,7 +30,7 @@ from typing import Literal
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import copy_line, kernel
+from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import Word, site_counter, stream_key, threefry
 from mpiflow.solvers.kac.cuda import CudaSites
@@ -424,36 +424,12 @@ def _flip_rows(
     drawn = np.empty((nx + 3) // 4 * 2, np.uint64)
     words, places = drawn.view(np.uint32)[:nx], np.empty(nx, np.int64)
     limits, old_limits = np.empty(nx, np.uint32), np.empty(nx, np.uint32)
-<<<<<<< HEAD
-    source, found = np.empty(nx, np.int8), np.empty(nx, np.int32)
-    old = np.empty(nx if before.size else 0, np.int32)
-    extra = np.empty(nx, np.int32)
-=======
     source, extra = np.empty(nx, np.int8), np.empty(nx, np.int32)
     found, old = np.empty(nx, np.int32), np.zeros(nx, np.int32)
->>>>>>> 8f444b8 (Kac: sums along both axes in aligned strips, flips looked up only where they can happen; same bits)
     extra[:] = external[0, 0]
     for b in range(spins.shape[0]):
         noise = key[0], key[1] + members[b], steps[b]
         for y in range(spins.shape[1]):
-<<<<<<< HEAD
-            if external.size > 1:
-                copy_line(extra, external[y])
-            noise = key[0], key[1] + members[b], steps[b]
-            _draw_row(*noise, top + y, drawn)
-            copy_line(source, spins[b, y])  # next to each other, as look_up wants them
-            copy_line(found, sums[b, y])
-            _limits_of_row(source, found, extra, table, numbers, limits)
-            if before.size:
-                copy_line(old, before[b, y])
-                _limits_of_row(source, old, extra, table, numbers, old_limits)
-                _extrapolate(old_limits, limits)
-            flipped, near = _flip_below(source, words, limits, out[b, y])
-            if near:
-                row = source, found, old, extra
-                flipped -= _settle(words, limits, *row, digits, numbers, noise, top + y, out[b, y])
-            flips[b] += flipped
-=======
             _draw_row(*noise, top + y, drawn)
             many = _candidates(words, most, places)
             for j in range(many):
@@ -478,4 +454,3 @@ def _flip_rows(
                 ):  # fmt: skip
                     out[b, y, x] = -spin
                     flips[b] += 1
->>>>>>> 8f444b8 (Kac: sums along both axes in aligned strips, flips looked up only where they can happen; same bits)
