@@ -114,7 +114,7 @@ def sine(x):  # type: ignore[no-untyped-def]
 
 @inlined
 def cosine_of_root(y):  # type: ignore[no-untyped-def]
-    r""":math:`\cos \sqrt y` of y up to 1/2."""
+    r""":math:`\cos \sqrt y` of y up to 0.62, which is (pi / 4)^2."""
     y2 = y * y
     y4 = y2 * y2
     low = (1.0 - y * _E2) + y2 * (_E4 - y * _E6)
@@ -128,3 +128,20 @@ def sinc_of_root(y):  # type: ignore[no-untyped-def]
     y4 = y2 * y2
     low = (1.0 - y * _E3) + y2 * (_E5 - y * _E7)
     return low + y4 * ((_E9 - y * _E11) + y2 * (_E13 - y * _E15))
+
+
+@inlined
+def turned(turns):  # type: ignore[no-untyped-def]
+    r"""cos and sin of :math:`2 \pi u` for u from 0 to 1.
+
+    4 u less the nearest whole number, which is exact, is a part of a quarter: at most pi / 4.
+    """
+    fours = 4.0 * turns
+    quarter = (fours + _ROUND) - _ROUND
+    a = (fours - quarter) * (0.5 * math.pi)
+    along, aside = cosine_of_root(a * a), sine(a)
+    across = quarter == 1.0 or quarter == 3.0
+    first, second = (aside, along) if across else (along, aside)
+    first = -first if quarter == 1.0 or quarter == 2.0 else first
+    second = -second if quarter == 2.0 or quarter == 3.0 else second
+    return first, second

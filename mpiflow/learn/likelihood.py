@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mpiflow.core.device import kernel
-from mpiflow.core.elementary import decay, logarithm
+from mpiflow.core.functions import exp, log
 from mpiflow.learn.layers import Passes
 
 #: States side by side.
@@ -69,8 +69,8 @@ def diagonal_of(entries: np.ndarray, factor: np.ndarray, slope: np.ndarray, coun
     """softplus(y + SHIFT) + FLOOR of the entries y, and its slope."""
     for s in range(count):
         y = entries[s] + SHIFT
-        e = decay(min(abs(y), 700.0))
-        factor[s] = max(y, 0.0) + logarithm(1.0 + e) + FLOOR
+        e = exp(-abs(y))
+        factor[s] = max(y, 0.0) + log(1.0 + e) + FLOOR
         slope[s] = (1.0 if y >= 0.0 else e) / (1.0 + e)
 
 
@@ -171,7 +171,7 @@ def _loss_of_block(
         top = inverse[i]
         diagonal_of(entries[e], top, slope[i], count)
         for s in range(count):
-            total[s] += 2.0 * logarithm(top[s])
+            total[s] += 2.0 * log(top[s])
             top[s] = 1.0 / top[s]
     for p in range(pairs_of_state):
         _whiten(pairs, scales, rows, p, rate, entries, inverse, time, w)

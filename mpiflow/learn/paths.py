@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mpiflow.core.device import kernel
-from mpiflow.core.elementary import logarithm, turned
+from mpiflow.core.functions import log, turned
 from mpiflow.core.noise import Word, stream_key, threefry, to_unit
 from mpiflow.learn.layers import BLOCK, fill_table, kept_size, padded, run_block, table_size
 from mpiflow.learn.likelihood import Scales, diagonal_of
@@ -109,7 +109,7 @@ def normal_lanes(
             second[s] = w1
         one, other = out[2 * pair], out[2 * pair + 1]
         for s in range(members.size):
-            radius = np.sqrt(-2.0 * logarithm(to_unit(first[s])))
+            radius = np.sqrt(-2.0 * log(to_unit(first[s])))
             cosine, sine = turned(to_unit(second[s]))
             one[s] = radius * cosine
             other[s] = radius * sine

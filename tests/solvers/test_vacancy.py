@@ -15,13 +15,12 @@ from scipy.stats import chi2
 
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
-from mpiflow.core.elementary import decay
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.observables import bond_counts
 from mpiflow.solvers.vacancy import barrier_kernels, events, lists, rates
 from mpiflow.solvers.vacancy.hop_log import Tracers
-from mpiflow.solvers.vacancy.rates import hop_rates
+from mpiflow.solvers.vacancy.rates import decay, hop_rates
 from mpiflow.solvers.vacancy.serial import VacancyKMC, total_rates, whole_lattice
 from mpiflow.solvers.vacancy.tiled import TiledKMC
 from mpiflow.systems import barriers
