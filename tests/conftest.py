@@ -70,13 +70,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not validate and item.get_closest_marker("validate"):
             item.add_marker(pytest.mark.skip(reason="long physics: run with --validate"))
-    if WORLD.size == 1:
-        # Two processes each begin with a half and take from each other what is left. The smoke
-        # runs of all drivers would leave one of them alone at the end; and earlier than here they
-        # would compile what the other half compiles at the same time.
-        last = [item for item in items if item.name.startswith("test_smoke")]
-        items[:] = [item for item in items if item not in last]
-        items[3 * len(items) // 4 : 3 * len(items) // 4] = last
+    if hasattr(config, "workerinput"):
+        items[:] = for_two_processes(items)
+
+
+def for_two_processes(items: list[pytest.Item]) -> list[pytest.Item]:
+    """In an order that leaves neither idle, nor compiling what the other does at the time.
+
+    Each begins with a half, and takes from the other what is left. One has the benchmarks soon,
+    and with them the kernels of most systems; the other has the solvers of chains first, and what
+    runs all systems only when their kernels are there. The smoke runs of all drivers, the longest
+    test, come well before the end.
+    """
+    parts: dict[str, list[pytest.Item]] = {"solvers": [], "simulation": [], "smoke": [], "": []}
+    for item in items:
+        folder = item.path.parent.relative_to(ROOT / "tests").parts[:1]
+        name = "smoke" if item.name.startswith("test_smoke") else "".join(folder)
+        parts[name if name in parts else ""].append(item)
+    systems, middle = parts["simulation"], len(items) // 2
+    few = max(0, middle - len(parts[""]))
+    order = [*parts[""], *systems[:few], *parts["solvers"], *systems[few:]]
+    late = 3 * len(order) // 4
+    return [*order[:late], *parts["smoke"], *order[late:]]
 
 
 def pytest_collection_finish() -> None:
