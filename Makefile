@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PY     := .venv/bin/python
 PYTEST := $(PY) -m pytest
 MPIRUN ?= mpirun
-BENCH  ?= ising sides ising-exact halo scaling partial-evolution kac alloy field spin-diffusion learning
+BENCH  ?= ising sides ising-exact halo scaling partial-evolution kac alloy field spin-diffusion learning files start
 
 # Containers and CI run as root and have fewer cores than ranks; Open MPI refuses both unless told.
 export OMPI_ALLOW_RUN_AS_ROOT = 1

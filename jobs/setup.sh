@@ -7,6 +7,7 @@
 #   MPIFLOW_SERIAL_H5PY=1        take the serial h5py wheel; files are written through rank 0
 #   MPIFLOW_BUILD_MPI4PY=1       compile mpi4py, for an MPI that its wheel cannot load
 #   MPIFLOW_TORCH_INDEX=URL      where the CPU build of torch comes from
+#   MPIFLOW_NO_WARMUP=1          compile no kernels: first runs do
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -163,5 +164,9 @@ print(f"Python {sys.version.split()[0]}, {mpi}, mpi4py {mpi4py.__version__}, "
       f"numba {numba.__version__}, torch {torch.__version__}")
 P
 ) || die "the environment was made but does not import (above)" "Another MPI than Open MPI or MPICH? Try MPIFLOW_BUILD_MPI4PY=1."
+if [[ ${MPIFLOW_NO_WARMUP-} != 1 ]]; then
+    say "compiling kernels for first runs (half a minute)"
+    timeout 300 .venv/bin/mpiflow warmup >&2 || say "not all kernels were compiled (above): first runs do"
+fi
 echo "$key" >.venv/.done
 say "done in $((SECONDS - started)) s: $summary"

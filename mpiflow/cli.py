@@ -459,12 +459,25 @@ def doctor(
 
 
 @app.command()
+def warmup(
+    systems: list[str] | None = typer.Argument(
+        None, metavar="[SYSTEM]...", help="Whose kernels to compile.  [default: all]"
+    ),
+) -> None:
+    """Compile the kernels of runs before the first one, on a login node or at set-up."""
+    from mpiflow.commands import warmup as compiling
+
+    for line in compiling.warm_up(systems or []):
+        print(line, flush=True)
+
+
+@app.command()
 def bench(
     name: str = typer.Argument(
         ...,
         metavar="NAME",
         help="ising, ising-exact, halo, scaling, partial-evolution, kac, alloy, field, "
-        "spin-diffusion, files, learning or noise.",
+        "spin-diffusion, files, start, learning or noise.",
     ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object a line, not a table."),
     device: str = typer.Option("cpu", "--device", metavar="cpu|cuda", help="Where to compute."),

@@ -19,8 +19,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from numba.core import caching
+from numba.core import caching, event
 from numba.core.dispatcher import Dispatcher
+
+from mpiflow.core.compiling import CLOCK
 
 _IMPORTS = re.compile(rb"from mpiflow(?:\.([\w.]+))? import (\([^)]*\)|[^\n]*)")
 _COMPILES = re.compile(rb"\n@(?:kernel|rule|inlined)\b|\b(?:rule|kernel|inlined|intrinsic)\(")
@@ -152,6 +154,19 @@ def _warn(error: OSError) -> None:
         "set NUMBA_CACHE_DIR to a folder that can be written, with room",
         stacklevel=2,
     )
+
+
+class _Compilations(event.Listener):
+    """Tells the clock what Numba compiles."""
+
+    def on_start(self, event: Any) -> None:
+        CLOCK.begin()
+
+    def on_end(self, event: Any) -> None:
+        CLOCK.end()
+
+
+event.register("numba:compile", _Compilations())
 
 
 def attach(dispatcher: Any, kind: str = "") -> Any:

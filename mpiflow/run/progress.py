@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mpiflow.core.compiling import A_WAIT, CLOCK
+
 if TYPE_CHECKING:
     from mpi4py import MPI
     from rich.progress import Progress as RichProgress
@@ -46,6 +48,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._start = self._shown = time.monotonic()
+        self._compiled_before = self._compiled_seen = CLOCK.seconds
         notebook = self.show and in_notebook()
         width = terminal_width() if self.show and not notebook else None
         if notebook or width is not None:
@@ -61,7 +64,11 @@ class Progress:
         self.share = min(1.0, done / self.total) if self.total > 0 else 1.0
         self._facts = "  ".join(f"{name} {_short(value)}" for name, value in facts.items())
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.share, facts=self._facts)
+            task = self._bar.task_ids[0]
+            if self._compiled_seen < CLOCK.seconds:  # the time left is that of what follows
+                self._compiled_seen = CLOCK.seconds
+                self._bar.reset(task)
+            self._bar.update(task, completed=self.share, facts=self._facts)
         elif self._line_due():
             self._line()
 
@@ -91,8 +98,11 @@ class Progress:
     def _line(self) -> None:
         self._shown, self._shown_share = time.monotonic(), self.share
         line = f"{self.label} {100 * self.share:3.0f} %  {_duration(self.elapsed)}"
-        if 0.01 <= self.share < 1.0:  # before that it is mostly the time to compile
-            line += f", {_duration(self.elapsed * (1 / self.share - 1))} left"
+        compiled = CLOCK.seconds - self._compiled_before
+        if 0.0 < self.share < 1.0:
+            line += f", {_duration((self.elapsed - compiled) * (1 / self.share - 1))} left"
+        if compiled > A_WAIT:
+            line += f" ({_duration(compiled)} were to compile, once)"
         print(f"{line}  {self._facts}".rstrip(), file=sys.stderr, flush=True)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mpiflow.core import mpi
+from mpiflow.core.compiling import CLOCK
 from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.core.mpi import ALONE, MPI
-from mpiflow.core.parallel import agreed
+from mpiflow.core.parallel import agreed, say
 from mpiflow.files import checkpoint
 from mpiflow.files.checkpoint import Checkpoint
 from mpiflow.files.writer import Backend
@@ -69,29 +70,31 @@ def simulate(
         own = choice.chosen(config.observables) | own
     start, out = clock.monotonic(), config.out
     point, overwrite = beginning(config, comm, changed)
-    built = catalogue.build(config, comm, point)
-    sim = built.sim
-    remarks = sim.remarks() + built.remarks  # collective
-    if comm.rank == 0 and not config.quiet:
-        for line in (sim.describe(), one_line(config, comm.size), *remarks):
-            print(f"{out}: {line}")
-    record(
-        sim,
-        out,
-        **config.extent(),
-        **config.saved(),
-        observables=own,
-        callbacks=callbacks,
-        overwrite=overwrite,
-        writer=config.writer,
-        attributes={"config_json": config.model_dump_json(), **built.attributes},
-        progress=not config.quiet,
-        keep=keep_of(config),
-        point=point,
-        changed=changed,
-    )
+    speaks = comm.rank == 0 and not config.quiet
+    with CLOCK.said((lambda: say(comm, f"{out}: compiling, once")) if speaks else None):
+        built = catalogue.build(config, comm, point)
+        sim = built.sim
+        remarks = sim.remarks() + built.remarks  # collective
+        if speaks:
+            for line in (sim.describe(), one_line(config, comm.size), *remarks):
+                print(f"{out}: {line}")
+        record(
+            sim,
+            out,
+            **config.extent(),
+            **config.saved(),
+            observables=own,
+            callbacks=callbacks,
+            overwrite=overwrite,
+            writer=config.writer,
+            attributes={"config_json": config.model_dump_json(), **built.attributes},
+            progress=not config.quiet,
+            keep=keep_of(config),
+            point=point,
+            changed=changed,
+        )
     closing = sim.closing()
-    if comm.rank == 0 and not config.quiet:
+    if speaks:
         spent = f"{clock.monotonic() - start:.1f} s"
         print(f"{out}: to time {sim.time:g}{sim.time_unit} in {spent}", *closing, sep="\n")
     return out

@@ -9,7 +9,7 @@ are wanted where nothing should be compiled.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -44,6 +44,7 @@ class Entry(NamedTuple):
     system : the class of the system, if a script may run it
     simulation : what makes such a system, a size and options into a
         :class:`~mpiflow.simulation.base.Simulated`
+    short : options of runs as short as can be, for ``mpiflow warmup``
     """
 
     help: str
@@ -53,6 +54,7 @@ class Entry(NamedTuple):
     command: str = "simulate"
     system: str = ""
     simulation: str = ""
+    short: tuple[Mapping[str, Any], ...] = ()
 
 
 _HERE = "mpiflow.simulation"
@@ -64,6 +66,11 @@ _OWN = {
         f"{_HERE}.ising.sizes:plan",
         system="mpiflow.systems.ising:Ising",
         simulation=f"{_HERE}.ising.simulation:Simulation",
+        short=(
+            {"size": 64, "temperature": 2.3, "time": 1, "coarse": 8},
+            {"size": 256, "temperature": 2.3, "time": 1, "coarse": 8},
+            {"size": 8, "temperature": 2.3, "time": 1, "solver": "nfold"},
+        ),
     ),
     "kac": Entry(
         "Ising model whose spins feel many others (Kac coupling).",
@@ -72,6 +79,7 @@ _OWN = {
         f"{_HERE}.kac.sizes:plan",
         system="mpiflow.systems.kac:Kac",
         simulation=f"{_HERE}.kac.simulation:KacSimulation",
+        short=({"size": 32, "temperature": 1, "gamma": 4, "tau": 0.25, "time": 1, "coarse": 8},),
     ),
     "potts": Entry(
         "Potts model of 2 to 127 states with heat-bath dynamics.",
@@ -80,6 +88,7 @@ _OWN = {
         f"{_HERE}.rules.sizes:plan",
         system="mpiflow.systems.potts:Potts",
         simulation=f"{_HERE}.rules.simulation:RuleSimulation",
+        short=({"size": 8, "states": 3, "temperature": 1, "time": 1},),
     ),
     "blume-capel": Entry(
         "Blume-Capel model: spins -1, 0 and 1 with a crystal field.",
@@ -88,6 +97,7 @@ _OWN = {
         f"{_HERE}.rules.sizes:plan",
         system="mpiflow.systems.blume_capel:BlumeCapel",
         simulation=f"{_HERE}.rules.simulation:RuleSimulation",
+        short=({"size": 8, "temperature": 1, "crystal_field": 1, "time": 1},),
     ),
     "alloy": Entry(
         "Body-centred cubic alloy whose vacancies hop (KMC).",
@@ -96,6 +106,7 @@ _OWN = {
         f"{_HERE}.alloy.sizes:plan",
         system="mpiflow.systems.alloy:Alloy",
         simulation=f"{_HERE}.alloy.build:of_system",
+        short=({"cells": 4, "temperature": 2000, "vacancies": 1, "hops": 2},),
     ),
     "onsagerflow": Entry(
         "Run a learned field, closure or alloy's order and write a Trajectory file.",
@@ -112,6 +123,7 @@ _OWN = {
         f"{_HERE}.ensemble.sizes:plan",
         system="mpiflow.systems.linear_chain:LinearChain",
         simulation=f"{_HERE}.ensemble.front:of_system",
+        short=({"size": 10, "dt": 0.05, "time": 0.1},),
     ),
     "curie-weiss": Entry(
         "Spins that feel all others alike, by exact events.",
@@ -120,6 +132,7 @@ _OWN = {
         f"{_HERE}.ensemble.sizes:plan",
         system="mpiflow.systems.curie_weiss:CurieWeiss",
         simulation=f"{_HERE}.ensemble.front:of_system",
+        short=({"size": 8, "temperature": 1.1, "time": 1},),
     ),
     "predator-prey": Entry(
         "Prey and predators on a line, with noise.",
@@ -128,6 +141,7 @@ _OWN = {
         f"{_HERE}.ensemble.sizes:plan",
         system="mpiflow.systems.predator_prey:PredatorPrey",
         simulation=f"{_HERE}.ensemble.front:of_system",
+        short=({"size": 40, "time": 0.25},),
     ),
     "spin-diffusion": Entry(
         "Chains of atoms of two species that exchange places, and mean-field models of them.",

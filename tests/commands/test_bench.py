@@ -18,6 +18,8 @@ from mpiflow.core.noise import stream_key, words
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", bench.BENCHES)
 def test_every_benchmark_reports(comm: MPI.Intracomm, name: str):
+    if name == "start" and comm.size > 1:
+        pytest.skip("of one process")
     rows = bench.run(name, comm, small=True)
     assert rows
     for row in rows:

@@ -26,6 +26,7 @@ from same_files import assert_same, contents
 from mpiflow import initial
 from mpiflow.cli import invoke
 from mpiflow.commands.verify import verify
+from mpiflow.core.compiling import CLOCK
 from mpiflow.core.errors import InputError
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.run import progress
@@ -301,6 +302,16 @@ def test_a_batch_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch):
     assert 20 < len(lines) < 60
     assert lines[0] == "train   2 %  10.0 s, 0:08:10 left"
     assert lines[-1] == "train 100 %  0:08:20"
+    log.truncate(0)
+    with Progress(100, "first") as bar:
+        bar.update(0)
+        CLOCK.begin()
+        now[0] += 30
+        CLOCK.end()
+        now[0] += 10
+        bar.update(50)
+    lines = log.getvalue().strip("\0").splitlines()
+    assert lines[0] == "first  50 %  40.0 s, 10.0 s left (30.0 s were to compile, once)"
     log.truncate(0)
     with Progress(1000, "fast") as bar:
         for done in range(1, 1001):

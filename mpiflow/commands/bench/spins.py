@@ -23,6 +23,7 @@ from mpiflow.commands.bench import field as field_bench
 from mpiflow.commands.bench import files as files_bench
 from mpiflow.commands.bench import kac as kac_bench
 from mpiflow.commands.bench import learning as learning_bench
+from mpiflow.commands.bench import start as start_bench
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device, kernel, rule, threads
 from mpiflow.core.errors import InputError
@@ -420,6 +421,14 @@ def _learning(meter: Meter, device: str, small: bool) -> None:
         (meter.cost if unit == "ms/step" else meter.rate)(case, unit, scale, work)
 
 
+def _start(meter: Meter, device: str, small: bool) -> None:
+    """From nothing to the first result of a run, without kernels and with those of a run before."""
+    if meter.comm.size > 1:
+        raise InputError("ranks", meter.comm.size, "1 for this one", "Use mpiflow bench start.")
+    for case in start_bench.cases(small):
+        meter.record(*case)
+
+
 def _noise(meter: Meter, device: str, small: bool) -> None:
     """64-bit words per nanosecond of our generator and of the one we did not choose."""
     sites = np.arange(64 if small else 4096, dtype=np.uint64)
@@ -448,6 +457,7 @@ BENCHES: dict[str, Callable[[Meter, str, bool], None]] = {
     "spin-diffusion": _spin_diffusion,
     "files": _files,
     "learning": _learning,
+    "start": _start,
     "noise": _noise,
 }
 

@@ -1,0 +1,80 @@
+"""``mpiflow warmup``: compile kernels before the first run, on a login node or at set-up.
+
+Each system is run at the sizes of :attr:`mpiflow.simulation.catalogue.Entry.short`, in a folder
+that is removed. What is compiled so is what most runs need; a run with other options may still
+compile a kernel of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mpiflow.core.compiling import CLOCK
+from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import launched_size
+from mpiflow.simulation import catalogue
+
+
+def warm_up(names: Sequence[str]) -> Iterator[str]:
+    """Compile the kernels of systems (all of them unless some are named); a line about each.
+
+    Several systems are compiled side by side, each in a process of its own.
+
+    Raises
+    ------
+    InputError : there is no such system, or this was started on several ranks
+    """
+    if launched_size() > 1:
+        raise InputError("ranks", launched_size(), "one process", "Start it without mpirun.")
+    known = [name for name, entry in catalogue.systems().items() if entry.short]
+    for name in names:
+        if not catalogue.entry(name).short:
+            allowed = f"one or more of {', '.join(known)}"
+            raise InputError("systems", name, allowed, "Its kernels are compiled by its first run.")
+    chosen = list(dict.fromkeys(names or known))
+    if len(chosen) == 1:
+        yield compile_here(chosen[0])
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    with ThreadPoolExecutor(cores) as pool:
+        yield from pool.map(_in_a_process, chosen)
+
+
+def compile_here(name: str) -> str:
+    """Run a system's short runs in this process, and say what was compiled."""
+    from mpiflow.core import kernel_cache
+    from mpiflow.core.parallel import start
+    from mpiflow.run.simulate import simulate
+
+    comm, begun = start(), time.monotonic()
+    before, functions = CLOCK.seconds, CLOCK.functions
+    with tempfile.TemporaryDirectory() as folder:
+        for number, options in enumerate(catalogue.entry(name).short):
+            out = Path(folder) / f"{number}.h5"
+            simulate(name, comm, out=out, quiet=True, checkpoints=True, **options)
+    made, seconds = CLOCK.functions - functions, CLOCK.seconds - before
+    place = kernel_cache.folder()
+    if not made:
+        return f"{name}: all compiled before, in {place}"
+    spent = f"{seconds:.1f} s of {time.monotonic() - begun:.1f} s"
+    return f"{name}: {made} functions compiled into {place}, {spent}"
+
+
+def _in_a_process(name: str) -> str:
+    done = subprocess.run(  # noqa: S603 - this very program
+        [sys.executable, "-m", "mpiflow", "warmup", name],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        return f"{name}: not compiled: {done.stderr.strip()}"
+    return done.stdout.strip()
