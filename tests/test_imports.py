@@ -87,6 +87,7 @@ TAKES_A_COMMUNICATOR = {
     "commands.bench.kac",
     "commands.bench.field",
     "commands.bench.chains",
+    "commands.warmup",
     "simulation.kac.simulation",
     "simulation.ising.simulation",
     "solvers.field.mesoscopic",
