@@ -24,6 +24,11 @@ class Clock:
         self._say: Callable[[], object] | None = None
         self._depth, self._start = 0, 0.0
 
+    @property
+    def running(self) -> bool:
+        """Whether something is being compiled just now."""
+        return self._depth > 0
+
     def begin(self) -> None:
         """A function is compiled, perhaps because one that is being compiled calls it."""
         if self._depth == 0:

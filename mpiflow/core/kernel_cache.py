@@ -10,9 +10,11 @@ process, and a warning says so once.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
@@ -26,6 +28,10 @@ from mpiflow.core.compiling import CLOCK
 
 _IMPORTS = re.compile(rb"from mpiflow(?:\.([\w.]+))? import (\([^)]*\)|[^\n]*)")
 _COMPILES = re.compile(rb"\n@(?:kernel|rule|inlined)\b|\b(?:rule|kernel|inlined|intrinsic)\(")
+
+
+#: Seconds for which a process waits for another one that compiles what it needs.
+PATIENCE = 20.0
 
 
 @lru_cache(maxsize=1)
@@ -102,6 +108,48 @@ class _Kept(caching.CompileResultCacheImpl):
     _locator_classes = [_Place]  # noqa: RUF012 - as in Numba
 
 
+class _Turns:
+    """One process at a time compiles a kernel into a folder; others wait, and find it there.
+
+    A lock of one byte for each kernel in a file of that folder, which ends with its process. Nobody
+    waits for longer than compiling takes: file systems may have no locks, or forget to give them.
+    """
+
+    def __init__(self) -> None:
+        self._handle = -1
+
+    def take(self, name: str) -> bool:
+        """Whether there was another process to wait for. Without a folder there is none."""
+        place = folder()
+        if place is None:
+            return False
+        self.give()
+        byte = int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "little")
+        end, waited = time.monotonic() + PATIENCE, False
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(place / "turns", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            while True:
+                try:
+                    fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+                    return waited
+                except (BlockingIOError, PermissionError):  # held; which of the two is up to it
+                    waited = True
+                if time.monotonic() > end:
+                    return waited
+                time.sleep(0.02)
+        except OSError:  # no locks, or no file, here
+            return waited
+
+    def give(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+
+_TURNS = _Turns()
+
+
 class Cache(caching.FunctionCache):
     """Numba's cache of one function, which gives up without raising."""
 
@@ -115,6 +163,18 @@ class Cache(caching.FunctionCache):
         return (*super()._index_key(signature, codegen), self._kind)
 
     def load_overload(self, signature: Any, context: Any) -> Any:
+        found = self._load(signature, context)
+        # What a kernel calls is compiled in its turn; a wait may find what others have made.
+        if found is None and not CLOCK.running and _TURNS.take(self._cache_file_name()):
+            found = self._load(signature, context)
+            if found is not None:
+                _TURNS.give()
+        return found
+
+    def _cache_file_name(self) -> str:
+        return f"{self._impl.filename_base}{self._kind}"
+
+    def _load(self, signature: Any, context: Any) -> Any:
         try:
             return super().load_overload(signature, context)
         except OSError:  # cannot be read: as if it were not there
@@ -130,6 +190,8 @@ class Cache(caching.FunctionCache):
             _warn(error)
         except Exception:  # another process has left a damaged index
             self._forget()
+        if not CLOCK.running:
+            _TURNS.give()
 
     def _forget(self) -> None:
         try:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,49 @@ def test_constants_count_as_source(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         after = digest()
         assert (after != before) == changes, name
         before = after
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    """What one compiles the others find, also if all begin at once."""
+    program = (
+        "from mpiflow.core import compiling, noise\n"
+        "noise.words(1, 'initial', 0, 0, [1, 2])\n"
+        "print(compiling.CLOCK.functions)\n"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    counts = sorted(int(process.communicate()[0]) for process in both)
+    assert counts[0] == 0 < counts[1]
+
+
+def test_nobody_waits_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that holds all turns and does nothing, as one that is stopped or far away."""
+    monkeypatch.setattr(kernel_cache, "PATIENCE", 0.2)
+    folder.mkdir()
+    program = (
+        "import fcntl, sys\n"
+        "file = open(sys.argv[1], 'w')\n"
+        "fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(folder / "turns")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        begun = time.monotonic()
+        compiled("compiled")
+        assert time.monotonic() - begun > 0.2
+        compiled("loaded")
+        holder.communicate("\n")

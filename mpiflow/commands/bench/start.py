@@ -72,7 +72,7 @@ def _run(folder: Path, system: str, options: Mapping[str, Any]) -> Spent:
 
 _PROGRAM = """
 import resource
-from mpiflow.cli import main
-main()
+import mpiflow.cli
+mpiflow.cli.main()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
