@@ -197,8 +197,8 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     PACKED,
-                    "np.uint64(origin_y // BAND + band) << np.uint64(32) | first_word",
-                    "np.uint64(origin_y // BAND + band) << (np.uint64(32) | first_word)",
+                    "number_y << np.uint64(32) | first_word",
+                    "number_y << (np.uint64(32) | first_word)",
                 ),
             ),
             (Named(SAME_BITS, ranks=2), Named(f"{REFERENCE}[more words than a chunk-inf]")),
@@ -248,8 +248,8 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     PACKED,
-                    "np.uint64(origin_y // BAND + band) << np.uint64(32) | first_word",
-                    "np.uint64((origin_y // BAND + band) // 2) << np.uint64(32) | first_word",
+                    "number_y << np.uint64(32) | first_word",
+                    "(number_y >> np.uint64(1)) << np.uint64(32) | first_word",
                 ),
             ),
             (Named(f"{IN_SPACE}[packed-4]"),),

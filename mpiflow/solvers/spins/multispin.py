@@ -223,128 +223,102 @@ def _wrap_columns(
             words[at + after] = with_next(words[at + after], half, words[at + np.uint64(1)])
 
 
-@inlined
-def _update_packed(  # type: ignore[no-untyped-def]
-    target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, half, origins,
-    key, members, masks, residual, flips,
-):  # fmt: skip
-    space = np.empty(SPACE, np.uint64)
-    rows, width = black.shape[1] - 2, np.uint64(black.shape[2])
-    across, mask, ragged = black.shape[2] - 2, sites_of_last(half), half & 63 != 0
-    stride = np.uint64(BAND * bands[2]) * width  # words from a band to the next
-    site_stride = site_counter(BAND * bands[2], 0)
-    colours = black.reshape(-1), white.reshape(-1)
-    changing = target.reshape(-1), colours[1]
-    many = len(range(bands[0], bands[1], bands[2]))
-    for number in range(first, first + passes):
-        colour = number & 1
-        step = np.uint64(number)
-        spins, other, out = colours[colour], colours[1 - colour], changing[colour]
-        for b in range(black.shape[0]):
-            key1 = key[1] + members[b]
-            origin_y, origin_x = origins[b, 0], origins[b, 1]
-            top = origin_y % BAND  # rows of the first band that are another box's
-            first_row = b * (rows + 2)
-            for start in range(words[0], words[1], CHUNK):
-                n = min(CHUNK, words[1] - start)
-                first_word = np.uint64(origin_x // WORD_SITES + start)
-                # Short rows: several bands together fill the vectors.
-                together = CHUNK // n
-                for low in range(0, many, together):
-                    high = min(low + together, many)
-                    for i in range(low, high):
-                        band = bands[0] + i * bands[2]
-                        stream = np.uint64(origin_y // BAND + band) << np.uint64(32) | first_word
-                        base = STATE_C + np.uint64((i - low) * n)
-                        for j in range(n):
-                            space[base + np.uint64(j)] = stream + np.uint64(j)
-                    _seed_streams(space, (high - low) * n, key[0], key1, step)
-                    begin = bands[0] + low * bands[2]
-                    for row in range(BAND):
-                        odd = np.uint64((row + colour) & 1)
-                        # Bands that have this row, and where it is in the first of them.
-                        y = begin * BAND + row - top
-                        some, stop = low + (y < 0), high
-                        if y + (high - 1 - low) * bands[2] * BAND >= rows:
-                            stop -= 1
-                        y += (some - low) * bands[2] * BAND
-                        base = np.uint64((some - low) * n)
-                        at = np.uint64(first_row + y + 1) * width + np.uint64(start + 1)
-                        site = site_counter(origin_y + y, origin_x + WORD_SITES * start) | odd
-                        for i in range(stop - some):
-                            k, w = base + np.uint64(i * n), at + np.uint64(i) * stride
-                            if odd:
-                                _classes(space, k, n, spins, other, w, width, True)
-                            else:
-                                _classes(space, k, n, spins, other, w, width, False)
-                        compare_words(space, (high - low) * n, np.uint64(PLANES * row + 1), masks)
-                        if ragged and start + n == across:
-                            for i in range(stop - some):
-                                end = base + np.uint64(i * n + n - 1)
-                                space[BELOW + end] &= mask
-                                space[EQUAL + end] &= mask
-                        for i in range(stop - some):
-                            k, here = base + np.uint64(i * n), site + np.uint64(i) * site_stride
-                            _settle(space, k, n, key[0], key1, step, here, residual)
-                            flips[b] += _flip(space, k, n, out, at + np.uint64(i) * stride)
-            if columns_wrap:
-                _wrap_columns(out, first_row, rows, width, half, top, bands)
-        if rows_wrap:
-            close(white if colour else target, half, True, False)
+def _cpu_kernel(constants: Masks | None) -> Any:
+    """The kernel with the thresholds as an argument, or compiled in."""
 
-
-@kernel
-def update_packed(
-    target: np.ndarray,
-    black: np.ndarray,
-    white: np.ndarray,
-    first: int,
-    passes: int,
-    bands: tuple[int, int, int],
-    words: tuple[int, int],
-    rows_wrap: bool,
-    columns_wrap: bool,
-    half: int,
-    origins: np.ndarray,
-    key: np.ndarray,
-    members: np.ndarray,
-    masks: Masks,
-    residual: np.ndarray,
-    flips: np.ndarray,
-) -> None:
-    """Passes over packed boxes, black where their number is even; adds the flips of each box.
-
-    Parameters
-    ----------
-    target : gets the flips of black sites; ``black`` itself in a step
-    black, white : (B, ny + 2, words + 2) uint64, see :mod:`mpiflow.core.packed`
-    half : sites of one colour in a row
-    first, passes : number of the first pass, and how many
-    bands, words : a :class:`Region` of the box
-    rows_wrap, columns_wrap : close each box on itself after each pass; else the halo there is
-        the caller's
-    """
-    _update_packed(
+    def update_packed(  # type: ignore[no-untyped-def]
         target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, half, origins,
         key, members, masks, residual, flips,
-    )  # fmt: skip
+    ):  # fmt: skip
+        """Passes over packed boxes, black where their number is even; adds the flips of each box.
+
+        Parameters
+        ----------
+        target : gets the flips of black sites; ``black`` itself in a step
+        black, white : (B, ny + 2, words + 2) uint64, see :mod:`mpiflow.core.packed`
+        first, passes : number of the first pass, and how many
+        bands, words : a :class:`Region` of the box
+        rows_wrap, columns_wrap : close each box on itself after each pass; else the halo there is
+            the caller's
+        half : sites of one colour in a row
+        """
+        m = masks if constants is None else constants
+        space = np.empty(SPACE, np.uint64)
+        rows, width = black.shape[1] - 2, np.uint64(black.shape[2])
+        across, mask, ragged = black.shape[2] - 2, sites_of_last(half), half & 63 != 0
+        stride = np.uint64(BAND * bands[2]) * width  # words from a band to the next
+        site_stride = site_counter(BAND * bands[2], 0)
+        colours = black.reshape(-1), white.reshape(-1)
+        changing = target.reshape(-1), colours[1]
+        many = len(range(bands[0], bands[1], bands[2]))
+        for number in range(first, first + passes):
+            colour = number & 1
+            step = np.uint64(number)
+            spins, other, out = colours[colour], colours[1 - colour], changing[colour]
+            for b in range(black.shape[0]):
+                key1 = key[1] + members[b]
+                origin_y, origin_x = origins[b, 0], origins[b, 1]
+                top = origin_y % BAND  # rows of the first band that are another box's
+                first_row = b * (rows + 2)
+                for start in range(words[0], words[1], CHUNK):
+                    n = min(CHUNK, words[1] - start)
+                    first_word = np.uint64(origin_x // WORD_SITES + start)
+                    # Short rows: several bands together fill the vectors.
+                    together = CHUNK // n
+                    for low in range(0, many, together):
+                        high = min(low + together, many)
+                        for i in range(low, high):
+                            band = bands[0] + i * bands[2]
+                            number_y = np.uint64(origin_y // BAND + band)
+                            stream = number_y << np.uint64(32) | first_word
+                            base = STATE_C + np.uint64((i - low) * n)
+                            for j in range(n):
+                                space[base + np.uint64(j)] = stream + np.uint64(j)
+                        _seed_streams(space, (high - low) * n, key[0], key1, step)
+                        begin = bands[0] + low * bands[2]
+                        for row in range(BAND):
+                            odd = np.uint64((row + colour) & 1)
+                            # Bands that have this row, and where it is in the first of them.
+                            y = begin * BAND + row - top
+                            some, stop = low + (y < 0), high
+                            if y + (high - 1 - low) * bands[2] * BAND >= rows:
+                                stop -= 1
+                            y += (some - low) * bands[2] * BAND
+                            base = np.uint64((some - low) * n)
+                            at = np.uint64(first_row + y + 1) * width + np.uint64(start + 1)
+                            site = site_counter(origin_y + y, origin_x + WORD_SITES * start) | odd
+                            for i in range(stop - some):
+                                k, w = base + np.uint64(i * n), at + np.uint64(i) * stride
+                                if odd:
+                                    _classes(space, k, n, spins, other, w, width, True)
+                                else:
+                                    _classes(space, k, n, spins, other, w, width, False)
+                            compare_words(space, (high - low) * n, np.uint64(PLANES * row + 1), m)
+                            if ragged and start + n == across:
+                                for i in range(stop - some):
+                                    end = base + np.uint64(i * n + n - 1)
+                                    space[BELOW + end] &= mask
+                                    space[EQUAL + end] &= mask
+                            for i in range(stop - some):
+                                k, here = base + np.uint64(i * n), site + np.uint64(i) * site_stride
+                                _settle(space, k, n, key[0], key1, step, here, residual)
+                                flips[b] += _flip(space, k, n, out, at + np.uint64(i) * stride)
+                if columns_wrap:
+                    _wrap_columns(out, first_row, rows, width, half, top, bands)
+            if rows_wrap:
+                close(white if colour else target, half, True, False)
+
+    return kernel(update_packed)
+
+
+update_packed = _cpu_kernel(None)
 
 
 @lru_cache(maxsize=8)
 def packed_with(masks: Masks) -> Any:
-    """:func:`update_packed` with thresholds compiled in: faster, after a few
+    """:data:`update_packed` with thresholds compiled in: faster, after a few
     seconds of compiling, which are kept on disk."""
-
-    def update(  # type: ignore[no-untyped-def]
-        target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, half, origins,
-        key, members, _, residual, flips,
-    ):  # fmt: skip
-        _update_packed(
-            target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, half,
-            origins, key, members, masks, residual, flips,
-        )  # fmt: skip
-
-    return kernel(update)
+    return _cpu_kernel(masks)
 
 
 # -- CUDA --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow.core.device import CudaKernel, inlined, kernel
+from mpiflow.core.device import CudaKernel, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import Word, site_counter, threefry
 from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
@@ -225,87 +225,69 @@ def wrap(field: np.ndarray, halo: int) -> None:
             field[i, j + nx + halo] = field[i, j + halo]
 
 
-@inlined
-def _update_sliced(  # type: ignore[no-untyped-def]
-    target, field, halo, parity, close, first, passes, groups, key, masks, residual, flips
-):
-    space = np.empty(SPACE, np.uint64)
-    height, width, words = field.shape
-    down, right = np.uint64(width * words), np.uint64(words)
-    flat, out = field.reshape(-1), target.reshape(-1)
-    digits = np.zeros((8, min(words, CHUNK)), np.uint64)
-    for number in range(first, first + passes):
-        step = np.uint64(number)
-        for start in range(0, words, CHUNK):
-            n = min(CHUNK, words - start)
-            some = groups[start : start + n]
-            counted = 0
-            for y in range(halo, height - halo):
-                _seed_streams(space, n, key[0], key[1], some, step, np.uint64(y - halo))
-                draws = 1
-                for x in range(halo + ((number + parity + y - halo) & 1), width - halo, 2):
-                    at = np.uint64((y * width + x) * words + start)
-                    _classes(space, n, flat, at, down, right)
-                    compare_words(space, n, np.uint64(draws), masks)
-                    draws += PLANES
-                    site = site_counter(y - halo, x - halo)
-                    _settle(space, n, key[0], key[1], some, step, site, residual)
-                    _flip(space, n, out, at)
-                    for p in range(8):
-                        _add_bit(space, n, digits[p])
-                    counted += 1
-                    if counted == 255:
-                        _empty_counters(digits, n, flips[64 * start :])
-                        counted = 0
-            if counted:
-                _empty_counters(digits, n, flips[64 * start :])
-        if close:
-            wrap(target, halo)
+def _cpu_kernel(constants: Masks | None) -> Any:
+    """The kernel with the thresholds as an argument, or compiled in."""
 
-
-@kernel
-def update_sliced(
-    target: np.ndarray,
-    field: np.ndarray,
-    halo: int,
-    parity: int,
-    close: bool,
-    first: int,
-    passes: int,
-    groups: np.ndarray,
-    key: np.ndarray,
-    masks: Masks,
-    residual: np.ndarray,
-    flips: np.ndarray,
-) -> None:
-    """Passes over sliced boxes, black where their number is even.
-
-    Parameters
-    ----------
-    target : gets the flips that ``field`` makes; ``field`` itself in a step
-    field : (H, W, words) uint64, boxes with their halo
-    parity : colour of the first inner site, 0 for black
-    close : close each box on itself after each pass; else the halo stays as it is
-    first, passes : number of the first pass, and how many
-    groups : (words,) uint64, member // 64 of each word
-    flips : (64 words,) int64, gets the flips of each lane
-    """
-    _update_sliced(
+    def update_sliced(  # type: ignore[no-untyped-def]
         target, field, halo, parity, close, first, passes, groups, key, masks, residual, flips
-    )
+    ):
+        """Passes over sliced boxes, black where their number is even.
+
+        Parameters
+        ----------
+        target : gets the flips that ``field`` makes; ``field`` itself in a step
+        field : (H, W, words) uint64, boxes with their halo
+        parity : colour of the first inner site, 0 for black
+        close : close each box on itself after each pass; else the halo stays as it is
+        first, passes : number of the first pass, and how many
+        groups : (words,) uint64, member // 64 of each word
+        flips : (64 words,) int64, gets the flips of each lane
+        """
+        m = masks if constants is None else constants
+        space = np.empty(SPACE, np.uint64)
+        height, width, words = field.shape
+        down, right = np.uint64(width * words), np.uint64(words)
+        flat, out = field.reshape(-1), target.reshape(-1)
+        digits = np.zeros((8, min(words, CHUNK)), np.uint64)
+        for number in range(first, first + passes):
+            step = np.uint64(number)
+            for start in range(0, words, CHUNK):
+                n = min(CHUNK, words - start)
+                some = groups[start : start + n]
+                counted = 0
+                for y in range(halo, height - halo):
+                    _seed_streams(space, n, key[0], key[1], some, step, np.uint64(y - halo))
+                    draws = 1
+                    for x in range(halo + ((number + parity + y - halo) & 1), width - halo, 2):
+                        at = np.uint64((y * width + x) * words + start)
+                        _classes(space, n, flat, at, down, right)
+                        compare_words(space, n, np.uint64(draws), m)
+                        draws += PLANES
+                        site = site_counter(y - halo, x - halo)
+                        _settle(space, n, key[0], key[1], some, step, site, residual)
+                        _flip(space, n, out, at)
+                        for p in range(8):
+                            _add_bit(space, n, digits[p])
+                        counted += 1
+                        if counted == 255:
+                            _empty_counters(digits, n, flips[64 * start :])
+                            counted = 0
+                if counted:
+                    _empty_counters(digits, n, flips[64 * start :])
+            if close:
+                wrap(target, halo)
+
+    return kernel(update_sliced)
+
+
+update_sliced = _cpu_kernel(None)
 
 
 @lru_cache(maxsize=8)
 def sliced_with(masks: Masks) -> Any:
-    """:func:`update_sliced` with thresholds compiled in: faster, after a few
+    """:data:`update_sliced` with thresholds compiled in: faster, after a few
     seconds of compiling, which are kept on disk."""
-
-    def update(target, field, halo, parity, close, first, passes, groups, key, _, residual, flips):  # type: ignore[no-untyped-def]
-        _update_sliced(
-            target, field, halo, parity, close, first, passes, groups, key, masks, residual, flips
-        )
-
-    return kernel(update)
+    return _cpu_kernel(masks)
 
 
 @CudaKernel
