@@ -9,7 +9,7 @@ from scipy.special import gammaln
 
 from mpiflow.core.device import kernel
 from mpiflow.core.noise import threefry
-from mpiflow.solvers.field.binomials import ROWS, draw_binomials
+from mpiflow.solvers.field.binomials import Space, draw_binomials, space
 from mpiflow.solvers.field.steps import TOGETHER
 
 MANY = 2**20
@@ -22,17 +22,18 @@ def _fill(
     words: np.ndarray,
     which: np.uint64,
     log_factorials: np.ndarray,
+    space: Space,
     out: np.ndarray,
 ) -> None:
-    space, keys = np.empty((ROWS, TOGETHER)), np.zeros(TOGETHER, np.uint64)
+    keys = np.zeros(TOGETHER, np.uint64)
     sites = np.empty(TOGETHER, np.uint64)
     for start in range(0, n.size, TOGETHER):
         for k in range(TOGETHER):
             sites[k] = start + k
         here = slice(start, min(start + TOGETHER, n.size))
         draw_binomials(
-            n[here], p[here], words[here], np.uint64(5), keys, np.uint64(9), sites, which,
-            log_factorials, space, out[here],
+            min(TOGETHER, n.size - start), n[here], p[here], words[here], np.uint64(5), keys,
+            np.uint64(9), sites, which, log_factorials, space, out[here],
         )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def drawn(n: np.ndarray, p: np.ndarray, seed: int = 3, which: int = 0) -> np.nda
     words, out = np.empty(n.size, np.uint64), np.empty(n.size)
     _words(np.uint64(seed), words)
     table = gammaln(np.arange(n.max() + 1) + 1.0)
-    _fill(n.astype(float), p, words, np.uint64(which), table, out)
+    _fill(n.astype(float), p, words, np.uint64(which), table, space(TOGETHER), out)
     return out.astype(np.int64)
 
 
@@ -113,6 +114,14 @@ def test_even_words_give_each_small_number_as_often_as_it_should_come() -> None:
     for n, p in [case for case in CASES if case[0] * min(case[1], 1 - case[1]) < 10]:
         out = np.empty(many)
         table = gammaln(np.arange(n + 1) + 1.0)
-        _fill(np.full(many, float(n)), np.full(many, p), words, np.uint64(0), table, out)
+        _fill(
+            np.full(many, float(n)),
+            np.full(many, p),
+            words,
+            np.uint64(0),
+            table,
+            space(TOGETHER),
+            out,
+        )
         seen = np.bincount(out.astype(int), minlength=n + 1) / many
         assert np.abs(seen - stats.binom.pmf(np.arange(n + 1), n, p)).max() < 1.01 / many

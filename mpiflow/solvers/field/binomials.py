@@ -11,6 +11,8 @@ refuses, one in seven, is drawn anew until nothing is left. A chance above 1/2 i
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from mpiflow.core.device import inlined, kernel
@@ -22,12 +24,37 @@ from mpiflow.core.noise import Word, threefry, to_unit
 _LARGE, _MOST = 10.0, 96
 #: Added to the step of the noise where a number is drawn anew.
 AGAIN = np.uint64(1 << 63)
-#: Scratch of :func:`draw_binomials`: rows of float64.
-ROWS = 7
+
+
+class Space(NamedTuple):
+    """Scratch of :func:`draw_binomials`, arrays of as many numbers as are drawn together.
+
+    Attributes
+    ----------
+    q, u, height, found : float64
+    pending : int64
+    first, second : uint64
+    """
+
+    q: np.ndarray
+    u: np.ndarray
+    height: np.ndarray
+    found: np.ndarray
+    pending: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+
+
+def space(many: int) -> Space:
+    """Of so many numbers."""
+    q, u, height, found = np.empty((4, many))
+    first, second = np.empty((2, many), np.uint64)
+    return Space(q, u, height, found, np.empty(many, np.int64), first, second)
 
 
 @kernel
 def draw_binomials(
+    many: int,
     n: np.ndarray,
     p: np.ndarray,
     words: np.ndarray,
@@ -37,30 +64,26 @@ def draw_binomials(
     sites: np.ndarray,
     which: Word,
     log_factorials: np.ndarray,
-    space: np.ndarray,
+    space: Space,
     out: np.ndarray,
 ) -> None:
-    """Successes in n trials of chance p, all (count,) float64.
+    """Successes in n trials of chance p, float64, of the first ``many`` of all arrays.
 
     Parameters
     ----------
-    words : (count,) uint64, a random word for each
+    words : uint64, a random word for each
     key, keys, step, sites, which : where more words come from: the first two that
         :data:`AGAIN` brings forth are a key, with ``which`` in its counter
     log_factorials : ln 0!, ln 1!, ... up to the largest n
-    space : (ROWS, count or more) float64, scratch
     """
-    many = out.size
-    q, u, height, found = space[0][:many], space[1], space[2], space[3]
-    pending = space[4].view(np.int64)
-    _turn_round(n, p, q)
-    if _invert(n, q, words, u[:many], height[:many], found[:many], out):
-        left, trial = _squeeze(n, q, words, pending, u, height, found[:many], out), np.uint64(0)
+    q, u, height, found, pending, first, second = space
+    _turn_round(many, p, q)
+    if _invert(many, n, q, words, u, height, found, out):
+        left, trial = _squeeze(many, n, q, words, pending, u, height, found, out), np.uint64(0)
         while left > 0:
-            _look(n, q, pending[:left], u, height, log_factorials, found)
-            left = _keep(pending, left, found, out)
-            first, second = space[5].view(np.uint64), space[6].view(np.uint64)
-            _draw_anew(key, keys, step, sites, which, trial, pending[:left], first, second)
+            _look(left, n, q, pending, u, height, log_factorials, found)
+            left = _keep(left, pending, found, out)
+            _draw_anew(key, keys, step, sites, which, trial, left, pending, first, second)
             for j in range(left):
                 u[j], height[j] = to_unit(first[j]) - 0.5, to_unit(second[j])
             trial += np.uint64(1)
@@ -69,13 +92,14 @@ def draw_binomials(
 
 
 @kernel
-def _turn_round(n: np.ndarray, p: np.ndarray, q: np.ndarray) -> None:
-    for k in range(q.size):
+def _turn_round(many: int, p: np.ndarray, q: np.ndarray) -> None:
+    for k in range(many):
         q[k] = max(1.0 - p[k] if p[k] > 0.5 else p[k], 0.0)
 
 
 @kernel
 def _invert(
+    many: int,
     n: np.ndarray,
     q: np.ndarray,
     words: np.ndarray,
@@ -86,18 +110,18 @@ def _invert(
 ) -> bool:
     """Numbers of small means; whether there are others."""
     large = 0
-    for k in range(out.size):
+    for k in range(many):
         small = n[k] * q[k] < _LARGE
         chance[k] = exp(n[k] * log_of_rest(q[k]))
         u[k] = to_unit(words[k]) if small else -1.0
         odds[k] = q[k] / (1.0 - q[k])
         out[k] = 0.0
         large += 0 if small else 1
-    if large < out.size:
+    if large < many:
         for j in range(0, _MOST, 4):  # four at a time, between which nothing goes to memory
-            if _count_up(n, np.float64(j), odds, u, chance, out) == 0:
+            if _count_up(many, n, np.float64(j), odds, u, chance, out) == 0:
                 break
-        for k in range(out.size):
+        for k in range(many):
             mode = np.floor((n[k] + 1.0) * q[k])
             out[k] = mode if u[k] > 0.0 else out[k]  # all that rounding left of u
     return large > 0
@@ -105,12 +129,18 @@ def _invert(
 
 @kernel
 def _count_up(
-    n: np.ndarray, j: float, odds: np.ndarray, u: np.ndarray, chance: np.ndarray, out: np.ndarray
+    many: int,
+    n: np.ndarray,
+    j: float,
+    odds: np.ndarray,
+    u: np.ndarray,
+    chance: np.ndarray,
+    out: np.ndarray,
 ) -> int:
     """From j, four more; how many of the numbers are larger than that."""
     more = 0
     r1, r2, r3, r4 = 1.0 / (j + 1.0), 1.0 / (j + 2.0), 1.0 / (j + 3.0), 1.0 / (j + 4.0)
-    for k in range(out.size):
+    for k in range(many):
         left, c, o, count = u[k], chance[k], odds[k], out[k]
         rest = n[k] - j
         left -= c
@@ -143,6 +173,7 @@ def _numbers(n, q, u):  # type: ignore[no-untyped-def]
 
 @kernel
 def _squeeze(
+    many: int,
     n: np.ndarray,
     q: np.ndarray,
     words: np.ndarray,
@@ -156,7 +187,7 @@ def _squeeze(
 
     40 bits of a word are its place, and 24 its height.
     """
-    for k in range(out.size):
+    for k in range(many):
         place = (np.float64(np.int64(words[k] >> np.uint64(24))) + 0.5) * 2.0**-40 - 0.5
         up = (np.float64(np.int64(words[k] & np.uint64(2**24 - 1))) + 0.5) * 2.0**-24
         b, _, _, number = _numbers(n[k], q[k], place)
@@ -166,7 +197,7 @@ def _squeeze(
         taken[k] = 1.0 if (small or sure) else 0.0
         u[k], height[k] = place, up
     left = 0
-    for k in range(out.size):
+    for k in range(many):
         pending[left] = k
         u[left], height[left] = u[k], height[k]
         left += 0 if taken[k] > 0.0 else 1
@@ -175,6 +206,7 @@ def _squeeze(
 
 @kernel
 def _look(
+    many: int,
     n: np.ndarray,
     q: np.ndarray,
     pending: np.ndarray,
@@ -184,7 +216,7 @@ def _look(
     found: np.ndarray,
 ) -> None:
     """What the places of some numbers stand for; -1 where its chance refuses it."""
-    for j in range(pending.size):
+    for j in range(many):
         i = np.uint64(pending[j])
         trials, chance = n[i], q[i]
         b, deviation, over, number = _numbers(trials, chance, u[j])
@@ -200,7 +232,7 @@ def _look(
 
 
 @kernel
-def _keep(pending: np.ndarray, many: int, found: np.ndarray, out: np.ndarray) -> int:
+def _keep(many: int, pending: np.ndarray, found: np.ndarray, out: np.ndarray) -> int:
     """Take what was found; how many are still to be drawn."""
     left = 0
     for j in range(many):
@@ -219,11 +251,12 @@ def _draw_anew(
     sites: np.ndarray,
     which: Word,
     trial: Word,
+    many: int,
     pending: np.ndarray,
     first: np.ndarray,
     second: np.ndarray,
 ) -> None:
-    for j in range(pending.size):
+    for j in range(many):
         i = np.uint64(pending[j])
         k0, k1 = threefry(key, keys[i], step | AGAIN, sites[i])
         w0, w1 = threefry(k0, k1, trial, which)

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import scipy
 
-from mpiflow.core.device import copy_line, kernel
+from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.functions import decay, exp
 from mpiflow.core.noise import RNG, Word
-from mpiflow.solvers.field.binomials import ROWS, draw_binomials
+from mpiflow.solvers.field.binomials import Space, draw_binomials, space
 from mpiflow.solvers.field.steps import TOGETHER, Drive, Noise, Pull, draw
 from mpiflow.systems.field_law import Law
 
@@ -50,7 +50,10 @@ class FlipSteps:
             raise InputError("law", "its values", allowed, "Look at the law.")
         self.rates = np.stack([kappa, 2 * tilt], axis=1)
         self.log_factorials = scipy.special.gammaln(np.arange(spins + 1) + 1.0)
-        self._before = np.empty((2, 0, 0, 0))
+        self._before = np.empty(0), np.empty(0)
+        self._words = tuple(np.empty(TOGETHER, np.uint64) for _ in range(4))
+        self._lines = tuple(np.empty(TOGETHER) for _ in range(8))
+        self._space = space(TOGETHER)
 
     def state(self, m: np.ndarray) -> np.ndarray:
         return np.rint((m + 1) * (self.spins / 2)).astype(np.int32)
@@ -77,17 +80,17 @@ class FlipSteps:
 
     def step(self, counts: np.ndarray, drive: Drive, dt: float, noise: Noise) -> None:
         """One step of the counts, in place; counts next to each other in memory."""
-        if self._before.shape[1:] != counts.shape:
-            self._before = np.empty((2, *counts.shape))  # kept: new memory takes its time
+        flat, shape = counts.reshape(-1), counts.shape[1:]
+        if self._before[0].size != flat.size:  # kept: new memory takes its time
+            self._before = np.empty(flat.size), np.empty(flat.size)
         key, members, step, top = noise
-        shape, flat, before = counts.shape[1:], counts.reshape(-1), self._before.reshape(2, -1)
         for half in range(2):
             m = self.means(counts)
             pull = drive(m) - self.alone * m if self.alone else drive(m)
             _flip(
                 flat, np.ascontiguousarray(pull).reshape(-1), self.rates, self.beta, self.own,
-                dt / 2, half == 1, before, self.log_factorials, key, members,
-                step + np.uint64(half), top, shape,
+                dt / 2, half == 1, *self._before, self.log_factorials, key, members,
+                step + np.uint64(half), top, shape, self._words, self._lines, self._space,
             )  # fmt: skip
 
 
@@ -100,47 +103,47 @@ def _flip(
     own: float,
     dt: float,
     ahead: bool,
-    before: np.ndarray,
+    old_up: np.ndarray,
+    old_down: np.ndarray,
     log_factorials: np.ndarray,
     key: np.ndarray,
     members: np.ndarray,
     step: Word,
     top: int,
     shape: tuple[int, int],
+    words: tuple[np.ndarray, ...],
+    lines: tuple[np.ndarray, ...],
+    space: Space,
 ) -> None:
-    """Every spin for dt at frozen rates; ``ahead`` extrapolates them from those ``before``."""
-    words, space = np.empty((4, TOGETHER), np.uint64), np.empty((8 + ROWS, TOGETHER))
-    scratch = space[8:]
-    old_up, old_down = before[0], before[1]
+    """Every spin for dt at frozen rates; ``ahead`` extrapolates them from the old ones."""
+    keys, sites, first, second = words
+    up, down, a, b, x_up, x_down, gain, loss = lines
     for start in range(0, counts.size, TOGETHER):
-        end = min(start + TOGETHER, counts.size)
-        many, here = end - start, slice(start, end)
-        keys, sites = words[0], words[1]
-        first, second = words[2][:many], words[3][:many]
-        up, down, a, b = space[0][:many], space[1][:many], space[2][:many], space[3][:many]
-        x_up, x_down, gain, loss = space[4], space[5], space[6][:many], space[7][:many]
-        _rates_of(counts[here], drive[here], rates, beta, own, up, down, x_up, x_down, a, b)
-        if ahead:
-            _extrapolate(old_up[here], a)
-            _extrapolate(old_down[here], b)
-        else:
-            copy_line(old_up[here], a)
-            copy_line(old_down[here], b)
+        many = min(TOGETHER, counts.size - start)
+        _rates_of(start, many, counts, drive, rates, beta, own, up, down, x_up, x_down, a, b)
+        _extrapolate(start, many, ahead, old_up, a)
+        _extrapolate(start, many, ahead, old_down, b)
         for k in range(many):
             share = dt * decay((a[k] + b[k]) * dt)
             a[k] *= share
             b[k] *= share
-        draw(key, members, step, top, shape, start, keys, sites, first, second)
-        more = key[0], keys, step, sites
-        draw_binomials(up, a, first, *more, np.uint64(0), log_factorials, scratch, gain)
-        draw_binomials(down, b, second, *more, np.uint64(1), log_factorials, scratch, loss)
-        new = counts[here]
+        draw(key, members, step, top, shape, start, many, keys, sites, first, second)
+        for part in range(2):
+            n, p = (down, b) if part else (up, a)
+            word, moved = (second, loss) if part else (first, gain)
+            draw_binomials(
+                many, n, p, word, key[0], keys, step, sites, np.uint64(part), log_factorials, space,
+                moved,
+            )  # fmt: skip
+        at = _Index(start)
         for k in range(many):
-            new[k] = np.int32(down[k] + gain[k] - loss[k])
+            counts[at + _Index(k)] = np.int32(down[k] + gain[k] - loss[k])
 
 
 @kernel
 def _rates_of(
+    start: int,
+    many: int,
     counts: np.ndarray,
     drive: np.ndarray,
     rates: np.ndarray,
@@ -154,24 +157,30 @@ def _rates_of(
     b: np.ndarray,
 ) -> None:
     """Numbers of spins that may go up and down, and how fast each of them does."""
-    spins = rates.shape[0]
-    for i in range(counts.size):
-        k = int(counts[i])
+    spins, at = rates.shape[0], _Index(start)
+    for i in range(many):
+        k = int(counts[at + _Index(i)])
         over, under = _Index(min(k, spins - 1)), _Index(max(k - 1, 0))  # the jumps from k
         a[i], x_up[i] = rates[over, 0], rates[over, 1]
         b[i], x_down[i] = rates[under, 0], rates[under, 1]
-    for i in range(counts.size):
-        up_now, u = np.float64(counts[i]), drive[i]
-        part = 2.0 * up_now / spins  # 1 + m
-        up[i], down[i] = spins - up_now, up_now
+        down[i] = k
+    for i in range(many):
+        part, u = 2.0 * down[i] / spins, drive[at + _Index(i)]  # 1 + m
+        up[i] = spins - down[i]
         x_up[i] += 2.0 * beta * (u + own * part)
         x_down[i] += 2.0 * beta * (u - own * (2.0 - part))
-    for i in range(counts.size):
+    for i in range(many):
         a[i] /= 1.0 + exp(-x_up[i])
         b[i] /= 1.0 + exp(x_down[i])
 
 
 @kernel
-def _extrapolate(before: np.ndarray, now: np.ndarray) -> None:
-    for k in range(now.size):
-        now[k] = max(0.0, 2.0 * now[k] - before[k])
+def _extrapolate(start: int, many: int, ahead: bool, before: np.ndarray, now: np.ndarray) -> None:
+    """Rates ahead of now from those before; without ``ahead``, keep them for that."""
+    at = _Index(start)
+    if ahead:
+        for k in range(many):
+            now[k] = max(0.0, 2.0 * now[k] - before[at + _Index(k)])
+    else:
+        for k in range(many):
+            before[at + _Index(k)] = now[k]

@@ -84,7 +84,9 @@ class LangevinSteps:
         # Of each interval the cubics of A, B and D in the share of it that is passed.
         cubics = scipy.interpolate.CubicSpline(np.arange(_INTERVALS + 1), self.table).c[::-1]
         self._cubics = np.ascontiguousarray(cubics.transpose(1, 2, 0).reshape(_INTERVALS, 12))
-        self._space = np.empty((0, 0))
+        self._space: tuple[np.ndarray, ...] = (np.empty(0),)
+        self._words = tuple(np.empty(TOGETHER, np.uint64) for _ in range(4))
+        self._lines = tuple(np.empty(TOGETHER) for _ in range(4))
 
     def _turned(self, phi: np.ndarray) -> np.ndarray:
         """Phi of phi."""
@@ -94,8 +96,8 @@ class LangevinSteps:
         return np.clip(np.sin(self._turned(np.arcsin(m))), -_TOP, _TOP)
 
     def means(self, state: np.ndarray) -> np.ndarray:
-        b, a, by, m = np.empty((4, state.size))
-        _enter(np.ravel(state), self._cubics, b, a, by, m)
+        m = np.empty(state.size)
+        _means(np.ravel(state), self._cubics, m, self._lines)
         return m.reshape(state.shape)
 
     def longest(self, pull: Pull) -> float:
@@ -132,15 +134,15 @@ class LangevinSteps:
         halvings = 0  # of the angle: then its square is 1/2 at most
         while width * width * _FARTHEST > 0.5 * 4.0**halvings:
             halvings += 1
-        if self._space.shape != (4, z.size):
-            self._space = np.empty((4, z.size))  # kept: new memory costs as much as half a loop
+        if self._space[0].size != z.size:  # kept: new memory costs as much as half a loop
+            self._space = tuple(np.empty(z.size) for _ in range(4))
         b, a, by, m = self._space
         key, members, step, top = noise
         flat, means, shape = z.reshape(-1), m.reshape(z.shape), z.shape[1:]
-        turning = width, halvings, shape, key, members
-        _depart(flat, self._cubics, *turning, step, top, b, a, by, m)
-        _half_way(b, _flat(drive(means)), self._cubics, dt, a, by, m)
-        _arrive(b, a, by, _flat(drive(means)), dt, *turning, step + np.uint64(1), top, flat)
+        turning = width, halvings, shape, key, members, top, self._words, self._lines
+        _depart(flat, self._cubics, *turning, step, b, a, by, m)
+        _half_way(b, _flat(drive(means)), self._cubics, dt, a, by, m, self._lines)
+        _arrive(b, a, by, _flat(drive(means)), dt, *turning, step + np.uint64(1), flat)
 
 
 def _flat(drive: np.ndarray) -> np.ndarray:
@@ -149,11 +151,18 @@ def _flat(drive: np.ndarray) -> np.ndarray:
 
 @kernel
 def _look_up(
-    table: np.ndarray, b: np.ndarray, a: np.ndarray, by: np.ndarray, d: np.ndarray
+    start: int,
+    many: int,
+    table: np.ndarray,
+    b: np.ndarray,
+    a: np.ndarray,
+    by: np.ndarray,
+    d: np.ndarray,
 ) -> None:
-    """A, B and D at b by cubics; beyond the table as they go on."""
-    per = _INTERVALS / (2 * _EDGE)
-    for k in range(b.size):
+    """A and B at b, from ``start`` on, and D by cubics; beyond the table as they go on."""
+    per, first = _INTERVALS / (2 * _EDGE), _Index(start)
+    for k in range(many):
+        at = first + _Index(k)
         inside = min(max(b[k], -_EDGE), _EDGE)
         place = (inside + _EDGE) * per
         i = _Index(min(int(place), _INTERVALS - 1))
@@ -164,42 +173,40 @@ def _look_up(
         if b[k] != inside:
             ak += (table[i, 1] + table[i, 2] + table[i, 3]) * per * (b[k] - inside)
             dk *= exp(-2.0 * abs(b[k] - inside))  # as 1 - z^2
-        a[k], by[k], d[k] = ak, byk, dk
+        a[at], by[at], d[k] = ak, byk, dk
 
 
 @kernel
-def _enter(
-    z: np.ndarray,
-    table: np.ndarray,
-    b: np.ndarray,
-    a: np.ndarray,
-    by: np.ndarray,
-    m: np.ndarray,
-) -> None:
-    """b = artanh z, the rates A and B there, and m."""
-    for k in range(z.size):
-        b[k] = artanh(z[k])
-    _look_up(table, b, a, by, m)
-    for k in range(z.size):
-        m[k] = min(max(z[k] + m[k], -1.0), 1.0)  # rounding
+def _means(z: np.ndarray, table: np.ndarray, m: np.ndarray, lines: tuple[np.ndarray, ...]) -> None:
+    """m of z."""
+    place, a, by, excess = lines[0], lines[1], lines[2], lines[3]
+    for start in range(0, z.size, TOGETHER):
+        many, first = min(TOGETHER, z.size - start), _Index(start)
+        for k in range(many):
+            place[k] = artanh(z[first + _Index(k)])
+        _look_up(0, many, table, place, a, by, excess)
+        for k in range(many):
+            at = first + _Index(k)
+            m[at] = min(max(z[at] + excess[k], -1.0), 1.0)  # rounding
 
 
 @kernel
 def _turn(
+    start: int,
+    many: int,
     z: np.ndarray,
     width: float,
     halvings: int,
-    first: np.ndarray,
-    second: np.ndarray,
-    scratch: np.ndarray,
+    words: tuple[np.ndarray, ...],
+    lines: tuple[np.ndarray, ...],
 ) -> None:
     """Turn each point by an angle that is Gaussian along both axes of its tangent plane.
 
     Of the direction only the part towards the pole counts, the sine of an angle that is even
     between -pi/2 and pi/2. The turn's own angle is needed squared: a Gaussian radius is a root.
     """
-    squared, side, cosine, sinc = scratch[0], scratch[1], scratch[2], scratch[3]
-    many = z.size
+    first, second = words[2], words[3]
+    squared, side, cosine, sinc = lines
     for k in range(many):
         squared[k] = -2.0 * log(to_unit(first[k]))
         side[k] = width * sine(np.pi * (to_unit(second[k]) - 0.5))
@@ -211,9 +218,12 @@ def _turn(
         for k in range(many):
             sinc[k] *= cosine[k]
             cosine[k] = 2.0 * cosine[k] * cosine[k] - 1.0
+    begin = _Index(start)
     for k in range(many):
-        aside = np.sqrt((1.0 - z[k]) * (1.0 + z[k]) * squared[k]) * sinc[k]
-        z[k] = min(max(z[k] * cosine[k] + aside * side[k], -_TOP), _TOP)  # rounding
+        old = z[begin + _Index(k)]
+        aside = np.sqrt((1.0 - old) * (1.0 + old) * squared[k]) * sinc[k]
+        new = old * cosine[k] + aside * side[k]
+        z[begin + _Index(k)] = min(max(new, -_TOP), _TOP)  # rounding
 
 
 @kernel
@@ -225,21 +235,28 @@ def _depart(
     shape: tuple[int, int],
     key: np.ndarray,
     members: np.ndarray,
-    step: Word,
     top: int,
+    words: tuple[np.ndarray, ...],
+    lines: tuple[np.ndarray, ...],
+    step: Word,
     b: np.ndarray,
     a: np.ndarray,
     by: np.ndarray,
     m: np.ndarray,
 ) -> None:
-    """Half a step of noise, and what the drift starts from."""
-    words, scratch = np.empty((4, TOGETHER), np.uint64), np.empty((4, TOGETHER))
+    """Half a step of noise, and what the drift starts from: b = artanh z, its rates, and m."""
+    place, excess = lines[0], lines[1]
     for start in range(0, z.size, TOGETHER):
-        end = min(start + TOGETHER, z.size)
-        first, second = words[2][: end - start], words[3][: end - start]
-        draw(key, members, step, top, shape, start, words[0], words[1], first, second)
-        _turn(z[start:end], width, halvings, first, second, scratch)
-        _enter(z[start:end], table, b[start:end], a[start:end], by[start:end], m[start:end])
+        many, first = min(TOGETHER, z.size - start), _Index(start)
+        draw(key, members, step, top, shape, start, many, words[0], words[1], words[2], words[3])
+        _turn(start, many, z, width, halvings, words, lines)
+        for k in range(many):
+            place[k] = artanh(z[first + _Index(k)])
+        _look_up(start, many, table, place, a, by, excess)
+        for k in range(many):
+            at = first + _Index(k)
+            b[at] = place[k]
+            m[at] = min(max(z[at] + excess[k], -1.0), 1.0)  # rounding
 
 
 @kernel
@@ -251,24 +268,34 @@ def _half_way(
     a: np.ndarray,
     by: np.ndarray,
     m: np.ndarray,
+    lines: tuple[np.ndarray, ...],
 ) -> None:
     """The rates after half a step of Euler, in place, and m there."""
-    scratch = np.empty(TOGETHER)
+    place, excess = lines[0], lines[1]
     for start in range(0, b.size, TOGETHER):
-        end = min(start + TOGETHER, b.size)
-        at, here, mean = scratch[: end - start], slice(start, end), m[start:end]
-        _forward(b[here], 0.5 * dt, a[here], by[here], drive[here], at)
-        _look_up(table, at, a[here], by[here], mean)
-        for k in range(end - start):
-            mean[k] += tanh(at[k])
+        many = min(TOGETHER, b.size - start)
+        _forward(start, many, b, 0.5 * dt, a, by, drive, place)
+        _look_up(start, many, table, place, a, by, excess)
+        first = _Index(start)
+        for k in range(many):
+            m[first + _Index(k)] = tanh(place[k]) + excess[k]
 
 
 @kernel
 def _forward(
-    b: np.ndarray, dt: float, a: np.ndarray, by: np.ndarray, drive: np.ndarray, out: np.ndarray
+    start: int,
+    many: int,
+    b: np.ndarray,
+    dt: float,
+    a: np.ndarray,
+    by: np.ndarray,
+    drive: np.ndarray,
+    out: np.ndarray,
 ) -> None:
-    for k in range(out.size):
-        out[k] = b[k] + dt * (a[k] + by[k] * drive[k])
+    first = _Index(start)
+    for k in range(many):
+        at = first + _Index(k)
+        out[k] = b[at] + dt * (a[at] + by[at] * drive[at])
 
 
 @kernel
@@ -283,18 +310,18 @@ def _arrive(
     shape: tuple[int, int],
     key: np.ndarray,
     members: np.ndarray,
-    step: Word,
     top: int,
+    words: tuple[np.ndarray, ...],
+    lines: tuple[np.ndarray, ...],
+    step: Word,
     z: np.ndarray,
 ) -> None:
     """z after a whole step at the rates of its middle, and half a step of noise."""
-    words, scratch = np.empty((4, TOGETHER), np.uint64), np.empty((4, TOGETHER))
+    place = lines[0]
     for start in range(0, z.size, TOGETHER):
-        end = min(start + TOGETHER, z.size)
-        here, new = slice(start, end), z[start:end]
-        first, second = words[2][: end - start], words[3][: end - start]
-        draw(key, members, step, top, shape, start, words[0], words[1], first, second)
-        _forward(b[here], dt, a[here], by[here], drive[here], new)
-        for k in range(end - start):
-            new[k] = min(max(tanh(new[k]), -_TOP), _TOP)
-        _turn(new, width, halvings, first, second, scratch)
+        many, first = min(TOGETHER, z.size - start), _Index(start)
+        _forward(start, many, b, dt, a, by, drive, place)
+        for k in range(many):
+            z[first + _Index(k)] = min(max(tanh(place[k]), -_TOP), _TOP)
+        draw(key, members, step, top, shape, start, many, words[0], words[1], words[2], words[3])
+        _turn(start, many, z, width, halvings, words, lines)

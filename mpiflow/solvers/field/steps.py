@@ -96,25 +96,27 @@ def draw(
     top: int,
     shape: tuple[int, int],
     start: int,
+    many: int,
     keys: np.ndarray,
     sites: np.ndarray,
     first: np.ndarray,
     second: np.ndarray,
 ) -> None:
-    """Two words for each of ``first.size`` blocks from the flat place ``start`` on.
+    """Two words for each of ``many`` blocks from the flat place ``start`` on.
 
-    ``shape`` is that of one member; ``keys`` and ``sites`` are scratch of as many uint64.
+    ``shape`` is that of one member; ``keys`` and ``sites`` are what they are made of, uint64 too.
     """
     n, nx = shape
     row, x, done = start // nx, start % nx, 0
-    while done < first.size:
-        many = min(nx - x, first.size - done)
+    while done < many:
+        run = min(nx - x, many - done)
         member, site = key[1] + members[row // n], site_counter(top + row % n, x)
-        for k in range(many):
-            keys[done + k] = member
-            sites[done + k] = site + np.uint64(k)
-        done, row, x = done + many, row + 1, 0
-    for k in range(first.size):
+        place = np.uint64(done)
+        for k in range(run):
+            keys[place + np.uint64(k)] = member
+            sites[place + np.uint64(k)] = site + np.uint64(k)
+        done, row, x = done + run, row + 1, 0
+    for k in range(many):
         w0, w1 = threefry(key[0], keys[k], step, sites[k])
         first[k] = w0
         second[k] = w1
