@@ -242,14 +242,16 @@ def return_block(
     space: np.ndarray,
     zeros: np.ndarray,
     sums: np.ndarray,
-) -> None:
-    """Add what rows of :func:`run_block` give to the gradient.
+    inputs: bool,
+) -> int:
+    """Add what rows of :func:`run_block` give to the gradient; where that by x is in ``space``.
 
     Parameters
     ----------
     space : 2 x BLOCK rows of the widest layer; at the beginning, dL/dy of the rows, padded
     zeros : as many as a row of it
     sums : of :func:`sums_size`: of each layer b and W, padded
+    inputs : whether that by x is wanted
     """
     last = sizes.size - 1
     here, other = 0, BLOCK * zeros.size
@@ -272,17 +274,19 @@ def return_block(
         )  # fmt: skip
         to -= m * deep
         to -= wide * (n + 1)
-        if layer > 1:
+        if layer > 1 or inputs:
             product(
                 space, here, wide, 1, table, to + wide * (n + 1), deep,
                 zeros, 0, 0, space, other, deep, eights(count), deep, m,
             )  # fmt: skip
             here, other = other, here
+        if layer > 1:
             slope = kept[h + height * deep : h + (height + count) * deep]
             part = space[here : here + count * deep]
             for k in range(part.size):
                 part[k] *= slope[k]
         wide = deep
+    return here
 
 
 @kernel
@@ -347,8 +351,9 @@ def backward(
     space: np.ndarray,
     sums: np.ndarray,
     gradient: np.ndarray,
+    by_x: np.ndarray,
 ) -> None:
-    """The gradient by the parameters.
+    """The gradients by the parameters, and by x where ``by_x`` has room for it.
 
     Parameters
     ----------
@@ -356,16 +361,22 @@ def backward(
     g : (rows n_L,) dL/dy
     space, sums : zeros, of :func:`space_size` and :func:`sums_size`
     gradient : as the parameters
+    by_x : (rows n_0,), or empty
     """
+    inputs, wanted = sizes[0], by_x.size > 0
     most, outputs = space.size // (2 * BLOCK + 1), sizes[-1]
     wide = padded(outputs)
     for first in range(0, rows, BLOCK):
         count = min(BLOCK, rows - first)
         take_rows(g[first * outputs :], outputs, count, space, wide)
-        return_block(
+        at = return_block(
             sizes, table, kept, eights(rows), first, count,
-            space, space[2 * BLOCK * most :], sums,
+            space, space[2 * BLOCK * most :], sums, wanted,
         )  # fmt: skip
+        if wanted:
+            for r in range(count):
+                for k in range(inputs):
+                    by_x[(first + r) * inputs + k] = space[at + r * padded(inputs) + k]
     unpad(sizes, sums, gradient)
 
 
@@ -400,16 +411,19 @@ class Passes:
         )  # fmt: skip
         return y
 
-    def backward(self, g: np.ndarray, gradient: np.ndarray) -> None:
-        """Put the gradient by the parameters where it belongs.
+    def backward(self, g: np.ndarray, gradient: np.ndarray, *, inputs: bool = False) -> np.ndarray:
+        """Put the gradient by the parameters where it belongs; returns that by the inputs.
 
         Parameters
         ----------
         g : (B, n_L) float32, by the outputs of the last :meth:`forward`
         gradient : flat
+        inputs : whether that by the inputs is wanted, (B, n_0); it is empty if not
         """
         self._sums[:] = 0.0
+        by_x = np.empty((len(g) if inputs else 0, int(self.sizes[0])), np.float32)
         backward(
             self.sizes, self._table, self._kept, len(g), g.reshape(-1), self._space, self._sums,
-            gradient,
+            gradient, by_x.reshape(-1),
         )  # fmt: skip
+        return by_x

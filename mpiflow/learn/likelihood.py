@@ -242,7 +242,7 @@ def lanes_size(dim: int) -> int:
     return 2 * dim + dim * (dim + 1) + 4 * dim + 2
 
 
-class CompiledLoss:
+class PairLoss:
     """The loss of two networks on training data, and its gradient.
 
     Parameters

@@ -25,9 +25,9 @@ import torch
 from torch import nn
 
 from mpiflow.core.noise import normals
-from mpiflow.learn.likelihood import FLOOR, SHIFT, CompiledLoss, Pairs, Scales
+from mpiflow.learn.likelihood import FLOOR, SHIFT, PairLoss, Pairs, Scales
 from mpiflow.learn.paths import Law, Leaving, law_of, walk
-from mpiflow.learn.training import mlp, sizes_of
+from mpiflow.learn.training import all_learned, mlp, sizes_of
 
 #: Trajectories that a network evaluates together. Fixed, so that a trajectory's
 #: bits do not depend on how an ensemble is spread over ranks.
@@ -403,22 +403,19 @@ class MacroscopicSDE(LearnedSDE):
         low, high = self.low.numpy(), self.high.numpy()
         return law_of(sizes, (drift, sigma), self._scales(), low, high)
 
-    def compiled_loss(self, data: Sequence[torch.Tensor]) -> CompiledLoss | None:
+    def compiled_loss(self, data: Sequence[torch.Tensor]) -> PairLoss | None:
         """The loss of :meth:`forward` by kernels, for :func:`mpiflow.learn.training.fit`.
 
         None for a subclass with other equations, and for a model that was changed: networks that
         are not of :func:`~mpiflow.learn.training.mlp`, hooks, other types or devices, parameters
         besides or that are not learned.
         """
-        sizes, own = self._networks(), list(self.parameters())
-        both = [*self.drift_net.parameters(), *self.sigma_net.parameters()]
-        if sizes is None or list(map(id, own)) != list(map(id, both)):
-            return None
-        if not all(p.requires_grad for p in own):
+        sizes = self._networks()
+        if sizes is None or not all_learned(self, self.drift_net, self.sigma_net):
             return None
         z, increments, dt, *context = (t.contiguous().numpy() for t in data)
         given = context[0] if context else np.empty((len(z), 0), np.float32)
-        return CompiledLoss(*sizes, Pairs(z, increments, dt, given), self._scales())
+        return PairLoss(*sizes, Pairs(z, increments, dt, given), self._scales())
 
 
 #: What says how a model is computed: where a subclass has others, torch computes it.

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,8 +16,21 @@ from torch import nn
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import MPI
-from mpiflow.learn.likelihood import CompiledLoss
 from mpiflow.learn.optimizer import AdamW, Flat, flattened
+
+
+class CompiledLoss(Protocol):
+    """The loss of a module on its data by kernels; rows (n,) int64, the others flat float32."""
+
+    def total(self, rows: np.ndarray, parameters: np.ndarray) -> float:
+        """The sum of the losses of samples."""
+        ...
+
+    def gradient(
+        self, rows: np.ndarray, parameters: np.ndarray, share: float, gradient: np.ndarray
+    ) -> float:
+        """The same; puts the gradient of ``share`` times it into its place."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ def fit(
     ``module(*batch)`` returns the loss of each sample. AdamW (amsgrad, no decay).
 
     A module may have ``compiled_loss(data)``, which gives a loss and its gradient by kernels
-    (:class:`~mpiflow.learn.likelihood.CompiledLoss`) or None; torch's graph does the rest.
+    (:class:`CompiledLoss`) or None; torch's graph does the rest.
 
     With ``comm`` of more than one rank, every rank calls this with the same module
     and data, takes its share of each batch, and gradients are averaged, by
@@ -304,6 +318,13 @@ def sizes_of(network: nn.Module) -> list[int] | None:
             sizes += [part.in_features] if i == 0 else []
             sizes.append(part.out_features)
     return sizes if len(parts) % 2 and not _hooked(network) else None
+
+
+def all_learned(module: nn.Module, *networks: nn.Module) -> bool:
+    """Whether the parameters of networks, in this order, are all that the module learns."""
+    own, theirs = list(module.parameters()), [p for n in networks for p in n.parameters()]
+    same = list(map(id, own)) == list(map(id, theirs)) and not _hooked(module)
+    return same and all(p.requires_grad for p in own)
 
 
 def _hooked(part: nn.Module) -> bool:

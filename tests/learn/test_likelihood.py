@@ -12,8 +12,9 @@ from mpi4py import MPI
 from torch import nn
 from torch.optim.adam import adam
 
+from mpiflow.learn.closure.closure import ClosureAutoencoder
 from mpiflow.learn.layers import BLOCK, Passes
-from mpiflow.learn.likelihood import LANES, CompiledLoss
+from mpiflow.learn.likelihood import LANES, PairLoss
 from mpiflow.learn.optimizer import AdamW, flattened
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule, fit, mlp
@@ -41,7 +42,7 @@ def sde_of(data: Data, width: int = 20, factor: float = 4.0) -> MacroscopicSDE:
     return sde
 
 
-def compiled(sde: MacroscopicSDE, data: Data) -> CompiledLoss | None:
+def compiled(sde: MacroscopicSDE, data: Data) -> PairLoss | None:
     return sde.compiled_loss([torch.as_tensor(a, dtype=torch.float32) for a in data])
 
 
@@ -77,6 +78,31 @@ def test_losses_and_gradients_are_those_of_torch(
     size = np.abs(found[1]).max()
     allowed = 3.0 * np.abs(found[0] - found[1]).max() + 1e-6 * size
     np.testing.assert_allclose(gradient, found[1], atol=allowed)
+
+
+@pytest.mark.parametrize(("states", "patches"), [(37, 5), (1, 1)])
+def test_the_autoencoder_has_losses_and_gradients_of_torch(states: int, patches: int) -> None:
+    rng = np.random.default_rng(states)
+    torch.manual_seed(0)
+    model = ClosureAutoencoder(3, 12, statistics=7, observables=2)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.4)
+    data = rng.normal(size=(states + 9, patches, 7)) + 1.0, rng.normal(size=(states + 9, 2))
+    model.set_scales(*data)
+    tensors = [torch.as_tensor(a, dtype=torch.float32) for a in data]
+    ours, rows = model.compiled_loss(tensors), rng.permutation(states + 9)[:states]
+    assert ours is not None
+    values = flat(list(model.parameters()))
+    gradient = np.empty_like(values)
+    loss = ours.gradient(rows, values, 0.5, gradient)
+    assert ours.total(rows, values) == pytest.approx(loss, rel=1e-6)
+    model.double()
+    exact = model(*(t[rows].double() for t in tensors)).sum()
+    (0.5 * exact).backward()
+    right = flat([p.grad for p in model.parameters() if p.grad is not None])
+    assert loss == pytest.approx(exact.item(), rel=1e-5)
+    np.testing.assert_allclose(gradient, right, atol=3e-6 * np.abs(right).max())
+    assert model.compiled_loss(tensors) is None  # in float64
 
 
 def test_a_row_has_the_same_bits_in_any_company() -> None:

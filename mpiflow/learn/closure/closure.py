@@ -21,11 +21,14 @@ The encoder is translation invariant and sees one patch at a time, as equation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
 
-from mpiflow.learn.training import mlp
+from mpiflow.learn.closure.reconstruction import ReconstructionLoss
+from mpiflow.learn.training import all_learned, mlp, sizes_of
 from mpiflow.systems.ising import CLASSES
 
 #: Magnetisation and domain-wall density.
@@ -96,3 +99,19 @@ class ClosureAutoencoder(nn.Module):
         decoded = self.decoder(torch.cat([scaled, closures], dim=1))
         target = (densities.mean(dim=1) - self.class_mean) / self.class_std
         return ((decoded - target) ** 2).mean(dim=1)
+
+    def compiled_loss(self, data: Sequence[torch.Tensor]) -> ReconstructionLoss | None:
+        """The loss of :meth:`forward` by kernels, see :meth:`mpiflow.learn.sde.MacroscopicSDE`."""
+        own = type(self)
+        if (own.forward, own.encode) != (ClosureAutoencoder.forward, ClosureAutoencoder.encode):
+            return None
+        encoder, decoder = sizes_of(self.encoder), sizes_of(self.decoder)
+        if encoder is None or decoder is None or not all_learned(self, self.encoder, self.decoder):
+            return None
+        densities, observables = data
+        with torch.no_grad():
+            patches = (densities - self.class_mean) / self.patch_std
+            target = (densities.mean(dim=1) - self.class_mean) / self.class_std
+            scaled = (observables - self.observable_mean) / self.observable_std
+        arrays = patches.numpy(), scaled.numpy(), target.numpy()
+        return ReconstructionLoss(np.array(encoder), np.array(decoder), *arrays)
