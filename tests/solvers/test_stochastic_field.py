@@ -541,7 +541,7 @@ def test_saturated_fields_stay_within_one(structure: Structure, value: float) ->
     """Strong fields, cold, few spins, long steps: nothing leaves [-1, 1], nothing is lost."""
     for law in (ExactLaw(20.0, structure), bent(structure, 20.0)):
         field = StochasticField(
-            law, symbol(SMALL), (2, 2), block=2, field=2.0, dt=0.5, members=200, comm=SELF
+            law, symbol(SMALL), (2, 2), block=2, field=2.0, dt=0.5, members=50, comm=SELF
         )
         field.set(value)
         field.advance(8)
