@@ -58,7 +58,7 @@ STREAMS = {
     "kac-gillespie": 22,
     "vacancy-relax": 19,  # hops inside windows of local relaxation; step = window, site = event
     # Noise of a field of block means; step = inner step << 48 | half step, site = (y, x), two words
-    # a block.
+    # a block; more of them: those of step + 2^63 are a key, counter = (trial, which number).
     "stochastic-field": 23,
     "mean-field": 24,  # events of whole Curie-Weiss systems; step = 0, site = event
     "mean-field-partial": 25,  # events of patches of partial evolution; as above

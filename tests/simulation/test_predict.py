@@ -16,6 +16,7 @@ from mpi4py import MPI
 import mpiflow
 from mpiflow.cli import invoke
 from mpiflow.core.errors import InputError
+from mpiflow.core.noise import RNG
 from mpiflow.files import checkpoint
 from mpiflow.files.moments import Moment
 from mpiflow.files.trajectory import Trajectory
@@ -30,6 +31,7 @@ from mpiflow.run.simulate import simulate
 from mpiflow.run.stopping import Stopped, Verdict, Watch
 from mpiflow.simulation.field.law_files import TableLaw
 from mpiflow.simulation.field.options import FieldConfig
+from mpiflow.simulation.field.simulation import FieldSimulation
 from mpiflow.systems.field_law import ExactLaw
 
 GOOD: dict[str, Any] = {
@@ -235,6 +237,18 @@ def test_another_model_is_refused_where_a_run_goes_on(model: Path, tmp_path: Pat
     save_free_law(moved)
     with pytest.raises(InputError, match=r"^temperature=0.9: .*was 0.8"):
         simulate(FieldConfig(**given, model=moved, temperature=0.9, resume=True), MPI.COMM_SELF)
+
+
+def test_runs_of_the_first_noise_are_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps once made other numbers of the same random words."""
+    config = FieldConfig(**GOOD, model=model, out=tmp_path / "run.h5")
+    with monkeypatch.context() as before:
+        before.setattr(FieldSimulation, "rng", RNG)
+        simulate(config, MPI.COMM_SELF)
+    with pytest.raises(InputError, match=f"^rng=.*rng was '{RNG}'.*version of then"):
+        resume(config.out, MPI.COMM_SELF, {"time": 4, "quiet": True})
 
 
 # -- initial states ------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class Space(NamedTuple):
 
     Attributes
     ----------
-    q, u, height, found : float64
+    q, u, height, found, trials, chance, level : float64
     pending : int64
     first, second : uint64
     """
@@ -40,6 +40,9 @@ class Space(NamedTuple):
     u: np.ndarray
     height: np.ndarray
     found: np.ndarray
+    trials: np.ndarray
+    chance: np.ndarray
+    level: np.ndarray
     pending: np.ndarray
     first: np.ndarray
     second: np.ndarray
@@ -47,9 +50,10 @@ class Space(NamedTuple):
 
 def space(many: int) -> Space:
     """Of so many numbers."""
-    q, u, height, found = np.empty((4, many))
+    q, u, height, found, trials, chance, level = np.empty((7, many))
     first, second = np.empty((2, many), np.uint64)
-    return Space(q, u, height, found, np.empty(many, np.int64), first, second)
+    pending = np.empty(many, np.int64)
+    return Space(q, u, height, found, trials, chance, level, pending, first, second)
 
 
 @kernel
@@ -76,12 +80,16 @@ def draw_binomials(
         :data:`AGAIN` brings forth are a key, with ``which`` in its counter
     log_factorials : ln 0!, ln 1!, ... up to the largest n
     """
-    q, u, height, found, pending, first, second = space
-    _turn_round(many, p, q)
-    if _invert(many, n, q, words, u, height, found, out):
+    q, u, height, found, trials, chance, level, pending, first, second = space
+    large = _turn_round(many, n, p, q)
+    if large < many:
+        _invert(many, n, q, words, u, height, found, out)
+    if large > 0:
         left, trial = _squeeze(many, n, q, words, pending, u, height, found, out), np.uint64(0)
         while left > 0:
-            _look(left, n, q, pending, u, height, log_factorials, found)
+            _collect(left, n, q, pending, trials, chance)
+            _measure(left, trials, chance, u, height, found, level)
+            _look(left, trials, chance, level, log_factorials, found)
             left = _keep(left, pending, found, out)
             _draw_anew(key, keys, step, sites, which, trial, left, pending, first, second)
             for j in range(left):
@@ -92,9 +100,13 @@ def draw_binomials(
 
 
 @kernel
-def _turn_round(many: int, p: np.ndarray, q: np.ndarray) -> None:
+def _turn_round(many: int, n: np.ndarray, p: np.ndarray, q: np.ndarray) -> int:
+    """The chance of what is rarer, success or failure; how many means are large."""
+    large = 0
     for k in range(many):
         q[k] = max(1.0 - p[k] if p[k] > 0.5 else p[k], 0.0)
+        large += 0 if n[k] * q[k] < _LARGE else 1
+    return large
 
 
 @kernel
@@ -107,24 +119,20 @@ def _invert(
     chance: np.ndarray,
     odds: np.ndarray,
     out: np.ndarray,
-) -> bool:
-    """Numbers of small means; whether there are others."""
-    large = 0
+) -> None:
+    """Numbers of small means."""
     for k in range(many):
         small = n[k] * q[k] < _LARGE
         chance[k] = exp(n[k] * log_of_rest(q[k]))
         u[k] = to_unit(words[k]) if small else -1.0
         odds[k] = q[k] / (1.0 - q[k])
         out[k] = 0.0
-        large += 0 if small else 1
-    if large < many:
-        for j in range(0, _MOST, 4):  # four at a time, between which nothing goes to memory
-            if _count_up(many, n, np.float64(j), odds, u, chance, out) == 0:
-                break
-        for k in range(many):
-            mode = np.floor((n[k] + 1.0) * q[k])
-            out[k] = mode if u[k] > 0.0 else out[k]  # all that rounding left of u
-    return large > 0
+    for j in range(0, _MOST, 4):  # four at a time, between which nothing goes to memory
+        if _count_up(many, n, np.float64(j), odds, u, chance, out) == 0:
+            break
+    for k in range(many):
+        mode = np.floor((n[k] + 1.0) * q[k])
+        out[k] = mode if u[k] > 0.0 else out[k]  # all that rounding left of u
 
 
 @kernel
@@ -205,30 +213,58 @@ def _squeeze(
 
 
 @kernel
-def _look(
+def _collect(
     many: int,
     n: np.ndarray,
     q: np.ndarray,
     pending: np.ndarray,
+    trials: np.ndarray,
+    chance: np.ndarray,
+) -> None:
+    for j in range(many):
+        i = np.uint64(pending[j])
+        trials[j], chance[j] = n[i], q[i]
+
+
+@kernel
+def _measure(
+    many: int,
+    trials: np.ndarray,
+    chance: np.ndarray,
     u: np.ndarray,
     height: np.ndarray,
+    found: np.ndarray,
+    level: np.ndarray,
+) -> None:
+    """What places stand for, and what the logarithms of binomials must exceed to allow it."""
+    for j in range(many):
+        n, q = trials[j], chance[j]
+        b, deviation, over, number = _numbers(n, q, u[j])
+        mode = np.floor((n + 1.0) * q)
+        high = log(height[j] * (2.83 + 5.1 / b) * deviation / over)
+        inside = min(max(number, 0.0), n)
+        found[j] = number
+        level[j] = high - (inside - mode) * 2.0 * half_log_ratio(q, 1.0 - q)
+
+
+@kernel
+def _look(
+    many: int,
+    trials: np.ndarray,
+    chance: np.ndarray,
+    level: np.ndarray,
     log_factorials: np.ndarray,
     found: np.ndarray,
 ) -> None:
-    """What the places of some numbers stand for; -1 where its chance refuses it."""
+    """-1 for what its chance does not allow."""
     for j in range(many):
-        i = np.uint64(pending[j])
-        trials, chance = n[i], q[i]
-        b, deviation, over, number = _numbers(trials, chance, u[j])
-        inside = min(max(number, 0.0), trials)
-        mode = np.floor((trials + 1.0) * chance)
-        level = log(height[j] * (2.83 + 5.1 / b) * deviation / over)
+        n, number = trials[j], found[j]
+        inside, mode = min(max(number, 0.0), n), np.floor((n + 1.0) * chance[j])
         k, m = np.uint64(np.int64(inside)), np.uint64(np.int64(mode))
-        k_rest, m_rest = np.uint64(np.int64(trials - inside)), np.uint64(np.int64(trials - mode))
+        k_rest, m_rest = np.uint64(np.int64(n - inside)), np.uint64(np.int64(n - mode))
         bound = log_factorials[m] - log_factorials[k]
         bound += log_factorials[m_rest] - log_factorials[k_rest]
-        bound += (inside - mode) * 2.0 * half_log_ratio(chance, 1.0 - chance)
-        found[j] = number if (number == inside and level <= bound) else -1.0
+        found[j] = number if (number == inside and level[j] <= bound) else -1.0
 
 
 @kernel
