@@ -268,8 +268,8 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     PACKED,
-                    "* n, np.uint64(PLANES * row + 1), masks)",
-                    "* n, np.uint64(PLANES * row), masks)",
+                    "* n, np.uint64(PLANES * row + 1), m)",
+                    "* n, np.uint64(PLANES * row), m)",
                 ),
             ),
             (Named(f"{REFERENCE}[8x128-0.25]"),),
@@ -296,7 +296,13 @@ MUTANTS: list[list[Mutant]] = [
     [
         Mutant(
             "hop forgets the images of a site",
-            (Change(HOPS, "put(grid, sides, i, j, k, VACANCY)", "grid[i, j, k] = VACANCY"),),
+            (
+                Change(
+                    HOPS,
+                    "put(grid, sides, i, j, k, np.int8(VACANCY))",
+                    "grid[i, j, k] = np.int8(VACANCY)",
+                ),
+            ),
             (Named(f"{VACANCY_TESTS}_calls_do_not_matter_and_halo_is_current"),),
         ),
     ],
