@@ -45,7 +45,7 @@ def array(of: Any, dims: int, layout: str = "C") -> types.Array:
 
 SPINS, WORDS = array(i8, 3), array(u64, 3)
 LIST, COUNTS = array(u64, 1), array(i64, 1)
-PACKED = (*[WORDS] * 3, i64, UniTuple(i64, 3), UniTuple(i64, 2), array(i64, 2), LIST, LIST)
+PACKED = (*[WORDS] * 3, i64, UniTuple(i64, 3), UniTuple(i64, 2), i64, array(i64, 2), LIST, LIST)
 SLICED = (WORDS, WORDS, i64, i64, i64, LIST, LIST)
 PLAIN = (SPINS, SPINS, i64, array(i64, 2), LIST, i64, i64, LIST, u64, i64, UniTuple(u64, 10))
 RULE = (SPINS, *PLAIN[2:9], i64, i64, i64, i64)
@@ -81,8 +81,8 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
         (*SLICED, NO_MASKS, LIST, COUNTS),
     ),
     "wrap sliced": (sliced.wrap_sliced_cuda, (WORDS, i64)),
-    "close packed": (packed.close_cuda, (WORDS, i64, i64)),
-    "edges of packed": (packed.copy_edges_cuda, (WORDS, i64, array(u64, 2), i64)),
+    "close packed": (packed.close_cuda, (WORDS, i64, i64, i64)),
+    "edges of packed": (packed.copy_edges_cuda, (WORDS, i64, i64, array(u64, 2), i64)),
     "copy box": (device._copy_box, (array(i8, 3, "A"), array(i8, 3, "A"))),
     "barriers": (
         barrier_kernels._evaluate_cuda,
