@@ -67,7 +67,7 @@ def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
         ("simulate ising more", "unexpected extra argument"),
         ("info", "FILE"),
         ("info no/such/file.h5", "no/such/file.h5"),
-        ("bench isin", "one of ising, ising-exact"),
+        ("bench isin", "one of ising, sides, ising-exact"),
         ("simulate ising --size 8", "must be given"),
         ("simulate ising --size 8 --temperature -1 --time 1 --out x.h5", "temperature='-1'"),
         ("simulate ising --config no.toml", "a readable TOML file"),
