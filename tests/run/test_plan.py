@@ -140,7 +140,7 @@ def test_steps() -> None:
     [
         (ising(dt=0.3, save_every=0.3), 1, "time"),
         (ising(dt=0.25, save_every=0.6), 1, "save_every"),
-        (ising(), 17, "ranks"),
+        (ising(), 4097, "ranks"),
         (ising(solver="nfold"), 2, "ranks"),
         (ising(ranks_grid=(2, 2)), 3, "ranks_grid"),
         (ising(size=(30, 50), kernel="packed"), 1, "size"),
