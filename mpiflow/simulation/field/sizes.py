@@ -39,6 +39,8 @@ def field_memory(
         "field": (8 if langevin else 4) * blocks,
         "coupling": 8 * ny * -(-(nx // 2 + 1) // cut),
         "means": 8 * blocks,
+        # Two numbers a block of the first half of a step, whose memory cosh keeps between steps.
+        "first half": 0 if langevin else 16 * blocks,
         "step or frame": max(step, looking) * blocks,
     }
 
