@@ -239,7 +239,7 @@ def test_two_different_mpis_are_refused(monkeypatch: pytest.MonkeyPatch):
     [
         (["--size", "100", "--solver", "tiled-nfold"], r"^tile=64: .*divisor of 50"),
         (["--size", "128", "--kernel", "sliced"], r"^kernel='sliced'.*several members"),
-        (["--size", "100", "--kernel", "packed"], r"^size=\(100, 100\): .*128 columns"),
+        (["--size", "30", "--kernel", "packed"], r"^size=\(30, 30\): .*64 columns"),
         (["--size", "128", "--tile", "8"], r"^tile=8: .*sublattice"),
     ],
 )
