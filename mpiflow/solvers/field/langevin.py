@@ -84,7 +84,7 @@ class LangevinSteps:
         # Of each interval the cubics of A, B and D in the share of it that is passed.
         cubics = scipy.interpolate.CubicSpline(np.arange(_INTERVALS + 1), self.table).c[::-1]
         self._cubics = np.ascontiguousarray(cubics.transpose(1, 2, 0).reshape(_INTERVALS, 12))
-        self._space: tuple[np.ndarray, ...] = (np.empty(0),)
+        self._space = tuple(np.empty(0) for _ in range(4))
         self._words = tuple(np.empty(TOGETHER, np.uint64) for _ in range(4))
         self._lines = tuple(np.empty(TOGETHER) for _ in range(4))
 
