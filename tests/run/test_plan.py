@@ -482,7 +482,11 @@ def test_what_predict_would_refuse_a_plan_refuses(
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("options", [{}, {"members": 3, "structure": "langevin"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"members": 3, "structure": "langevin"}, {"members": 3, "structure": "cosh"}],
+    ids=str,
+)
 def test_a_measured_time_of_a_learned_field(
     options: dict[str, Any], comm: MPI.Intracomm, mpi_tmp_path: Path
 ) -> None:
