@@ -88,15 +88,20 @@ def documented_words(seed: int, member: int, number: int, band: int, word: int) 
 
 
 def documented_flips(
-    spins: np.ndarray, number: int, probabilities: np.ndarray, seed: int, member: int
+    spins: np.ndarray, number: int, solver: Sublattice, how: Kind, seed: int, member: int
 ) -> np.ndarray:
-    """Which sites (ny, nx) have a number below the threshold of their class in a pass."""
+    """Which sites (ny, nx) change in a pass: have a number below the threshold of their class
+    where spins flip, or are not what it sets them to in a full sweep."""
     ny, nx = spins.shape
     colour = number % 2
     one = 1 << (PLANES + 64)
-    thresholds = [min(int(Fraction(p) * one), one - 1) for p in probabilities.tolist()]
+    sets = math.isinf(solver.dt)
+    chances = solver.system.up_probabilities() if sets else solver.probabilities(how)
+    thresholds = [min(int(Fraction(p) * one), one - 1) for p in chances.tolist()]
     # Neighbours opposite to the spin, and 5 more for an up spin.
     kind = (4 - spins * neighbour_sums(spins)) // 2 + 5 * (spins > 0)
+    if sets:  # neighbours that are up
+        kind = (4 + neighbour_sums(spins)) // 2
     out = np.zeros(spins.shape, bool)
     for band in range(-(-ny // 8)):
         for word in range(-(-nx // 128)):
@@ -113,6 +118,7 @@ def documented_flips(
                         out[y, x] = rest < threshold % 2**64
                     else:
                         out[y, x] = value < threshold >> 64
+                    out[y, x] ^= sets and spins[y, x] > 0
     return out
 
 
@@ -125,13 +131,12 @@ def documented_steps(
     for number in range(2 * first, last):
         kind: Kind = "opening" if finite and number == 2 * first else "full"
         number += 2**59 if kind == "opening" else 0
-        change = documented_flips(spins, number, solver.probabilities(kind), seed, member)
+        change = documented_flips(spins, number, solver, kind, seed, member)
         spins[change] *= -1
         flips += int(change.sum())
     if finite:
         low, high = (
-            documented_flips(spins, last, solver.probabilities(kind), seed, member)
-            for kind in ("lower", "upper")
+            documented_flips(spins, last, solver, kind, seed, member) for kind in ("lower", "upper")
         )
         assert not (low & ~high).any()
         spins[high & ~low] *= -1
@@ -189,7 +194,7 @@ def test_each_kind_of_pass_equals_the_plain_reference(where: str, kind: Kind) ->
         block = filled(before, members, where)
         flips = solver._apply(block, [Run(kind, number, solver.system)], SEED, "sublattice")
         for b, member in enumerate(members.tolist()):
-            change = documented_flips(before[b], number, solver.probabilities(kind), SEED, member)
+            change = documented_flips(before[b], number, solver, kind, SEED, member)
             assert np.array_equal(block.spins()[b] != before[b], change)
             assert flips[b] == (-1 if kind == "lower" else 1) * change.sum()
 

@@ -97,13 +97,15 @@ def documented_flips(
                 fields[:, i - 1, j], fields[:, i + 1, j], fields[:, i, j - 1], fields[:, i, j + 1]
             )  # fmt: skip
             kind = sum((s != spin).astype(int) for s in around) + 5 * (spin > 0)
+            if len(above) == 5:  # a full sweep: neighbours that are up
+                kind = sum((s > 0).astype(int) for s in around)
             v = next(source)[lanes]
             flip = v < above[kind]
             for b in np.flatnonzero(v == above[kind]):
                 member = (seed, 2**48 + 64 * group + lanes[b])
                 rest, _ = plain_threefry(member, (number | RESIDUAL, y * 2**32 + x))
                 flip[b] = rest < thresholds[kind[b]] % 2**64
-            out[:, i, j] = flip
+            out[:, i, j] = flip ^ (spin > 0) if len(above) == 5 else flip
     return out
 
 
@@ -113,7 +115,10 @@ def documented_run(
     """Fields with their halos after some steps, and flips, without touching the block."""
 
     def thresholds(kind: str) -> list[int]:
-        chances = solver.probabilities(kind).tolist()  # type: ignore[arg-type]
+        sets = math.isinf(solver.dt)
+        chances = (
+            solver.system.up_probabilities() if sets else solver.probabilities(kind)  # type: ignore[arg-type]
+        ).tolist()
         return [min(math.floor(Fraction(p) * 2**76), 2**76 - 1) for p in chances]
 
     fields, count = block.host().copy(), np.zeros(block.batch, np.int64)

@@ -295,6 +295,13 @@ MUTANTS: list[list[Mutant]] = [
     ],
     [
         Mutant(
+            "spins set by what is opposite to them, packed and sliced",
+            (Change(PLANES, "return spins & ~setting", "return spins"),),
+            (Named(f"{LAW}[field-inf-packed]"), Named(f"{LAW}[field-inf-sliced]")),
+        ),
+    ],
+    [
+        Mutant(
             "hop forgets the images of a site",
             (
                 Change(

@@ -246,7 +246,9 @@ class Simulation(SpinSimulation):
 
     @property
     def rng(self) -> str:
-        return BIT_RNG if self.kernel in ("packed", "sliced") else RNG
+        if self.kernel not in ("packed", "sliced"):
+            return RNG
+        return f"{BIT_RNG}, spins set" if self.dt == math.inf else BIT_RNG
 
     def set_spins(self, fill: Callable[..., None], **options: Any) -> None:
         super().set_spins(fill, **options)

@@ -24,7 +24,7 @@ lattices or patches, one word for each site).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -44,6 +44,9 @@ CHUNK = 128
 SEED_AB, SEED_C, RESIDUAL = (np.uint64(kind << 60) for kind in (1, 2, 3))
 SLICED_AB, SLICED_C, SLICED_RESIDUAL = (np.uint64(kind << 60) for kind in (4, 5, 6))
 
+#: A word of no site.
+NO_SITES = np.uint64(0)
+
 Masks = tuple[tuple[Word, ...], ...]
 
 
@@ -51,11 +54,15 @@ Masks = tuple[tuple[Word, ...], ...]
 class Thresholds:
     """Integer thresholds of one pass, computed on the host and shared by all devices.
 
-    The class of a site is the number c = 0..4 of its neighbours that are opposite to it,
-    and its spin: entry c for a down spin, 5 + c for an up spin.
+    Spins flip where they are below their threshold, or are set: up below it, else down.
+    For flips, the class of a site is the number c = 0..4 of its neighbours that are opposite
+    to it, and its spin: entry c for a down spin, 5 + c for an up spin. Where spins are set
+    their own value does not matter: c is the number of neighbours that are up, and the
+    second five are the first.
 
     Attributes
     ----------
+    setting : a word of ones where spins are set, of zeros where they flip
     masks : for each plane, least significant first, 0 or all ones for the ten terms of
         the normal form, uint64
     residual : the next 64 bits of each class's threshold, (10,) uint64
@@ -63,10 +70,12 @@ class Thresholds:
 
     masks: Masks
     residual: np.ndarray
+    setting: Word = NO_SITES
 
     @property
     def shortest(self) -> Masks:
-        """The masks without the five terms of the spin where none is set, as without a field.
+        """The masks without the five terms of the spin where all are zeros: where spins are set, or
+        flip without a field.
 
         Kernels of the CPU are compiled for either number of terms.
         """
@@ -81,6 +90,11 @@ class Thresholds:
         masks = tuple(_terms([(v >> (64 + i)) & 1 for v in values]) for i in range(planes))
         residual = np.array([v & (2**64 - 1) for v in values], np.uint64)
         return cls(masks, residual)
+
+    @classmethod
+    def to_set(cls, up: Sequence[float], planes: int = PLANES) -> Thresholds:
+        """Thresholds that set spins, of the chances to be up with 0..4 neighbours up."""
+        return replace(cls.of([*up, *up], planes), setting=~NO_SITES)
 
 
 def _terms(plane: Sequence[int]) -> tuple[Word, ...]:
@@ -103,6 +117,12 @@ def count_neighbours(n0: Word, n1: Word, n2: Word, n3: Word) -> tuple[Word, Word
     x, y, z, q = n0 ^ n1, n0 & n1, n2 ^ n3, n2 & n3
     s2 = y & q
     return x ^ z, (y ^ q ^ (x & z)) & ~s2, s2
+
+
+@rule
+def compared(spins: Word, setting: Word) -> Word:
+    """The spins that neighbours and thresholds are compared with: none where spins are set."""
+    return spins & ~setting
 
 
 @rule

@@ -39,8 +39,10 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     STATE_B,
     STATE_C,
     Masks,
+    Thresholds,
     compare,
     compare_words,
+    compared,
     count_neighbours,
     settle,
 )
@@ -87,14 +89,15 @@ class Work:
         target: Any,
         kernel: Any,
         masks: Masks,
-        residual: np.ndarray,
+        thresholds: Thresholds,
         key: np.ndarray,
     ) -> None:
         self.block, self.kernel = block, kernel
         put = block.device.put
         self.arrays = (target, *block.words)
         constants = (block.origins, key, block.members)
-        self.rest = (block.columns // 2, *map(put, constants), masks, put(residual))
+        decision = masks, put(thresholds.residual), thresholds.setting
+        self.rest = (block.columns // 2, *map(put, constants), *decision)
         self.counts: list[Any] = []
 
     def on(self, region: Region) -> Callable[[int], None]:
@@ -163,12 +166,13 @@ def _classes(
     at: Word,
     width: Word,
     odd: bool,
+    setting: Word,
 ) -> None:
     """Classes of n words from word `at` of a row: if its sites have even x one neighbour is a bit
     to the left, else to the right."""
     for i in range(n):
         w = at + np.uint64(i)
-        s, o = spins[w], other[w]
+        s, o = compared(spins[w], setting), other[w]
         if odd:
             side = (o >> np.uint64(1)) | (other[w + np.uint64(1)] << np.uint64(63))
         else:
@@ -200,12 +204,15 @@ def _settle(
 
 
 @inlined
-def _flip(space: np.ndarray, base: Word, n: int, target: np.ndarray, at: Word) -> np.int64:
+def _flip(
+    space: np.ndarray, base: Word, n: int, target: np.ndarray, at: Word, setting: Word
+) -> np.int64:
     flips = np.uint64(0)
     for i in range(n):
-        below = space[BELOW + base + np.uint64(i)]
-        target[at + np.uint64(i)] ^= below
-        flips += popcount(below)
+        w = at + np.uint64(i)
+        change = space[BELOW + base + np.uint64(i)] ^ (target[w] & setting)
+        target[w] ^= change
+        flips += popcount(change)
     return np.int64(flips)
 
 
@@ -228,7 +235,7 @@ def _cpu_kernel(constants: Masks | None) -> Any:
 
     def update_packed(  # type: ignore[no-untyped-def]
         target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, half, origins,
-        key, members, masks, residual, flips,
+        key, members, masks, residual, setting, flips,
     ):  # fmt: skip
         """Passes over packed boxes, black where their number is even; adds the flips of each box.
 
@@ -290,19 +297,23 @@ def _cpu_kernel(constants: Masks | None) -> Any:
                             for i in range(stop - some):
                                 k, w = base + np.uint64(i * n), at + np.uint64(i) * stride
                                 if odd:
-                                    _classes(space, k, n, spins, other, w, width, True)
+                                    _classes(space, k, n, spins, other, w, width, True, setting)
                                 else:
-                                    _classes(space, k, n, spins, other, w, width, False)
+                                    _classes(space, k, n, spins, other, w, width, False, setting)
                             compare_words(space, (high - low) * n, np.uint64(PLANES * row + 1), m)
                             if ragged and start + n == across:
                                 for i in range(stop - some):
                                     end = base + np.uint64(i * n + n - 1)
+                                    # What is no site stays, by whichever of the two ways.
+                                    same = out[at + np.uint64(i) * stride + np.uint64(n - 1)]
                                     space[BELOW + end] &= mask
+                                    space[BELOW + end] |= same & setting & ~mask
                                     space[EQUAL + end] &= mask
                             for i in range(stop - some):
                                 k, here = base + np.uint64(i * n), site + np.uint64(i) * site_stride
                                 _settle(space, k, n, key[0], key1, step, here, residual)
-                                flips[b] += _flip(space, k, n, out, at + np.uint64(i) * stride)
+                                w = at + np.uint64(i) * stride
+                                flips[b] += _flip(space, k, n, out, w, setting)
                 if columns_wrap:
                     _wrap_columns(out, first_row, rows, width, half, top, bands)
             if rows_wrap:
@@ -330,7 +341,7 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
     def factory(cuda: Any) -> Callable[..., None]:
         def update(  # type: ignore[no-untyped-def]
             target, black, white, number, bands, words, half, origins, key, members, masks,
-            residual, flips,
+            residual, setting, flips,
         ):  # fmt: skip
             """One pass; one thread for each band and word. Same bits as the CPU kernel."""
             i = cuda.grid(1)
@@ -360,7 +371,8 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
                     sites = whole if y >= 0 else np.uint64(0)
                     y = max(y, 0)
                     odd = (row + colour) & 1
-                    s, o = spins[box, y + 1, x], other[box, y + 1, x]
+                    s, o = compared(spins[box, y + 1, x], setting), other[box, y + 1, x]
+                    s = np.uint64(s)
                     if odd:
                         side = o >> np.uint64(1) | other[box, y + 1, x + 1] << np.uint64(63)
                     else:
@@ -387,8 +399,9 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
                             np.uint64(2), s0, s1, s2, s, classes,
                         )  # fmt: skip
                         below |= np.uint64(more)
-                    out[box, y + 1, x] ^= below
-                    flipped += np.uint64(popcount(below))
+                    change = below ^ (spins[box, y + 1, x] & setting & sites)
+                    out[box, y + 1, x] ^= change
+                    flipped += np.uint64(popcount(change))
                 cuda.atomic.add(flips, box, np.int64(flipped))
 
         return update

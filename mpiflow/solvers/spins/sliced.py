@@ -36,6 +36,7 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     Masks,
     compare,
     compare_words,
+    compared,
     count_neighbours,
     settle,
 )
@@ -151,12 +152,12 @@ def _seed_streams(
 
 @kernel
 def _classes(
-    space: np.ndarray, n: int, field: np.ndarray, at: Word, down: Word, right: Word
+    space: np.ndarray, n: int, field: np.ndarray, at: Word, down: Word, right: Word, setting: Word
 ) -> None:
     """Classes of n words of one site; steps to its neighbours are `down` and `right` words."""
     for i in range(n):
         k, w = np.uint64(i), at + np.uint64(i)
-        s = field[w]
+        s = compared(field[w], setting)
         s0, s1, s2 = count_neighbours(
             field[w - down] ^ s, field[w + down] ^ s, field[w - right] ^ s, field[w + right] ^ s
         )
@@ -186,9 +187,12 @@ def _settle(
 
 
 @kernel
-def _flip(space: np.ndarray, n: int, target: np.ndarray, at: Word) -> None:
+def _flip(space: np.ndarray, n: int, target: np.ndarray, at: Word, setting: Word) -> None:
+    """Flip or set a site of n words; what is below becomes what flips."""
     for i in range(n):
-        target[at + np.uint64(i)] ^= space[BELOW + np.uint64(i)]
+        k, w = np.uint64(i), at + np.uint64(i)
+        space[BELOW + k] ^= target[w] & setting
+        target[w] ^= space[BELOW + k]
 
 
 @kernel
@@ -229,8 +233,9 @@ def _cpu_kernel(constants: Masks | None) -> Any:
     """The kernel with the thresholds as an argument, or compiled in."""
 
     def update_sliced(  # type: ignore[no-untyped-def]
-        target, field, halo, parity, close, first, passes, groups, key, masks, residual, flips
-    ):
+        target, field, halo, parity, close, first, passes, groups, key, masks, residual, setting,
+        flips,
+    ):  # fmt: skip
         """Passes over sliced boxes, black where their number is even.
 
         Parameters
@@ -260,12 +265,12 @@ def _cpu_kernel(constants: Masks | None) -> Any:
                     draws = 1
                     for x in range(halo + ((number + parity + y - halo) & 1), width - halo, 2):
                         at = np.uint64((y * width + x) * words + start)
-                        _classes(space, n, flat, at, down, right)
+                        _classes(space, n, flat, at, down, right, setting)
                         compare_words(space, n, np.uint64(draws), m)
                         draws += PLANES
                         site = site_counter(y - halo, x - halo)
                         _settle(space, n, key[0], key[1], some, step, site, residual)
-                        _flip(space, n, out, at)
+                        _flip(space, n, out, at, setting)
                         for p in range(8):
                             _add_bit(space, n, digits[p])
                         counted += 1
@@ -311,7 +316,7 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
 
     def factory(cuda: Any) -> Callable[..., None]:
         def update(  # type: ignore[no-untyped-def]
-            target, field, halo, parity, number, groups, key, masks, residual, flips
+            target, field, halo, parity, number, groups, key, masks, residual, setting, flips
         ):
             """One pass; one thread for each row of a box and word. Same bits as the CPU kernel."""
             i = cuda.grid(1)
@@ -324,7 +329,7 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
                 c = threefry(key[0], key[1] + group, step | SLICED_C, row)[0]
                 draws = np.uint64(1)
                 for x in range(halo + ((number + parity + y - halo) & 1), width - halo, 2):
-                    s = field[y, x, w]
+                    s = np.uint64(compared(field[y, x, w], setting))
                     s0, s1, s2 = count_neighbours(
                         field[y - 1, x, w] ^ s,
                         field[y + 1, x, w] ^ s,
@@ -351,6 +356,7 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
                             np.uint64(0), s0, s1, s2, s, classes,
                         )  # fmt: skip
                         below |= np.uint64(more)
+                    below ^= field[y, x, w] & setting
                     for lane in range(64):
                         if below >> np.uint64(lane) & np.uint64(1):
                             cuda.atomic.add(flips, 64 * w + lane, 1)

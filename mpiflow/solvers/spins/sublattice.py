@@ -149,7 +149,12 @@ class Sublattice:
         return self.dt if math.isfinite(self.dt) else 1.0
 
     def probabilities(self, kind: Kind, system: Ising | None = None) -> np.ndarray:
-        """What a uniform number is compared with in each of the ten classes, (10,) float64."""
+        """The chance to flip in each of the ten classes, (10,) float64.
+
+        With full sweeps the kernels of bits set spins instead, up with
+        :meth:`~mpiflow.systems.ising.Ising.up_probabilities`: the same law, and half as many
+        thresholds.
+        """
         rates = (system or self.system).flip_rates_by_opposites()
         half = -math.expm1(-self.dt / 2) * rates
         return {
@@ -330,21 +335,25 @@ class Sublattice:
 
     def _compared_with(
         self, run: Run, updates: int, compile_in: Callable[[Masks], Any], general: Any, cuda: bool
-    ) -> tuple[Any, Masks, np.ndarray]:
-        """(kernel, masks, residual) for a run; thresholds are compiled in once it pays."""
+    ) -> tuple[Any, Masks, Thresholds]:
+        """(kernel, masks, thresholds) for a run; masks are compiled in once it pays."""
         law = run.kind, run.system
         if law not in self._thresholds:
             if len(self._thresholds) >= KEPT:  # a drive may have as many as there are passes
                 self._thresholds.clear()
-            self._thresholds[law] = Thresholds.of(self.probabilities(*law).tolist())
+            self._thresholds[law] = (
+                Thresholds.to_set(run.system.up_probabilities().tolist())
+                if math.isinf(self.dt)
+                else Thresholds.of(self.probabilities(*law).tolist())
+            )
         thresholds = self._thresholds[law]
         if run.kind == "full" and self.drive is None:
             self._updates += updates
             enough = self._updates > COMPILE_IN_AFTER
             if enough if self.compile_in is None else self.compile_in:
-                return compile_in(thresholds.masks), (), thresholds.residual
+                return compile_in(thresholds.masks), (), thresholds
         masks = thresholds.masks if cuda else thresholds.shortest
-        return general, masks, thresholds.residual
+        return general, masks, thresholds
 
     def _apply_sliced(
         self, block: Block, runs: Sequence[Run], key: np.ndarray, flips: np.ndarray
@@ -373,7 +382,7 @@ class Sublattice:
             if run.looks and target is field_on:
                 target = block.device.duplicate(field_on)
             counts = put(np.zeros_like(total))
-            kernel, masks, residual = self._compared_with(
+            kernel, masks, thresholds = self._compared_with(
                 run,
                 run.passes * math.prod(block.shape) * len(lanes.boxes) // 2,
                 sliced.sliced_cuda_with if cuda else sliced.sliced_with,
@@ -385,14 +394,15 @@ class Sublattice:
                     kernel.launch(
                         block.shape[0] * len(lanes.groups),
                         target, field_on, block.halo, parity, number, groups, key, masks,
-                        put(residual), counts,
+                        put(thresholds.residual), thresholds.setting, counts,
                     )  # fmt: skip
                     if wrap and not run.looks:
                         sliced.wrap_sliced_cuda.launch(field.size, field_on, block.halo)
             else:
                 kernel(
                     target, field_on, block.halo, parity, wrap and not run.looks, run.first,
-                    run.passes, groups, key, masks, residual, counts,
+                    run.passes, groups, key, masks, thresholds.residual, thresholds.setting,
+                    counts,
                 )  # fmt: skip
             total += run.sign * block.device.get(counts)
         field[...] = block.device.get(target)
@@ -410,14 +420,14 @@ class Sublattice:
         for run in runs:
             if run.looks and target is black:
                 target = block.device.duplicate(black)
-            kernel, masks, residual = self._compared_with(
+            kernel, masks, thresholds = self._compared_with(
                 run,
                 run.passes * sites // 2,
                 multispin.packed_cuda_with if cuda else multispin.packed_with,
                 multispin.update_packed_cuda if cuda else multispin.update_packed,
                 cuda,
             )
-            work = multispin.Work(block, target, kernel, masks, residual, key)
+            work = multispin.Work(block, target, kernel, masks, thresholds, key)
             if block.closed and workers == 1 and not cuda and not run.looks:
                 work.closed(run.first, run.passes)
             else:
