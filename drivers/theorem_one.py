@@ -79,6 +79,7 @@ Task = tuple[int, int]
 Part = dict[str, np.ndarray]
 #: Value and error bar.
 Value = tuple[np.ndarray, np.ndarray]
+Curves = Callable[[Part], np.ndarray]
 
 
 def main() -> None:
@@ -208,7 +209,7 @@ def joined(parts: list[Part]) -> Part:
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0] if name != "path"}
 
 
-def jackknife(data: Part, function: Callable[[Part], np.ndarray]) -> Value:
+def jackknife(data: Part, function: Curves) -> Value:
     """Value of a function of the states, and its error bar by leaving out blocks of them."""
     count = len(data["bias"])
     groups = np.array_split(np.arange(count), min(BLOCKS, count))
@@ -219,37 +220,70 @@ def jackknife(data: Part, function: Callable[[Part], np.ndarray]) -> Value:
     return function(data), np.sqrt(spread * (len(groups) - 1) / len(groups))
 
 
-def root(values: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Root mean square over states, the noise of each taken off; 0 where that is more."""
-    return np.sqrt(np.maximum((values**2 - noise).mean(axis=0), 0.0))
+def squares(key: str) -> Curves:
+    """Errors of patches against the whole lattice at the same dt, (times, 4) as QUANTITIES.
 
-
-def curves(key: str) -> Callable[[Part], np.ndarray]:
-    """Errors of patches against the whole lattice at the same dt, (times, 4) as QUANTITIES."""
+    Of drifts the mean square over states, the noise of each taken off, which may leave less
+    than nothing; of diffusions the error itself.
+    """
 
     def function(data: Part) -> np.ndarray:
-        unit = np.sqrt((data["generator drift"] ** 2).mean(axis=0))
-        drift = root(data[f"drift {key}"], data[f"noise {key}"]) / unit
+        unit = (data["generator drift"] ** 2).mean(axis=0)
+        drift = (data[f"drift {key}"] ** 2 - data[f"noise {key}"]).mean(axis=0) / unit
         unit = data["generator diffusion"].mean(axis=0)
         return np.hstack([drift, data[f"diffusion {key}"].mean(axis=0) / unit])
 
     return function
 
 
-def against_generator(key: str | None) -> Callable[[Part], np.ndarray]:
+def generator_squares(key: str | None) -> Curves:
     """The same against dt = 0, which an SDE needs; of the whole lattice without a key."""
 
     def function(data: Part) -> np.ndarray:
-        unit = np.sqrt((data["generator drift"] ** 2).mean(axis=0))
+        unit = (data["generator drift"] ** 2).mean(axis=0)
         bias, noise = data["bias"], data["bias noise"]
         change = data["variance"] - data["generator diffusion"][:, None]
         if key is not None:  # their errors are not independent: the noise taken off is a bound
             bias, noise = bias + data[f"drift {key}"], noise + data[f"noise {key}"]
             change = change + data[f"diffusion {key}"]
         diffusion = change.mean(axis=0) / data["generator diffusion"].mean(axis=0)
-        return np.hstack([root(bias, noise) / unit, diffusion])
+        return np.hstack([(bias**2 - noise).mean(axis=0) / unit, diffusion])
 
     return function
+
+
+def rooted(function: Curves) -> Curves:
+    """Root mean squares of drifts; 0 where the noise is more than what was found."""
+
+    def roots(data: Part) -> np.ndarray:
+        found = function(data).copy()
+        found[:, :2] = np.sqrt(np.maximum(found[:, :2], 0.0))
+        return found
+
+    return roots
+
+
+def curves(key: str) -> Curves:
+    """Relative errors of patches against the whole lattice, (times, 4)."""
+    return rooted(squares(key))
+
+
+def written(data: Part, function: Curves, digits: int) -> list[list[str]]:
+    """Errors as text, (times, 4); of a drift whose square is not seen above its noise a bound, two
+    standard errors on top of what was found."""
+    value, bar = jackknife(data, rooted(function))
+    square, error = jackknife(data, function)
+    bound = np.sqrt(np.maximum(square, 0.0) + 2.0 * error)
+    rows = []
+    for t in range(len(value)):
+        cells = [f"{v:.{digits}f} ± {e:.{digits}f}" for v, e in zip(value[t], bar[t], strict=True)]
+        for i in range(2):
+            if square[t, i] == 0.0 == error[t, i]:
+                cells[i] = "none seen"
+            elif square[t, i] < 2.0 * error[t, i]:
+                cells[i] = f"< {bound[t, i]:.{digits}f}"
+        rows.append(cells)
+    return rows
 
 
 def orders(data: Part, key: str) -> Value:
@@ -304,6 +338,7 @@ def finish(out: Path, kinds: dict[str, Part], options: argparse.Namespace) -> No
     for kind, data in kinds.items():
         for name in names:
             value, error = jackknife(data, curves(f"16 {name}"))
+            shown = written(data, squares(f"16 {name}"), 4)[at]
             slope, bar = orders(data, f"16 {name}")
             cells = [kind, name]
             for i, quantity in enumerate(QUANTITIES):
@@ -312,14 +347,18 @@ def finish(out: Path, kinds: dict[str, Part], options: argparse.Namespace) -> No
                 report.add(f"error of {of}", value[at, i], error[at, i])
                 report.add(f"order of {of}", slope[i], bar[i], exact=exact)
                 order = "too small" if np.isnan(slope[i]) else f"{slope[i]:.2f} ± {bar[i]:.2f}"
-                cells += [f"{value[at, i]:.4f} ± {error[at, i]:.4f}", f"{order} ({exact:g})"]
+                cells += [shown[i], f"{order} ({exact:g})"]
             if not name.startswith(("buffer 4", "buffer 8")):
                 report.row(*cells)
         value, error = jackknife(data, projected)
         for i, quantity in enumerate(QUANTITIES[:2]):
             of = f"error over its first-order term, {quantity}, frozen, dt = {SHOWN}, {kind}"
             report.add(of, value[at, i], error[at, i])
-    report.say("Buffers of 4 and 8 are as those of 2. 0.0000: below the noise, which is taken off.")
+    report.say(
+        "Buffers of 4 and 8 are as those of 2. The noise of states is taken off the mean squares "
+        "of drifts; where that leaves less than two of its standard errors, two of them on top of "
+        "it are a bound: < 0.01. None seen: no evolution was any different."
+    )
     report.say(first_order_table(kinds))
     report.say(sides_table(kinds, at))
     report.say(generator_table(kinds))
@@ -359,6 +398,7 @@ def sides_table(kinds: dict[str, Part], at: int) -> str:
     for kind, data in kinds.items():
         for name in ("frozen", "self-periodic"):
             found = [jackknife(data, curves(f"{side} {name}")) for side in sides]
+            texts = [written(data, squares(f"{side} {name}"), 4)[at] for side in sides]
 
             def powers(some: Part, name: str = name) -> np.ndarray:
                 size = np.array([abs(curves(f"{side} {name}")(some)[at]) for side in sides])
@@ -366,7 +406,7 @@ def sides_table(kinds: dict[str, Part], at: int) -> str:
 
             power, bar = jackknife(data, powers)
             for i, quantity in enumerate(QUANTITIES):
-                cells = [f"{v[at, i]:.4f} ± {e[at, i]:.4f}" for v, e in found]
+                cells = [text[i] for text in texts]
                 seen = all(abs(v[at, i]) > 2.0 * e[at, i] for v, e in found)
                 text = f"{power[i]:.2f} ± {bar[i]:.2f}" if seen else "too small"
                 rows.append([kind, name, quantity, *cells, text])
@@ -380,11 +420,9 @@ def generator_table(kinds: dict[str, Part]) -> str:
     for kind, data in kinds.items():
         for name in (None, "frozen", "self-periodic", "buffer 2", "buffer 2, joint"):
             key = None if name is None else f"16 {name}"
-            value, error = jackknife(data, against_generator(key))
+            texts = written(data, generator_squares(key), 3)
             for i in (0, 2):
-                cells = [
-                    f"{v:.3f} ± {e:.3f}" for v, e in zip(value[:, i], error[:, i], strict=True)
-                ]
+                cells = [text[i] for text in texts]
                 rows.append([kind, name or "whole lattice", QUANTITIES[i], *cells])
     titles = ["states", "evolved", "error against dt = 0", *(f"dt = {t:g}" for t in TIMES)]
     return table(titles, rows)
@@ -397,7 +435,7 @@ def draw(path: Path, kinds: dict[str, Part], names: list[str]) -> None:
     for column, (kind, data) in enumerate(kinds.items()):
         for row, i in enumerate((0, 2)):
             panel = axes[row, column]
-            value = abs(jackknife(data, against_generator(None))[0][:, i])
+            value = abs(jackknife(data, rooted(generator_squares(None)))[0][:, i])
             panel.plot(TIMES, value, "k-", lw=1, label="whole lattice, against dt = 0")
             for name in names:
                 if name.endswith("joint") and row == 0:
