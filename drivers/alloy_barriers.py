@@ -39,6 +39,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import Entry, Report, entry, farm, results_directory
 from mpiflow.initial.alloy import counts_of, random_alloy
+from mpiflow.learn import devices
 from mpiflow.simulation.alloy.barrier_model import (
     BarrierModel,
     load_barrier_model,
@@ -116,7 +117,7 @@ def main() -> None:
     with parallel.agreed(comm):
         teacher = load_teacher(options)
         at_least(options, members=2 * comm.size)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     rules = teacher.parameters
     train = environments(rules, options.seed, 0, options.runs, options.random, comm)
     test = environments(rules, options.seed, 1, max(2, options.runs // 10), 5000, comm)
@@ -225,6 +226,8 @@ def labels(teacher: Barriers, types: np.ndarray) -> tuple[np.ndarray, np.ndarray
 class Network(torch.nn.Module):
     """The model while it is fitted; its output has mean 0 and variance 1."""
 
+    images: torch.Tensor
+
     def __init__(self, course: Course, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -234,7 +237,7 @@ class Network(torch.nn.Module):
 
         inputs, channels = CODES.shape[1] * len(SURROUNDINGS), np.arange(CODES.shape[1])
         rows = np.concatenate([MIRROR[None], TURNS])[:, :, None] * len(channels) + channels
-        self.mirror, *self.turns = torch.from_numpy(rows.reshape(4, -1))
+        self.register_buffer("images", torch.from_numpy(rows.reshape(4, -1)))
         self.filters = normal(inputs, course.filters, scale=inputs**-0.5)
         self.bias = normal(course.filters, scale=0.3)
         widths = [course.filters, *course.hidden, 1]
@@ -247,8 +250,9 @@ class Network(torch.nn.Module):
 
     def first(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The first layer with the three images side by side."""
-        even = 0.5 * (self.filters + self.filters[self.mirror])
-        return torch.cat([even[turn] for turn in self.turns], 1), self.bias.repeat(3)
+        mirror, *turns = self.images
+        even = 0.5 * (self.filters + self.filters[mirror])
+        return torch.cat([even[turn] for turn in turns], 1), self.bias.repeat(3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         w, b = self.first()
@@ -266,8 +270,9 @@ def fit(data: Data, course: Course, seed: int) -> BarrierModel:
     which, hop = np.nonzero(np.isfinite(data.target))
     wanted = data.target[which, hop]
     mean, scale = float(wanted.mean(dtype=np.float64)), float(wanted.std(dtype=np.float64))
-    wanted = torch.from_numpy((wanted - mean) / scale)
-    net, rng = Network(course, seed), np.random.default_rng((seed, 2))
+    device = devices.here()
+    wanted = torch.from_numpy((wanted - mean) / scale).to(device)
+    net, rng = Network(course, seed).to(device), np.random.default_rng((seed, 2))
     adam = torch.optim.AdamW(net.parameters(), lr=course.rate, weight_decay=1e-5)
     averages = [p.detach().clone() for p in net.parameters()]
     order, at, recent = rng.permutation(len(which)), 0, 0.0
@@ -277,7 +282,8 @@ def fit(data: Data, course: Course, seed: int) -> BarrierModel:
             order, at = rng.permutation(len(which)), 0
         some, at = order[at : at + batch], at + batch
         types = data.types[which[some, None], ORIENTATIONS[hop[some]]]
-        loss = (net(torch.from_numpy(CODES[types].reshape(batch, -1))) - wanted[some]).square()
+        given = torch.from_numpy(CODES[types].reshape(batch, -1)).to(device)
+        loss = (net(given) - wanted[torch.from_numpy(some).to(device)]).square()
         adam.zero_grad()
         loss.mean().backward()
         decay = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / course.steps))
@@ -294,6 +300,7 @@ def fit(data: Data, course: Course, seed: int) -> BarrierModel:
     with torch.no_grad():
         for average, p in zip(averages, net.parameters(), strict=True):
             p.copy_(average)
+        net.cpu()
         first = [a.numpy() for a in net.first()]
         rest = [[w.numpy(), b.numpy()] for w, b in zip(net.weights, net.biases, strict=True)]
     w, b = (a.astype(np.float64) * scale for a in rest[-1])

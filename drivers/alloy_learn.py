@@ -49,7 +49,7 @@ def main() -> None:
             raise InputError("budget", options.budget, "above 0", "Leave it out.")
         model = load_barrier_model(options.barriers, options.axis_order)
         plan = AlloyPlan(seeds=options.seeds, states=options.states, repeats=options.repeats)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     start = clock.monotonic()
 
     def work(temperature: float) -> dict[str, np.ndarray]:

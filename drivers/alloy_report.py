@@ -37,7 +37,7 @@ def main() -> None:
     with parallel.agreed(comm):
         truth = sizes_of(Path(options.truth))
         model = load_alloy_model(Path(options.model) / "model")
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     if comm.rank == 0:  # seconds of work
         Comparison(options, model, truth, out).write()
 

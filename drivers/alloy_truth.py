@@ -48,7 +48,7 @@ def main() -> None:
         if not 0 < options.stationary < options.time:
             raise InputError("stationary", options.stationary, "below --time", "Leave it out.")
         model = load_barrier_model(options.barriers, options.axis_order)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     spent = {}
     for cells, runs in zip(options.cells, options.runs, strict=True):
         start = clock.monotonic()

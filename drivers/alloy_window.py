@@ -46,7 +46,7 @@ def main() -> None:
     with parallel.agreed(comm):
         at_least(options, seeds=2)
         model = load_barrier_model(options.barriers, options.axis_order)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     cases = [SERIAL, *((tile, w) for tile in options.tiles for w in options.windows)]
     tasks = [(*case, seed) for seed in range(options.seeds) for case in cases]
     found = farm(tasks, lambda task: run(options, model, *task), comm)

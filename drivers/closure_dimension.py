@@ -91,7 +91,7 @@ def main() -> None:
             "full": DataPlan(states=options.states, repeats=8),
             "small": DataPlan(states=max(10, 2 * options.states // 5), repeats=8),
         }
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     facts = {
         "states": options.states,
         "replicas": options.replicas,

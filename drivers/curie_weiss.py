@@ -140,7 +140,7 @@ def main() -> None:
         at_least(options, seeds=1, steps=1, frames=1)
         tasks = list(product(options.patches, METHODS, range(options.seeds)))
         plans = {task: plan_of(task, options) for task in tasks}
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     facts = {"states": options.states, "repeats": options.repeats, "steps": options.steps}
     facts |= {"frames": options.frames, "epochs": options.epochs, "cards": True}
     kept = FinishedParts(out / "parts", facts)

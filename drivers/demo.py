@@ -39,7 +39,7 @@ def main() -> None:
         plan = DataPlan(patch=PATCH, states=options.states)
         schedule = Schedule(epochs=options.epochs)
         at_least(options, replicas=2)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     start = time.monotonic()
     data = experiment.generate(SYSTEM, {(PATCH, SEED): plan}, comm)
     tasks: list[experiment.Task] = [(PATCH, method, SEED) for method in METHODS]

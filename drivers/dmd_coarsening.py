@@ -72,7 +72,7 @@ def main() -> None:
             raise InputError("time", options.time, f"above {EARLIEST}", "Try 1e5.")
         if not all(0 <= amplitude <= LARGEST for amplitude in options.perturb):
             raise InputError("perturb", options.perturb, f"0 to {LARGEST:g}", "Try 0,1e-6,1e-4.")
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     facts = {"time": options.time, "tolerance": options.tolerance, "seed": options.seed}
     kept = FinishedParts(out / "parts", facts)
     # The long ones first, so that ranks end together.

@@ -53,7 +53,7 @@ def main() -> None:
         for beta, size in product(options.betas, options.sizes):
             # Which looks at them.
             MeanFieldChains(BinaryChain(size, beta=beta), tolerance=options.tolerance)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     kept = FinishedParts(out / "parts", {"tolerance": options.tolerance})
     # The long ones first, so that ranks end together.
     tasks = list(product(MODELS, options.betas, sorted(options.sizes, reverse=True)))

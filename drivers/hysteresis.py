@@ -47,7 +47,7 @@ def main() -> None:
     comm = parallel.start()
     with parallel.agreed(comm):
         at_least(options, size=4, less=1)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     about = {"seed": options.seed, "size": options.size, "less": options.less}
     kept = FinishedParts(out / "parts", about)
     tasks = list(product(CASES, (rate * options.less for rate in RATES)))

@@ -65,7 +65,7 @@ def main() -> None:
         }
         schedule = Schedule(epochs=options.epochs)
         at_least(options, seeds=1, replicas=2, steps=1)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     facts = {name: value for name, value in vars(options).items() if name not in LATER}
     kept = FinishedParts(out / "parts", facts)
     data = experiment.generate(SYSTEM, plans, comm, kept)

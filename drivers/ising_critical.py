@@ -117,7 +117,7 @@ def main() -> None:
             raise InputError("share", options.share, "0 to 10", "Try 0.25.")
         if not set(options.sides) <= set(STATES) or len(options.sides) < 2:
             raise InputError("sides", options.sides, f"2 or more of {[*STATES]}", "Leave it out.")
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     shared = {"seeds": options.seeds, "seed": options.seed, "less": options.less}
     learning = {**shared, "settings": [STATES, TRAJECTORIES, DT, RELAX, SNAPSHOTS, APART, DEGREES]}
     longer = {"share": options.share} if options.share else {}

@@ -77,7 +77,7 @@ def main() -> None:
         at_least(options, trials=max(8, comm.size))
         if options.time < 1 or options.time % 1:
             raise InputError("time", options.time, "a whole number from 1 on", "Try 5.")
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     grid = 2 * round(options.size / 8)  # cells of four sites
     profile = initial.smooth_profile((grid, grid), options.seed, correlation_length=grid / 8)
     methods = [("tau-leap", eps) for eps in options.eps] + [("midpoint", t) for t in options.tau]

@@ -47,7 +47,7 @@ def main() -> None:
             raise InputError(
                 "first", options.first, "from --every to a quarter of --sweeps", "Leave it out."
             )
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     results = {
         "quench": [run(options, "quench", seed, out, comm) for seed in range(options.seeds)],
         "critical": [run(options, "critical", seed, out, comm) for seed in range(options.seeds)],

@@ -49,7 +49,7 @@ def main() -> None:
     comm = parallel.start()
     with parallel.agreed(comm):
         check(options)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     micro = microscopic(options, comm)
     tasks = [
         (source, gamma, prior, kernel)

@@ -73,7 +73,7 @@ def main() -> None:
         if options.seeds < 3:
             raise InputError("seeds", options.seeds, "3 or more, for error bars", "Leave it out.")
         at_least(options, chains=2, members=2)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     chains = {"small": LinearChain(SMALL), "large": LinearChain(LARGE)}
     tasks = [(name, 1000 * options.seed + n) for n in range(options.seeds) for name in chains]
     facts = {"settings": [REACH, DT, PAIR_DT, DRAWS, options.end, options.chains]}

@@ -56,7 +56,7 @@ def main() -> None:
         if options.size % options.block or options.size // options.block < 2 * options.radius + 1:
             allowed = f"a multiple of block={options.block}, {2 * options.radius + 1} or more times"
             raise InputError("size", options.size, allowed, "Use a larger lattice.")
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     report = Report(out)
     begun = clock.monotonic()
     runs = kac_runs(options, comm, out / "runs")
@@ -124,7 +124,7 @@ def kac_config(options: argparse.Namespace, temperature: float, i: int, path: Pa
     return KacConfig(
         size=size, gamma=options.gamma, temperature=temperature, solver="midpoint", tau=TAU,
         time=options.time, save_every=EVERY, coarse=options.block, seed=seed, out=path,
-        overwrite=True, quiet=True, checkpoints=False, **given,
+        overwrite=True, quiet=True, checkpoints=False, device=options.device, **given,
     )  # fmt: skip
 
 
@@ -285,6 +285,7 @@ def nearest_neighbours(
             size=options.ising_size, temperature=t, field=float(h), dt=0.05, time=options.time,
             save_every=EVERY, coarse=8, initial="random", initial_magnetization=0.9 * strength,
             seed=options.seed + i, out=path, overwrite=True, quiet=True, checkpoints=False,
+            device=options.device,
         )  # fmt: skip
         if not complete(path, config):
             simulate(config, MPI.COMM_SELF)

@@ -68,7 +68,7 @@ def main() -> None:
     with parallel.agreed(comm):
         check(options)
         model = load_onsagerflow(options.model)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     report = Report(out)
     pictures = {
         name: Validation(name, options, comm, out, model).compare(report) for name in options.cases

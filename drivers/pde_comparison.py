@@ -42,7 +42,7 @@ Series = dict[str, np.ndarray]
 def main() -> None:
     options = parse()
     comm = parallel.start()
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     study = Study(options, comm, out)
     widths = (1 / 64, 1 / 32)
     for field, temperature, width in product((0.0, 1.0), (1.0, 4.0), widths):

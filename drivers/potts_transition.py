@@ -59,7 +59,7 @@ def main() -> None:
             raise InputError("states", options.states, f"some of {[*SIZES]}", "Leave it out.")
         if not 1 <= options.less <= 100:
             raise InputError("less", options.less, "1 to 100", "Leave it out.")
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     kept = FinishedParts(out / "parts", {"seed": options.seed, "less": options.less, "of": SIZES})
     tasks = list(product(STARTS, options.states, NEAR, [1]))
     tasks += product(STARTS, [q for q in options.states if q in POWERS], [1.0], [2])

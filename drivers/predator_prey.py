@@ -76,7 +76,7 @@ def main() -> None:
     comm = parallel.start()
     with parallel.agreed(comm):
         at_least(options, seeds=3, members=2, epochs=1)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     facts = {k: v for k, v in vars(options).items() if k not in ("out", "smoke")}
     facts |= {"plan": plan_of("published", options), "systems": SYSTEMS, "sets": SETS}
     facts["cards"] = True

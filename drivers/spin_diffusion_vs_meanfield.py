@@ -91,7 +91,7 @@ def main() -> None:
             langevin(BinaryChain(size, beta=beta), epsilon, options)  # which looks at them
         if not SAID[0] <= options.time < math.inf:
             raise InputError("time", options.time, f"{SAID[0]:g} or more", "Try 200.")
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     facts = {name: getattr(options, name) for name in ("time", "seed", "atoms")}
     kept = FinishedParts(out / "parts", facts)
     times = frame_times(options.time)

@@ -98,7 +98,7 @@ def main() -> None:
     comm = parallel.start()
     with parallel.agreed(comm):
         at_least(options, seeds=3, lattices=8, states=1)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     facts = {name: getattr(options, name) for name in ("lattices", "states", "seed", "sweeps")}
     facts |= {"ways": WAYS, "cases": CASES, "times": WHOLE_TIMES}
     cases = [i for i, case in enumerate(CASES) if case in options.cases]

@@ -89,7 +89,7 @@ def main() -> None:
         if options.groups < 2:
             raise InputError("groups", options.groups, "2 or more, for error bars", "Leave it out.")
         at_least(options, replicas=4)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     facts = {"replicas": options.replicas, "seed": options.seed, "kinds": KINDS, "sides": SIDES}
     tasks = [(kind, group) for kind in range(len(KINDS)) for group in range(options.groups)]
     kept = FinishedParts(out / "parts", {**facts, "times": TIMES})

@@ -138,7 +138,7 @@ def main() -> None:
     comm = parallel.start()
     with parallel.agreed(comm):
         check(options)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     tasks = plan(options)
     facts = {"driver": "upsampling", **{k: v for k, v in vars(options).items() if k != "out"}}
     results = farm(tasks, worker(options), comm, FinishedParts(out / "parts", facts))

@@ -36,7 +36,7 @@ def main() -> None:
     comm = parallel.start()
     with parallel.agreed(comm):
         at_least(options, replicas=4 * comm.size)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     report = Report(out)
     report.table("T", "tile", "t", *(f"W = {w:g}" for w in WINDOWS))
     for temperature in options.temperatures:

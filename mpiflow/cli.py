@@ -21,6 +21,7 @@ from mpiflow.commands.learning import learn_app, warnings_as_lines
 from mpiflow.commands.model_command import STYLE, command_of
 from mpiflow.core import parallel, signals, streams
 from mpiflow.core.errors import InputError, did_you_mean
+from mpiflow.core.gpu import METAVAR
 from mpiflow.core.packages import explained
 from mpiflow.learn.options import RolloutConfig
 from mpiflow.simulation import catalogue
@@ -200,7 +201,7 @@ def resume(
         None, "--save-every", help="Another distance of frames from here on."
     ),
     checkpoint_every: str = typer.Option(None, "--checkpoint-every", help="As of simulate."),
-    device: str = typer.Option(None, "--device", metavar="cpu|cuda", help="As of simulate."),
+    device: str = typer.Option(None, "--device", metavar=METAVAR, help="As of simulate."),
     ranks_grid: str = typer.Option(None, "--ranks-grid", metavar="NY,NX", help="As of simulate."),
     writer: str = typer.Option(None, "--writer", help="As of simulate."),
     reseed: str = typer.Option(None, "--reseed", metavar="SEED", help="Go on with another seed."),
@@ -448,7 +449,7 @@ def doctor(
     folder: Path = typer.Option(
         Path(), "--folder", metavar="DIR", help="Where runs will write.  [default: here]"
     ),
-    device: str = typer.Option("cpu", "--device", metavar="cpu|cuda", help="Where they compute."),
+    device: str = typer.Option("cpu", "--device", metavar=METAVAR, help="Where they compute."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object."),
 ) -> None:
     """Check MPI, parallel HDF5, GPUs, files and packages on the ranks that run this."""
@@ -480,7 +481,7 @@ def bench(
         "spin-diffusion, files, start, learning or noise.",
     ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object a line, not a table."),
-    device: str = typer.Option("cpu", "--device", metavar="cpu|cuda", help="Where to compute."),
+    device: str = typer.Option("cpu", "--device", metavar=METAVAR, help="Where to compute."),
     barriers: str = typer.Option(
         None, "--barriers", metavar="default|PATH", help="Barrier model of the alloy benchmark."
     ),

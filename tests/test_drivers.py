@@ -92,7 +92,9 @@ def test_what_drivers_share_is_stated_once(name: str) -> None:
     tree = ast.parse((ROOT / "drivers" / f"{name}.py").read_text())
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    assert not texts & {"results.json", "table.md", "--out", "--smoke"}
+    assert not texts & {"results.json", "table.md", "--out", "--device", "--smoke"}
+    # Which takes the device, too.
+    assert "results_directory(options.out, comm)" not in ast.unparse(tree)
     assert not called & {"argparse.ArgumentParser", "Figure", "FigureCanvasAgg"}
     if "equilibrium.parse" not in called:  # which has them for two drivers
         assert {"driver_parser", "results_directory"} <= called

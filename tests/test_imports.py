@@ -45,6 +45,7 @@ COMMUNICATES = {
     "core.block": ANY,  # halos, sums over tiles, gathered records
     "core.boxes": ANY,  # a whole array on one rank
     "core.parallel": ANY,  # ending together
+    "core.gpu": frozenset({"Split_type", "Free", "allgather"}),  # who has which GPU
     "core.parts": ANY,  # surroundings, sums and gathered means of what is measured
     "files.writer": ANY,
     "files.checkpoint": ANY,
@@ -115,6 +116,7 @@ TAKES_A_COMMUNICATOR = {
     "learn.closure.curie_weiss",
     "learn.closure.from_data",
     "learn.rollout",
+    "learn.devices",
     "learn.generator.from_files",
     "learn.alloy.from_files",
     "solvers.lines.batch",

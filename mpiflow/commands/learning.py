@@ -17,6 +17,7 @@ import typer
 from mpiflow.commands.model_command import STYLE, command_of
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
+from mpiflow.core.gpu import METAVAR, ON_GPUS
 from mpiflow.learn.options import AlloyConfig, ClosureConfig, GeneratorConfig, LearnConfig
 
 learn_app = typer.Typer(help="Learn macroscopic dynamics from files of runs.", **STYLE)
@@ -61,6 +62,9 @@ def learn_onsagerflow(
         False, "--asymmetric", help="K and s' that do not have the symmetry of m and -m."
     ),
     network: bool = typer.Option(False, "--network", help="K and s' as networks of m and T."),
+    device: str = typer.Option(
+        "cpu", "--device", metavar=METAVAR, help=f"Where networks are trained. {ON_GPUS}."
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing model."),
 ) -> None:
     """Learn K, s' and J of a stochastic field from files of block means."""
@@ -92,6 +96,7 @@ def learn_onsagerflow(
         lags=[int(part) for part in parts],
         comm=comm,
         network=network,
+        device=device,
         structure=structure,
         symmetric=not asymmetric,
         **options,

@@ -34,6 +34,15 @@ RANKS = (
     "FLUX_TASK_RANK",
     "SLURM_PROCID",
 )
+#: Of each launcher: which of the ranks of its machine this process is.
+LOCAL_RANKS = (
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "FLUX_TASK_LOCAL_ID",
+    "SLURM_LOCALID",
+)
 
 
 # Of Open MPI.
@@ -52,6 +61,11 @@ def launched_size() -> int:
 def launched_rank() -> int:
     """Which of them this process is, as the launcher says; 0 without a launcher."""
     return _first(RANKS, 0)
+
+
+def launched_local_rank() -> int:
+    """Which of the ranks of its machine this process is, as the launcher says; 0 without one."""
+    return _first(LOCAL_RANKS, 0)
 
 
 def _first(names: Sequence[str], otherwise: int) -> int:

@@ -109,58 +109,6 @@ def start_reading() -> MPI.Intracomm:
         return ALONE
 
 
-def local_rank(comm: MPI.Intracomm) -> int:
-    """Which of the CUDA devices that this rank sees is its own. Collective.
-
-    Ranks of a machine that see the same devices take them in turn. Without any, as in the CUDA
-    simulator, it is the rank's number among those of its machine.
-
-    Raises
-    ------
-    InputError
-        on all ranks: some would share a device, and MPIFLOW_SHARE_GPU=1 does not allow it
-    """
-    from mpiflow.core.device import gpus
-
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    seen: list[str] = []
-    error = None
-    try:
-        seen = gpus()
-    except InputError as caught:  # no CUDA here; the others must still be met
-        error = caught
-    share = os.environ.get("MPIFLOW_SHARE_GPU", "0") not in ("", "0")
-    everyone: list[tuple[list[str], bool]] = node.allgather((seen, share))
-    number = shared_devices([devices for devices, _ in everyone])
-    if error is None and number and not all(allowed for _, allowed in everyone):
-        ranks = "rank" if node.size == 1 else "ranks"
-        error = InputError(
-            "device",
-            f"cuda: {node.size} {ranks} on {number} device{'s' * (number > 1)}",
-            "a device for each rank of a machine",
-            f"Start {number} on {os.uname().nodename}, or set MPIFLOW_SHARE_GPU=1 to share.",
-        )
-    own = [devices for devices, _ in everyone[: node.rank]].count(seen)
-    node.Free()
-    raise_together(comm, error)
-    return own
-
-
-def shared_devices(everyone: list[list[str]]) -> int:
-    """Number of devices of a machine if its ranks must share any, else 0.
-
-    Parameters
-    ----------
-    everyone : devices that each rank sees. A launcher may show each rank its own only.
-    """
-    taken = [
-        devices[everyone[:rank].count(devices) % len(devices)]
-        for rank, devices in enumerate(everyone)
-        if devices
-    ]
-    return len({d for devices in everyone for d in devices}) if len(set(taken)) < len(taken) else 0
-
-
 def mute_other_ranks() -> None:
     """Let only rank 0 write to standard output and show warnings. Errors stay audible."""
     comm = world()

@@ -88,7 +88,7 @@ def begin(options: argparse.Namespace) -> tuple[MPI.Intracomm, Path, FinishedPar
         if options.seeds < 2:
             raise InputError("seeds", options.seeds, "2 or more, for error bars", "Leave it out.")
         at_least(options, states=256)
-    out = results_directory(options.out, comm)
+    out = results_directory(options.out, comm, options.device)
     facts = {k: v for k, v in vars(options).items() if k not in ("out", "seeds")}
     return comm, out, FinishedParts(out / "parts", facts)
 

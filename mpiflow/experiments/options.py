@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mpiflow.core.errors import InputError
+from mpiflow.core.gpu import METAVAR, ON_GPUS
 
 T = TypeVar("T")
 
@@ -14,7 +15,7 @@ T = TypeVar("T")
 def driver_parser(
     doc: str | None, out: str, smoke: str = "tiny sizes, to see that it runs"
 ) -> argparse.ArgumentParser:
-    """A parser with the options of every driver: ``--out`` and ``--smoke``.
+    """A parser with the options of every driver: ``--out``, ``--device`` and ``--smoke``.
 
     Parameters
     ----------
@@ -24,6 +25,10 @@ def driver_parser(
     """
     parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
     parser.add_argument("--out", default=out, help="directory for the results")
+    parser.add_argument(
+        "--device", default="cpu", metavar=METAVAR,
+        help=f"of simulations and networks that have a path for GPUs. {ON_GPUS}",
+    )  # fmt: skip
     parser.add_argument("--smoke", action="store_true", help=smoke)
     return parser
 

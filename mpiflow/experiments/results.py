@@ -7,6 +7,7 @@ after it was stopped.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from mpiflow import metrics
 from mpiflow._version import __version__
+from mpiflow.core import gpu
 from mpiflow.core.parallel import agreed, end_on_signals
 from mpiflow.files import storage
 from mpiflow.run.progress import Progress
@@ -34,12 +36,23 @@ T = TypeVar("T")
 Results = dict[Any, T]
 
 
-def results_directory(path: str | Path, comm: MPI.Intracomm) -> Path:
+def results_directory(path: str | Path, comm: MPI.Intracomm, device: str = "cpu") -> Path:
     """Make a driver's directory for results before the work begins. Collective.
 
-    From here on a signal ends the driver with one line.
+    From here on the program computes on the device, if there is one, and a signal ends the driver
+    with one line.
+
+    Raises
+    ------
+    InputError : on all ranks: no such device, or no such directory; nothing is written
     """
     path = Path(path)
+    needs = [gpu.kernels]
+    if "torch" in sys.modules:  # which drivers that learn have loaded, and no others
+        from mpiflow.learn import devices
+
+        needs.append(devices.gpus)
+    gpu.choose(device, comm, needs)
     end_on_signals(f"ended before the results were complete; what is finished is in {path}")
     with agreed(comm):
         if comm.rank == 0:
@@ -182,11 +195,14 @@ class FinishedParts:
     Parameters
     ----------
     directory : where the parts lie, made if needed
-    facts : everything that decides the values of the parts, as JSON can hold it
+    facts : everything that decides the values of the parts, as JSON can hold it; a GPU does, on
+        which networks have other bits
     """
 
     def __init__(self, directory: str | Path, facts: Mapping[str, Any]) -> None:
         self.directory = Path(directory)
+        here = {"device": gpu.chosen().name} if gpu.chosen().is_cuda else {}
+        facts = {name: value for name, value in facts.items() if name != "device"} | here
         self.facts = json.dumps({**facts, "mpiflow": __version__}, sort_keys=True, default=str)
 
     def _path(self, name: str) -> Path:

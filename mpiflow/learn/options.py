@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
+from mpiflow.core.gpu import DeviceName
 from mpiflow.simulation import common_options as common
 from mpiflow.simulation.option_values import Names
-from mpiflow.simulation.options import Config, idle, option
+from mpiflow.simulation.options import Config, device_option, idle, option
 
 
 def _paths(value: Any) -> Any:
@@ -45,6 +46,7 @@ class LearnConfig(Config):
         allowed="0 to 2**63 - 1",
         remedy="Choose another seed.",
     )
+    device: DeviceName = device_option("Where networks are trained.")
     quiet: bool = option(False, "Show nothing.")
 
 
@@ -141,6 +143,8 @@ class GeneratorConfig(LearnConfig):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.prior != "mlp":
+            if self.device != "cpu":
+                raise idle("device", self.device, f"with prior {self.prior}: Newton uses the CPU")
             if self.epochs is not None:
                 raise idle("epochs", self.epochs, f"with prior {self.prior}, which needs none")
             if self.mirror:
@@ -213,5 +217,6 @@ class RolloutConfig(Config):
         default=None, description="External field h.", shown="the learned one, if it is one"
     )
     size: int | None = option(None, "Sites of an alloy.", shown="those of the data", ge=1)
+    device: DeviceName = device_option("Where networks are run.")
     overwrite: bool = option(False, "Replace an existing file.")
     quiet: bool = option(False, "Show nothing.")

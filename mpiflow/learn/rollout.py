@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import ALONE
 from mpiflow.core.noise import RNG
+from mpiflow.core.packages import explained
 from mpiflow.core.parallel import agreed, world
 from mpiflow.core.schedule import require_few
 from mpiflow.files.schema import CLOCK, STANDARD, Variable
@@ -50,15 +52,15 @@ def predict(config: RolloutConfig, comm: MPI.Intracomm | None = None) -> Path:
 
     Raises
     ------
-    InputError : on all ranks: the model does not know such a state or condition, or bad output
+    InputError : on all ranks: no such device, a state or a condition that the model does not know,
+        or bad output
     """
-    comm = comm or world()
-    if comm is None or comm.size == 1:
-        _predict(config)
-    else:
-        with agreed(comm):
-            if comm.rank == 0:
-                _predict(config)
+    with explained():
+        from mpiflow.learn.devices import learning_on
+    comm = comm or world() or ALONE
+    with learning_on(config.device, comm), agreed(comm):
+        if comm.rank == 0:
+            _predict(config)
     return config.out
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from mpiflow.core.noise import normals
+from mpiflow.learn import devices
 from mpiflow.learn.likelihood import FLOOR, SHIFT, PairLoss, Pairs, Scales
 from mpiflow.learn.paths import Law, Leaving, law_of, walk
 from mpiflow.learn.training import all_learned, mlp, sizes_of
@@ -32,8 +33,17 @@ from mpiflow.learn.training import all_learned, mlp, sizes_of
 #: Trajectories that a network evaluates together. Fixed, so that a trajectory's
 #: bits do not depend on how an ensemble is spread over ranks.
 CHUNK = 1024
+#: The same on a GPU, whose bits are not promised: as many as keep it busy.
+FAR_CHUNK = 2**17
 #: Excess of a variance that a step may make before a rollout warns, and states that tell it.
 MOST_EXCESS, SLOPES = 0.05, 64
+
+
+def _look(leaving: Leaving, step: int, start: int, moved: torch.Tensor, held: torch.Tensor) -> int:
+    """Note who left; of states on a GPU only if any did, for these go to the CPU for it."""
+    if not moved.is_cpu and bool((moved == held).all()):
+        return 0
+    return leaving.look(step, start, moved.cpu().numpy(), held.cpu().numpy())
 
 
 class LearnedSDE(nn.Module):
@@ -244,7 +254,8 @@ class LearnedSDE(nn.Module):
         self._warn_of_step(z0, dt, context)
         duration = dt * np.broadcast_to(clock, len(z0))
         self.eval()
-        law = self._law()
+        device = devices.here()
+        law = self._law() if device == devices.CPU else None
         if law is not None:
             path, leaving, held = walk(
                 law, z0, context, members, dt=dt, noise=noise, steps=steps, save=save, seed=seed
@@ -254,28 +265,33 @@ class LearnedSDE(nn.Module):
         leaving = Leaving(len(z0))
         out = np.empty((len(save), *z0.shape))
         clipped = 0
-        size = self.chunk
-        for start in range(0, len(z0), size):
-            chunk = slice(start, min(start + size, len(z0)))
-            count = chunk.stop - chunk.start
-            z = self.mean.new_tensor(np.resize(z0[chunk], (size, self.dim)))
-            given: tuple[torch.Tensor, ...] = ()
-            if context is not None:
-                given = (self.mean.new_tensor(np.resize(context[chunk], (size, context.shape[1]))),)
-            keys = np.resize(members[chunk], size)
-            kept = 0
-            leaving.look(0, start, z[:count].numpy(), self._held(z[:count]).numpy())
-            for step in range(steps + 1):
-                if kept < len(save) and save[kept] == step:
-                    out[kept, chunk] = z[:count].numpy()
-                    kept += 1
-                if step == steps:
-                    break
-                xi = normals(seed, "sde", keys, step, self.dim)
-                kick = self.cholesky(z, *given) @ self.mean.new_tensor(xi)[..., None]
-                moved = z + self.drift(z, *given) * dt + kick[..., 0] * (noise * dt**0.5)
-                z = self._held(moved)
-                clipped += leaving.look(step + 1, start, moved[:count].numpy(), z[:count].numpy())
+        size = self.chunk if device == devices.CPU else min(len(z0), FAR_CHUNK)
+
+        def put(values: np.ndarray) -> torch.Tensor:
+            return torch.as_tensor(values, dtype=self.mean.dtype).to(device)
+
+        with devices.placed(self, device):
+            for start in range(0, len(z0), max(1, size)):
+                chunk = slice(start, min(start + size, len(z0)))
+                count = chunk.stop - chunk.start
+                z = put(np.resize(z0[chunk], (size, self.dim)))
+                given: tuple[torch.Tensor, ...] = ()
+                if context is not None:
+                    given = (put(np.resize(context[chunk], (size, context.shape[1]))),)
+                keys = np.resize(members[chunk], size)
+                kept = 0
+                _look(leaving, 0, start, z[:count], self._held(z[:count]))
+                for step in range(steps + 1):
+                    if kept < len(save) and save[kept] == step:
+                        out[kept, chunk] = z[:count].cpu().numpy()
+                        kept += 1
+                    if step == steps:
+                        break
+                    xi = normals(seed, "sde", keys, step, self.dim)
+                    kick = self.cholesky(z, *given) @ put(xi)[..., None]
+                    moved = z + self.drift(z, *given) * dt + kick[..., 0] * (noise * dt**0.5)
+                    z = self._held(moved)
+                    clipped += _look(leaving, step + 1, start, moved[:count], z[:count])
         leaving.warn(self.validity(), duration)
         return out, clipped
 

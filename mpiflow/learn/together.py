@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import ALONE
 from mpiflow.core.parallel import agreed, world
 from mpiflow.files.storage import probe_folder
+from mpiflow.learn.devices import learning_on
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -33,7 +35,11 @@ def explained_drift(goodness: Mapping[str, Any]) -> str:
 
 
 def learned(
-    learn: Callable[[], M], out: str | Path, overwrite: bool, comm: MPI.Intracomm | None
+    learn: Callable[[], M],
+    out: str | Path,
+    overwrite: bool,
+    comm: MPI.Intracomm | None,
+    device: str = "cpu",
 ) -> M:
     """The model that rank 0 learns and saves, on all ranks; an error of it is one of all.
 
@@ -43,10 +49,11 @@ def learned(
     Parameters
     ----------
     out : folder; what is wrong with it is said before anything is learned
+    device : that networks are trained on
 
     Raises
     ------
-    InputError : on all ranks: there is a model already, or what ``learn`` raises
+    InputError : on all ranks: no such device, there is a model already, or what ``learn`` raises
     """
     comm, out = comm or world(), Path(out)
 
@@ -59,11 +66,12 @@ def learned(
         model.save(out)
         return model
 
-    if comm is None or comm.size == 1:
-        return work()
     model: M | None = None
-    with agreed(comm):
-        if comm.rank == 0:
-            model = work()
+    with learning_on(device, comm or ALONE):
+        if comm is None or comm.size == 1:
+            return work()
+        with agreed(comm):
+            if comm.rank == 0:
+                model = work()
     shared: M = comm.bcast(model)
     return shared

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from mpiflow.core import gpu
 from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import MPI
+from mpiflow.learn import devices
 from mpiflow.learn.optimizer import AdamW, Flat, flattened
 
 
@@ -90,12 +92,13 @@ def fit(
     ``module(*batch)`` returns the loss of each sample. AdamW (amsgrad, no decay).
 
     A module may have ``compiled_loss(data)``, which gives a loss and its gradient by kernels
-    (:class:`CompiledLoss`) or None; torch's graph does the rest.
+    (:class:`CompiledLoss`) or None; torch's graph does the rest. Where the program has chosen a GPU
+    (:mod:`mpiflow.learn.devices`) it does all, there; the module comes back to the CPU.
 
     With ``comm`` of more than one rank, every rank calls this with the same module
     and data, takes its share of each batch, and gradients are averaged, by
     DistributedDataParallel where the graph is torch's: the same result as one rank up to rounding.
-    That adds about 2 ms a step on gloo, so it pays for large networks only.
+    That adds about 2 ms a step on gloo, so it pays for large networks only. GPUs take NCCL.
 
     Parameters
     ----------
@@ -110,10 +113,13 @@ def fit(
     training = samples - held_out
     if training < 1:
         raise InputError("data", samples, "2 samples or more", "Generate more.")
-    with flattened(module.parameters()) as flats:
-        compiled = getattr(module, "compiled_loss", lambda _: None)(tensors)
+    device = devices.here()
+    with devices.placed(module, device), flattened(module.parameters()) as flats:
+        compiled = None
+        if device == devices.CPU:
+            compiled = getattr(module, "compiled_loss", lambda _: None)(tensors)
         if compiled is None or len(flats) != 1:
-            losses: _Losses = _Graph(module, flats, tensors, comm)
+            losses: _Losses = _Graph(module, flats, tensors, comm, device)
         else:
             losses = _Kernels(compiled, flats[0], comm)
         log = _train(module, losses, flats, training, samples, seed, schedule, progress)
@@ -206,19 +212,22 @@ class _Graph(_Losses):
         flats: list[Flat],
         tensors: list[torch.Tensor],
         comm: MPI.Intracomm | None,
+        device: torch.device,
     ) -> None:
         super().__init__(comm)
-        self._module, self._flats, self._tensors = module, flats, tensors
+        self._module, self._flats, self._device = module, flats, device
+        self._tensors = devices.kept_near(tensors, device)
         self._wrapped = module
         if comm is not None and self.ranks > 1:
-            _join_process_group(comm)
+            _join_process_group(comm, devices.backend(device, gpu.chosen().shared))
             self._wrapped = nn.parallel.DistributedDataParallel(module)
 
     def of_batch(self, batch: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
         mine = batch[self.rank :: self.ranks]
+        some = (self._there(t, mine.to(t.device)) for t in self._tensors)
         # DDP averages over ranks; the factor makes that the mean over the batch
         # even when the shares differ by one sample.
-        loss = self._wrapped(*(t[mine] for t in self._tensors)).sum() * (self.ranks / len(batch))
+        loss = self._wrapped(*some).sum() * (self.ranks / len(batch))
         self._module.zero_grad()
         loss.backward()
         return loss.item() / self.ranks, [flat.gradient() for flat in self._flats]
@@ -227,9 +236,14 @@ class _Graph(_Losses):
         total = 0.0
         with torch.no_grad():
             for start in range(first, end, 65536):
-                some = (t[start : min(start + 65536, end)] for t in self._tensors)
+                rows = slice(start, min(start + 65536, end))
+                some = (self._there(t, rows) for t in self._tensors)
                 total += self._module(*some).sum().item()
         return self._same(total / (end - first))
+
+    def _there(self, tensor: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Some rows, where the module computes."""
+        return tensor[rows].to(self._device)
 
 
 class _Kernels(_Losses):
@@ -262,8 +276,8 @@ def _warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
     return factor
 
 
-def _join_process_group(comm: MPI.Intracomm) -> None:
-    """Start torch's gloo process group over the ranks of ``comm``, once."""
+def _join_process_group(comm: MPI.Intracomm, backend: str) -> None:
+    """Start torch's process group over the ranks of ``comm``, once."""
     if torch.distributed.is_initialized():
         if torch.distributed.get_world_size() != comm.size:
             raise InputError(
@@ -281,7 +295,7 @@ def _join_process_group(comm: MPI.Intracomm) -> None:
             address = host, probe.getsockname()[1]
     host, port = comm.bcast(address)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://{host}:{port}", rank=comm.rank, world_size=comm.size
+        backend, init_method=f"tcp://{host}:{port}", rank=comm.rank, world_size=comm.size
     )
 
 

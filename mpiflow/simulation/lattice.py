@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mpiflow.core import gpu
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import COARSE, Lattice, Layout, Shape, other_cut
 from mpiflow.core.mpi import MPI
 from mpiflow.core.packed import BAND, CUT, PackedBlock
-from mpiflow.core.parallel import arrival, local_rank
+from mpiflow.core.parallel import arrival
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.schema import block_centres
 from mpiflow.simulation.base import Simulated
@@ -130,11 +131,19 @@ class SquareSimulation(LatticeSimulation, Driven, InSiteField):
     _flips: np.ndarray
 
     def _set_up_square(
-        self, size: int | Shape, seed: int, members: int, comm: MPI.Intracomm | None, device: str
+        self,
+        size: int | Shape,
+        seed: int,
+        members: int,
+        comm: MPI.Intracomm | None,
+        device: str | None,
+        able: bool,
     ) -> None:
+        """``able`` says whether what advances it has kernels for GPUs."""
         sides = (size, size) if isinstance(size, int) else tuple(size)
         self._set_up(Lattice(sides), seed, members, comm)
-        self.device = Device(device, local_rank(self.comm) if device == "cuda" else 0)
+        here = gpu.of_simulation(device, self.comm, able)
+        self.device = Device(here.name, here.gpu)
         self.time, self.step = 0.0, 0
 
     def _layout(self, granularity: int, **how: Any) -> Layout | None:

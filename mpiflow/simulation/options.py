@@ -35,6 +35,7 @@ from pydantic_core import PydanticSerializationError
 
 from mpiflow.core import inputs
 from mpiflow.core.errors import InputError, did_you_mean
+from mpiflow.core.gpu import ON_GPUS, DeviceName
 from mpiflow.core.schedule import (
     MOST_CHECKPOINTS,
     MOST_STEPS,
@@ -80,6 +81,11 @@ def option(
         "metavar": metavar,
     }
     return Field(default, description=description, json_schema_extra=texts, **limits)
+
+
+def device_option(what: str = "Where to compute.") -> Any:
+    """``--device`` of runs and of learners."""
+    return option("cpu", f"{what} {ON_GPUS}.")
 
 
 def alternatives(annotation: Any) -> list[Any]:
@@ -202,10 +208,7 @@ class RunConfig(Config):
         allowed="0 to 2**63 - 1",
         remedy="Choose another seed.",
     )
-    device: Literal["cpu", "cuda"] = option(
-        "cpu",
-        "Where to compute. cuda: simulated and assembled, not yet run on a GPU.",
-    )
+    device: DeviceName = device_option()
     out: Path = option(
         ...,
         "Trajectory file to write (HDF5, opens as netCDF4).",

@@ -27,12 +27,8 @@ from mpiflow.commands.doctor import (
     run,
 )
 from mpiflow.commands.doctor.files import mount_of
-from mpiflow.core import parallel
 from mpiflow.core.device import Device
-from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import Alone
-from mpiflow.simulation.ising.simulation import Simulation
-from mpiflow.systems.ising import Ising
 
 ALONE = MPI.COMM_SELF
 
@@ -317,63 +313,25 @@ def fake_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
 
 
 @pytest.mark.mpi
-def test_every_rank_has_a_gpu_of_its_own(
-    comm: MPI.Intracomm, fake_gpus: Callable[[list[str]], None]
-) -> None:
-    fake_gpus([f"GPU-{i}" for i in range(comm.size)])
-    assert comm.allgather(parallel.local_rank(comm)) == list(range(comm.size))
-    # A launcher that binds shows each rank one, its first.
-    fake_gpus([f"GPU-{comm.rank}"])
-    assert parallel.local_rank(comm) == 0
-    # Pairs of ranks that see pairs of devices.
-    fake_gpus([f"GPU-{comm.rank % 2}-{i}" for i in range(2)])
-    assert parallel.local_rank(comm) == comm.rank // 2
-    site = Site(comm, Path(), "cuda")
-    assert one(ranks.check_cuda, "cuda", site).state == OK
-
-
-@pytest.mark.mpi(min_size=2)
-def test_more_ranks_than_gpus_are_refused_on_all_ranks(
+def test_the_doctor_says_which_gpu_a_rank_has(
     comm: MPI.Intracomm,
     fake_gpus: Callable[[list[str]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    devices = [f"GPU-{i}" for i in range(comm.size - 1)]
-    fake_gpus(devices)
-    with pytest.raises(InputError) as error:
-        parallel.local_rank(comm)
-    assert error.value.name == "device"
-    assert f"{comm.size} ranks on {len(devices)} device" in str(error.value.value)
-    assert "MPIFLOW_SHARE_GPU=1" in error.value.remedy
-    with pytest.raises(InputError, match=f"{comm.size} ranks on"):
-        Simulation(Ising(2.5), 64, comm=comm, device="cuda")
-    assert one(ranks.check_cuda, "cuda", Site(comm, Path(), "cuda")).state == FAIL
+    fake_gpus([f"GPU-{i}" for i in range(comm.size)])
+    found = {check.name: check for check in ranks.check_cuda(Site(comm, Path(), "cuda"))}
+    assert found["cuda"].state == OK
+    assert f"device of each {', '.join(map(str, range(comm.size)))}" in found["cuda"].found
+    assert "CUDA-aware: " in found["cuda mpi"].found
+    if comm.size == 1:
+        return
+    fake_gpus([f"GPU-{i}" for i in range(comm.size - 1)])
+    shared = one(ranks.check_cuda, "cuda", Site(comm, Path(), "cuda"))
+    assert shared.state == WARNING
+    assert "some ranks share one" in shared.found
     assert one(ranks.check_cuda, "cuda", Site(comm, Path(), "cpu")).state == OK
     monkeypatch.setenv("MPIFLOW_SHARE_GPU", "1")
-    assert parallel.local_rank(comm) == comm.rank  # Device counts round
     assert one(ranks.check_cuda, "cuda", Site(comm, Path(), "cuda")).state == OK
-
-
-@pytest.mark.mpi
-def test_numba_without_cuda_is_heard_of_on_all_ranks(
-    comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken() -> list[str]:
-        raise InputError("device", "cuda", "CUDA libraries", "Install them.")
-
-    if comm.rank == comm.size - 1:
-        monkeypatch.setattr(mpiflow.core.device, "gpus", broken)
-    with pytest.raises(InputError, match="CUDA libraries"):
-        parallel.local_rank(comm)
-
-
-def test_who_shares() -> None:
-    shared = parallel.shared_devices
-    assert shared([]) == shared([[], []]) == shared([["a"]]) == 0
-    assert shared([["a", "b"], ["a", "b"]]) == 0
-    assert shared([["a", "b"]] * 3) == 2
-    assert shared([["a"], ["b"], ["b"]]) == 2
-    assert shared([["a", "b"], ["c", "d"], ["a", "b"], ["c", "d"]]) == 0
 
 
 class FakeCuda:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import time as clock
@@ -94,6 +95,11 @@ def check_torch(site: Site) -> list[Check]:
     import torch
 
     text, each = f"{torch.__version__}, {torch.get_num_threads()} threads a rank", ""
+    built = torch.version.cuda
+    text += f", built for CUDA {built}" if built else ", without CUDA"
+    simulator = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+    if site.device == "cuda" and not simulator and not torch.cuda.is_available():
+        each = "Networks need --device cpu here, or PyTorch's CUDA build (docs/install.md)."
     if site.comm.size > 1 and torch.get_num_threads() > 1:
         each = "Set OMP_NUM_THREADS=1 to train on several ranks."
     return [Check("torch", WARNING if each else OK, text, each)]

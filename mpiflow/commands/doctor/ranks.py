@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mpiflow.commands.doctor import check as settings
 from mpiflow.commands.doctor.check import FAIL, OK, WARNING, Check, Site, count
-from mpiflow.core import mpi, parallel
+from mpiflow.core import gpu, mpi, parallel
 from mpiflow.core.machine import machine_memory
 from mpiflow.core.mpi import MPI, Alone
 
@@ -184,7 +184,8 @@ def check_cuda(site: Site) -> list[Check]:
     if not seen:
         text = f"no CUDA device{': ' if reason else ''}{reason}"
         if wanted and not device.simulated():
-            return [Check("cuda", FAIL, text, "Use --device cpu, or install mpiflow[cuda].")]
+            remedy = "Use --device cpu, or install mpiflow[cuda] (docs/install.md)."
+            return [Check("cuda", FAIL, text, remedy)]
         return [Check("cuda", OK, text)]
     number = len({name for row in everyone for name in row})
     ranks = count(len(everyone), "rank")
@@ -192,9 +193,17 @@ def check_cuda(site: Site) -> list[Check]:
     own = [everyone[:rank].count(row) % len(row) for rank, row in enumerate(everyone) if row]
     text += f", device of each {', '.join(map(str, own))}"
     text += f", compute capability {', '.join(sorted(set(capabilities)))}"
-    if parallel.shared_devices(everyone):
+    state, remedy = OK, ""
+    if gpu.shared_devices(everyone):
+        text += ", some ranks share one"
         if wanted and os.environ.get("MPIFLOW_SHARE_GPU", "0") in ("", "0"):
+            state = WARNING
             remedy = f"Start {number} here, or set MPIFLOW_SHARE_GPU=1 to share on purpose."
-            return [Check("cuda", FAIL, f"{text}: ranks would share", remedy)]
-        text += ", some ranks would share one"
-    return [Check("cuda", OK, text)]
+    return [Check("cuda", state, text, remedy), _cuda_mpi()]
+
+
+def _cuda_mpi() -> Check:
+    """Whether MPI itself reaches the memory of GPUs."""
+    aware = gpu.cuda_aware_mpi()
+    said = {True: "yes", False: "no", None: "not offered by this library"}[aware]
+    return Check("cuda mpi", OK, f"CUDA-aware: {said}; halos travel through host memory")

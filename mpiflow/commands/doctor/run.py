@@ -16,7 +16,7 @@ from typing import Any
 from mpiflow.commands.doctor import check as settings
 from mpiflow.commands.doctor import files, installation, ranks
 from mpiflow.commands.doctor.check import FAIL, OK, WARNING, Check, Site, numbers
-from mpiflow.core import mpi, parallel
+from mpiflow.core import gpu, mpi, parallel
 from mpiflow.core.mpi import ALONE, MPI, Alone
 
 _ORDER = {OK: 0, WARNING: 1, FAIL: 2}
@@ -40,6 +40,7 @@ CHECKS: tuple[tuple[Callable[[Site], list[Check]], tuple[str, ...]], ...] = (
 
 def main(folder: Path, device: str = "cpu", as_json: bool = False) -> int:
     """Run all checks and print them. Returns the exit code: 0, or 1 if any fails. Collective."""
+    gpu.require_known(device)
     comm = _communicator()
     if not isinstance(comm, Alone):
         parallel.install_abort_hook()

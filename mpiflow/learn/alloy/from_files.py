@@ -36,7 +36,7 @@ def learn(config: AlloyConfig, comm: MPI.Intracomm | None = None) -> AlloyModel:
     ------
     InputError : on all ranks: runs or options do not fit, or there is a model already
     """
-    return learned(lambda: _model(config), config.out, config.overwrite, comm)
+    return learned(lambda: _model(config), config.out, config.overwrite, comm, config.device)
 
 
 def _model(config: AlloyConfig) -> AlloyModel:

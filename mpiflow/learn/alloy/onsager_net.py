@@ -151,7 +151,7 @@ class OnsagerSDE(LearnedSDE):
 
     def scale_of(self, temperature: torch.Tensor) -> torch.Tensor:
         """S(T), noise in units of its mean over all temperatures: (B, 1) K to (B, d)."""
-        powers = self._inverse(temperature) ** torch.arange(TERMS)
+        powers = self._inverse(temperature) ** torch.arange(TERMS, device=temperature.device)
         return (powers.to(self.strength.dtype) @ self.strength).exp()
 
     def _noise(self, *context: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,9 @@ def learn(config: ClosureConfig, data: Any, comm: MPI.Intracomm | None = None) -
     ------
     InputError : on all ranks: data or options do not fit, or there is a model already
     """
-    return learned(lambda: model_of(config, data), config.out, config.overwrite, comm)
+    return learned(
+        lambda: model_of(config, data), config.out, config.overwrite, comm, config.device
+    )
 
 
 def model_of(config: ClosureConfig, data: Any) -> ObservedModel:

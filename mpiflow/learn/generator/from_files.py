@@ -31,7 +31,7 @@ def learn(config: GeneratorConfig, comm: MPI.Intracomm | None = None) -> Generat
     ------
     InputError : on all ranks: runs or options do not fit, or there is a model already
     """
-    return learned(lambda: _model(config), config.out, config.overwrite, comm)
+    return learned(lambda: _model(config), config.out, config.overwrite, comm, config.device)
 
 
 def _model(config: GeneratorConfig) -> Generator:

@@ -29,6 +29,7 @@ from torch import nn
 
 from mpiflow.core import noise
 from mpiflow.core.errors import InputError
+from mpiflow.learn import devices
 from mpiflow.learn.generator.data import Rates
 from mpiflow.learn.generator.fit import CHUNK, Solution, conditions, polish, set_units, solve
 from mpiflow.learn.generator.goodness import judge
@@ -201,22 +202,24 @@ def learn_weak(
     model.float()
     fit(model, data, seed=seed, schedule=Schedule(**(vars(schedule) | {"validation": share})))
     model.double()
-    own, other = ([torch.as_tensor(v) for v in part] for part in columns)
+    device = devices.here()
+    own, other = ([torch.as_tensor(v).to(device) for v in part] for part in columns)
 
     def loss(data: list[torch.Tensor]) -> torch.Tensor:
         return model(*data).mean()
 
     best, state, worse = float("inf"), copy.deepcopy(model.state_dict()), 0
-    for _ in range(rounds):
-        polish(model, lambda: loss(own), 20)
-        with torch.no_grad():
-            now = loss(other).item()
-        worse = 0 if now < 0.98 * best else worse + 1
-        if now < best:
-            best, state = now, copy.deepcopy(model.state_dict())
-        if worse == 3:
-            break
-    model.load_state_dict(state)
+    with devices.placed(model, device):
+        for _ in range(rounds):
+            polish(model, lambda: loss(own), 20)
+            with torch.no_grad():
+                now = loss(other).item()
+            worse = 0 if now < 0.98 * best else worse + 1
+            if now < best:
+                best, state = now, copy.deepcopy(model.state_dict())
+            if worse == 3:
+                break
+        model.load_state_dict(state)
     model.weights.requires_grad_(True)
     model.eval()
     model.card |= judge(model, rates)

@@ -44,6 +44,7 @@ import torch
 from torch import nn
 
 from mpiflow.core.errors import InputError
+from mpiflow.learn import devices
 from mpiflow.learn.kernels import KernelKind, kernel_basis
 from mpiflow.learn.models import read_model, write_model
 from mpiflow.learn.paths import OutsideData
@@ -135,14 +136,17 @@ class Generator(nn.Module):
         if self.network is None:
             return self.weights
         w = self.weights
-        c = w @ torch.as_tensor(self.centres, dtype=w.dtype)
-        mass = w @ torch.as_tensor(self.sums, dtype=w.dtype)
-        return (w - c * torch.as_tensor(self.delta, dtype=w.dtype)) / (mass - c)
+        centres, sums, delta = map(self._there, (self.centres, self.sums, self.delta))
+        c = w @ centres
+        return (w - c * delta) / (w @ sums - c)
 
     def symbol(self) -> torch.Tensor:
         """Transform of the kernel that acts, (M, M // 2 + 1): real, for it is even."""
-        basis = torch.as_tensor(self.basis, dtype=self.weights.dtype)
-        return torch.fft.rfft2(torch.tensordot(self.own_weights(), basis, 1)).real
+        return torch.fft.rfft2(torch.tensordot(self.own_weights(), self._there(self.basis), 1)).real
+
+    def _there(self, values: np.ndarray) -> torch.Tensor:
+        """Constants where the weights are, of their type."""
+        return torch.as_tensor(values, dtype=self.weights.dtype).to(self.weights.device)
 
     def kernel_array(self) -> np.ndarray:
         """The kernel that acts, G or J (``mlp``), (M, M) with x = 0 at [0, 0]."""
@@ -171,7 +175,8 @@ class Generator(nn.Module):
         inputs = torch.stack(torch.broadcast_tensors(drive, m, beta, h), dim=-1)
         value = self.network((inputs - self.shift) / self.scale)
         if self.mirror:
-            inputs = inputs * torch.tensor([-1, -1, 1, -1], dtype=inputs.dtype)
+            signs = torch.tensor([-1, -1, 1, -1], dtype=inputs.dtype).to(inputs.device)
+            inputs = inputs * signs
             value = 0.5 * (value - self.network((inputs - self.shift) / self.scale))
         return self.unit * value[..., 0]
 
@@ -250,17 +255,21 @@ class Generator(nn.Module):
             raise InputError("times", times.tolist()[:3], "rising from 0 or more", "Sort them.")
         if not np.all(np.asarray(temperature) > 0):
             raise InputError("temperature", temperature, "above 0", "Try 1.")
-        m = torch.as_tensor(start, dtype=DOUBLE)
+        device = devices.here()
+        m = torch.as_tensor(start, dtype=DOUBLE).to(device)
         beta, h = (
-            torch.as_tensor(np.broadcast_to(v, len(m)).copy(), dtype=DOUBLE)[:, None, None]
+            torch.as_tensor(np.broadcast_to(v, len(m)).copy(), dtype=DOUBLE).to(device)[
+                :, None, None
+            ]
             for v in (1.0 / np.asarray(temperature, float), field)
         )
         frames, now = [], 0.0
-        for time in times:
-            if time > now:
-                m = self.flow(m, beta, h, time - now, int(np.ceil((time - now) / step - 1e-9)))
-            now = float(time)
-            frames.append(m.numpy())
+        with devices.placed(self, device):
+            for time in times:
+                if time > now:
+                    m = self.flow(m, beta, h, time - now, int(np.ceil((time - now) / step - 1e-9)))
+                now = float(time)
+                frames.append(m.cpu().numpy())
         self._warn_outside(np.stack(frames), times, temperature, field)
         return np.stack(frames, axis=1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def learn_from_files(
     overwrite: bool = False,
     lags: Sequence[int] = LAGS,
     network: bool = False,
+    device: str = "cpu",
     comm: MPI.Intracomm | None = None,
     **options: Any,
 ) -> OnsagerFlow:
@@ -39,6 +40,7 @@ def learn_from_files(
     out : folder to save to, by rank 0
     overwrite : replace the model in it
     network : K and s' as networks, else as polynomials
+    device : that networks are trained on; polynomials are fitted on the CPU
     options : of :func:`mpiflow.learn.onsagerflow.fit.learn`, or of
         :func:`mpiflow.learn.onsagerflow.net.learn_network`
 
@@ -47,6 +49,28 @@ def learn_from_files(
     InputError : on all ranks: there is a model already, or runs that cannot be learned from
     """
     comm, out = MPI.COMM_WORLD if comm is None else comm, Path(out)
+    if device != "cpu" and not network:
+        allowed = "'cpu' without network: polynomials are fitted there"
+        raise InputError("device", device, allowed, "Leave it out.")
+    if not network:
+        return _learned(where, out, overwrite, lags, learn, comm, options)
+    from mpiflow.learn.devices import learning_on
+    from mpiflow.learn.onsagerflow.net import learn_network
+
+    with learning_on(device, comm):
+        return _learned(where, out, overwrite, lags, learn_network, comm, options)
+
+
+def _learned(
+    where: Paths,
+    out: Path,
+    overwrite: bool,
+    lags: Sequence[int],
+    learn: Callable[..., OnsagerFlow],
+    comm: MPI.Intracomm,
+    options: dict[str, Any],
+) -> OnsagerFlow:
+    """The model that ``learn`` makes of the files, and saved. Collective."""
     with agreed(comm):
         if comm.rank == 0:
             probe_folder(out, files=("model.safetensors", "model.json"))
@@ -63,12 +87,7 @@ def learn_from_files(
     with warnings.catch_warnings():
         # Doubts are on the card, and in the table.
         warnings.filterwarnings("ignore", message="the data do not obey")
-        if network:
-            from mpiflow.learn.onsagerflow.net import learn_network
-
-            model = learn_network(runs, lags=lags, comm=comm, **options)
-        else:
-            model = learn(runs, lags=lags, comm=comm, **options)
+        model = learn(runs, lags=lags, comm=comm, **options)
     with agreed(comm):
         if comm.rank == 0:
             model.save(out)

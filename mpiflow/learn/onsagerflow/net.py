@@ -116,12 +116,10 @@ def learn_network(
     torch.manual_seed(seed)
     loss = _Loss(form, runs, begin, data[1].shape)
     loss.networks.set_start(start)
-    loss.to("cuda" if torch.cuda.is_available() else "cpu")
     if schedule is None:
         epochs = max(PASSES, STEPS * BATCH // len(data[0]))
         schedule = Schedule(epochs, BATCH, learning_rate=5e-3, patience=epochs)
     log = fit(loss, data, seed=seed, schedule=schedule, comm=comm)
-    loss.cpu()
     of_j = np.s_[begin.edges[2] :]
     weights = loss.kernel().detach().numpy()
     covariance = begin.covariance[of_j, of_j].copy()

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mpiflow.core import signals
+from mpiflow.core import gpu, signals
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Shape
 from mpiflow.core.mpi import MPI
-from mpiflow.core.parallel import arrival, local_rank
+from mpiflow.core.parallel import arrival
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.simulation.alloy.layout import cut, default_tile
 from mpiflow.simulation.alloy.state import AlloyFrame
@@ -78,7 +78,7 @@ class AlloySimulation(AlloyWindows):
         members: int = 1,
         comm: MPI.Intracomm | None = None,
         ranks_grid: Shape | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         barriers_name: str = "",
     ) -> None:
         require_rule(system, Alloy)
@@ -105,8 +105,9 @@ class AlloySimulation(AlloyWindows):
         self.block = self._make_block(layout, halo=TiledKMC.halo, unset=alloy.NOT_A_SITE)
         self.solver: VacancyKMC | TiledKMC
         if solver == "tiled":
-            local = local_rank(self.comm) if device == "cuda" else 0
-            self.solver = TiledKMC(system, barriers, window, self.tile, Device(device, local))
+            here = gpu.of_simulation(device, self.comm)
+            on = Device(here.name, here.gpu)
+            self.solver = TiledKMC(system, barriers, window, self.tile, on)
             self.solver.check(self.block)
         else:
             check(system, barriers, self.block)
@@ -122,7 +123,9 @@ class AlloySimulation(AlloyWindows):
         self._hops = np.zeros(self.block.batch, np.int64)
         self._counts: np.ndarray | None = None
 
-    def _check_serial(self, window: float | None, tile: int | Shape | None, device: str) -> None:
+    def _check_serial(
+        self, window: float | None, tile: int | Shape | None, device: str | None
+    ) -> None:
         """What is for the tiled solver alone would do nothing: refuse it."""
         if self.comm.size > 1 and self.members == 1:
             raise InputError(
@@ -131,7 +134,7 @@ class AlloySimulation(AlloyWindows):
         for name, value in (("window", window), ("tile", tile)):
             if value is not None:
                 raise InputError(name, value, "no value with the serial solver", "Leave it out.")
-        if device != "cpu":
+        if device not in (None, "cpu"):
             raise InputError("device", device, "'cpu' for the serial solver", "Use tiled.")
 
     # -- in words --------------------------------------------------------------------

@@ -122,7 +122,7 @@ class Simulation(SpinSimulation):
         comm: MPI.Intracomm | None = None,
         ranks_grid: Shape | None = None,
         granularity: int = 1,
-        device: str = "cpu",
+        device: str | None = None,
         kernel: KernelName = "auto",
         tile: int = 64,
         schedule: Drive | str | None = None,
@@ -131,7 +131,7 @@ class Simulation(SpinSimulation):
         require_rule(system, Ising)
         self._set_drive(system, schedule)
         system, drive = self.system, self.drive
-        self._set_up_square(size, seed, members, comm, device)
+        self._set_up_square(size, seed, members, comm, device, solver == "sublattice")
         self.solver: Sublattice | NFold | TiledNFold | SiteFieldSublattice
         if solver == "sublattice":
             self.lattice.require_bipartite()

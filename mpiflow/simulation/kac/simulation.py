@@ -80,13 +80,14 @@ class KacSimulation(SpinSimulation):
         members: int = 1,
         comm: MPI.Intracomm | None = None,
         granularity: int = 1,
-        device: str = "cpu",
+        device: str | None = None,
         schedule: Drive | str | None = None,
     ) -> None:
         require_rule(system, Kac)
         self._set_drive(system, schedule)
         system = self.system
-        self._set_up_square(size, seed, members, comm, device)
+        able = method == "steps" and solver != "gillespie"
+        self._set_up_square(size, seed, members, comm, device, able)
         if solver not in get_args(SolverName):
             raise InputError("solver", solver, f"one of {get_args(SolverName)}", "Use sublattice.")
         if self.device.is_cuda and method != "steps":

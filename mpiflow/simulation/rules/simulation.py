@@ -106,7 +106,7 @@ class RuleSimulation(SquareSimulation):
         comm: MPI.Intracomm | None = None,
         ranks_grid: Shape | None = None,
         granularity: int = 1,
-        device: str = "cpu",
+        device: str | None = None,
         schedule: Drive | str | None = None,
         site_field: SiteField | None = None,
     ) -> None:
@@ -117,7 +117,7 @@ class RuleSimulation(SquareSimulation):
         system = self.system
         # BlumeCapel is the blume-capel of the catalogue, whose laws its files obey.
         self.name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(system).__name__).lower()
-        self._set_up_square(size, seed, members, comm, device)
+        self._set_up_square(size, seed, members, comm, device, solver == "sublattice")
         if solver not in get_args(SolverName):
             raise InputError("solver", solver, f"one of {get_args(SolverName)}", "Use sublattice.")
         if solver == "sublattice":
