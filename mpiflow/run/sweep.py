@@ -29,6 +29,7 @@ import netCDF4
 import numpy as np
 
 from mpiflow.core.errors import InputError
+from mpiflow.core.gpu import computing_on
 from mpiflow.core.lattice import split
 from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed, raise_together
@@ -136,10 +137,14 @@ def sweep(
         made = read(what, over, out=Path(out), **given)
         if not (math.isfinite(discard) and discard >= 0):
             raise InputError("discard", discard, "0 or more", "Leave it out.")
-        if comm.rank == 0:
-            probe_folder(made.folder)
-            made.folder.mkdir(parents=True, exist_ok=True)
-    _run_all(made, comm)
+    # Groups of ranks run side by side, and would take the same GPUs if each dealt them anew.
+    on_gpus = any(point.config.device == "cuda" for point in made.points)
+    with computing_on("cuda" if on_gpus else "cpu", comm):
+        with agreed(comm):
+            if comm.rank == 0:
+                probe_folder(made.folder)
+                made.folder.mkdir(parents=True, exist_ok=True)
+        _run_all(made, comm)
     with agreed(comm):
         if comm.rank == 0:
             _write(made, discard)

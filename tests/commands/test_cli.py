@@ -56,11 +56,7 @@ def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
         ("simulate ising --sizee 8", "option='--sizee': allowed is one of --config, --"),
         ("simulate ising --sizee 8", "Did you mean --size?"),
         ("simulate ising --tempratur 8", "Did you mean --temperature?"),
-        (
-            "simulate isng",
-            "one of ising, kac, potts, blume-capel, alloy, linear-chain, curie-weiss, "
-            "predator-prey, spin-diffusion. Did you mean ising?",
-        ),
+        ("simulate isng", ", predator-prey, spin-diffusion. Did you mean ising?"),
         ("simulat ising", "Did you mean simulate?"),
         ("simulate", "one of ising"),
         ("simulate ising --size", "requires an argument"),

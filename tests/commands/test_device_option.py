@@ -1,4 +1,4 @@
-"""``--device`` on a machine without a GPU: one line that says what to do, and nothing is written."""
+"""``--device`` on a machine without a GPU: one line says what to do, and nothing is written."""
 
 from __future__ import annotations
 
