@@ -156,3 +156,11 @@ def test_class_counts_inside_patches() -> None:
             patch = y // 4 * 4 + x // 4
             expected[b, patch, (sums[b, y, x] + 4) // 2 + 5 * (spins[b, y, x] > 0)] += 1
     assert np.array_equal(counts, expected)
+
+
+def test_class_counts_of_a_patch_wider_and_higher_than_its_counters() -> None:
+    spins = np.ones((1, 140, 140), np.int8)
+    spins[0, 70, 90] = -1
+    counts = observables.class_counts(spins, 140)[0, 0]
+    assert counts[[4, 8, 9]].tolist() == [1, 4, 138**2 - 5]
+    assert counts.sum() == 138**2

@@ -95,7 +95,7 @@ def goodness(
     found = []
     if groups >= 4:
         functions = _functions(z[some] if at is None else np.concatenate([z[some], at], axis=1))
-        square = summed(pairs * functions[:, :, None] * functions[:, None])
+        square = pairs * _products(functions, group, groups)
         scores = summed(whole[:, :, None] * functions[:, None])
         each = [found_by(square, scores[:, k], np.arange(groups)) for k in range(dim)]
         found.append((sum(v for v, _ in each), float(np.hypot.reduce([e for _, e in each]))))
@@ -142,6 +142,13 @@ def goodness(
         "parts_of": "states",
         "sure": sure(groups),
     }  # fmt: skip
+
+
+def _products(functions: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
+    """Sums over the states of each group of the products of any two functions: (groups, k, k)."""
+    order = np.argsort(group, kind="stable")
+    ends = np.searchsorted(group[order], np.arange(1, groups))
+    return np.stack([f.T @ f for f in np.split(functions[order], ends)])
 
 
 def _functions(z: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 #: A law does not hold beyond these, if it is beyond the errors of ``sure``, too.
 LEAST_EXPLAINED, MOST_OFF, MOST_CORRELATED, SURE = 0.95, 0.05, 0.02, 5.0
@@ -27,7 +27,7 @@ def sure(groups: int) -> float:
 
     A report has fewer than 50 values, so that a law that holds is doubted once in 2e8 times.
     """
-    return float(stats.t.isf(CHANCE / 2, max(1, groups - 1)))
+    return -float(scipy.special.stdtrit(max(1, groups - 1), CHANCE / 2))
 
 
 def ratio(of: Callable[[list[float]], float], *columns: np.ndarray) -> list[float] | None:

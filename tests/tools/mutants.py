@@ -184,8 +184,8 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     SLICED,
-                    "some, step, np.uint64(y - halo))\n                    draws",
-                    "some, step, np.uint64((y - halo) // 2))\n                    draws",
+                    "row = np.uint64(top + r - halo)\n",
+                    "row = np.uint64((top + r - halo) // 2)\n",
                 ),
             ),
             (Named(f"{IN_SPACE}[sliced-128]"),),

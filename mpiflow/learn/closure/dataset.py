@@ -146,11 +146,7 @@ def training_states(system: Ising, plan: DataPlan, members: np.ndarray, seed: in
     draw = (uniforms(seed, "sample", 0, 1, members)[:, 1] * len(GROWN_RELAX)).astype(int)
     duration = np.where(random, np.take(RANDOM_RELAX, draw), np.take(GROWN_RELAX, draw))
     if (level := plan.doublings) > 0:
-        for each in np.unique(duration[duration > 0]):
-            chosen = duration == each
-            some = states[chosen]
-            _relax(system, plan, some, members[chosen], seed, float(each), level)
-            states[chosen] = some
+        _relax(system, plan, states, members, seed, duration, level)
     return states
 
 
@@ -160,30 +156,59 @@ def _relax(
     states: np.ndarray,
     members: np.ndarray,
     seed: int,
-    duration: float,
+    durations: np.ndarray,
     level: int,
 ) -> None:
-    """Relax large states in place, as the plan says."""
+    """Relax large states in place, each for its duration (B,), as the plan says."""
     if plan.relaxation == "lattice":
         # With a stride of half a window each site is in four windows.
-        steps = round(4.0 * duration / plan.relax_dt)
+        steps = np.rint(4.0 * durations / plan.relax_dt).astype(int)
         for start in range(0, len(states), scaleup.CHUNK):
             some = slice(start, start + scaleup.CHUNK)
-            block = Block.periodic(states[some], members[some])
             solver = Sublattice(system, plan.relax_dt)
-            solver.advance(block, steps, seed=seed, first_step=level << 32, stream="relax")
-            block.paste(states[some])
+            _relax_lattices(solver, states[some], members[some], seed, steps[some], level)
         return
-    scaleup.local_relax(
-        states,
-        members,
-        system,
-        seed=seed,
-        window=plan.patch,
-        duration=duration,
-        dt=plan.relax_dt,
-        level=level,
-    )
+    for duration in np.unique(durations[durations > 0]):
+        chosen = durations == duration
+        windows = states[chosen]
+        scaleup.local_relax(
+            windows,
+            members[chosen],
+            system,
+            seed=seed,
+            window=plan.patch,
+            duration=float(duration),
+            dt=plan.relax_dt,
+            level=level,
+        )
+        states[chosen] = windows
+
+
+def _relax_lattices(
+    solver: Sublattice,
+    states: np.ndarray,
+    members: np.ndarray,
+    seed: int,
+    steps: np.ndarray,
+    level: int,
+) -> None:
+    """Relax whole lattices, each for its number of steps (B,).
+
+    All go on together until it is their turn to stop: the members of a word of the kernel have
+    different numbers, and to relax those of each number by themselves took twice as long.
+    """
+    first, done = level << 32, 0
+    running, going = np.flatnonzero(steps), states[steps > 0]
+    for end in np.unique(steps[running]):
+        block = Block.periodic(going, members[running])
+        solver.chain(
+            block, end - done, seed=seed, first_step=first + done, opening=not done, stream="relax"
+        )
+        last, going = steps[running] == end, block.inner()
+        finished = Block.periodic(going[last], members[running[last]])
+        solver.look(finished, first + end, seed=seed, stream="relax")
+        states[running[last]] = finished.inner()
+        running, going, done = running[~last], going[~last], end
 
 
 def _upsampled(
@@ -198,7 +223,7 @@ def _upsampled(
     states = _small_snapshots(system, plan, members, magnetization, age, seed)
     for level in range(plan.doublings):
         if level > 0:
-            _relax(system, plan, states, members, seed, plan.relax, level)
+            _relax(system, plan, states, members, seed, np.full(len(states), plan.relax), level)
         states = scaleup.upsample(states)
     return states
 
@@ -308,7 +333,7 @@ def generate_pairs(
     seed: int,
     comm: MPI.Intracomm | None = None,
     progress: Callable[[float], None] | None = None,
-    chunk: int = 2048,
+    chunk: int = scaleup.CHUNK,
 ) -> PairData | None:
     """Make the training set; returned on rank 0, None on the others. Collective.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow.core.device import CudaKernel, kernel
+from mpiflow.core.device import CudaKernel, copy_line, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import Word, site_counter, threefry
 from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
@@ -142,21 +142,35 @@ def _unpack(field: np.ndarray, order: np.ndarray, lane: np.ndarray, boxes: np.nd
 
 @kernel
 def _seed_streams(
-    space: np.ndarray, n: int, key0: Word, key1: Word, groups: np.ndarray, step: Word, row: Word
+    space: np.ndarray,
+    to: int,
+    key0: Word,
+    key1: Word,
+    groups: np.ndarray,
+    step: Word,
+    row: Word,
 ) -> None:
-    for i in range(n):
-        w, key = np.uint64(i), key1 + groups[i]
+    """Put the streams of a row of some words into the working space from word ``to`` on."""
+    for i in range(groups.size):
+        w, key = np.uint64(to + i), key1 + groups[i]
         space[STATE_A + w], space[STATE_B + w] = threefry(key0, key, step | SLICED_AB, row)
         space[STATE_C + w] = threefry(key0, key, step | SLICED_C, row)[0]
 
 
 @kernel
 def _classes(
-    space: np.ndarray, n: int, field: np.ndarray, at: Word, down: Word, right: Word, setting: Word
+    space: np.ndarray,
+    to: int,
+    n: int,
+    field: np.ndarray,
+    at: Word,
+    down: Word,
+    right: Word,
+    setting: Word,
 ) -> None:
     """Classes of n words of one site; steps to its neighbours are `down` and `right` words."""
     for i in range(n):
-        k, w = np.uint64(i), at + np.uint64(i)
+        k, w = np.uint64(to + i), at + np.uint64(i)
         s = compared(field[w], setting)
         s0, s1, s2 = count_neighbours(
             field[w - down] ^ s, field[w + down] ^ s, field[w - right] ^ s, field[w + right] ^ s
@@ -167,7 +181,7 @@ def _classes(
 @kernel
 def _settle(
     space: np.ndarray,
-    n: int,
+    to: int,
     key0: Word,
     key1: Word,
     groups: np.ndarray,
@@ -176,8 +190,8 @@ def _settle(
     residual: np.ndarray,
 ) -> None:
     """Decide the lanes that the planes left undecided."""
-    for i in range(n):
-        w = np.uint64(i)
+    for i in range(groups.size):
+        w = np.uint64(to + i)
         if space[EQUAL + w]:
             first, kind = key1 + (groups[i] << np.uint64(6)), step | SLICED_RESIDUAL
             space[BELOW + w] |= settle(
@@ -187,12 +201,18 @@ def _settle(
 
 
 @kernel
-def _flip(space: np.ndarray, n: int, target: np.ndarray, at: Word, setting: Word) -> None:
+def _flip(space: np.ndarray, to: int, n: int, target: np.ndarray, at: Word, setting: Word) -> None:
     """Flip or set a site of n words; what is below becomes what flips."""
     for i in range(n):
-        k, w = np.uint64(i), at + np.uint64(i)
+        k, w = np.uint64(to + i), at + np.uint64(i)
         space[BELOW + k] ^= target[w] & setting
         target[w] ^= space[BELOW + k]
+
+
+@kernel
+def _no_flips(space: np.ndarray, to: int, n: int) -> None:
+    for i in range(n):
+        space[BELOW + np.uint64(to + i)] = np.uint64(0)
 
 
 @kernel
@@ -205,14 +225,22 @@ def _add_bit(space: np.ndarray, n: int, digit: np.ndarray) -> None:
 
 
 @kernel
-def _empty_counters(digits: np.ndarray, n: int, counts: np.ndarray) -> None:
-    """Add binary numbers, one a lane, digit p in row p, to ordinary ones, and clear them."""
+def _empty_counters(digits: np.ndarray, n: int, words: int, counts: np.ndarray) -> None:
+    """Add binary numbers, one a lane, digit p in row p, to ordinary ones, and clear them.
+
+    There are n words of lanes: several rows of sites, each with the same ``words`` words.
+    """
+    one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
     for i in range(n):
+        first = 64 * (i % words)
+        d0, d1, d2, d3 = digits[0, i], digits[1, i], digits[2, i], digits[3, i]
+        d4, d5, d6, d7 = digits[4, i], digits[5, i], digits[6, i], digits[7, i]
         for bit in range(64):
-            number = np.int64(0)
-            for p in range(digits.shape[0]):
-                number |= np.int64((digits[p, i] >> np.uint64(bit)) & np.uint64(1)) << p
-            counts[64 * i + bit] += number
+            k = np.uint64(bit)
+            low = d0 >> k & one | (d1 >> k & one) << one | (d2 >> k & one) << two
+            high = d4 >> k & one | (d5 >> k & one) << one | (d6 >> k & one) << two
+            low, high = low | (d3 >> k & one) << three, high | (d7 >> k & one) << three
+            counts[first + bit] += np.int64(low | high << four)
     digits[:] = 0
 
 
@@ -221,12 +249,13 @@ def wrap(field: np.ndarray, halo: int) -> None:
     """Close every box of a (H, W, words) field on itself."""
     ny, nx = field.shape[0] - 2 * halo, field.shape[1] - 2 * halo
     for i in range(halo):
-        field[i] = field[i + ny]
-        field[i + ny + halo] = field[i + halo]
+        for j in range(halo, nx + halo):
+            copy_line(field[i, j], field[i + ny, j])
+            copy_line(field[i + ny + halo, j], field[i + halo, j])
     for i in range(field.shape[0]):
         for j in range(halo):
-            field[i, j] = field[i, j + nx]
-            field[i, j + nx + halo] = field[i, j + halo]
+            copy_line(field[i, j], field[i, j + nx])
+            copy_line(field[i, j + nx + halo], field[i, j + halo])
 
 
 def _cpu_kernel(constants: Masks | None) -> Any:
@@ -241,7 +270,7 @@ def _cpu_kernel(constants: Masks | None) -> Any:
         Parameters
         ----------
         target : gets the flips that ``field`` makes; ``field`` itself in a step
-        field : (H, W, words) uint64, boxes with their halo
+        field : (H, W, words) uint64, boxes with their halo, at most CHUNK words
         parity : colour of the first inner site, 0 for black
         close : close each box on itself after each pass; else the halo stays as it is
         first, passes : number of the first pass, and how many
@@ -253,34 +282,45 @@ def _cpu_kernel(constants: Masks | None) -> Any:
         height, width, words = field.shape
         down, right = np.uint64(width * words), np.uint64(words)
         flat, out = field.reshape(-1), target.reshape(-1)
-        digits = np.zeros((8, min(words, CHUNK)), np.uint64)
+        digits = np.zeros((8, CHUNK), np.uint64)
+        # Rows go together that fill the working space: of few words a single one would wait for
+        # its own random numbers at every site.
+        blocks = -(-(height - 2 * halo) // max(1, CHUNK // words))
+        together = -(-(height - 2 * halo) // blocks)
+        counted = 0
         for number in range(first, first + passes):
             step = np.uint64(number)
-            for start in range(0, words, CHUNK):
-                n = min(CHUNK, words - start)
-                some = groups[start : start + n]
-                counted = 0
-                for y in range(halo, height - halo):
-                    _seed_streams(space, n, key[0], key[1], some, step, np.uint64(y - halo))
-                    draws = 1
-                    for x in range(halo + ((number + parity + y - halo) & 1), width - halo, 2):
-                        at = np.uint64((y * width + x) * words + start)
-                        _classes(space, n, flat, at, down, right, setting)
-                        compare_words(space, n, np.uint64(draws), m)
-                        draws += PLANES
-                        site = site_counter(y - halo, x - halo)
-                        _settle(space, n, key[0], key[1], some, step, site, residual)
-                        _flip(space, n, out, at, setting)
-                        for p in range(8):
-                            _add_bit(space, n, digits[p])
-                        counted += 1
-                        if counted == 255:
-                            _empty_counters(digits, n, flips[64 * start :])
-                            counted = 0
-                if counted:
-                    _empty_counters(digits, n, flips[64 * start :])
+            for top in range(halo, height - halo, together):
+                rows = min(together, height - halo - top)
+                for r in range(rows):
+                    row = np.uint64(top + r - halo)
+                    _seed_streams(space, r * words, key[0], key[1], groups, step, row)
+                draws = 1
+                for column in range(halo, width - halo, 2):
+                    for r in range(rows):
+                        x = column + ((number + parity + top + r - halo) & 1)
+                        at = np.uint64(((top + r) * width + x) * words)
+                        _classes(space, r * words, words, flat, at, down, right, setting)
+                    compare_words(space, rows * words, np.uint64(draws), m)
+                    draws += PLANES
+                    for r in range(rows):
+                        x = column + ((number + parity + top + r - halo) & 1)
+                        if x == width - halo:  # of an odd side: this row has no such site
+                            _no_flips(space, r * words, words)
+                            continue
+                        at = np.uint64(((top + r) * width + x) * words)
+                        site = site_counter(top + r - halo, x - halo)
+                        _settle(space, r * words, key[0], key[1], groups, step, site, residual)
+                        _flip(space, r * words, words, out, at, setting)
+                    for p in range(8):
+                        _add_bit(space, rows * words, digits[p])
+                    counted += 1
+                    if counted == 255:
+                        _empty_counters(digits, together * words, words, flips)
+                        counted = 0
             if close:
                 wrap(target, halo)
+        _empty_counters(digits, together * words, words, flips)
 
     return kernel(update_sliced)
 
