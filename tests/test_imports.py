@@ -43,6 +43,7 @@ COMMUNICATES = {
     "simulation.in_field": frozenset({"allreduce"}),  # what tells a field from another
     "core.slabs": ANY,  # rows around a slab, transposes, sums
     "core.block": ANY,  # halos, sums over tiles, gathered records
+    "core.messages": ANY,  # edges and records to neighbours
     "core.boxes": ANY,  # a whole array on one rank
     "core.parallel": ANY,  # ending together
     "core.gpu": frozenset({"Split_type", "Free", "allgather"}),  # who has which GPU

@@ -18,10 +18,9 @@ see arrays and origins; they cannot see ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ from mpiflow.core.device import Device, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import is_spins, no_state, spin_fault
 from mpiflow.core.lattice import Lattice, Layout, Shape
+from mpiflow.core.messages import Messages
 from mpiflow.core.mpi import MPI, datatype
 from mpiflow.core.noise import MAX_MEMBER
 from mpiflow.core.parallel import agreed
@@ -80,82 +80,6 @@ class HaloExchange:
                 messages.finish()
             else:
                 _wrap_axis(Device("cpu"), self.array, axis + 1, self.halo)
-
-
-class Messages:
-    """Persistent messages to and from the neighbours along axes of a Cartesian communicator.
-
-    All axes travel at once, so nothing arrives from diagonal neighbours.
-
-    Parameters
-    ----------
-    cart : periodic Cartesian communicator
-    buffers : for each axis (low halo, low edge, high edge, high halo), anything that mpi4py
-        takes as a buffer; fixed for the life of this object
-    """
-
-    def __init__(self, cart: MPI.Cartcomm, buffers: Mapping[int, Sequence[Any]]) -> None:
-        self.requests: list[MPI.Prequest] = []
-        for axis, (low_halo, low_edge, high_edge, high_halo) in buffers.items():
-            low_rank, high_rank = cart.Shift(axis, 1)
-            up, down = 2 * axis, 2 * axis + 1  # tags: two ranks may be both neighbours
-            self.requests += [
-                cart.Recv_init(low_halo, low_rank, up),
-                cart.Recv_init(high_halo, high_rank, down),
-                cart.Send_init(high_edge, high_rank, up),
-                cart.Send_init(low_edge, low_rank, down),
-            ]
-
-    def start(self) -> None:
-        MPI.Prequest.Startall(self.requests)
-
-    def finish(self) -> None:
-        MPI.Prequest.Waitall(self.requests)
-
-
-class NeighbourMessages:
-    """Records of any number to and from all neighbouring ranks, diagonal ones too.
-
-    One message a call to every neighbour, the same to all; those that are posted need not be
-    waited for until the next are. For a few scattered changes they are cheaper than halos.
-
-    Parameters
-    ----------
-    cart : periodic Cartesian communicator
-    columns : int64 numbers of a record
-    """
-
-    _TAG = 77
-
-    def __init__(self, cart: MPI.Cartcomm, columns: int) -> None:
-        self.cart, self.columns = cart, columns
-        near = [
-            {(c + step) % n for step in (-1, 0, 1)}
-            for c, n in zip(cart.Get_coords(cart.rank), cart.dims, strict=True)
-        ]
-        ranks = {cart.Get_cart_rank(list(place)) for place in product(*near)}
-        self.neighbours = sorted(ranks - {cart.rank})
-        self._sent: list[MPI.Request] = []
-        self._message = np.empty((0, columns), np.int64)
-        self._posted = 0
-
-    def post(self, records: np.ndarray) -> None:
-        """Send records (n, columns) int64 to every neighbour."""
-        MPI.Request.Waitall(self._sent)
-        self._message = records.copy()
-        self._sent = [self.cart.Isend(self._message, rank, self._TAG) for rank in self.neighbours]
-        self._posted += 1
-
-    def collect(self) -> Iterator[np.ndarray]:
-        """The records of every message that neighbours have posted as often as this rank has."""
-        for _ in range(self._posted):
-            for rank in self.neighbours:
-                status = MPI.Status()
-                message = self.cart.Mprobe(rank, self._TAG, status)
-                records = np.empty(status.Get_count(MPI.INT64_T), np.int64)
-                message.Recv(records)
-                yield records.reshape(-1, self.columns)
-        self._posted = 0
 
 
 def _strip_starts(padded: int, halo: int) -> tuple[int, int, int, int]:

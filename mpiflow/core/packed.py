@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow.core.block import Boxes, HaloPolicy, Messages, cartesian
+from mpiflow.core.block import Boxes, HaloPolicy, cartesian
 from mpiflow.core.device import CudaKernel, Device, kernel, rule
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import is_spins, no_state, spin_fault
 from mpiflow.core.lattice import Lattice, Layout, Shape
+from mpiflow.core.messages import Lines, Messages
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import MAX_MEMBER, Word
 
@@ -84,6 +85,8 @@ class PackedBlock(Boxes):
                 "members", int(self.members.max()), f"below {MAX_MEMBER}", "Number them from 0."
             )
         self._exchanges: tuple[_Edges, _Edges] | None = None
+        # Of both colours: bits before the first, of the first, of the last column and after it.
+        self.columns_sent = np.zeros((2, 4, 0), np.uint64)
         self._unset = np.ones(self.shape[0], bool)
 
     @classmethod
@@ -105,8 +108,9 @@ class PackedBlock(Boxes):
             cart=cart,
         )
         if cart.size > 1:
-            half = block.columns // 2
-            black, white = (_Edges(cart, words, half, block.device) for words in block.words)
+            if cart.dims[1] > 1:
+                block.columns_sent = np.zeros((2, 4, -(-block.shape[0] // 64)), np.uint64)
+            black, white = (_Edges(block, colour) for colour in (0, 1))
             block._exchanges = black, white
         return block
 
@@ -215,6 +219,13 @@ class PackedBlock(Boxes):
             return True, True
         return self.cart.dims[0] == 1, self.cart.dims[1] == 1
 
+    @cached_property
+    def lines(self) -> Lines | None:
+        """How kernels exchange edges of black and of white words; None where they cannot."""
+        if self._exchanges is None or self.device.is_cuda:
+            return None
+        return Lines.of([edges.messages for edges in self._exchanges])
+
     def start_exchange(self, colour: int, columns: bool = True) -> None:
         """Wrap one colour's edges onto itself, and begin to send those that other ranks need.
 
@@ -278,19 +289,21 @@ class _Edges:
     neighbour needs one bit a row: these go as packed bits.
     """
 
-    def __init__(self, cart: MPI.Cartcomm, array: Any, half: int, device: Device) -> None:
-        self.array, self.half, self.device = array, half, device
-        ny, width = array.shape[1] - 2, array.shape[2]
+    def __init__(self, block: PackedBlock, colour: int) -> None:
+        assert block.cart is not None  # noqa: S101 - for the type checker
+        self.array, self.half, self.device = block.words[colour], block.columns // 2, block.device
+        dims, (_, rows, width) = block.cart.dims, self.array.shape
         # For each axis: low halo, low edge, high edge, high halo.
-        self.staged = {
-            axis: np.zeros((4, length), np.uint64)
-            for axis, length in ((0, width), (1, -(-ny // 64)))
-            if cart.dims[axis] > 1 and (axis == 1 or device.is_cuda)
-        }
-        strips: dict[int, Sequence[np.ndarray]] = {**self.staged}  # type: ignore[dict-item]
-        if cart.dims[0] > 1 and not device.is_cuda:
-            strips[0] = [array[0, row] for row in (0, 1, ny, ny + 1)]  # MPI's own way in and out
-        self.messages = Messages(cart, strips)
+        self.staged: dict[int, np.ndarray] = {}
+        strips: dict[int, Sequence[np.ndarray]] = {}
+        if dims[1] > 1:
+            self.staged[1] = block.columns_sent[colour]
+        if dims[0] > 1 and self.device.is_cuda:
+            self.staged[0] = np.zeros((4, width), np.uint64)
+        elif dims[0] > 1:
+            strips[0] = [self.array[0, y] for y in (0, 1, rows - 2, rows - 1)]  # MPI's own way
+        strips |= {axis: list(buffers) for axis, buffers in self.staged.items()}
+        self.messages = Messages(block.cart, strips)
         self.on_their_way = False
 
     def start(self) -> None:
@@ -301,7 +314,7 @@ class _Edges:
                 copy_edges_cuda.launch(edges.shape[1], self.array, self.half, axis, on_device, 1)
                 edges[...] = self.device.get(on_device)
             else:
-                copy_edges(self.array, self.half, edges)
+                copy_edges(self.array, self.half, buffers)
         self.messages.start()
         self.on_their_way = True
 
@@ -374,14 +387,17 @@ def close(array: np.ndarray, half: int, rows: bool, columns: bool) -> None:
 
 
 @kernel
-def copy_edges(array: np.ndarray, half: int, edges: np.ndarray) -> None:
-    """The first bit of the first and the last bit of the last word of each row of the only box."""
+def copy_edges(array: np.ndarray, half: int, buffers: np.ndarray) -> None:
+    """The first bit of the first and the last bit of the last word of each row of the only box,
+    into the second and the third buffer."""
     ny, nw = array.shape[1] - 2, array.shape[2] - 2
-    edges[:] = np.uint64(0)
-    for y in range(ny):
-        word, bit = y >> 6, np.uint64(y & 63)
-        edges[0, word] |= (array[0, y + 1, 1] & np.uint64(1)) << bit
-        edges[1, word] |= last_site(array[0, y + 1, nw], half) << bit
+    for word in range(buffers.shape[1]):
+        low, high = np.uint64(0), np.uint64(0)
+        for y in range(64 * word, min(64 * word + 64, ny)):
+            bit = np.uint64(y & 63)
+            low |= (array[0, y + 1, 1] & np.uint64(1)) << bit
+            high |= last_site(array[0, y + 1, nw], half) << bit
+        buffers[1, word], buffers[2, word] = low, high
 
 
 @kernel

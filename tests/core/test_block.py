@@ -11,7 +11,7 @@ import pytest
 from exact import has_cuda
 from mpi4py import MPI
 
-from mpiflow.core.block import Block, HaloPolicy, Messages, gather_records
+from mpiflow.core.block import Block, HaloPolicy, gather_records
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, factorisations
@@ -155,27 +155,6 @@ def test_exchange_of_a_cuda_field(comm: MPI.Intracomm) -> None:
         block.load(whole[layout.slices(comm.rank)][None])
         expected = padded_box(whole, layout.offset(comm.rank), block.shape, 1)
         assert np.array_equal(block.host()[0], expected), grid
-
-
-@pytest.mark.mpi
-def test_messages_reach_the_neighbours_on_their_side(comm: MPI.Intracomm) -> None:
-    """All axes at once, again and again; also where one rank is both neighbours, or itself."""
-    for grid in grids(comm.size):
-        cart = comm.Create_cart(grid, [True, True], reorder=False)
-        buffers = {axis: np.zeros((4, axis + 2), np.int64) for axis in (0, 1)}
-        messages = Messages(cart, {axis: tuple(rows) for axis, rows in buffers.items()})
-        for turn in range(3):
-            for axis, rows in buffers.items():
-                rows[1] = 1000 * turn + 10 * cart.rank + axis
-                rows[2] = rows[1] + 5
-                rows[::3] = -1
-            messages.start()
-            messages.finish()
-            for axis, rows in buffers.items():
-                low, high = cart.Shift(axis, 1)
-                assert (rows[0] == 1000 * turn + 10 * low + axis + 5).all()
-                assert (rows[3] == 1000 * turn + 10 * high + axis).all()
-        cart.Free()
 
 
 @pytest.mark.validate

@@ -32,7 +32,7 @@ from scipy.stats import chi2, t
 
 from mpiflow import initial
 from mpiflow.commands.bench import spins as bench
-from mpiflow.core import device, noise
+from mpiflow.core import device, messages, noise
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.lattice import Lattice, Layout, factorisations
@@ -378,7 +378,7 @@ def groups_of_ranks(comm: MPI.Intracomm) -> Iterator[MPI.Intracomm]:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("dt", [0.25, math.inf])
-@pytest.mark.parametrize("size", [(96, 1024), (16, 128 * 40), (22, 1000)], ids=str)
+@pytest.mark.parametrize("size", [(96, 1024), (16, 128 * 40), (22, 1000), (64, 8200)], ids=str)
 def test_same_bits_on_any_number_of_ranks(
     comm: MPI.Intracomm, size: tuple[int, int], dt: float
 ) -> None:
@@ -400,6 +400,16 @@ def test_same_bits_on_ranks_with_threads(
 ) -> None:
     expected = outcome(size=(96, 1024))
     workers(2)
+    for grid in factorisations(comm.size, 2):
+        assert_same(outcome(size=(96, 1024), comm=comm, ranks_grid=grid), expected)
+
+
+@pytest.mark.mpi
+def test_same_bits_where_kernels_cannot_call_mpi(
+    comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = outcome(size=(96, 1024))
+    monkeypatch.setattr(messages, "functions_of_mpi", lambda: None)
     for grid in factorisations(comm.size, 2):
         assert_same(outcome(size=(96, 1024), comm=comm, ranks_grid=grid), expected)
 

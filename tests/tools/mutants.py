@@ -39,6 +39,7 @@ REFERENCE = "solvers/test_multispin.py::test_steps_equal_the_plain_reference"
 IN_SPACE = "solvers/test_multispin.py::test_flips_are_independent_in_space"
 IN_TIME = "solvers/test_multispin.py::test_flips_are_independent_in_time"
 SAME_BITS = "solvers/test_multispin.py::test_same_bits_on_any_number_of_ranks[(96, 1024)-0.25]"
+FROM_PYTHON = "solvers/test_multispin.py::test_same_bits_where_kernels_cannot_call_mpi"
 PLAIN_SAME_BITS = (
     "simulation/test_simulation.py::test_same_bits_on_any_number_of_ranks"
     "[shuffled-Ising(temperature=1.5, field=-0.2, coupling=1.0)-(18, 30)-1.0-3]"
@@ -101,6 +102,11 @@ MUTANTS: list[list[Mutant]] = [
     [
         Mutant(
             "stale halo between ranks, packed",
+            (Change(PACKED, "if sends and not _send", "if sends and colour and not _send"),),
+            (Named(SAME_BITS, ranks=2),),
+        ),
+        Mutant(
+            "stale halo between ranks, packed, messages from Python",
             (
                 Change(
                     SOLVER,
@@ -108,12 +114,19 @@ MUTANTS: list[list[Mutant]] = [
                     "if not run.looks and number % 2:\n                        block.start",
                 ),
             ),
-            (Named(SAME_BITS, ranks=2),),
+            (Named(FROM_PYTHON, ranks=2),),
         ),
         Mutant(
             "stale halo between ranks, plain",
             (Change("core/block.py", "            self._exchange()\n", "            pass\n"),),
             (Named(PLAIN_SAME_BITS, ranks=2),),
+        ),
+    ],
+    [
+        Mutant(
+            "stale halo of the last row, packed",
+            (Change(PACKED, "((last, bands), end)", "((last, bands), BAND)"),),
+            (Named(SAME_BITS, ranks=2),),
         ),
     ],
     [

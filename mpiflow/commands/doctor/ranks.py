@@ -128,8 +128,10 @@ def check_machine(site: Site) -> list[Check]:
 
 
 def check_messages(site: Site) -> list[Check]:
-    """Short and long messages round a ring, and a sum over all ranks."""
+    """Short and long messages round a ring, a sum over all ranks, and who starts messages."""
     import numpy as np
+
+    from mpiflow.core.messages import functions_of_mpi
 
     comm = site.comm
     right, left, wrong, speed = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size, [], 0.0
@@ -151,7 +153,10 @@ def check_messages(site: Site) -> list[Check]:
         remedy = "The network or the MPI library is broken: try --mca pml ob1 --mca btl self,tcp."
         return [Check("messages", FAIL, "; ".join(wrong), remedy)]
     text = "ring of 128 B and 2 MB, sum over ranks: right"
-    return [Check("messages", OK, f"{text}; {min(speeds):.2g} GB/s or more")]
+    text += f"; {min(speeds):.2g} GB/s or more; edges of packed spins are sent by "
+    found = comm.allreduce(functions_of_mpi() is not None, op=MPI.LAND)
+    text += "compiled loops" if found else "Python: functions of MPI were not found in its library"
+    return [Check("messages", OK, text)]
 
 
 def _finish(requests: list[MPI.Request]) -> None:

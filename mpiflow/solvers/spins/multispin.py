@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -10,14 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpiflow.core.device import CudaKernel, inlined, kernel
+from mpiflow.core.messages import NO_LINES, finish_messages, start_messages
 from mpiflow.core.noise import Word, site_counter, threefry
 from mpiflow.core.packed import (
     BAND,
     WORD_SITES,
     PackedBlock,
     close,
+    copy_edges,
     last_site,
     popcount,
+    set_halos,
     sites_of_last,
     with_next,
     words_across,
@@ -51,11 +54,13 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
 class Region(NamedTuple):
     """Bands of rows of a box (start, stop, step) and words of them (start, stop).
 
-    The first band of a box is the one that its first row is in.
+    The first band of a box is the one that its first row is in. ``needs``: the row of a band from
+    which on edges of other boxes are needed; :data:`BAND` where none are.
     """
 
     bands: tuple[int, int, int]
     words: tuple[int, int]
+    needs: int = BAND
 
     @property
     def number_of_bands(self) -> int:
@@ -70,7 +75,7 @@ class Region(NamedTuple):
         low, high, step = self.bands
         parts = min(workers, self.number_of_bands)
         cuts = [low + self.number_of_bands * i // parts * step for i in range(parts)] + [high]
-        return [Region((start, stop, step), self.words) for start, stop in pairwise(cuts)]
+        return [self._replace(bands=(start, stop, step)) for start, stop in pairwise(cuts)]
 
 
 class Work:
@@ -110,20 +115,32 @@ class Work:
             threads = self.block.batch * bands * (right - left)
 
             def launch(number: int) -> None:
-                kernel.launch(threads, *arrays, number, *region, *rest, counts)
+                kernel.launch(threads, *arrays, number, *region[:2], *rest, counts)
 
             return launch
-        columns = self.block.wraps[1]
+        places, columns, sent = _places([region]), self.block.wraps[1], self.block.columns_sent
 
         def call(number: int) -> None:
-            kernel(*arrays, number, 1, *region, False, columns, *rest, counts)
+            kernel(*arrays, number, 1, places, False, columns, NO_LINES, sent, *rest, counts)
 
         return call
 
-    def closed(self, first: int, count: int) -> None:
-        """Passes over all of boxes that are closed on themselves, on the CPU."""
-        whole = (0, bands_of(self.block), 1), (0, words_across(self.block.columns))
-        self.kernel(*self.arrays, first, count, *whole, True, True, *self.rest, self._counter())
+    def all_of(self, regions: Sequence[Region], first: int, count: int, looks: bool) -> None:
+        """Passes over all of the boxes in one call, on the CPU, with what goes to other ranks.
+
+        Raises
+        ------
+        MPI.Exception : a message could not be sent or received
+        """
+        block, places, counts = self.block, _places(regions), self._counter()
+        rows_wrap, columns_wrap = block.wraps
+        lines = None if looks else block.lines
+        self.kernel(
+            *self.arrays, first, count, places, rows_wrap and not looks, columns_wrap,
+            NO_LINES if lines is None else lines.numbers, block.columns_sent, *self.rest, counts,
+        )  # fmt: skip
+        if lines is not None:
+            lines.check()
 
     def _counter(self) -> Any:
         self.counts.append(self.block.device.put(np.zeros(self.block.batch, np.int64)))
@@ -138,9 +155,50 @@ class Work:
         return total
 
 
+def _places(regions: Sequence[Region]) -> np.ndarray:
+    """Regions as kernels take them, (n, 6) int64."""
+    return np.array([(*r.bands, *r.words, r.needs) for r in regions], np.int64).reshape(-1, 6)
+
+
 def bands_of(block: PackedBlock) -> int:
     """Bands that the rows of a box are in; the first and the last may be in other boxes too."""
     return -(-(int(block.origins[0, 0]) % BAND + block.shape[0]) // BAND) if block.batch else 0
+
+
+def inside_and_edges(block: PackedBlock) -> tuple[list[Region], list[Region]]:
+    """What can be updated without the neighbours' edges, and what cannot."""
+    wrap_y, wrap_x = block.wraps
+    bands, words = bands_of(block), words_across(block.columns)
+    if not wrap_y:
+        inner, outer = (1, bands - 1, 1), (0, bands, max(1, bands - 1))
+    else:
+        inner, outer = (0, bands, 1), (0, 0, 1)
+    # Of words a whole vector, not to waste the rest of it.
+    left = 0 if wrap_x else min(8, words)
+    right = max(left, words - left)
+    inside = Region(inner, (left, right))
+    columns = Region(inner, (0, left), 0), Region(inner, (right, words), 0)
+    edges = Region(outer, (0, words), 0), *columns
+    return [r for r in (inside,) if not r.empty], [r for r in edges if not r.empty]
+
+
+def in_turn(block: PackedBlock) -> list[Region]:
+    """The same for one thread, in the order of the kernel.
+
+    Where only rows are cut, bands that fill the vectors stay together: the last of them come to
+    the row that needs the neighbour's edge at their end, the first ones begin with it.
+    """
+    bands, words = bands_of(block), words_across(block.columns)
+    if block.wraps != (False, True) or bands < 2:
+        inside, edges = inside_and_edges(block)
+        return [*inside, *edges]
+    together = max(1, CHUNK // words)
+    first = min(together, (bands + 1) // 2)
+    last = first + (bands - 1 - first) // together * together
+    end = (int(block.origins[0, 0]) + block.shape[0] - 1) % BAND
+    parts = ((first, last), BAND), ((last, bands), end), ((0, first), 0)
+    regions = [Region((start, stop, 1), (0, words), needs) for (start, stop), needs in parts]
+    return [region for region in regions if not region.empty]
 
 
 @kernel
@@ -219,7 +277,7 @@ def _flip(
 @kernel
 def _wrap_columns(
     words: np.ndarray, first_row: int, rows: int, width: Word, half: int, top: int,
-    bands: tuple[int, int, int],
+    bands: np.ndarray,
 ) -> None:  # fmt: skip
     """Copy the last site of each row before its first, and the first after its last."""
     last, after = width - np.uint64(2), np.uint64((half >> 6) + 1)
@@ -230,12 +288,31 @@ def _wrap_columns(
             words[at + after] = with_next(words[at + after], half, words[at + np.uint64(1)])
 
 
+@kernel
+def _send(lines: np.ndarray, colour: int, words: np.ndarray, half: int, sent: np.ndarray) -> bool:
+    """Start the messages of one colour's edges; whether MPI could."""
+    if sent.shape[2]:
+        copy_edges(words, half, sent[colour])
+    return start_messages(lines, colour)
+
+
+@kernel
+def _receive(
+    lines: np.ndarray, colour: int, words: np.ndarray, half: int, sent: np.ndarray
+) -> bool:
+    """Wait for the neighbours' edges of one colour; whether MPI could."""
+    came = finish_messages(lines, colour)
+    if came and sent.shape[2]:
+        set_halos(words, half, sent[colour])
+    return came
+
+
 def _cpu_kernel(constants: Masks | None) -> Any:
     """The kernel with the thresholds as an argument, or compiled in."""
 
     def update_packed(  # type: ignore[no-untyped-def]
-        target, black, white, first, passes, bands, words, rows_wrap, columns_wrap, half, origins,
-        key, members, masks, residual, setting, flips,
+        target, black, white, first, passes, regions, rows_wrap, columns_wrap, lines, sent, half,
+        origins, key, members, masks, residual, setting, flips,
     ):  # fmt: skip
         """Passes over packed boxes, black where their number is even; adds the flips of each box.
 
@@ -244,25 +321,32 @@ def _cpu_kernel(constants: Masks | None) -> Any:
         target : gets the flips of black sites; ``black`` itself in a step
         black, white : (B, ny + 2, words + 2) uint64, see :mod:`mpiflow.core.packed`
         first, passes : number of the first pass, and how many
-        bands, words : a :class:`Region` of the box
+        regions : (n, 6) int64, each a :class:`Region` of the box, in this order
         rows_wrap, columns_wrap : close each box on itself after each pass; else the halo there is
-            the caller's
+            the caller's, or comes by messages
+        lines : numbers of :class:`~mpiflow.core.messages.Lines`, for one box; empty without
+        sent : (2, 4, n) uint64, of both colours what columns send and get, see
+            :class:`~mpiflow.core.packed.PackedBlock`
         half : sites of one colour in a row
         """
         m = masks if constants is None else constants
         space = np.empty(SPACE, np.uint64)
         rows, width = black.shape[1] - 2, np.uint64(black.shape[2])
         across, mask, ragged = black.shape[2] - 2, sites_of_last(half), half & 63 != 0
-        stride = np.uint64(BAND * bands[2]) * width  # words from a band to the next
-        site_stride = site_counter(BAND * bands[2], 0)
         colours = black.reshape(-1), white.reshape(-1)
         changing = target.reshape(-1), colours[1]
-        many = len(range(bands[0], bands[1], bands[2]))
+        boxes, sends = (black, white), lines.size > 0
         for number in range(first, first + passes):
             colour = number & 1
             step = np.uint64(number)
             spins, other, out = colours[colour], colours[1 - colour], changing[colour]
-            for b in range(black.shape[0]):
+            coming = sends and number > first
+            for part in range(black.shape[0] * regions.shape[0]):
+                b, region = part // regions.shape[0], regions[part % regions.shape[0]]
+                bands, words, needs = region[:3], region[3:5], region[5]
+                many = len(range(bands[0], bands[1], bands[2]))
+                stride = np.uint64(BAND * bands[2]) * width  # words from a band to the next
+                site_stride = site_counter(BAND * bands[2], 0)
                 key1 = key[1] + members[b]
                 origin_y, origin_x = origins[b, 0], origins[b, 1]
                 top = origin_y % BAND  # rows of the first band that are another box's
@@ -284,6 +368,10 @@ def _cpu_kernel(constants: Masks | None) -> Any:
                         _seed_streams(space, (high - low) * n, key[0], key1, step)
                         begin = bands[0] + low * bands[2]
                         for row in range(BAND):
+                            if coming and row == needs:
+                                coming = False
+                                if not _receive(lines, 1 - colour, boxes[1 - colour], half, sent):
+                                    return
                             odd = np.uint64((row + colour) & 1)
                             # Bands that have this row, and where it is in the first of them.
                             y = begin * BAND + row - top
@@ -318,6 +406,11 @@ def _cpu_kernel(constants: Masks | None) -> Any:
                     _wrap_columns(out, first_row, rows, width, half, top, bands)
             if rows_wrap:
                 close(white if colour else target, half, True, False)
+            if sends and not _send(lines, colour, boxes[colour], half, sent):
+                return
+        if sends and passes > 0:
+            colour = (first + passes - 1) & 1
+            _receive(lines, colour, boxes[colour], half, sent)
 
     return kernel(update_packed)
 

@@ -46,11 +46,10 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice
 from mpiflow.core.noise import stream_key
-from mpiflow.core.packed import PackedBlock, words_across
+from mpiflow.core.packed import PackedBlock
 from mpiflow.core.schedule import Clock
 from mpiflow.solvers.spins import heatbath, multispin, sliced
 from mpiflow.solvers.spins.bitplanes import Masks, Thresholds
-from mpiflow.solvers.spins.multispin import Region
 from mpiflow.systems.drive import Drive
 from mpiflow.systems.ising import Ising
 
@@ -415,7 +414,8 @@ class Sublattice:
     ) -> None:
         cuda, sites = block.device.is_cuda, block.batch * math.prod(block.shape)
         workers = 1 if cuda else max(1, min(threads(), sites // SITES_PER_THREAD))
-        inside, edges = _regions(block)
+        inside, edges = multispin.inside_and_edges(block)
+        alone = workers == 1 and not cuda
         black = target = block.words[BLACK]
         for run in runs:
             if run.looks and target is black:
@@ -428,8 +428,8 @@ class Sublattice:
                 cuda,
             )
             work = multispin.Work(block, target, kernel, masks, thresholds, key)
-            if block.closed and workers == 1 and not cuda and not run.looks:
-                work.closed(run.first, run.passes)
+            if alone and (run.looks or block.closed or block.lines is not None):
+                work.all_of(multispin.in_turn(block), run.first, run.passes, run.looks)
             else:
                 first = [work.on(share) for region in inside for share in region.shares(workers)]
                 then = [work.on(region) for region in edges]
@@ -448,22 +448,6 @@ class Sublattice:
             block.device.copy_box(black, target)
             block.start_exchange(BLACK)
             block.finish_exchange(BLACK)
-
-
-def _regions(block: PackedBlock) -> tuple[list[Region], list[Region]]:
-    """What can be updated without the neighbours' edges, and what cannot."""
-    wrap_y, wrap_x = block.wraps
-    bands, words = multispin.bands_of(block), words_across(block.columns)
-    if not wrap_y:
-        inner, outer = (1, bands - 1, 1), (0, bands, max(1, bands - 1))
-    else:
-        inner, outer = (0, bands, 1), (0, 0, 1)
-    # Of words a whole vector, not to waste the rest of it.
-    left = 0 if wrap_x else min(8, words)
-    right = max(left, words - left)
-    inside = Region(inner, (left, right))
-    edges = (Region(outer, (0, words)), Region(inner, (0, left)), Region(inner, (right, words)))
-    return [r for r in (inside,) if not r.empty], [r for r in edges if not r.empty]
 
 
 def fixed_point(probabilities: np.ndarray) -> tuple[np.uint64, ...]:

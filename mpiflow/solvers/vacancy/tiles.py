@@ -6,10 +6,11 @@ from itertools import product
 
 import numpy as np
 
-from mpiflow.core.block import Block, NeighbourMessages
+from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape, divisors
+from mpiflow.core.messages import NeighbourMessages
 from mpiflow.solvers.vacancy.batched import Batches, Tiles
 from mpiflow.solvers.vacancy.events import HALO
 from mpiflow.solvers.vacancy.lists import lists

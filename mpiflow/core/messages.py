@@ -1,0 +1,188 @@
+"""Messages between ranks, and how compiled loops start and finish them.
+
+Kernels call MPI itself, so that a pass over a thin tile waits for neighbours and not for Python.
+What they need is numbers: addresses of two functions in the library that mpi4py has loaded, and of
+the handles of persistent requests. None is compiled in, so that kernels can be kept on disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from mpiflow.core.device import intrinsic, rule
+from mpiflow.core.mpi import MPI
+
+#: Places in :attr:`Lines.numbers`; the handles of each group of messages follow.
+_START, _FINISH, _COUNT, _STATUSES, _CODE, _HANDLES = range(6)
+#: The numbers of a kernel that sends nothing.
+NO_LINES = np.empty(0, np.int64)
+
+
+class Messages:
+    """Persistent messages to and from the neighbours along axes of a Cartesian communicator.
+
+    All axes travel at once, so nothing arrives from diagonal neighbours.
+
+    Parameters
+    ----------
+    cart : periodic Cartesian communicator
+    buffers : for each axis (low halo, low edge, high edge, high halo), anything that mpi4py
+        takes as a buffer; fixed for the life of this object
+    """
+
+    def __init__(self, cart: MPI.Cartcomm, buffers: Mapping[int, Sequence[Any]]) -> None:
+        self.requests: list[MPI.Prequest] = []
+        for axis, (low_halo, low_edge, high_edge, high_halo) in buffers.items():
+            low_rank, high_rank = cart.Shift(axis, 1)
+            up, down = 2 * axis, 2 * axis + 1  # tags: two ranks may be both neighbours
+            self.requests += [
+                cart.Recv_init(low_halo, low_rank, up),
+                cart.Recv_init(high_halo, high_rank, down),
+                cart.Send_init(high_edge, high_rank, up),
+                cart.Send_init(low_edge, low_rank, down),
+            ]
+
+    def start(self) -> None:
+        MPI.Prequest.Startall(self.requests)
+
+    def finish(self) -> None:
+        MPI.Prequest.Waitall(self.requests)
+
+
+class Lines:
+    """Groups of as many persistent messages each, for kernels: :func:`start_messages` and
+    :func:`finish_messages`.
+
+    Attributes
+    ----------
+    numbers : int64, what kernels take
+    """
+
+    def __init__(self, functions: tuple[int, int], groups: Sequence[Messages]) -> None:
+        self.groups = groups  # MPI frees requests that nobody has
+        self._handles = [_handles(group.requests) for group in groups]
+        count = len(groups[0].requests)
+        # Real ones: MPI_STATUSES_IGNORE is another address in each MPI.
+        self._statuses = np.zeros(count * MPI._sizeof(MPI.Status), np.uint8)
+        places = [array.ctypes.data for array in (self._statuses, *self._handles)]
+        start, finish = functions
+        self.numbers = np.array([start, finish, count, places[0], 0, *places[1:]], np.int64)
+
+    @classmethod
+    def of(cls, groups: Sequence[Messages]) -> Lines | None:
+        """None where the functions of MPI were not found: messages then start from Python."""
+        functions = functions_of_mpi()
+        return None if functions is None else cls(functions, groups)
+
+    def check(self) -> None:
+        """Raise what MPI said in a kernel, which has ended early then."""
+        code, self.numbers[_CODE] = int(self.numbers[_CODE]), 0
+        if code:
+            raise MPI.Exception(code)
+
+
+def _handles(requests: Sequence[MPI.Prequest]) -> np.ndarray:
+    """Handles as they lie in an array of C, whatever they are: addresses or numbers."""
+    size = MPI._sizeof(MPI.Request)
+    parts = [ctypes.string_at(MPI._addressof(request), size) for request in requests]
+    return np.frombuffer(b"".join(parts), np.uint8).copy()
+
+
+@lru_cache(maxsize=1)
+def functions_of_mpi() -> tuple[int, int] | None:
+    """Addresses of MPI_Startall and MPI_Waitall in mpi4py's library; None if not found."""
+    try:
+        # What a module of Python was linked with is looked through after itself.
+        library = ctypes.CDLL(sys.modules[MPI.Request.__module__].__file__)
+        said, length = ctypes.create_string_buffer(2**14), ctypes.c_int()
+        library.MPI_Get_library_version(said, ctypes.byref(length))
+        if said.value.decode() != MPI.Get_library_version().rstrip("\0"):
+            return None  # another MPI that happens to be in this process
+        start, finish = (
+            ctypes.cast(function, ctypes.c_void_p).value
+            for function in (library.MPI_Startall, library.MPI_Waitall)
+        )
+    except (AttributeError, OSError, TypeError, UnicodeError):
+        return None
+    return None if start is None or finish is None else (start, finish)
+
+
+@intrinsic
+def _call(ir: Any, builder: Any, function: Any, arguments: Any, code: Any) -> None:
+    """``*code = function((int)count, address, ...)`` of C, where that is not 0."""
+    number, place = ir.IntType(32), ir.IntType(8).as_pointer()
+    count, *others = arguments
+    given = [builder.trunc(count, number), *(builder.inttoptr(a, place) for a in others)]
+    kind = ir.FunctionType(number, [a.type for a in given]).as_pointer()
+    said = builder.call(builder.inttoptr(function, kind), given)
+    # Of several errors the first one tells why.
+    before = builder.load(code)
+    is_first = builder.icmp_signed("==", before, ir.Constant(before.type, 0))
+    builder.store(builder.select(is_first, builder.sext(said, before.type), before), code)
+
+
+@rule
+def start_messages(lines: np.ndarray, group: int) -> bool:
+    """Start the messages of a group of :attr:`Lines.numbers`; whether MPI could."""
+    _call(lines[_START], (lines[_COUNT], lines[_HANDLES + group]), lines[_CODE:])
+    return bool(lines[_CODE] == 0)
+
+
+@rule
+def finish_messages(lines: np.ndarray, group: int) -> bool:
+    """Wait for the messages of a group, to and from others; whether MPI could."""
+    handles, statuses = lines[_HANDLES + group], lines[_STATUSES]
+    _call(lines[_FINISH], (lines[_COUNT], handles, statuses), lines[_CODE:])
+    return bool(lines[_CODE] == 0)
+
+
+class NeighbourMessages:
+    """Records of any number to and from all neighbouring ranks, diagonal ones too.
+
+    One message a call to every neighbour, the same to all; those that are posted need not be
+    waited for until the next are. For a few scattered changes they are cheaper than halos.
+
+    Parameters
+    ----------
+    cart : periodic Cartesian communicator
+    columns : int64 numbers of a record
+    """
+
+    _TAG = 77
+
+    def __init__(self, cart: MPI.Cartcomm, columns: int) -> None:
+        self.cart, self.columns = cart, columns
+        near = [
+            {(c + step) % n for step in (-1, 0, 1)}
+            for c, n in zip(cart.Get_coords(cart.rank), cart.dims, strict=True)
+        ]
+        ranks = {cart.Get_cart_rank(list(place)) for place in product(*near)}
+        self.neighbours = sorted(ranks - {cart.rank})
+        self._sent: list[MPI.Request] = []
+        self._message = np.empty((0, columns), np.int64)
+        self._posted = 0
+
+    def post(self, records: np.ndarray) -> None:
+        """Send records (n, columns) int64 to every neighbour."""
+        MPI.Request.Waitall(self._sent)
+        self._message = records.copy()
+        self._sent = [self.cart.Isend(self._message, rank, self._TAG) for rank in self.neighbours]
+        self._posted += 1
+
+    def collect(self) -> Iterator[np.ndarray]:
+        """The records of every message that neighbours have posted as often as this rank has."""
+        for _ in range(self._posted):
+            for rank in self.neighbours:
+                status = MPI.Status()
+                message = self.cart.Mprobe(rank, self._TAG, status)
+                records = np.empty(status.Get_count(MPI.INT64_T), np.int64)
+                message.Recv(records)
+                yield records.reshape(-1, self.columns)
+        self._posted = 0
