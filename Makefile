@@ -1,5 +1,5 @@
 # make help lists the targets. Everything runs from .venv, which jobs/setup.sh makes and keeps current.
-.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-reliability mutants bench results lint format clean distclean
+.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-reliability mutants bench results dist lint format clean distclean
 .DEFAULT_GOAL := help
 # In order, also under make -j: the parts share two cores.
 .NOTPARALLEL:
@@ -90,6 +90,9 @@ bench: setup ## measure speed on one rank, and messages on two; table in results
 
 results: setup ## every table of docs/results.md, a few hours; goes on where it was stopped
 	$(ONE_THREAD) $(PY) docs/results.py $(NAMES)
+
+dist: setup ## wheel and sdist in dist/: metadata, an installed package in a program with types, tests of the sdist
+	@jobs/dist.sh
 
 lint: setup ## ruff, formatting, types
 	@.venv/bin/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import typer
 from mpiflow._version import __version__
 from mpiflow.commands.importing.options import ImportConfig
 from mpiflow.commands.learning import learn_app, warnings_as_lines
-from mpiflow.commands.model_command import STYLE, command_of
+from mpiflow.commands.model_command import STYLE, command_of, with_parents
 from mpiflow.core import parallel, signals, streams
 from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.core.gpu import METAVAR
@@ -30,7 +31,8 @@ from mpiflow.simulation.options import RunConfig
 app = typer.Typer(
     help="Simulate stochastic lattice systems on MPI ranks, and learn their macroscopic dynamics.",
     pretty_exceptions_enable=False,
-    **STYLE,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    **STYLE | {"add_completion": True},
 )
 simulate_app = typer.Typer(help="Simulate a system and write a Trajectory file.", **STYLE)
 app.add_typer(simulate_app, name="simulate")
@@ -47,6 +49,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
     word = sys.argv[1:2]
+    if "_MPIFLOW_COMPLETE" in os.environ:  # a shell asks what may come next
+        word = []
     if word in (["simulate"], ["sweep"], ["resume"], ["predict"]) and signals.listen():
         remark = "stopped before its first steps were over: start it again"
         signals.nothing_to_lose(parallel.ender(signals.STOPPED, remark))
@@ -59,7 +63,7 @@ def invoke(arguments: Sequence[str]) -> None:
     """Run a command line in this process; a bad one raises :class:`InputError`."""
     # The same under any version of typer, whether or not it brings its own click.
     usage_error: Any = typer.BadParameter.__bases__[0]
-    _add_systems(arguments)
+    _add_systems(os.environ["COMP_WORDS"].split()[1:] if "COMP_WORDS" in os.environ else arguments)
     command = typer.main.get_command(app)
     try:
         with explained():
@@ -82,9 +86,8 @@ def _usage(error: Any, arguments: Sequence[str]) -> InputError:
     wrong = getattr(error, "option_name", None)
     if wrong is not None and type(error).__name__ == "NoSuchOption" and command is not None:
         known = [name for p in command.params for name in (*p.opts, *p.secondary_opts)]
-        return InputError(
-            "option", wrong, f"one of {', '.join(known)}", did_you_mean(wrong, known) or help_hint
-        )
+        allowed = f"an option of {getattr(context, 'command_path', 'mpiflow')}"
+        return InputError("option", wrong, allowed, did_you_mean(wrong, known) or help_hint)
     commands = getattr(command, "commands", None)
     if commands:
         word = next((a for a in arguments if a not in ("simulate", "learn", "-h", "--help")), "")
@@ -120,6 +123,11 @@ def _rollout(given: dict[str, Any]) -> bool:
     return True
 
 
+def _json(facts: dict[str, Any]) -> str:
+    """For other programs; numbers of NumPy as plain ones."""
+    return json.dumps(facts, default=lambda value: value.item())
+
+
 def _names(group: typer.Typer) -> set[str]:
     """Of its commands."""
     return {
@@ -151,6 +159,7 @@ def _add_systems(arguments: Sequence[str]) -> None:
 
 
 @app.command()
+@with_parents
 def sweep(
     path: Path = typer.Argument(..., metavar="CONFIG", help="TOML file with a table [sweep]."),
     options: list[str] | None = typer.Argument(
@@ -174,7 +183,7 @@ def sweep(
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace runs that are there."),
 ) -> None:
-    """Run a configuration for a grid or a list of parameters, dealt to the ranks."""
+    """Run a grid or a list of parameters, dealt to the ranks."""
     from mpiflow.run import sweep as sweeps
     from mpiflow.run.plan import named_values
 
@@ -210,7 +219,7 @@ def resume(
     ),
     quiet: bool = typer.Option(None, "--quiet/--no-quiet", help="Show nothing."),
 ) -> None:
-    """Go on with a run from its newest good checkpoint, on any number of ranks."""
+    """Go on with a run from its newest good checkpoint. On any number of ranks."""
     from mpiflow.run import resume as resuming
 
     changes = {
@@ -248,7 +257,10 @@ def _root(
 
 
 @app.command()
-def info(path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory file.")) -> None:
+def info(
+    path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory file."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object."),
+) -> None:
     """Say what a Trajectory file holds."""
     from mpiflow.files.trajectory import Trajectory
 
@@ -256,7 +268,7 @@ def info(path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory fil
     with parallel.agreed(comm):
         if comm.rank == 0:
             with Trajectory(path) as trajectory:
-                print(trajectory.summary())
+                print(_json(trajectory.facts()) if as_json else trajectory.summary())
 
 
 @app.command()
@@ -270,6 +282,7 @@ def verify(
         "--seal",
         help="Seal finished runs anew that another program changed, if all is right.",
     ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object a line, for each file."),
 ) -> None:
     """Check that files are intact and obey the physics. Exit code 1 if one does not."""
     from mpiflow.commands import reseal
@@ -282,7 +295,8 @@ def verify(
         return
     bad = 0
     for finding in reseal.seal(paths) if seal else checks.verify(paths, quick):
-        print(finding, flush=True)
+        facts = {"path": str(finding.path), "good": finding.good, "text": finding.text}
+        print(_json(facts) if as_json else finding, flush=True)
         bad += not finding.good
     if bad:
         raise typer.Exit(1)
@@ -301,6 +315,7 @@ app.command("import", help=ImportConfig.__doc__)(command_of(ImportConfig, _impor
 
 
 @app.command("import-nnk")
+@with_parents
 def import_nnk(
     weights: Path = typer.Argument(
         ..., metavar="WEIGHTS.npy", help="The file of the published barrier network."
@@ -308,7 +323,7 @@ def import_nnk(
     out: Path = typer.Argument(..., metavar="OUT.safetensors", help="The file to write."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
 ) -> None:
-    """Convert the published barrier network to a file that is safe to share."""
+    """Convert the published barrier network. The new file is safe to share."""
     from mpiflow.simulation.alloy import barrier_model as barrier_files
 
     comm = parallel.start_reading()
@@ -319,6 +334,7 @@ def import_nnk(
 
 
 @app.command()
+@with_parents
 def export(
     path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory file."),
     to: str = typer.Option(
@@ -351,7 +367,7 @@ def export(
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
 ) -> None:
-    """Write a run for other programs: netCDF, fields for ParaView, atoms for OVITO and ASE."""
+    """Write a run for other programs. netCDF, fields for ParaView, atoms for OVITO and ASE."""
     from mpiflow.commands import export as exports
     from mpiflow.files.trajectory import Trajectory
 
@@ -375,6 +391,7 @@ def export(
 
 
 @app.command()
+@with_parents
 def plot(
     path: Path = typer.Argument(..., metavar="FILE", help="A Trajectory file."),
     out: Path | None = typer.Option(
@@ -390,7 +407,7 @@ def plot(
     live: bool = typer.Option(False, "--live", help="Redraw the text until the run is complete."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing picture."),
 ) -> None:
-    """Show a run: its variables in time and its fields, as a picture or in the terminal."""
+    """Show a run as a picture or in the terminal. Its variables in time, and its fields."""
     from mpiflow.commands import plot as plot_run
 
     comm = parallel.start_reading()
@@ -427,8 +444,9 @@ def plan(
     measure: bool = typer.Option(
         False, "--measure", help="Build it here, time a few steps, and estimate the time."
     ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object."),
 ) -> None:
-    """Say what a run will need: memory, bytes on disk, and time; before it runs."""
+    """Say what a run will need before it runs. Memory, bytes on disk, and time."""
     from mpiflow.run import plan as plans
     from mpiflow.run import plan_time
 
@@ -441,7 +459,7 @@ def plan(
     if measure:
         made = plan_time.estimate(made, parallel.start())
     if comm.rank == 0:
-        print(made.text())
+        print(_json(made.facts()) if as_json else made.text())
 
 
 @app.command()
@@ -452,7 +470,7 @@ def doctor(
     device: str = typer.Option("cpu", "--device", metavar=METAVAR, help="Where they compute."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object."),
 ) -> None:
-    """Check MPI, parallel HDF5, GPUs, files and packages on the ranks that run this."""
+    """Check this machine. MPI, parallel HDF5, GPUs, files, packages, on the ranks that run this."""
     from mpiflow.commands import doctor as checks
 
     # Not parallel.start(): what it would refuse is for a check to say.
@@ -465,7 +483,7 @@ def warmup(
         None, metavar="[SYSTEM]...", help="Whose kernels to compile.  [default: all]"
     ),
 ) -> None:
-    """Compile the kernels of runs before the first one, on a login node or at set-up."""
+    """Compile the kernels of runs before the first one. On a login node, or at set-up."""
     from mpiflow.commands import warmup as compiling
 
     for line in compiling.warm_up(systems or []):
@@ -486,7 +504,7 @@ def bench(
         None, "--barriers", metavar="default|PATH", help="Barrier model of the alloy benchmark."
     ),
 ) -> None:
-    """Measure the speed of a part of mpiflow on the ranks that run this."""
+    """Measure the speed of a part of mpiflow. On the ranks that run this."""
     from mpiflow.commands.bench import spins as benchmarks
 
     rows = benchmarks.run(name, parallel.start(), device=device, barriers=barriers)

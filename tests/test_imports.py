@@ -19,6 +19,7 @@ PACKAGE = ROOT / "mpiflow"
 
 #: From the ground up: a folder imports from those before it, and from itself.
 LAYERS = (
+    "_build",
     "_version",
     "core",
     "systems",

@@ -67,7 +67,7 @@ def learn_onsagerflow(
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing model."),
 ) -> None:
-    """Learn K, s' and J of a stochastic field from files of block means."""
+    """Learn K, s' and J of a stochastic field. From files of block means."""
     from mpiflow.learn.onsagerflow import from_files
 
     parts = lags.split(",")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mpiflow.core.toml_files import read_toml
+from mpiflow.files import storage
 from mpiflow.simulation.options import Config, alternatives
 
 #: Of every group of commands.
@@ -51,6 +53,28 @@ def _typer_option(name: str, field: FieldInfo, argument: bool = False) -> inspec
     )
 
 
+def with_parents(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one more option, ``--parents``: the folder of its output is made."""
+
+    @functools.wraps(command)
+    def run(parents: bool, **given: Any) -> None:
+        with storage.making_parents(parents):
+            command(**given)
+
+    text = "Make the folders that --out is to lie in, where they are missing."
+    default = typer.Option(False, "--parents", help=text)
+    named = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [
+        *(p.replace(kind=named) for p in signature.parameters.values()),
+        inspect.Parameter("parents", named, default=default, annotation=bool),
+    ]
+    # typer reads the signature and the annotations.
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
 def command_of(
     model: type[Config],
     run: Callable[[Any], None],
@@ -79,10 +103,11 @@ def command_of(
         ),
         annotation=Path | None,
     )
-    fields = model.options().items()
-    parameters = [file_option, *(_typer_option(n, f, n == argument) for n, f in fields)]
+    fields = model.options()
+    options = (_typer_option(n, f, n == argument) for n, f in fields.items())
+    parameters = [file_option, *options]
     # typer reads the signature and the annotations; both are those of the model.
     vars(command)["__signature__"] = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = model.__doc__
-    return command
+    return with_parents(command) if "out" in fields else command

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpiflow._version import __version__
+from mpiflow._version import COMMIT, __version__
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape
 
@@ -395,7 +395,7 @@ def storable(name: str, value: Any) -> Any:
 
 
 def git_hash() -> str:
-    """Commit of the source tree that runs, or "unknown" for an installed package.
+    """Commit of the source tree that runs, or that an installed package was built from, if known.
 
     Read from the files of git: starting a process under MPI can be refused or slow.
     """
@@ -414,7 +414,7 @@ def git_hash() -> str:
         packed = (folder / "packed-refs").read_text().splitlines()
         return next(line.split()[0] for line in packed if line.endswith(f" {name}"))
     except (OSError, StopIteration):
-        return "unknown"
+        return COMMIT
 
 
 def own_attributes(ranks: int) -> dict[str, Any]:

@@ -12,17 +12,30 @@ import resource
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
 from mpiflow.core.errors import InputError
 
+#: Whether folders that a new file is to lie in are made where they are missing.
+_PARENTS: ContextVar[bool] = ContextVar("parents", default=False)
 #: Of file systems that have no locks: then there is nothing to hold. 524 is what NFS may say.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, 524)
 _ACCESS_LIST = "system.posix_acl_access"
 #: Of file systems that cannot give room to a file: they have to be asked in another way.
 _NO_ROOM_HELD = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
+
+
+@contextlib.contextmanager
+def making_parents(wanted: bool = True) -> Iterator[None]:
+    """Within, folders that new files are to lie in are made: ``--parents`` of the command line."""
+    token = _PARENTS.set(wanted)
+    try:
+        yield
+    finally:
+        _PARENTS.reset(token)
 
 
 def refusal(path: Path, error: OSError, name: str = "out") -> InputError:
@@ -32,7 +45,7 @@ def refusal(path: Path, error: OSError, name: str = "out") -> InputError:
     if error.errno == errno.ENAMETOOLONG:
         allowed, remedy = "a name with room for a few letters more", "Choose a shorter one."
     elif error.errno == errno.ENOENT and not os.path.isdir(path.parent):
-        remedy = f"Create {path.parent} first."
+        remedy = f"Create {path.parent} first, on the command line with --parents."
     elif error.errno in (errno.ENOTDIR, errno.ELOOP):
         remedy = "A part of the path is a file, or a link that leads nowhere: choose another name."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -49,7 +62,8 @@ def probe(
     suffixes: Iterable[str] = (),
     remedy: str = "Choose another name, or use --overwrite.",
 ) -> Path:
-    """Where a new file will lie, links followed, once it is sure that it can. Changes nothing.
+    """Where a new file will lie, links followed, once it is sure that it can. Changes nothing, but
+    within :func:`making_parents` makes the folder.
 
     To be called before the work: what cannot be written is refused then, not after it.
 
@@ -68,6 +82,8 @@ def probe(
     path = Path(path)
     try:
         target = Path(os.path.realpath(path))
+        if _PARENTS.get():
+            target.parent.mkdir(parents=True, exist_ok=True)
         there = _status(target)
         if there is not None:
             if not stat.S_ISREG(there.st_mode):

@@ -226,6 +226,31 @@ class Trajectory:
             )
         )
 
+    def facts(self) -> dict[str, Any]:
+        """What :meth:`summary` tells, for programs: plain numbers, texts, lists and dicts."""
+        stored = ("config_json", "segments_json")
+        return {
+            "path": str(self.path),
+            "system": self.attributes["system"],
+            "complete": self.complete,
+            "changed": self.changed,
+            "bytes": self.path.stat().st_size,
+            "frames": len(self),
+            "time": [float(t) for t in self.time[[0, -1]]] if len(self) else [],
+            "sizes": self.sizes,
+            "variables": {
+                name: {
+                    "dims": [*["time"] * v.per_frame, *v.dims],
+                    "dtype": str(v.dtype),
+                    "units": v.units,
+                    "long_name": v.long_name,
+                }
+                for name, v in self.variables.items()
+            },
+            "config": self.config,
+            "attributes": {k: v for k, v in self.attributes.items() if k not in stored},
+        }
+
     def __repr__(self) -> str:
         names = ", ".join(self)
         return f"<Trajectory {str(self.path)!r}: {len(self)} frames, {self._state}; {names}>"

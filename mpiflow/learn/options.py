@@ -51,7 +51,9 @@ class LearnConfig(Config):
 
 
 class ClosureConfig(LearnConfig):
-    """Learn the law dz = mu(z) dt + Sigma(z)^(1/2) dB of observables.
+    """Learn the stochastic equation of observables.
+
+    It is dz = mu(z) dt + Sigma(z)^(1/2) dB.
 
     DATA are runs of mpiflow; tables (.npy, .csv) of the time and observables, one trajectory each;
     or .npz of time and observables, or of pairs z, dz and dt.
@@ -106,7 +108,7 @@ class ClosureConfig(LearnConfig):
 
 
 class GeneratorConfig(LearnConfig):
-    """Learn the generator F(J * m, m) of a field from block means of runs.
+    """Learn the generator F(J * m, m) of a field. From block means of runs.
 
     DATA are runs saved with --coarse, all of one lattice, block and distance of frames.
     """
@@ -155,7 +157,7 @@ class GeneratorConfig(LearnConfig):
 
 
 class AlloyConfig(LearnConfig):
-    """Learn the dynamics of an alloy's short-range order at all temperatures together.
+    """Learn the dynamics of an alloy's short-range order. At all temperatures together.
 
     DATA are runs of ternary alloys by time, or pairs.npz of drivers/alloy_learn.py.
     """

@@ -109,7 +109,7 @@ _OWN = {
         short=({"cells": 4, "temperature": 2000, "vacancies": 1, "hops": 2},),
     ),
     "onsagerflow": Entry(
-        "Run a learned field, closure or alloy's order and write a Trajectory file.",
+        "Run a learned model. A field, a closure or an alloy's order; writes a Trajectory file.",
         f"{_HERE}.field.options:FieldConfig",
         # What learns builds on runs, and needs PyTorch: it is found when a field is wanted.
         "mpiflow.learn.onsagerflow.build:build",
@@ -144,7 +144,7 @@ _OWN = {
         short=({"size": 40, "time": 0.25},),
     ),
     "spin-diffusion": Entry(
-        "Chains of atoms of two species that exchange places, and mean-field models of them.",
+        "Chains of atoms of two species. They exchange places; also mean-field models of them.",
         f"{_HERE}.spin_diffusion.options:SpinDiffusionConfig",
         f"{_HERE}.spin_diffusion.build:build",
         f"{_HERE}.spin_diffusion.sizes:plan",

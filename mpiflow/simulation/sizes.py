@@ -7,12 +7,13 @@ the reference machine. tests/run/test_plan.py holds them against real runs.
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import h5py
@@ -256,6 +257,17 @@ class Plan:
             f"{_size(self.raw_bytes)} on disk before compression, "
             f"{_size(self.rank_bytes)} a rank beyond the interpreter"
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What :meth:`text` tells, for programs: bytes, numbers, texts, lists and dicts."""
+        numbers = asdict(replace(self, config=None))  # type: ignore[arg-type]
+        return numbers | {
+            "config": json.loads(self.config.model_dump_json()),
+            "rank_bytes": self.rank_bytes,
+            "machine_bytes": self.machine_bytes(self.ranks),
+            "raw_bytes": self.raw_bytes,
+            "disk_bytes": self.disk_bytes,
+        }
 
     def text(self) -> str:
         """A page for people."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mpi4py import MPI
@@ -50,11 +52,75 @@ def test_version_and_top_help(capsys: pytest.CaptureFixture[str]):
     assert all(name in text for name in ("simulate", "info", "bench"))
 
 
+@pytest.mark.parametrize("words", [[], ["simulate"], ["learn"]])
+def test_no_command_is_described_by_half(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """In a terminal of 80 columns; -h is --help."""
+    monkeypatch.setenv("COLUMNS", "80")
+    invoke([*words, "-h"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.index("Commands:") > 0
+    assert not [line for line in lines[1:] if line.endswith("...")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("mpiflow simulate i", "ising"), ("mpiflow sw", "sweep"), ("mpiflow simulate kac --gam", "")],
+)
+def test_shells_complete(
+    typed: str, offered: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Commands and options, as bash asks for them."""
+    monkeypatch.setenv("_MPIFLOW_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+    with pytest.raises(SystemExit):
+        invoke([])
+    found = capsys.readouterr().out.split()
+    assert found == [offered] if offered else "--gamma" in found
+
+
+def test_folders_of_outputs_are_made_when_asked_for(tmp_path: Path):
+    """Of runs, and of what is made of them; else the message says how."""
+    out = tmp_path / "a" / "b" / "run.h5"
+    with pytest.raises(InputError, match=r"Create .*b first, on the command line with --parents"):
+        invoke([*SMALL, "--out", str(out)])
+    assert not out.parent.exists()
+    invoke([*SMALL, "--out", str(out), "--parents"])
+    picture = tmp_path / "c" / "run.png"
+    invoke(["plot", str(out), "--out", str(picture), "--parents"])
+    assert picture.exists()
+    with pytest.raises(InputError, match="--parents"):  # asked for once, not for ever
+        invoke(["plot", str(out), "--out", str(tmp_path / "d" / "run.png")])
+
+
+def test_json_for_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = str(tmp_path / "run.h5")
+    invoke([*SMALL, "--dt", "inf", "--coarse", "4", "--out", out])
+    capsys.readouterr()
+
+    def told(line: list[str]) -> list[dict[str, Any]]:
+        invoke(line)
+        return [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+
+    (facts,) = told(["info", "--json", out])
+    assert (facts["path"], facts["complete"], facts["frames"]) == (out, True, 2)
+    assert facts["variables"]["coarse_magnetization"]["dims"] == ["time", "y", "x"]
+    assert (facts["config"]["dt"], facts["sizes"]["x"]) == ("inf", 4)
+    found = told(["verify", "--json", str(tmp_path)])
+    assert [Path(f["path"]).name for f in found] == ["run.h5", "run.h5.000001"]
+    assert all(f["good"] and "good" in f["text"] for f in found)
+    (planned,) = told(["plan", "--json", out, "time=5"])
+    assert (planned["frames"], planned["config"]["time"]) == (6, 5.0)
+    assert planned["disk_bytes"] > 0
+    assert {s["name"] for s in planned["stored"]} > {"magnetization", "coarse_magnetization"}
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("simulate ising --sizee 8", "option='--sizee': allowed is one of --config, --"),
-        ("simulate ising --sizee 8", "Did you mean --size?"),
+        ("simulate ising --sizee 8", "an option of mpiflow simulate ising. Did you mean --size?"),
         ("simulate ising --tempratur 8", "Did you mean --temperature?"),
         ("simulate isng", ", predator-prey, spin-diffusion. Did you mean ising?"),
         ("simulat ising", "Did you mean simulate?"),
