@@ -1,5 +1,5 @@
 # make help lists the targets. Everything runs from .venv, which jobs/setup.sh makes and keeps current.
-.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-reliability mutants bench results dist lint format clean distclean
+.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-reliability mutants bench results docs docs-links dist lint format clean distclean
 .DEFAULT_GOAL := help
 # In order, also under make -j: the parts share two cores.
 .NOTPARALLEL:
@@ -91,6 +91,15 @@ bench: setup ## measure speed on one rank, and messages on two; table in results
 results: setup ## every table of docs/results.md, a few hours; goes on where it was stopped
 	$(ONE_THREAD) $(PY) docs/results.py $(NAMES)
 
+# Warnings are errors: a dead link, a name in a docstring that is gone, a cell that fails.
+docs: setup ## the documentation site, in docs/_build/html; tutorials are run
+	@jobs/docs.sh
+	$(ONE_THREAD) PYTHONPATH=$(CURDIR) .venv-docs/bin/python -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+docs-links: setup ## addresses of others that the pages name still answer (needs the network)
+	@jobs/docs.sh
+	$(ONE_THREAD) PYTHONPATH=$(CURDIR) .venv-docs/bin/python -m sphinx -q -b linkcheck -d docs/_build/doctrees docs docs/_build/links
 dist: setup ## wheel and sdist in dist/: metadata, an installed package in a program with types, tests of the sdist
 	@jobs/dist.sh
 
@@ -104,8 +113,8 @@ format: setup ## let ruff rewrite the code
 	.venv/bin/ruff format .
 
 clean: ## remove results and caches, keep .venv
-	rm -rf demo-out test-logs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf demo-out test-logs build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find mpiflow drivers tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
-	rm -rf .venv .venv-cuda .setup.lock
+	rm -rf .venv .venv-cuda .venv-docs .setup.lock

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import builtins
+import inspect
 import re
+import shlex
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -30,6 +32,7 @@ PAGES = {
     "file-format.md": [f"{RUN} --out run.h5"],
     "exports.md": [f"{RUN} --out a.h5", "export a.h5 --to netcdf --out part.nc"],
     "checkpoints.md": [],
+    "first-run.md": [],
     "python.md": [],
     "observables.md": [],
     "import.md": [],
@@ -60,6 +63,49 @@ def test_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             Path("run.h5").unlink()
         code = compile(block, f"{name}, block {number}", "exec", dont_inherit=True)
         exec(code, names)  # noqa: S102 - our own page
+
+
+@pytest.mark.parametrize(
+    "name", ["first-run.md", pytest.param("systems.md", marks=pytest.mark.validate)]
+)
+def test_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the pages for beginners, on one rank; make and drivers have tests of their own."""
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(re.findall(r"^```sh\n(.*?)^```", (DOCS / name).read_text(), re.DOTALL | re.M))
+    commands = re.findall(r"^(?:mpirun -n 2 )?mpiflow (.+)$", lines, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        invoke(shlex.split(command))
+
+
+def test_each_page_has_a_place_in_the_contents() -> None:
+    """And each place a page: ``make docs`` says so, too, but only where Sphinx is."""
+    listed: set[Path] = {DOCS / "index.md"}
+    for index in DOCS.rglob("index.md"):
+        for tree in re.findall(r"^```{toctree}\n(.*?)^```", index.read_text(), re.DOTALL | re.M):
+            names = re.findall(r"^\w[\w/-]*$", tree, re.MULTILINE)
+            listed |= {index.parent / f"{name}.md" for name in names}
+    built = DOCS / "_build"
+    assert listed == {page for page in DOCS.rglob("*.md") if built not in page.parents}
+
+
+def test_public_names_are_in_the_reference() -> None:
+    text = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
+    listed = re.findall(r"^\.\. (?:auto|py:)\w+:: mpiflow\.(\w+)$", text, re.MULTILINE)
+    assert {*listed, "record_alloy"} == {*mpiflow.__all__, "open"}
+    assert len(set(listed)) == len(listed)
+
+
+@pytest.mark.parametrize("name", sorted({*mpiflow.__all__, "open"} - {"STANDARD"}))
+def test_a_public_name_has_a_docstring(name: str) -> None:
+    """Which names all parameters of a function or class."""
+    thing = getattr(mpiflow, name)
+    text = inspect.getdoc(thing)
+    assert text
+    if inspect.ismodule(thing) or (inspect.isclass(thing) and issubclass(thing, Exception)):
+        return
+    missing = [p for p in inspect.signature(thing).parameters if not re.search(rf"\b{p}\b", text)]
+    assert not missing, f"{name} does not say what these are"
 
 
 @pytest.mark.parametrize("name", sorted(page.name for page in DOCS.glob("*.md")))

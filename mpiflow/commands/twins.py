@@ -135,6 +135,7 @@ def predict(
     Parameters
     ----------
     model : the folder of a stochastic field, a closure or an alloy's order; or all options
+    comm : ranks that call this together, ``COMM_WORLD`` unless given
     options : of the run: ``size``, ``time``, ``out``, ... Of closures and alloys those of
         :class:`mpiflow.learn.options.RolloutConfig`
 

@@ -182,6 +182,9 @@ class Block(Boxes):
     members : (B,) uint64, the noise key of each box (see :mod:`mpiflow.core.noise`)
     halo : halo width in sites
     policy : how the halo is filled
+    device : where the array is
+    layout, cart : of boxes that are the tiles of ranks: which rank owns which, and the communicator
+        in which neighbours exchange halos
     """
 
     lattice: Lattice

@@ -35,10 +35,12 @@ class Lattice:
 
     @property
     def ndim(self) -> int:
+        """Number of axes."""
         return len(self.shape)
 
     @cached_property
     def sites(self) -> int:
+        """Number of sites."""
         return math.prod(self.shape)
 
     def require_bipartite(self) -> None:
@@ -161,6 +163,7 @@ class Layout:
 
     @property
     def ranks(self) -> int:
+        """Number of ranks."""
         return math.prod(self.ranks_grid)
 
     def coordinates(self, rank: int) -> Shape:
@@ -185,9 +188,11 @@ class Layout:
         )
 
     def offset(self, rank: int) -> Shape:
+        """Global coordinates of the first site of a rank's box."""
         return tuple(start for start, _ in self.bounds(rank))
 
     def shape(self, rank: int) -> Shape:
+        """Sides of a rank's box, in sites."""
         return tuple(stop - start for start, stop in self.bounds(rank))
 
     def slices(self, rank: int, unit: int = 1) -> tuple[slice, ...]:

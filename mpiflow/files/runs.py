@@ -79,6 +79,10 @@ def open_path(path: Paths) -> Trajectory | Runs:
 
     ``mpiflow.open`` is this function.
 
+    Parameters
+    ----------
+    path : a file, a folder, a pattern such as ``"runs/*.h5"``, or a list of these
+
     Raises
     ------
     InputError : nothing is there; or the file is corrupt, or not a Trajectory

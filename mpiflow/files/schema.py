@@ -236,7 +236,17 @@ _COORDINATES: dict[str, dict[str, str]] = {
 
 
 def block_centres(side: int, block: int) -> np.ndarray:
-    """Centres of the coarse blocks along a side, in sites (site i is at i), float64."""
+    """Centres of the coarse blocks along a side, in sites (site i is at i).
+
+    Parameters
+    ----------
+    side : of the lattice, in sites
+    block : side of a block in sites, which divides it
+
+    Returns
+    -------
+    (side / block,) float64
+    """
     return (np.arange(side // block) + 0.5) * block - 0.5
 
 

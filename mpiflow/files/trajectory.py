@@ -38,6 +38,10 @@ class Trajectory:
     ``traj["magnetization"]`` is a NumPy array, time first. A file that is being
     written shows the frames that it had when it was opened; open it again for more.
 
+    Parameters
+    ----------
+    path : of the file
+
     Attributes
     ----------
     variables : the data variables by name
@@ -256,6 +260,7 @@ class Trajectory:
         return f"<Trajectory {str(self.path)!r}: {len(self)} frames, {self._state}; {names}>"
 
     def close(self) -> None:
+        """Close the file, as the end of a ``with`` block does."""
         self._file.close()
 
     def __enter__(self) -> Self:

@@ -244,6 +244,8 @@ def random_alloy(block: Block, seed: int, counts: Sequence[int] | np.ndarray) ->
 
     Parameters
     ----------
+    block : whose array is filled
+    seed : of the arrangement
     counts : (n_vacancies, n_1, n_2, ...), which add up to the sites of the lattice; one for
         all boxes, or (B, species) one for each box of a batch. See :func:`counts_of`.
 

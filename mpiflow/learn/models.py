@@ -33,6 +33,10 @@ KINDS = {
 def load_model(directory: str | Path) -> Any:
     """Load a model of any kind from the folder that its ``save`` wrote.
 
+    Parameters
+    ----------
+    directory : the folder
+
     Returns
     -------
     A :class:`~mpiflow.learn.closure.model.MacroscopicModel`,

@@ -34,6 +34,7 @@ def resume(
     Parameters
     ----------
     path : the Trajectory; its checkpoints are in ``checkpoints/`` beside it
+    comm : ranks that call this together, ``COMM_WORLD`` unless given
     changes, options : in place of those of the run; ``time`` (or ``hops``) counts from its start.
         Observables that are functions are given again as to :func:`mpiflow.simulate`
     sim : for a run that Python made: a simulation made like the first one, in any state. Options

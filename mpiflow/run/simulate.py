@@ -44,6 +44,7 @@ def simulate(
     Parameters
     ----------
     config : all options, or the name of a system, or a TOML file
+    comm : ranks that call this together, ``COMM_WORLD`` unless given
     changed : options that may differ from those of the run that ``config.resume`` goes on with
     observables, callbacks : as of :func:`record`. Names of ready observables are options, which the
         file has; functions have to be given again to what goes on with the run
@@ -160,6 +161,8 @@ def record(
 
     Parameters
     ----------
+    sim : the simulation, which is left at the end of the run
+    out : the file to write
     time, hops : how far, in its time or, of an alloy, in hops; one of the two
     save_every : in the same unit; all of it if left out, for the first and the last frame
     frames_per_decade : the first frame after time 0 is then at ``save_every``, and so many follow

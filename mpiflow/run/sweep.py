@@ -119,6 +119,7 @@ def sweep(
     discard : means are of frames after this time
     exchange_every : the temperatures of the sweep are copies that exchange states this often, in
         one file for each combination of the others: see :mod:`mpiflow.simulation.tempering`
+    comm : ranks that call this together, ``COMM_WORLD`` unless given
     options : of every run; with ``resume=True`` finished points stay and others go on
 
     Returns

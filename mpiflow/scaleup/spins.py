@@ -33,7 +33,17 @@ def _solver(system: Ising, dt: float, plain: bool = False) -> Sublattice:
 
 
 def upsample(states: np.ndarray, factor: int = 2) -> np.ndarray:
-    """Replace each spin by a ``factor`` x ``factor`` block: (B, ny, nx) to (B, f ny, f nx)."""
+    """Replace each spin by a block of equal ones, as Algorithm 1 of arXiv:2511.12842 does.
+
+    Parameters
+    ----------
+    states : (B, ny, nx)
+    factor : f, side of the blocks
+
+    Returns
+    -------
+    (B, f ny, f nx), of the same type
+    """
     if factor < 1:
         raise InputError("factor", factor, "an integer of 1 or more", "Try 2.")
     return states.repeat(factor, axis=-2).repeat(factor, axis=-1)
@@ -79,6 +89,8 @@ def local_relax(
     ----------
     states : (B, Ly, Lx) int8, changed in place
     members : (B,) noise keys, the index of each state in the data set
+    system : the model that they relax by
+    seed : of the noise
     window, stride : sites; windows overlap when the stride (default window / 2) is smaller
     duration : time of each window; or
     flips : number of flips of each window (exact dynamics), with ``duration=None``
@@ -166,6 +178,8 @@ def partial_evolution(
     ----------
     states : (B, Ly, Lx) int8, not changed
     members : (B,) noise keys
+    system : the model
+    seed : of the noise, and of the choice of patches
     patch : side in sites, a divisor of the lattice's sides
     halo : ``frozen`` for true surroundings, ``wrap`` for a patch closed on itself
     buffer : sites around the patch that evolve with it and are thrown away

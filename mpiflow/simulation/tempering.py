@@ -94,6 +94,7 @@ class Tempering(Simulated):
 
     @property
     def time(self) -> float:  # type: ignore[override]  # that of the copies
+        """The time of the copies, which all have the same."""
         return float(self.one.time) if self.sims else self._time
 
     _time = 0.0

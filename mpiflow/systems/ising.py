@@ -161,6 +161,10 @@ def onsager_energy(temperature: float) -> float:
 
     .. math:: e = -\coth(2\beta) \left[ 1 + \tfrac{2}{\pi} (2 \tanh^2 2\beta - 1) K(k) \right],
               \qquad k = 2 \sinh(2\beta) / \cosh^2(2\beta) .
+
+    Parameters
+    ----------
+    temperature : T = 1 / beta > 0, in units of J / k_B
     """
     x = 2.0 / temperature
     tanh, k = np.tanh(x), 2.0 * np.sinh(x) / np.cosh(x) ** 2

@@ -264,6 +264,7 @@ class Kac:
 
     @property
     def kernel(self) -> KacKernel:
+        """Its coupling, see :func:`kac_kernel`."""
         return kac_kernel(self.gamma)
 
     def scale(self, largest: float) -> Scale:

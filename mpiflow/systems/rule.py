@@ -73,6 +73,7 @@ class SpinRule:
 
     @property
     def parameters(self) -> tuple[float, ...]:
+        """What ``weight`` or ``rate`` gets as its last argument."""
         return ()
 
     @property

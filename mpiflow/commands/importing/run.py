@@ -92,6 +92,7 @@ def import_trajectory(
     ----------
     files : of one format, in the order of time; names may be patterns. NumPy stacks, OVF, LAMMPS
         and SPPARKS dumps, LAMMPS data, extended XYZ, POSCAR, CIF, netCDF or zarr
+    out : the file to write
     comm : ranks that call this together, all by default; rank 0 does the work
     options : of :class:`~mpiflow.commands.importing.options.ImportConfig`
 
@@ -118,6 +119,7 @@ def import_array(
     ----------
     values : (time, y, x), (y, x), or (time, component, y, x) with a ``component``. Anything with
         a shape that gives arrays for a frame: one at a time is looked at
+    out : the file to write
     time : (frames,) rising; or give ``time_step``
     comm : ranks that call this together; rank 0 does the work
     options : of :class:`~mpiflow.commands.importing.options.ImportConfig`, but those of files

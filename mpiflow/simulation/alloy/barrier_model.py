@@ -13,7 +13,7 @@ checksum over both. The arrays of each kind, for S species and vacancies:
 ``constant``  ``base`` (S + 1,) float64, eV by species, 0 for the vacancy
 ``pairwise``  ``base`` and ``bonds`` (S + 1, S + 1) float64, eV
 ``network``   ``W1``, ``b1``, ``W2``, ... float32, ``codes`` (S + 1, C) float32, ``pool``
-              (1,) int64, all as in :func:`mpiflow.systems.barrier_kernels.network`
+              (1,) int64, all as in :func:`mpiflow.solvers.vacancy.barrier_kernels.network`
 ``nnk``       the 26 arrays of the published network, float32: ``W1``, ``b1``, ``gamma1``,
               ``beta1``, ``mean1``, ``variance1``, ..., ``W5``, ``b5``
 ============  ==============================================================================
@@ -206,7 +206,20 @@ def pairwise_model(
     name: str = "pairwise",
     card: Mapping[str, Any] | None = None,
 ) -> BarrierModel:
-    """A model of :func:`mpiflow.systems.barriers.pairwise`: eV of each element and bond."""
+    """A model of :func:`mpiflow.systems.barriers.pairwise`, which obeys detailed balance.
+
+    Parameters
+    ----------
+    energies : (S,) in eV, of each element
+    bonds : (S + 1, S + 1) symmetric, in eV, of bonds between species; 0 is the vacancy
+    species : elements, the first that of species 1
+    name : of the model, for files
+    card : what else is known of it, as JSON
+
+    Raises
+    ------
+    InputError : arrays that do not fit the species or each other
+    """
     tensors = {"base": _base(energies), "bonds": real("bonds", bonds)}
     return _made("pairwise", tensors, species, name, card)
 
@@ -220,7 +233,22 @@ def network_model(
     name: str = "network",
     card: Mapping[str, Any] | None = None,
 ) -> BarrierModel:
-    """A model of :func:`mpiflow.systems.barrier_kernels.network`, kept in float32."""
+    """A model of :func:`mpiflow.solvers.vacancy.barrier_kernels.network`, kept in float32.
+
+    Parameters
+    ----------
+    layers : (W, b) of each layer, W (in, out); the first takes 112 C inputs, place by place with
+        its C channels together, the last gives one number in eV
+    codes : (S + 1, C) input channels of each species, 0 being the vacancy
+    pool : parts of the first layer that are added up
+    species : elements, the first that of species 1
+    name : of the model, for files
+    card : what else is known of it, as JSON
+
+    Raises
+    ------
+    InputError : arrays that do not fit the species or each other
+    """
     tensors: dict[str, np.ndarray] = {
         "codes": real("codes", codes).astype(np.float32),
         "pool": np.array([pool], np.int64),
@@ -451,7 +479,13 @@ def _checksum(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> st
 def save_barrier_model(model: BarrierModel, out: str | Path, overwrite: bool = False) -> str:
     """Write a model to a .safetensors file. Returns the SHA-256 of the file.
 
-    The same model gives the same bytes. An existing file is kept unless ``overwrite``.
+    The same model gives the same bytes.
+
+    Parameters
+    ----------
+    model : as of :func:`network_model` and others
+    out : name of the file
+    overwrite : replace an existing file
 
     Raises
     ------

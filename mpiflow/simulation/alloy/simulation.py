@@ -270,6 +270,7 @@ class AlloySimulation(AlloyWindows):
 
     @property
     def window_option(self) -> str | None:  # type: ignore[override]
+        """The option that makes windows shorter, None if they are chosen."""
         return "window" if self.window else None
 
     @property

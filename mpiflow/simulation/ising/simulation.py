@@ -64,6 +64,7 @@ class Simulation(SpinSimulation):
         :class:`~mpiflow.simulation.alloy.simulation.AlloySimulation` with ``barriers="default"``
         unless given, of linear chains, Curie-Weiss spins, and prey and predators an
         :class:`~mpiflow.simulation.ensemble.simulation.Ensemble`
+    arguments, options : of that class; here
     size : sites a side, or (Ly, Lx)
     dt : step of the sublattice solver, ``math.inf`` for full sweeps (time counts sweeps);
         window of tiled-nfold
@@ -303,6 +304,7 @@ class Simulation(SpinSimulation):
 
     @property
     def events(self) -> NFold | None:
+        """The solver of exact events, None if this one takes steps."""
         return self.solver if isinstance(self.solver, NFold) else None
 
     def _make_steps(self, steps: int) -> np.ndarray:

@@ -196,6 +196,7 @@ class KacSimulation(SpinSimulation):
 
     @property
     def events(self) -> Gillespie | None:
+        """The solver of exact events, None if this one takes steps."""
         return self.solver if isinstance(self.solver, Gillespie) else None
 
     def _make_steps(self, steps: int) -> np.ndarray:

@@ -141,6 +141,7 @@ class RuleSimulation(SquareSimulation):
 
     @property
     def events(self) -> RuleNFold | None:
+        """The solver of exact events, None if this one takes steps."""
         return self.solver if isinstance(self.solver, RuleNFold) else None
 
     @property
