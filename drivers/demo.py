@@ -1,4 +1,4 @@
-"""The whole method in a few minutes: learn 64^2 Ising dynamics from 16^2 patches, check it.
+"""The whole method in a quarter of a minute: learn 64^2 Ising dynamics from 16^2 patches, check it.
 
     mpirun -n 2 .venv/bin/python drivers/demo.py --out demo-out
 

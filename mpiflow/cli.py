@@ -480,7 +480,9 @@ def doctor(
 @app.command()
 def warmup(
     systems: list[str] | None = typer.Argument(
-        None, metavar="[SYSTEM]...", help="Whose kernels to compile.  [default: all]"
+        None,
+        metavar="[SYSTEM]...",
+        help="Whose kernels to compile, or those of learning.  [default: all]",
     ),
 ) -> None:
     """Compile the kernels of runs before the first one. On a login node, or at set-up."""

@@ -26,6 +26,12 @@ def test_what_was_compiled_is_found_again(capsys: pytest.CaptureFixture[str]) ->
     assert second.startswith("curie-weiss: all compiled before, in ")
 
 
+def test_learning_is_warmed_up_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    """All that drivers/demo.py needs, of small data, whose model is bad and not warned of."""
+    invoke(["warmup", "learning"])
+    assert capsys.readouterr().out.startswith("learning: ")
+
+
 def test_systems_that_cannot_be_warmed_up() -> None:
     with pytest.raises(InputError, match=r"systems='onsagerflow'.*ising.*by its first run"):
         list(warmup.warm_up(["ising", "onsagerflow"]))
