@@ -26,7 +26,7 @@ def _row_sums(row: np.ndarray, below: np.ndarray) -> tuple[int, int]:
         s = np.int32(row[x])
         spins += s
         bonds += s * (np.int32(below[x]) + np.int32(row[x + 1]))
-    return spins, bonds
+    return int(spins), int(bonds)
 
 
 @kernel
