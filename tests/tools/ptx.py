@@ -1,19 +1,27 @@
-"""Compile every CUDA kernel for compute capability 9.0 without a GPU: ``make test-ptx``.
+"""Compile every CUDA kernel without a GPU, for compute capabilities 8.0, 9.0 and 10.0.
 
-The simulator runs the kernels as Python, so it cannot see what the real compiler refuses.
-Prints registers and spills of each; a spill, or a kernel that does not compile, is a failure.
+``make test-ptx``. The simulator runs the kernels as Python, so it cannot see what the real compiler
+refuses. Of each kernel and capability a line says registers, bytes of the stack and of shared
+memory, the share of a multiprocessor's warps that run at once, and instructions of the machine by
+type, as they stand in the code: a loop counts once. A spill, or a kernel that does not compile, is
+a failure.
+
+    .venv-cuda/bin/python tests/tools/ptx.py [NAME...] [--json FILE]
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from importlib.metadata import distribution
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import cuda, types
 from numba.core.types import Tuple, UniTuple
@@ -28,9 +36,10 @@ from mpiflow.solvers.vacancy import barrier_kernels
 from mpiflow.systems.ising import Ising
 from mpiflow.systems.potts import Potts
 
-TARGET = (9, 0)
-# Rules are compiled for "the current device": the one kind of it that we mean.
-dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=TARGET)
+CAPABILITIES = ((8, 0), (9, 0), (10, 0))
+#: Rules are compiled for "the current device": the one kind of it that we mean.
+TARGET = SimpleNamespace(compute_capability=CAPABILITIES[0])
+dispatcher.get_current_device = lambda: TARGET
 
 i8, i64, u64 = types.int8, types.int64, types.uint64
 u8, u16, f32, f64 = types.uint8, types.uint16, types.float32, types.float64
@@ -114,27 +123,124 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
 }
 
 
+#: Threads of a block, as of ``CudaKernel.launch``; registers and warps of a multiprocessor.
+BLOCK, REGISTERS, WARPS, WARP = 128, 65536, 64, 32
+#: Types of instructions, by how their names begin; what fits none is "other".
+TYPES = {
+    "logic": ("LOP", "PLOP", "SHF", "PRMT", "POPC", "FLO", "BREV", "SGXT", "ULOP", "USHF", "UPRMT"),
+    "multiply": ("IMAD", "UIMAD", "IMUL"),
+    "integer": ("IADD", "UIADD", "ISETP", "UISETP", "LEA", "ULEA", "SEL", "USEL", "IMNMX",
+                "VIMNMX", "VIADD", "IABS", "I2I", "ISCADD"),
+    "float32": ("FADD", "FMUL", "FFMA", "FSETP", "FSEL", "FMNMX", "MUFU", "FCHK"),
+    "float64": ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX"),
+    "convert": ("I2F", "F2I", "F2F", "I2FP", "F2FP", "UI2F", "UF2I"),
+    "global": ("LDG", "STG", "ATOMG", "RED", "ATOM", "LD.", "ST.", "LD ", "ST "),
+    "shared": ("LDS", "STS", "ATOMS"),
+    "local": ("LDL", "STL"),
+    "control": ("BRA", "BRX", "EXIT", "CALL", "RET", "BSSY", "BSYNC", "BAR", "WARPSYNC", "BREAK"),
+}  # fmt: skip
+_OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+
+
+class Assembled(NamedTuple):
+    """What the assembler says of a kernel, and how many instructions of each type it has."""
+
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    instructions: dict[str, int]
+
+    @property
+    def occupancy(self) -> float:
+        """The share of its warps that a multiprocessor runs at once."""
+        # Registers are dealt to warps in parcels of 256.
+        warp = -(-self.registers * WARP // 256) * 256
+        blocks = min(WARPS * WARP // BLOCK, REGISTERS // (warp * BLOCK // WARP))
+        if self.shared:
+            blocks = min(blocks, 100_000 // self.shared)
+        return blocks * BLOCK / (WARPS * WARP)
+
+
+def tool(name: str, package: str) -> str:
+    """A program of one of NVIDIA's wheels."""
+    return str(next(p for p in distribution(package).files or [] if p.name == name).locate())
+
+
+def assembled(name: str, capability: tuple[int, int]) -> Assembled:
+    """A kernel for a compute capability. Raises RuntimeError if it cannot be made."""
+    kernel, signature = KERNELS[name]
+    TARGET.compute_capability = capability
+    text, _ = cuda.compile_ptx(kernel.factory(cuda), signature, cc=capability)
+    with tempfile.TemporaryDirectory() as folder:
+        source, binary = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        source.write_text(text)
+        arch = "sm_{}{}".format(*capability)
+        said = _run(
+            tool("ptxas", "nvidia-cuda-nvcc-cu12"), f"-arch={arch}", "-v", source, "-o", binary
+        )
+        code = _run(tool("nvdisasm", "nvidia-cuda-nvdisasm"), "-c", binary)
+    opcodes = [opcode for opcode in _OPCODE.findall(code) if opcode != "NOP"]
+    counts = Counter(map(type_of, opcodes))
+    return Assembled(
+        *(_number(pattern, said) for pattern in (
+            r"Used (\d+) registers", r"(\d+) bytes stack frame", r"(\d+) bytes spill stores",
+            r"(\d+) bytes smem",
+        )),
+        {kind: counts[kind] for kind in (*TYPES, "other") if counts[kind]},
+    )  # fmt: skip
+
+
+def type_of(opcode: str) -> str:
+    """Of an instruction of the machine, such as LOP3.LUT."""
+    word = f"{opcode} "
+    return next((kind for kind, starts in TYPES.items() if word.startswith(starts)), "other")
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    return int(found[1]) if found else 0
+
+
+def _run(*command: object) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout + done.stderr
+
+
 def main() -> int:
-    wheel = distribution("nvidia-cuda-nvcc-cu12")
-    assembler = next(p for p in wheel.files or [] if p.name == "ptxas").locate()
-    failures = 0
-    for name, (kernel, signature) in KERNELS.items():
-        text, _ = cuda.compile_ptx(kernel.factory(cuda), signature, cc=TARGET)
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "kernel.ptx"
-            source.write_text(text)
-            done = subprocess.run(
-                [str(assembler), "-arch=sm_90", "-v", str(source), "-o", f"{folder}/kernel"],
-                capture_output=True,
-                text=True,
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of kernels; all unless given")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it there, too")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(KERNELS):
+        parser.error(f"{', '.join(unknown)}: known are {', '.join(KERNELS)}")
+    failures, rows = 0, []
+    print(f"{'kernel':27}{'cc':>5}{'regs':>6}{'stack':>6}{'spill':>6}{'smem':>6}{'warps':>6}  code")
+    for name in options.names or KERNELS:
+        for capability in CAPABILITIES:
+            cc = "{}.{}".format(*capability)
+            try:
+                made = assembled(name, capability)
+            except Exception as error:  # of the compiler or the assembler
+                failures += 1
+                print(f"{name:27}{cc:>5} FAILED: {error}")
+                continue
+            failures += made.spills > 0
+            verdict = " FAILED: spills" if made.spills else ""
+            code = ", ".join(f"{kind} {count}" for kind, count in made.instructions.items())
+            print(
+                f"{name:27}{cc:>5}{made.registers:>6}{made.stack:>6}{made.spills:>6}"
+                f"{made.shared:>6}{made.occupancy:>6.0%}  {code}{verdict}"
             )
-        registers = re.search(r"Used (\d+) registers", done.stderr)
-        spills = re.search(r"(\d+) bytes spill stores", done.stderr)
-        fine = done.returncode == 0 and registers and spills and spills[1] == "0"
-        failures += not fine
-        print(f"{name:22} {registers[0] if registers else done.stderr} {'' if fine else 'FAILED'}")
+            rows.append({"kernel": name, "capability": cc, **made._asdict(),
+                         "occupancy": made.occupancy})  # fmt: skip
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return failures
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(min(main(), 1))
