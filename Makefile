@@ -1,5 +1,5 @@
 # make help lists the targets. Everything runs from .venv, which jobs/setup.sh makes and keeps current.
-.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-reliability mutants bench results docs docs-links dist lint format clean distclean
+.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-reliability mutants bench bench-gpu results docs docs-links dist lint format clean distclean
 .DEFAULT_GOAL := help
 # In order, also under make -j: the parts share two cores.
 .NOTPARALLEL:
@@ -24,6 +24,14 @@ with_mark = $(sort $(shell grep -rl --include='test_*.py' 'mark\.$(1)' tests))
 # Ranks are the parallelism: without this each one starts a thread per core.
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
+# cpu or cuda, of make demo.
+DEVICE ?= cpu
+PYCUDA := .venv-cuda/bin/python
+# Before gigabytes are fetched: is there one?
+on_gpus = @[ "$(1)" != cuda ] || { nvidia-smi -L >/dev/null 2>&1 || \
+	{ echo "no NVIDIA GPU on this machine (nvidia-smi -L fails): use DEVICE=cpu, make test-cudasim or make test-ptx" >&2; exit 2; }; \
+	jobs/cuda.sh torch; }
+
 # To measure: ranks stay on their cores and do not offer them to others while they wait.
 A_CORE_EACH := OMPI_MCA_rmaps_base_oversubscribe=0 OMPI_MCA_mpi_yield_when_idle=0 OMPI_MCA_hwloc_base_binding_policy=core
 
@@ -33,8 +41,9 @@ help: ## this list
 setup: ## make or update .venv (Debian packages, pinned Python packages, parallel h5py)
 	@jobs/setup.sh
 
-demo: setup ## the main job on 2 ranks; results in demo-out/
-	$(ONE_THREAD) $(MPIRUN) -n 2 $(PY) drivers/demo.py --out demo-out
+demo: setup ## the main job on 2 ranks; results in demo-out/; DEVICE=cuda: on GPUs
+	$(call on_gpus,$(DEVICE))
+	$(ONE_THREAD) $(MPIRUN) -n 2 $(if $(filter cuda,$(DEVICE)),$(PYCUDA),$(PY)) drivers/demo.py --out demo-out --device $(DEVICE)
 
 test: setup lint test-serial test-cudasim test-mpi-2 test-mpi-4 ## lint, then the suite on 1 rank, in the CUDA simulator, on 2 and 4 ranks
 
@@ -51,14 +60,14 @@ test-mpi-2 test-mpi-4: test-mpi-%: setup ## the tests marked mpi on 2 (4) ranks
 	$(ONE_THREAD) timeout -k 10 900 $(MPIRUN) -n $* $(PYTEST) -q -m mpi --color=no -p no:cacheprovider $(call with_mark,mpi) \
 	|| { tail -v -n 30 test-logs/*.log; exit 1; }
 
-test-ptx: setup ## every CUDA kernel compiled and assembled for an H100/H200, without one
+test-ptx: setup ## every CUDA kernel assembled for A100, H100/H200 and B200, without one; results/ptx.json
 	@jobs/cuda.sh
-	.venv-cuda/bin/python tests/tools/ptx.py
+	$(PYCUDA) tests/tools/ptx.py --json results/ptx.json
 
-test-gpu: setup ## kernels on the GPU of this machine: same bits as the CPU
-	@jobs/cuda.sh
-	timeout -k 10 1800 .venv-cuda/bin/python -m pytest -q -m kernel
-	.venv-cuda/bin/python -m mpiflow bench ising --device cuda
+test-gpu: setup ## kernels on the GPU of this machine: same bits as the CPU; networks there
+	$(call on_gpus,cuda)
+	timeout -k 10 1200 $(PYCUDA) -m pytest -q -m kernel $(call with_mark,kernel)
+	timeout -k 10 300 $(PYCUDA) -m pytest -q tests/learn/test_devices.py
 
 test-slurm: setup ## the array job on a two-node Slurm on this machine: stopped, requeued, same bits
 	$(PY) tests/slurm/array_job.py
@@ -87,6 +96,10 @@ bench: setup ## measure speed on one rank, and messages on two; table in results
 	  ranks=1; case $$name in halo|scaling) ranks=2;; esac; \
 	  $(ONE_THREAD) $(A_CORE_EACH) $(MPIRUN) -n $$ranks .venv/bin/mpiflow bench $$name | tee -a results/bench.txt || exit 1; \
 	done
+
+bench-gpu: setup ## all that a GPU computes, in less than 8 minutes; results/bench-gpu.json
+	$(call on_gpus,cuda)
+	$(PYCUDA) tests/tools/bench_gpu.py --out results/bench-gpu.json
 
 results: setup ## every table of docs/results.md, a few hours; goes on where it was stopped
 	$(ONE_THREAD) $(PY) docs/results.py $(NAMES)

@@ -42,6 +42,18 @@ step() {
     exit "$code"
 }
 
+# on_gpus COMMAND OPTIONS... or DRIVER.py OPTIONS...: a command of mpiflow, or a driver, with each task
+# on its GPU. All tasks of a node see all of its GPUs and take the one of their local rank, so that
+# NCCL finds the neighbours; cores are bound.
+on_gpus() {
+    local program=(.venv-cuda/bin/python) more=()
+    (($# > 0)) || { echo "what? sbatch jobs/gpu4.slurm simulate SYSTEM [OPTIONS], or drivers/NAME.py [OPTIONS]"; exit 2; }
+    [[ $1 == *.py ]] || program+=(-m mpiflow)
+    [[ $1 != simulate ]] || more=(--resume --walltime "$(walltime)")
+    export SLURM_CPU_BIND=cores SLURM_GPU_BIND=none
+    step "${program[@]}" "$@" --device cuda "${more[@]}"
+}
+
 # again: requeue this job, unless it was cancelled, or never comes to an end.
 again() {
     local state

@@ -88,6 +88,7 @@ TAKES_A_COMMUNICATOR = {
     "commands.bench.alloy",
     "commands.importing.run",
     "commands.bench.kac",
+    "commands.bench.learning",
     "commands.bench.field",
     "commands.bench.chains",
     "commands.warmup",

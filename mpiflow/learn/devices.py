@@ -42,9 +42,19 @@ def gpus() -> list[str]:
             "device",
             "cuda",
             f"a GPU that PyTorch {torch.__version__} can see",
-            "Use --device cpu, or install PyTorch's CUDA build (docs/install.md).",
+            remedy(),
         )
     return [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+
+
+def remedy() -> str:
+    """What to do where PyTorch sees no GPU."""
+    if torch.version.cuda is None:
+        return "Use --device cpu, or install PyTorch's CUDA build (docs/install.md)."
+    return (
+        f"Use --device cpu, or a driver that knows CUDA {torch.version.cuda} (nvidia-smi says "
+        "which it knows)."
+    )
 
 
 def here() -> torch.device:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import bench_gpu
 import numpy as np
 import pytest
 from mpi4py import MPI
 
+import mpiflow.core.device
 from mpiflow.cli import invoke
 from mpiflow.commands.bench import spins as bench
 from mpiflow.core.device import simulated
@@ -36,6 +42,40 @@ def test_every_benchmark_reports(comm: MPI.Intracomm, name: str):
 @pytest.mark.skipif(not simulated(), reason="needs NUMBA_ENABLE_CUDASIM=1")
 def test_the_benchmark_runs_on_cuda():
     assert bench.run("ising", MPI.COMM_SELF, device="cuda", small=True)
+
+
+def test_benchmarks_of_gpus_go_to_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that fails or does not end leaves what others have measured."""
+    row = {"bench": "kac", "case": "x", "value": 1.0, "unit": "ns", "min": 1.0, "max": 2.0}
+
+    def run(command: list[str], **how: Any) -> Any:
+        name = command[command.index("--one") + 1] if "--one" in command else ""
+        if name == "ising":
+            raise subprocess.TimeoutExpired(command, how["timeout"], json.dumps(row).encode())
+        return SimpleNamespace(
+            stdout=json.dumps(row) if name else "", returncode=int(name == "alloy")
+        )
+
+    monkeypatch.setattr(bench_gpu.subprocess, "run", run)
+    monkeypatch.setattr(bench_gpu.gpu, "kernels", lambda: ["GPU-a"])
+    monkeypatch.setattr(bench_gpu.device, "gpu_capabilities", lambda: ["9.0"])
+    out = tmp_path / "results" / "bench-gpu.json"
+    assert bench_gpu.measure(out) == 1
+    found = json.loads(out.read_text())
+    assert found["rows"] == [row] * len(bench_gpu.SHARES)
+    assert found["unfinished"] == {"ising": "took longer than 200 s", "alloy": "ended with 1"}
+    assert found["facts"]["capabilities"] == ["9.0"]
+    assert sum(bench_gpu.SHARES.values()) < 480
+    assert set(bench_gpu.SHARES) == set(bench.ON_GPUS)
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
+    none = SimpleNamespace(is_available=lambda: False)
+    monkeypatch.setattr(mpiflow.core.device, "cuda", lambda: none)
+    with pytest.raises(InputError, match="^device='cuda'"):
+        bench_gpu.measure(tmp_path / "results" / "bench-gpu.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_table_is_aligned():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ from mpiflow.learn.generator.model import Generator
 from mpiflow.learn.sde import LearnedSDE, MacroscopicSDE
 from mpiflow.learn.training import Schedule, fit
 
+REAL = torch.cuda.is_available()
+THERE = torch.device("cuda") if REAL else FAR
+#: A GPU adds in another order; the device of far.py is the CPU, but for our own kernels.
+CLOSE = {"rtol": 2e-3, "atol": 2e-4} if REAL else {"rtol": 2e-4, "atol": 2e-5}
 RNG = np.random.default_rng(5)
+pytestmark = pytest.mark.filterwarnings("ignore::mpiflow.learn.paths.OutsideData")
 STATES, DIM = 96, 2
 Z = RNG.normal(size=(STATES, DIM))
 PAIRS = (Z, -0.1 * Z[:, None] + 0.3 * RNG.normal(size=(STATES, 3, DIM)), np.full((STATES, 3), 0.1))
@@ -33,9 +39,9 @@ KELVIN = np.linspace(500.0, 900.0, STATES)[:, None]
 
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Networks compute on a device that is not the CPU."""
-    with far_device():
-        monkeypatch.setattr(devices, "here", lambda: FAR)
+    """Networks compute on a device that is not the CPU: a GPU, where there is one."""
+    with nullcontext() if REAL else far_device():
+        monkeypatch.setattr(devices, "here", lambda: THERE)
         yield
 
 
@@ -96,7 +102,7 @@ def test_training_there_is_training_here(
             finals[-1] |= {"rollout": torch.as_tensor(ends), "held": torch.tensor(float(held))}
     assert finals[0].keys() == finals[1].keys()
     for name, value in finals[0].items():
-        torch.testing.assert_close(finals[1][name], value, rtol=2e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(finals[1][name], value, **CLOSE, msg=name)
 
 
 def run(sde: LearnedSDE, context: np.ndarray | None = None) -> tuple[np.ndarray, int]:
@@ -115,16 +121,17 @@ def test_fields_run_there(far: None) -> None:
     there = model.rollout(start, np.array([0.0, 0.3]), 1.0, 0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "here", lambda: devices.CPU)
-        np.testing.assert_allclose(model.rollout(start, np.array([0.0, 0.3]), 1.0, 0.1), there)
+        here = model.rollout(start, np.array([0.0, 0.3]), 1.0, 0.1)
+        np.testing.assert_allclose(here, there, rtol=1e-9)
 
 
 def test_what_is_on_two_devices_is_refused(far: None) -> None:
     """Else the tests above could not fail."""
-    layer = nn.Linear(2, 2).to(FAR)
+    layer = nn.Linear(2, 2).to(THERE)
     with pytest.raises(RuntimeError, match="same device"):
         layer(torch.ones(1, 2))
-    with pytest.raises(TypeError, match="no array"):
-        layer(torch.ones(1, 2).to(FAR)).detach().numpy()
+    with pytest.raises(TypeError):
+        layer(torch.ones(1, 2).to(THERE)).detach().numpy()
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 Case = tuple[str, str, float, Callable[[int], int]]
 #: Latents, pairs of training, and steps of a trajectory.
 DIM, PAIRS, LENGTH = 4, 16_000, 200
+
+
+def on(device: str, comm: MPI.Intracomm) -> AbstractContextManager[object]:
+    """Where networks compute as long as this lasts. Collective."""
+    from mpiflow.learn.devices import learning_on
+
+    return learning_on(device, comm)
 
 
 def cases(small: bool) -> Iterator[Case]:

@@ -27,6 +27,7 @@ from mpiflow.commands.bench import start as start_bench
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device, kernel, rule, threads
 from mpiflow.core.errors import InputError
+from mpiflow.core.gpu import chosen, computing_on
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import stream_key, threefry
@@ -41,6 +42,8 @@ from mpiflow.systems.ising import Ising
 
 Row = dict[str, Any]
 
+#: Benchmarks that a GPU may take.
+ON_GPUS = ("ising", "kac", "alloy", "learning")
 REPEATS = 5
 #: Seconds that one repeat should take at least.
 LONG_ENOUGH = 0.2
@@ -69,15 +72,16 @@ def run(
     """
     if name not in BENCHES:
         raise InputError("bench", name, f"one of {', '.join(BENCHES)}", "Try ising.")
-    if device != "cpu" and name not in ("ising", "kac", "alloy"):
+    if device != "cpu" and name not in ON_GPUS:
         raise InputError("device", device, f"'cpu' for the {name} benchmark", "Try ising.")
     if barriers is not None and name != "alloy":
         raise InputError("barriers", barriers, "none but for the alloy benchmark", "Leave it out.")
     meter = Meter(name, comm, repeats=1 if small else REPEATS, seconds=0 if small else LONG_ENOUGH)
-    if name == "alloy":
-        _alloy(meter, device, small, barriers or "default")
-    else:
-        BENCHES[name](meter, device, small)
+    with learning_bench.on(device, comm) if name == "learning" else computing_on(device, comm):
+        if name == "alloy":
+            _alloy(meter, device, small, barriers or "default")
+        else:
+            BENCHES[name](meter, device, small)
     return meter.rows
 
 
@@ -168,15 +172,17 @@ class Meter:
 
 def _ising(meter: Meter, device: str, small: bool) -> None:
     """Updates (attempts) per nanosecond, of large lattices by each kernel and of small ones."""
-    on = Device(device)
+    on = Device(device, chosen().gpu)
     # Each length of a step has thresholds to be compiled in: a test needs one.
     lengths = (math.inf,) if small else (math.inf, 0.25)
-    for side in (128,) if small else (1024, 4096):
+    for side in (128,) if small else (1024, 4096, 32768) if on.is_cuda else (1024, 4096):
         layout = _rows(Lattice((8 * meter.comm.size if small else side, side)), meter.comm.size)
         packed = PackedBlock.tile(layout, meter.comm, device=on)
-        plain = Block.tile(layout, meter.comm, device=on)
-        for block in (packed, plain):
-            initial.independent(block, seed=1)
+        initial.independent(packed, seed=1)
+        plain = None
+        if side <= 4096:  # beyond, its bytes take longer to fill than the others to measure
+            plain = Block.tile(layout, meter.comm, device=on)
+            initial.independent(plain, seed=1)
         for dt in lengths:
             case = f"{side}^2, dt={dt:g}"
             for field in (CRITICAL, replace(CRITICAL, field=0.0)):
@@ -184,6 +190,8 @@ def _ising(meter: Meter, device: str, small: bool) -> None:
                 _sublattice(meter, name, packed, Sublattice(field, dt, compile_in=True))
             general = Sublattice(CRITICAL, dt, compile_in=False)
             _sublattice(meter, f"{case}, h=0.05, packed, general", packed, general)
+            if plain is None:
+                continue
             _sublattice(meter, f"{case}, h=0.05, plain", plain, Sublattice(CRITICAL, dt))
             meter.ratio(f"{case}, h=0.05, packed", f"{case}, h=0.05, plain")
     for side, batch in ((4, 16),) if small else ((16, 8192), (64, 1024)):
@@ -197,7 +205,7 @@ def _ising(meter: Meter, device: str, small: bool) -> None:
 
 def _sides(meter: Meter, device: str, small: bool) -> None:
     """Lattices of sides as people type them against those of the next whole word, a site."""
-    on, done = Device(device), list[int]()
+    on, done = Device(device, chosen().gpu), list[int]()
     for side in (64,) if small else (64, 100, 200, 500, 1000, 2000):
         whole = -(-side // WORD_SITES) * WORD_SITES
         for n in [n for n in (side, whole) if n not in done]:

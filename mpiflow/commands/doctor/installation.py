@@ -99,7 +99,9 @@ def check_torch(site: Site) -> list[Check]:
     text += f", built for CUDA {built}" if built else ", without CUDA"
     simulator = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
     if site.device == "cuda" and not simulator and not torch.cuda.is_available():
-        each = "Networks need --device cpu here, or PyTorch's CUDA build (docs/install.md)."
+        from mpiflow.learn.devices import remedy
+
+        each = f"Networks see no GPU. {remedy()}"
     if site.comm.size > 1 and torch.get_num_threads() > 1:
         each = "Set OMP_NUM_THREADS=1 to train on several ranks."
     return [Check("torch", WARNING if each else OK, text, each)]
