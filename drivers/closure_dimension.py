@@ -45,10 +45,10 @@ from mpiflow.experiments.results import (
     Report,
     Results,
     farm,
-    figure,
     results_directory,
     with_error,
 )
+from mpiflow.experiments.style import figure
 from mpiflow.learn.closure import encoders
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.sde import MacroscopicSDE

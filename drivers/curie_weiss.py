@@ -55,11 +55,11 @@ from mpiflow.experiments.results import (
     FinishedParts,
     Report,
     farm,
-    figure,
     results_directory,
     trajectory,
     with_error,
 )
+from mpiflow.experiments.style import figure
 from mpiflow.files.schema import STANDARD
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure.curie_weiss import (

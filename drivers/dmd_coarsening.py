@@ -37,10 +37,10 @@ from mpiflow.experiments.results import (
     Report,
     Results,
     farm,
-    figure,
     results_directory,
     with_error,
 )
+from mpiflow.experiments.style import figure
 from mpiflow.initial.chain import perturbed
 from mpiflow.solvers.binary_chain.mean_field import MOBILITIES, MeanFieldChains
 from mpiflow.systems.binary_chain import BinaryChain

@@ -31,7 +31,8 @@ from scipy.integrate import trapezoid
 from mpiflow import Drive, Ising, Simulation, initial, metrics
 from mpiflow.core import parallel
 from mpiflow.experiments.options import at_least, driver_parser
-from mpiflow.experiments.results import FinishedParts, Report, farm, figure, results_directory
+from mpiflow.experiments.results import FinishedParts, Report, farm, results_directory
+from mpiflow.experiments.style import figure
 
 #: Coupling and temperature: free spins, above T_c = 2.269, below.
 CASES = {"free, T = 2": (0.0, 2.0), "T = 3.5": (1.0, 3.5), "T = 1.8": (1.0, 1.8)}

@@ -51,11 +51,11 @@ from mpiflow.experiments.results import (
     FinishedParts,
     Report,
     farm,
-    figure,
     results_directory,
     trajectory,
     with_error,
 )
+from mpiflow.experiments.style import figure
 from mpiflow.experiments.upsampling import Relaxation, relax, whole_lattices
 from mpiflow.files.schema import STANDARD
 from mpiflow.learn.closure.polynomial import PolynomialSDE, Ridge, exponents, normal_equations

@@ -30,7 +30,8 @@ from mpiflow.core import parallel
 from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.options import at_least, driver_parser
-from mpiflow.experiments.results import Report, figure, results_directory
+from mpiflow.experiments.results import Report, results_directory
+from mpiflow.experiments.style import figure
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.kac import Kac
 

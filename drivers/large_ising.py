@@ -135,11 +135,13 @@ def finish(
     )
     report.write()
     l0, a, n = growth.mean(axis=0)
+    # The mean of the fits: the fit of mean parameters, which depend on each other, is none of them.
+    fitted = np.mean([of[0] + of[1] * times ** of[2] for of in growth], axis=0)
     slope, offset = decay.mean(axis=0)
     power_law_figure(
         out / "large_ising.png",
         [
-            ("domain length", times, length, l0 + a * times**n, f"{l0:.2f} + {a:.2f} t^{n:.3f}"),
+            ("domain length", times, length, fitted, f"{l0:.2f} + {a:.2f} t^{n:.3f}"),
             ("magnetization", times, moment, np.exp(offset) * times**slope, f"t^{slope:.4f}"),
         ],
     )

@@ -23,7 +23,8 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.options import at_least, driver_parser
-from mpiflow.experiments.results import Report, farm, figure, results_directory
+from mpiflow.experiments.results import Report, farm, results_directory
+from mpiflow.experiments.style import figure
 from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts

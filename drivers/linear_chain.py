@@ -40,14 +40,8 @@ from mpiflow.core.block import gather_records
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import uniforms
 from mpiflow.experiments.options import at_least, driver_parser
-from mpiflow.experiments.results import (
-    FinishedParts,
-    Report,
-    farm,
-    figure,
-    results_directory,
-    trajectory,
-)
+from mpiflow.experiments.results import FinishedParts, Report, farm, results_directory, trajectory
+from mpiflow.experiments.style import figure
 from mpiflow.files.schema import Variable
 from mpiflow.learn.closure.linear import Coefficients, LinearSDE, minimum, pair_sums
 from mpiflow.solvers.lines.chain import ChainSimulation

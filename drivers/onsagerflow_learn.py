@@ -28,7 +28,8 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.options import driver_parser, list_of
-from mpiflow.experiments.results import Report, farm, figure, results_directory
+from mpiflow.experiments.results import Report, farm, results_directory
+from mpiflow.experiments.style import figure
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.learn.generator.model import true_kernel
 from mpiflow.learn.onsagerflow.fit import binned, learn, local_means

@@ -33,7 +33,8 @@ from mpiflow import initial, metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.options import driver_parser, list_of
-from mpiflow.experiments.results import Report, farm, figure, results_directory
+from mpiflow.experiments.results import Report, farm, results_directory
+from mpiflow.experiments.style import figure
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.learn.onsagerflow.fit import learn
 from mpiflow.learn.onsagerflow.increments import FieldRun

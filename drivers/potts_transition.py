@@ -33,7 +33,8 @@ from mpiflow import initial, metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.options import driver_parser
-from mpiflow.experiments.results import FinishedParts, Report, farm, figure, results_directory
+from mpiflow.experiments.results import FinishedParts, Report, farm, results_directory
+from mpiflow.experiments.style import figure
 from mpiflow.simulation.rules.simulation import RuleSimulation
 from mpiflow.systems.potts import Potts, critical_energy, critical_temperature, latent_heat
 

@@ -46,11 +46,11 @@ from mpiflow.experiments.results import (
     Report,
     Results,
     farm,
-    figure,
     results_directory,
     trajectory,
     with_error,
 )
+from mpiflow.experiments.style import figure
 from mpiflow.files.schema import CLOCK, Variable
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.closure import predator_prey

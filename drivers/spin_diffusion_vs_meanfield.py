@@ -48,7 +48,8 @@ from mpiflow.experiments.chains import (
     spin_error,
 )
 from mpiflow.experiments.options import at_least, driver_parser, list_of
-from mpiflow.experiments.results import FinishedParts, Report, farm, figure, results_directory
+from mpiflow.experiments.results import FinishedParts, Report, farm, results_directory
+from mpiflow.experiments.style import figure
 from mpiflow.solvers.binary_chain.averaged import AveragedSpins
 from mpiflow.solvers.binary_chain.langevin import SpinChains, SpinDiffusion
 from mpiflow.solvers.binary_chain.mean_field import MOBILITIES, MeanFieldChains

@@ -40,13 +40,13 @@ from mpiflow.experiments.results import (
     FinishedParts,
     Report,
     farm,
-    figure,
     results_directory,
     table,
     trajectory,
     with_error,
 )
 from mpiflow.experiments.short_time import stationary_variance
+from mpiflow.experiments.style import figure
 from mpiflow.files.schema import STANDARD
 from mpiflow.observables import intensive, spin_sums
 from mpiflow.scaleup import spins as scaleup

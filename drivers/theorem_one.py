@@ -37,7 +37,6 @@ from mpiflow.experiments.results import (
     FinishedParts,
     Report,
     farm,
-    figure,
     results_directory,
     table,
     trajectory,
@@ -51,6 +50,7 @@ from mpiflow.experiments.short_time import (
     patch_moments,
     steps_between,
 )
+from mpiflow.experiments.style import figure
 from mpiflow.files.schema import STANDARD
 from mpiflow.observables import intensive, spin_sums
 from mpiflow.solvers.spins.sublattice import Sublattice

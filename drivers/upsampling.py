@@ -50,11 +50,11 @@ from mpiflow.experiments.results import (
     Results,
     entry,
     farm,
-    figure,
     results_directory,
     table,
     trajectory,
 )
+from mpiflow.experiments.style import figure
 from mpiflow.experiments.upsampling import COLUMNS, RADII, WAVELENGTHS, Difference, Relaxation
 from mpiflow.files.schema import STANDARD, Variable
 from mpiflow.simulation.ising.simulation import Simulation

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import time as clock
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from mpiflow.commands.plot_atoms import draw_atoms
 from mpiflow.commands.selected import attributes_of, check_member, chosen
 from mpiflow.commands.terminal import FIELD_ROWS, braille, half_blocks, resampled, trace
 from mpiflow.core.errors import InputError
+from mpiflow.experiments import style
 from mpiflow.files import segments
 from mpiflow.files.schema import Variable
 from mpiflow.files.storage import whole_file
@@ -47,12 +49,14 @@ class Series:
 
     Parameters
     ----------
+    about : what it is, and its units
     labels : names of its lines; one empty name for a plain number
     mean : (frames, lines), over the members of an ensemble
     spread : their standard deviation, (frames, lines); None without an ensemble
     """
 
     name: str
+    about: str
     labels: tuple[str, ...]
     mean: np.ndarray
     spread: np.ndarray | None
@@ -60,7 +64,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Field:
-    """A component of a field at some frames: values (ny, nx), and the edges of the cells in sites.
+    """A component of a field at some frames: values (ny, nx), the edges of the cells in sites, and
+    what the axes are.
 
     Of what lies along a ``line``, the name of its dimension, there is one for all frames, its
     places upwards and time to the right, which may be ``logarithmic``.
@@ -70,6 +75,7 @@ class Field:
     frames: tuple[int, ...]
     values: tuple[np.ndarray, ...]
     extent: tuple[float, float, float, float]
+    axes: tuple[str, str] = ("x", "y")
     line: str = ""
     logarithmic: bool = False
 
@@ -175,7 +181,9 @@ def series_of(run: Trajectory, v: Variable) -> Series:
         if name != "member":
             words = [str(word) for word in run.read(name)]
             labels = [f"{label} {word}".strip() for label in labels for word in words]
-    return Series(v.name, tuple(labels), values.reshape(len(values), -1), spread)
+    about = v.long_name or v.name
+    about = about if v.units == "1" else f"{about} ({v.units})"
+    return Series(v.name, about, tuple(labels), values.reshape(len(values), -1), spread)
 
 
 def fields_of(
@@ -186,12 +194,14 @@ def fields_of(
         if _along_a_line(run, v):
             yield profile_of(run, v, member)
             continue
-        across, up = (_edges(run, name) for name in reversed(field_axes(v)))
+        names = tuple(reversed(field_axes(v)))
+        across, up = (_edges(run, name) for name in names)
+        axes = f"{names[0]} (sites)", f"{names[1]} (sites)"
         for name, place in _first_components(run, v):
             at = {"member": member, **place}
             box = tuple(at.get(dim, slice(None)) for dim in v.dims)
             values = tuple(np.asarray(run.read(v.name, k)[box], np.float32) for k in frames)
-            yield Field(name, tuple(frames), values, (*across, *up))
+            yield Field(name, tuple(frames), values, (*across, *up), axes)
 
 
 def _first_components(run: Trajectory, v: Variable) -> list[tuple[str, dict[str, int]]]:
@@ -214,7 +224,7 @@ def _grow(run: Trajectory) -> bool:
 
 def profile_of(run: Trajectory, v: Variable, member: int) -> Field:
     """Read what lies along a line, one frame at a time; of many times and places a part."""
-    frames, grow = _spaced(_frame(run, -1), MOMENTS), _grow(run)
+    frames, grow = spaced(_frame(run, -1), MOMENTS), _grow(run)
     columns: list[np.ndarray] = []
     if grow:  # the state at equal distances of the logarithm
         times = np.geomspace(run.time[1], run.time[-1], MOMENTS)
@@ -229,7 +239,8 @@ def profile_of(run: Trajectory, v: Variable, member: int) -> Field:
         columns.append(resampled(line[:, None], min(len(line), MOMENTS))[:, 0])
     first, last = float(run.time[int(grow)]), float(run.time[-1])
     edges = first, last, *_edges(run, v.dims[-1])
-    return Field(v.name, (), (np.stack(columns, axis=1),), edges, v.dims[-1], grow)
+    axes = _time_label(run), v.dims[-1]
+    return Field(v.name, (), (np.stack(columns, axis=1),), edges, axes, v.dims[-1], grow)
 
 
 def _edges(run: Trajectory, name: str) -> tuple[float, float]:
@@ -277,7 +288,7 @@ def _title(run: Trajectory, width: int = 200) -> str:
     return ", ".join(facts)[:width]
 
 
-def _limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
+def limits(values: Sequence[np.ndarray]) -> tuple[float, float]:
     """Ends of the colour scale: symmetric for values of both signs."""
     finite = [part[np.isfinite(part)] for part in values]
     low = min((float(part.min()) for part in finite if part.size), default=0.0)
@@ -313,13 +324,19 @@ def _figure(
     run: Trajectory, variables: Sequence[str] | None, frame: int | None, member: int
 ) -> Figure:
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from matplotlib import rc_context
     except ImportError as error:
         remedy = "Install mpiflow[plot]; without --out the command shows text."
         raise InputError("plot", str(run.path), "no picture without matplotlib", remedy) from error
+    with rc_context(style.settings()):
+        return _drawn(run, variables, frame, member)
+
+
+def _drawn(
+    run: Trajectory, variables: Sequence[str] | None, frame: int | None, member: int
+) -> Figure:
     last = _frame(run, -1)
-    moments = [_frame(run, frame)] if frame is not None else _spaced(last, SNAPSHOTS)
+    moments = [_frame(run, frame)] if frame is not None else spaced(last, SNAPSHOTS)
     check_member(run, member)
     drawn, kept = _select(run, variables, atoms=True)
     atoms = [v for v in kept if is_species(v)]
@@ -329,13 +346,12 @@ def _figure(
     loop = [v for name in ("field", "magnetization") for v in drawn if v.name == name]
     panels_of = (1 if _along_a_line(run, v) else len(_first_components(run, v)) for v in kept)
     sizes = (
-        [2.6 * rows] * bool(drawn)
-        + [3.6] * (len(loop) == 2)
-        + [2.9] * sum(panels_of)
+        [3.0 * rows] * bool(drawn)
+        + [3.8] * (len(loop) == 2)
+        + [3.2] * sum(panels_of)
         + [8.0 / len(moments) + 2.0] * len(atoms)
     )
-    figure = Figure(figsize=(13.0, sum(sizes) + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = style.figure(13.0, sum(sizes) + 0.5)
     parts = list(figure.subfigures(len(sizes), 1, height_ratios=sizes, squeeze=False)[:, 0])
     if drawn:
         panels = parts.pop(0).subplots(rows, columns, sharex=True, squeeze=False).ravel()
@@ -348,7 +364,7 @@ def _figure(
                 axes.axvline(run.time[moments[0]], color="0.6", lw=0.8)
         for axes in panels[max(0, len(drawn) - columns) : len(drawn)]:
             axes.tick_params(labelbottom=True)
-            axes.set_xlabel(_time_label(run), fontsize=8)
+            axes.set_xlabel(_time_label(run))
         for axes in panels[len(drawn) :]:
             axes.remove()
     if len(loop) == 2:
@@ -357,14 +373,14 @@ def _figure(
         draw_atoms(parts.pop(), run, moments, member)
     for part, field in zip(parts, fields_of(run, kept, moments, member), strict=True):
         if field.line:
-            _draw_profile(part, _time_label(run), field)
+            _draw_profile(part, field)
         else:
             _draw_field(part, run.time, field)
-    figure.suptitle(os.fsencode(_title(run)).decode(errors="replace"), fontsize=10)
+    figure.suptitle(os.fsencode(_title(run, 140)).decode(errors="replace"), fontsize=11)
     return figure
 
 
-def _spaced(last: int, count: int) -> list[int]:
+def spaced(last: int, count: int) -> list[int]:
     """Up to ``count`` frames from 0 to ``last``, evenly."""
     return sorted({round(k * last / max(1, count - 1)) for k in range(count)})
 
@@ -372,15 +388,16 @@ def _spaced(last: int, count: int) -> list[int]:
 def _draw_series(axes: Any, times: np.ndarray, series: Series) -> None:
     for i, label in enumerate(series.labels):
         mark = "o" if len(times) < 30 else None
-        line = axes.plot(times, series.mean[:, i], marker=mark, ms=2.5, lw=1.2, label=label)[0]
+        line = axes.plot(times, series.mean[:, i], marker=mark, ms=2.5, label=label)[0]
         if series.spread is not None:
             low, high = (series.mean[:, i] + sign * series.spread[:, i] for sign in (-1, 1))
             axes.fill_between(times, low, high, color=line.get_color(), alpha=0.25, lw=0)
     note = "" if series.spread is None else "  (mean and std of members)"
-    axes.set_title(f"{series.name}{note}", fontsize=9)
-    axes.tick_params(labelsize=8)
-    if len(series.labels) > 1:
-        axes.legend(fontsize=6, ncols=1 + len(series.labels) // 7)
+    axes.set_title(f"{series.name}{note}")
+    axes.set_ylabel(textwrap.fill(series.about, 28), fontsize=9)
+    if len(series.labels) > 1:  # beside the panel, where it covers nothing
+        columns = 1 + len(series.labels) // 12
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=columns, frameon=False)
 
 
 def _draw_loop(part: Any, field: Series, m: Series) -> None:
@@ -388,29 +405,30 @@ def _draw_loop(part: Any, field: Series, m: Series) -> None:
     axes, other = part.subplots(1, 2)
     other.remove()
     axes.plot(field.mean[:, 0], m.mean[:, 0], lw=0.9)
-    axes.set_xlabel("field", fontsize=8)
-    axes.set_ylabel("magnetization", fontsize=8)
-    axes.tick_params(labelsize=8)
+    axes.set(xlabel=field.about, ylabel=m.about)
 
 
 def _draw_field(part: Any, times: np.ndarray, field: Field) -> None:
-    low, high = _limits(field.values)
-    style = "RdBu_r" if low == -high else "viridis"
+    low, high = limits(field.values)
+    colours = style.SIGNED if low == -high else style.PLAIN
     panels = part.subplots(1, len(field.frames), squeeze=False)[0]
     image = None
     for axes, k, values in zip(panels, field.frames, field.values, strict=True):
         image = axes.imshow(
-            values, origin="lower", extent=field.extent, cmap=style, vmin=low, vmax=high
+            values, origin="lower", extent=field.extent, cmap=colours, vmin=low, vmax=high
         )
-        axes.set_title(f"t = {times[k]:.6g}", fontsize=9)
-        axes.tick_params(labelsize=7)
-    part.colorbar(image, ax=list(panels), shrink=0.8, label=field.name)
+        axes.set_title(f"t = {times[k]:.6g}")
+        axes.set_xlabel(field.axes[0])
+        axes.locator_params(nbins=4)
+        axes.label_outer()
+    panels[0].set_ylabel(field.axes[1])
+    part.colorbar(image, ax=list(panels), shrink=0.8, label=textwrap.fill(field.name, 30))
 
 
-def _draw_profile(part: Any, time: str, field: Field) -> None:
+def _draw_profile(part: Any, field: Field) -> None:
     (values,), axes = field.values, part.subplots()
-    low, high = _limits(field.values)
-    colours = {"cmap": "RdBu_r" if low == -high else "viridis", "vmin": low, "vmax": high}
+    low, high = limits(field.values)
+    colours = {"cmap": style.SIGNED if low == -high else style.PLAIN, "vmin": low, "vmax": high}
     if field.logarithmic:
         first, last, bottom, top = field.extent
         rows, columns = values.shape
@@ -419,10 +437,8 @@ def _draw_profile(part: Any, time: str, field: Field) -> None:
         axes.set_xscale("log")
     else:
         image = axes.imshow(values, origin="lower", extent=field.extent, aspect="auto", **colours)
-    axes.set_xlabel(time, fontsize=8)
-    axes.set_ylabel(field.line, fontsize=8)
-    axes.tick_params(labelsize=7)
-    part.colorbar(image, ax=axes, shrink=0.8, label=field.name)
+    axes.set(xlabel=field.axes[0], ylabel=field.axes[1])
+    part.colorbar(image, ax=axes, shrink=0.8, label=textwrap.fill(field.name, 30))
 
 
 # -- text ----------------------------------------------------------------------------------
@@ -455,7 +471,7 @@ def page(
         scale = ", logarithmic" * _grow(run)
         lines.append(f"against {_time_label(run)}{scale}"[:width])
     for field in fields_of(run, kept, [shown], member):
-        low, high = _limits(field.values)
+        low, high = limits(field.values)
         left, right, bottom, top = (f"{edge:g}" for edge in field.extent)
         across, up = ("time", field.line) if field.line else ("x", "y")
         across = "logarithmic " * field.logarithmic + across

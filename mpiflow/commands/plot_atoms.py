@@ -11,7 +11,7 @@ from mpiflow.files.trajectory import Trajectory
 from mpiflow.systems.alloy import NOT_A_SITE, VACANCY
 
 #: Of elements 1, 2, ...; of more they come again.
-_COLOURS = ("#2f6db5", "#e29a2d", "#cfd2d6", "#4c9f70", "#8e5ea2", "#b5523b")
+_COLOURS = ("#0072B2", "#E69F00", "#D9D9D9", "#009E73", "#CC79A7", "#56B4E9")
 _DEEP = 4  # layers of sites of a face that are drawn: what lies deeper is hidden
 #: To the reader's right, up, and towards the reader, in points of the grid.
 _AXES = np.array([[0.82, 0.57, 0.0], [-0.28, 0.40, 0.87], [0.50, -0.71, 0.49]])
@@ -24,7 +24,9 @@ def draw_atoms(part: Any, run: Trajectory, frames: list[int], member: int) -> No
     for axes, k in zip(panels, frames, strict=True):
         species = np.atleast_2d(run.read("species", k))[member]
         _draw(axes, grid_of(species, cells), names)
-        axes.set_title(f"t = {run.time[k]:.6g} s", fontsize=9)
+        axes.set_title(f"t = {run.time[k]:.6g} s")
+    # All frames have the same atoms: one legend, below, where it narrows no panel.
+    part.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 def _draw(axes: Any, grid: np.ndarray, names: tuple[str, ...]) -> None:
@@ -52,12 +54,11 @@ def _draw(axes: Any, grid: np.ndarray, names: tuple[str, ...]) -> None:
     holes = kinds == VACANCY
     for some, strength in ((holes & (deep < 2), 1.0), (holes & (deep >= 2), 0.5)):
         axes.scatter(
-            right[some], up[some], s=6.0 * size, facecolors="none", edgecolors="#a33b20",
+            right[some], up[some], s=6.0 * size, facecolors="none", edgecolors="#D55E00",
             linewidths=2.0, alpha=strength,
         )  # fmt: skip
     for kind, name in enumerate(names, 1):
         label = f"{name} {np.count_nonzero(kinds == kind):,}"
         axes.scatter([], [], c=colours[kind - 1], edgecolors="0.25", label=label)
     label = f"vacancy {np.count_nonzero(holes):,} (pale: inside)"
-    axes.scatter([], [], facecolors="none", edgecolors="#a33b20", linewidths=2.0, label=label)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=4, frameon=False)
+    axes.scatter([], [], facecolors="none", edgecolors="#D55E00", linewidths=2.0, label=label)

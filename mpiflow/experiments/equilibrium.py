@@ -20,11 +20,11 @@ from mpiflow.experiments.results import (
     Entry,
     FinishedParts,
     entry,
-    figure,
     results_directory,
     trajectory,
     with_error,
 )
+from mpiflow.experiments.style import figure
 from mpiflow.files.schema import STANDARD
 from mpiflow.learn.closure.equilibrium import DT, MEMBERS
 from mpiflow.learn.sde import LearnedSDE

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mpiflow.experiments.results import figure
+from mpiflow.experiments import style
+from mpiflow.experiments.style import figure
 
 #: (mean, standard deviation), each (times, groups, variables).
 Moments = tuple[np.ndarray, np.ndarray]
@@ -36,7 +37,9 @@ def latent_figure(
     rows, columns = len(predictions), len(variables)
     page = figure(5.2 * columns, 3.1 * rows + 0.4)
     axes = page.subplots(rows, columns, sharex=True, squeeze=False)
-    colour = ScalarMappable(Normalize(min(groups), max(groups) + 1e-9), "coolwarm")
+    # Not a map with white in its middle; its palest colours, at the end, are left out.
+    low, high = min(groups), max(groups) + 1e-9
+    colour = ScalarMappable(Normalize(low, high + 0.15 * (high - low)), style.ORDERED)
     for row, (name, prediction) in enumerate(predictions.items()):
         for column, variable in enumerate(variables):
             ax = axes[row][column]
@@ -50,11 +53,12 @@ def latent_figure(
                 for sign in (-1, 1):
                     ax.plot(times, mean + sign * std, color="k", lw=0.5, ls=":")
             ax.set_ylabel(variable)
-            ax.set_title(f"{name}: {variable}", fontsize=9)
+            ax.set_title(name)
             if row == rows - 1:
                 ax.set_xlabel("time (attempts per spin)")
-    page.colorbar(colour, ax=axes, label="initial magnetization", shrink=0.8)
-    page.suptitle(f"{title}   shaded: truth, black: prediction (mean, one std)", fontsize=10)
+    bar = page.colorbar(colour, ax=axes, label="initial magnetization", shrink=0.8)
+    bar.ax.set_ylim(low, high)
+    page.suptitle(f"{title}   shaded: truth, black: prediction (mean, one std)")
     page.savefig(path, dpi=130)
 
 
@@ -69,14 +73,23 @@ def power_law_figure(
     panels : (name of the quantity, times, values (runs, times), law (times), label of the law)
     """
 
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
     page = figure(5.2 * len(panels), 3.8)
     for axes, (name, times, values, law, label) in zip(
         page.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        for run in values:
-            axes.loglog(times, run, "o", markersize=3, alpha=0.5)
+        for i, run in enumerate(values):
+            axes.loglog(times, run, "o", markersize=3, alpha=0.5, color=style.COLOURS[i])
         axes.loglog(times, law, "k--", label=label)
-        axes.set(xlabel="sweeps", ylabel=name)
+        axes.set(xlabel="time (sweeps)", ylabel=name)
+        # Less than a decade has no tick of a power of ten: a few others, with plain numbers.
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            if high < 10 * low:
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0, 7.0)))
+                axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(NullFormatter())
         axes.legend()
     page.savefig(path, dpi=150)
 
@@ -88,6 +101,7 @@ def relaxation_figure(
     title: str = "",
     unit: float = 1e-6,
     label: str = "time (1e-6 s)",
+    quantity: str = "short-range order",
 ) -> None:
     """Mean and spread against time, one panel for each variable, one colour for each curve.
 
@@ -95,6 +109,7 @@ def relaxation_figure(
     ----------
     curves : label: (times in s, means (times, variables), spreads (times, variables))
     unit, label : of the time axis
+    quantity : what the variables are, beside the panels
     """
 
     columns = 3
@@ -104,16 +119,24 @@ def relaxation_figure(
     for i, name in enumerate(names):
         axes = panels[i // columns][i % columns]
         for k, (name_of_curve, (times, mean, spread)) in enumerate(curves.items()):
-            style = {"color": f"C{k % 10}", "lw": 1.2, "label": name_of_curve}
-            line = axes.plot(times / unit, mean[:, i], **style)[0]
+            look = style.line(k)
+            axes.plot(times / unit, mean[:, i], label=name_of_curve, **look)
             low, high = mean[:, i] - spread[:, i], mean[:, i] + spread[:, i]
-            axes.fill_between(times / unit, low, high, color=line.get_color(), alpha=0.2, lw=0)
-        axes.set_title(name, fontsize=10)
-        axes.axhline(0.0, color="k", lw=0.4)
-    panels[0][0].legend(fontsize=7)
-    for axes in panels[-1]:
-        axes.set_xlabel(label)
-    page.suptitle(title, fontsize=11)
+            axes.fill_between(times / unit, low, high, color=look["color"], alpha=0.2, lw=0)
+        axes.set_title(name)
+        axes.axhline(0.0, color="0.5", lw=0.5)
+    for axes in panels.ravel()[len(names) :]:
+        axes.remove()
+    for i in range(len(names)):
+        below = i + columns >= len(names)
+        panels[i // columns][i % columns].tick_params(labelbottom=below)
+        if below:
+            panels[i // columns][i % columns].set_xlabel(label)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(quantity)
+    # Outside of the panels, where it covers nothing.
+    page.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    page.suptitle(title)
     page.savefig(path, dpi=130)
 
 
@@ -133,11 +156,12 @@ def temperature_figure(
     panels = page.subplots(1, len(series), sharey=True, squeeze=False)[0]
     for axes, (label, (temperatures, values)) in zip(panels, series.items(), strict=True):
         for i, name in enumerate(names):
-            axes.plot(temperatures, values[:, i], "o-", ms=3, lw=1, color=f"C{i}", label=name)
-        axes.axhline(0.0, color="k", lw=0.4)
+            look = style.line(i)
+            axes.plot(temperatures, values[:, i], marker="o", ms=3, label=name, **look)
+        axes.axhline(0.0, color="0.5", lw=0.5)
         axes.set(xlabel="temperature (K)", title=label)
-    panels[0].set_ylabel("order parameter")
-    panels[0].legend(fontsize=7)
+    panels[0].set_ylabel("short-range order")
+    page.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     page.savefig(path, dpi=130)
 
 
@@ -168,23 +192,21 @@ def field_figure(
             ax = axes[row][column]
             both = abs(data["field"][frame]).max(), abs(equation["field"][frame]).max()
             limit = max(*both, 1e-9)
-            image = ax.imshow(series["field"][frame], cmap="RdBu_r", vmin=-limit, vmax=limit)
-            ax.set_title(f"{name}, {when}", fontsize=9)
-            page.colorbar(image, ax=ax, shrink=0.8)
+            image = ax.imshow(series["field"][frame], cmap=style.SIGNED, vmin=-limit, vmax=limit)
+            ax.set_title(f"{name}, {when}")
+            page.colorbar(image, ax=ax, shrink=0.8, label="magnetization")
     gap = abs(equation["field"][-1] - data["field"][-1])
     image = axes[1][2].imshow(gap, cmap="magma", vmin=0)
-    axes[1][2].set_title(f"|equation - spins|, {last}", fontsize=9)
-    page.colorbar(image, ax=axes[1][2], shrink=0.8)
+    axes[1][2].set_title(f"|equation - spins|, {last}")
+    page.colorbar(image, ax=axes[1][2], shrink=0.8, label="magnetization")
     for ax in (*axes[0][:2], *axes[1][:3]):
-        ax.set_xticks([])
-        ax.set_yticks([])
+        ax.set(xticks=[], yticks=[], xlabel="x", ylabel="y")
     panels = (axes[0][2], "magnetization"), (axes[0][3], "free energy")
     for ax, name in (*panels, (axes[1][3], "phase fraction")):
         ax.plot(times, data[name], "o", ms=3.5, label="spins")
         ax.plot(times, equation[name], "k-", lw=1.2, label="nonlocal equation")
-        ax.set_title(name, fontsize=9)
-        ax.set_xlabel("time (attempts per spin)")
-        ax.legend(fontsize=8)
+        ax.set(xlabel="time (attempts per spin)", ylabel=name)
+        ax.legend()
     page.suptitle(title)
     page.savefig(path, dpi=110)
 
@@ -202,5 +224,5 @@ def limits_figure(
         ax.loglog(x, y[-1] * (x / x[-1]) ** power, "k--", lw=1, label=f"power {power:g}")
         ax.set_xlabel(name)
         ax.set_ylabel(label)
-        ax.legend(fontsize=8)
+        ax.legend()
     page.savefig(path, dpi=120)

@@ -24,7 +24,6 @@ from mpiflow.files import storage
 from mpiflow.run.progress import Progress
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from mpi4py import MPI
 
     from mpiflow.files.writer import TrajectoryWriter
@@ -174,16 +173,6 @@ def trajectory(
     attributes = {"system": system, "config_json": json.dumps(config), "seed": seed}
     attributes |= {"rng": rng or RNG, "decomposition_invariant": 1}
     return TrajectoryWriter(path, attributes=attributes, overwrite=True, **about)
-
-
-def figure(width: float, height: float) -> Figure:
-    """An empty figure that needs no screen; save it with ``savefig(path, dpi=130)``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    empty = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(empty)
-    return empty
 
 
 class FinishedParts:
