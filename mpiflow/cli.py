@@ -26,7 +26,7 @@ from mpiflow.core.gpu import METAVAR
 from mpiflow.core.packages import explained
 from mpiflow.learn.options import RolloutConfig
 from mpiflow.simulation import catalogue
-from mpiflow.simulation.options import RunConfig
+from mpiflow.simulation.options import RunConfig, idle
 
 app = typer.Typer(
     help="Simulate stochastic lattice systems on MPI ranks, and learn their macroscopic dynamics.",
@@ -405,14 +405,25 @@ def plot(
     ),
     member: int = typer.Option(0, "--member", metavar="M", help="Of the fields of an ensemble."),
     live: bool = typer.Option(False, "--live", help="Redraw the text until the run is complete."),
+    film: Path | None = typer.Option(
+        None, "--animate", metavar="GIF|HTML|MP4", help="A field in motion, written to this file."
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing picture."),
 ) -> None:
     """Show a run as a picture or in the terminal. Its variables in time, and its fields."""
+    from mpiflow.commands import animate as films
     from mpiflow.commands import plot as plot_run
 
     comm = parallel.start_reading()
     with parallel.agreed(comm):
-        if comm.rank == 0:
+        if comm.rank == 0 and film is not None:
+            for name, value in (("out", out), ("frame", frame), ("live", live or None)):
+                if value is not None:
+                    raise idle(name, value, "with --animate, which shows all frames")
+            of_one = variable[0] if variable else None
+            count = films.animate(path, film, variable=of_one, member=member, overwrite=overwrite)
+            print(f"{film}: {count} frames")
+        elif comm.rank == 0:
             plot_run.plot(
                 path,
                 out,
@@ -422,6 +433,22 @@ def plot(
                 live=live,
                 overwrite=overwrite,
             )
+
+
+@app.command()
+def watch(
+    path: Path = typer.Argument(..., metavar="FILE", help="The file of a run in progress."),
+    variable: list[str] | None = typer.Option(
+        None, "--variable", metavar="NAME", help="Only this; may be given several times."
+    ),
+) -> None:
+    """Show a run in progress in the terminal. Redrawn until it is complete, or Ctrl-C."""
+    from mpiflow.commands import plot as plot_run
+
+    comm = parallel.start_reading()
+    with parallel.agreed(comm):
+        if comm.rank == 0:
+            plot_run.plot(path, variables=variable or None, live=True)
 
 
 @app.command()

@@ -45,15 +45,16 @@ def animate(
         from matplotlib import rc_context
         from matplotlib.animation import FFMpegWriter, FuncAnimation, HTMLWriter, PillowWriter
     except ImportError as error:
-        remedy = "Install mpiflow[plot]."
-        raise InputError("animate", str(out), "no film without matplotlib", remedy) from error
+        allowed = "a film only with matplotlib"
+        raise InputError("animate", str(out), allowed, "Install mpiflow[plot].") from error
     makers: dict[str, Any] = {".gif": PillowWriter, ".html": HTMLWriter, ".mp4": FFMpegWriter}
     kind = Path(out).suffix
     if kind not in makers:
-        raise InputError("animate", str(out), f"a name that ends with {', '.join(makers)}", "")
+        allowed = f"a name that ends with {', '.join(makers)}"
+        raise InputError("animate", str(out), allowed, "Try run.html, which plays in any browser.")
     if kind == ".mp4" and not FFMpegWriter.isAvailable():
-        remedy = "Install ffmpeg, or take .gif or .html."
-        raise InputError("animate", str(out), "no film without the program ffmpeg", remedy)
+        allowed = "a .gif or .html where the program ffmpeg is missing"
+        raise InputError("animate", str(out), allowed, "Install ffmpeg, or choose another format.")
     with Trajectory(path) as run:
         check_member(run, member)
         fields = [v.name for v in run.variables.values() if len(field_axes(v)) == 2]

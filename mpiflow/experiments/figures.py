@@ -130,10 +130,9 @@ def relaxation_figure(
     for i in range(len(names)):
         below = i + columns >= len(names)
         panels[i // columns][i % columns].tick_params(labelbottom=below)
+        panels[i // columns][i % columns].set_ylabel(quantity)
         if below:
             panels[i // columns][i % columns].set_xlabel(label)
-    for axes in panels[:, 0]:
-        axes.set_ylabel(quantity)
     # Outside of the panels, where it covers nothing.
     page.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     page.suptitle(title)

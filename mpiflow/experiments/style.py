@@ -24,7 +24,7 @@ def line(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
 
 
-def settings() -> dict[str, Any]:
+def settings() -> Any:
     """The same for lines that are drawn without these, and sizes: ``matplotlib.rc_context``."""
     from cycler import cycler
 

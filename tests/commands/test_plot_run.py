@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import layout
 import numpy as np
 import pytest
+from PIL import Image
 
 from mpiflow.cli import invoke
 from mpiflow.commands import plot as plot_run
@@ -325,7 +327,7 @@ def test_a_picture(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     red = (pixels[..., 0] > 0.3) & (pixels[..., 1] < 0.1) & (pixels[..., 2] < 0.2)
     blue = (pixels[..., 2] > 0.3) & (pixels[..., 0] < 0.1) & (pixels[..., 1] < 0.25)
     low = int(0.6 * len(pixels))
-    left = pixels.shape[1] // 6
+    left = pixels.shape[1] // 5
     assert red[low:, :left].sum() * 6 < blue[low:, :left].sum()
     rows, columns = np.nonzero(red[low:, :left])
     others = np.nonzero(blue[low:, :left])
@@ -340,10 +342,10 @@ def test_a_picture(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_picture_has_up_to_five_snapshots() -> None:
-    assert plot_run._spaced(10, 5) == [0, 2, 5, 8, 10]
-    assert plot_run._spaced(0, 5) == [0]
-    assert plot_run._spaced(1, 5) == [0, 1]
-    assert plot_run._spaced(3, 5) == [0, 1, 2, 3]
+    assert plot_run.spaced(10, 5) == [0, 2, 5, 8, 10]
+    assert plot_run.spaced(0, 5) == [0]
+    assert plot_run.spaced(1, 5) == [0, 1]
+    assert plot_run.spaced(3, 5) == [0, 1, 2, 3]
 
 
 def test_a_missing_library_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,3 +512,61 @@ def test_live_counts_failures_in_a_row(
 def test_live_refuses_a_wrong_name_at_once(run: Path) -> None:
     with pytest.raises(InputError, match="Did you mean flips"):
         plot_run.watch(run, variables=["flip"], stream=io.StringIO(), pause=pytest.fail)
+
+
+# -- layout, films -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", ["ising", "alloy", "linear-chain"])
+def test_layout_of_pictures(system: str, tmp_path: Path) -> None:
+    """Every axis has a label with its unit, nothing lies over anything else."""
+    options = {
+        "ising": "--size 32 --temperature 2 --time 4 --save-every 1 --coarse 8 --members 3",
+        "alloy": "--cells 4 --vacancies 2 --temperature 2000 --time 1e-9 --species",
+        "linear-chain": "--size 10 --time 1 --profile",
+    }[system]
+    out = tmp_path / "run.h5"
+    invoke(["simulate", system, *options.split(), "--quiet", "--out", str(out)])
+    with Trajectory(out) as run:
+        for names in [None, ["species"]] if system == "alloy" else [None]:
+            assert layout.faults(plot_run.picture(run, None, names)) == []
+
+
+@pytest.mark.parametrize("kind", ["gif", "html"])
+def test_films(kind: str, run: Path, tmp_path: Path) -> None:
+    """All frames of the field; the page needs nothing from elsewhere."""
+    film = tmp_path / f"film.{kind}"
+    invoke(["plot", str(run), "--animate", str(film)])
+    if kind == "gif":
+        with Image.open(film) as opened:
+            assert getattr(opened, "n_frames", 1) == 11
+    else:
+        assert film.read_text().count("data:image/png;base64") == 11
+    with pytest.raises(InputError, match="does not exist yet"):
+        invoke(["plot", str(run), "--animate", str(film)])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--animate film.avi", "ends with .gif, .html, .mp4"),
+        ("--animate film.gif --variable flips", "variable='flips'"),
+        ("--animate film.gif --frame 2", "frame=2"),
+        ("--animate film.gif --live", "live"),
+        ("--animate film.gif --member 3", "member=3"),
+    ],
+)
+def test_films_that_are_refused(
+    words: str, says: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=says):
+        invoke(["plot", str(run), *words.split()])
+    assert not list(tmp_path.glob("film*"))
+
+
+def test_watch_is_the_live_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    invoke(["watch", str(run), "--variable", "flips"])
+    text = capsys.readouterr().out
+    assert "complete" in text
+    assert "flips  70" in text
