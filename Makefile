@@ -113,6 +113,7 @@ docs: setup ## the documentation site, in docs/_build/html; tutorials are run
 docs-links: setup ## addresses of others that the pages name still answer (needs the network)
 	@jobs/docs.sh
 	$(ONE_THREAD) PYTHONPATH=$(CURDIR) .venv-docs/bin/python -m sphinx -q -b linkcheck -d docs/_build/doctrees docs docs/_build/links
+
 dist: setup ## wheel and sdist in dist/: metadata, an installed package in a program with types, tests of the sdist
 	@jobs/dist.sh
 

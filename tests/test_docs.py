@@ -17,6 +17,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from matplotlib import pyplot
 
 import mpiflow
 from mpiflow.cli import invoke
@@ -76,6 +77,42 @@ def test_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(commands) >= 3
     for command in commands:
         invoke(shlex.split(command))
+
+
+#: Tutorials, and whether they are left to ``make test-validate``, which bounds the time of a suite.
+TUTORIALS = {
+    "patches": False,
+    "own-data": False,
+    "first-plot": True,
+    "kac-to-field": True,
+    "alloy": True,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.validate] if long else [])
+        for n, long in TUTORIALS.items()
+    ],
+)
+def test_tutorial(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells in their order, as ``make docs`` runs them in a kernel."""
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("Agg")
+    text = (DOCS / "tutorials" / f"{name}.md").read_text()
+    cells = re.findall(r"^```{code-cell} python3\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(cells) >= 5
+    names: dict[str, object] = {}
+    with matplotlib.rc_context():
+        for number, cell in enumerate(cells, 1):
+            code = compile(cell, f"{name}, cell {number}", "exec", dont_inherit=True)
+            exec(code, names)  # noqa: S102 - our own page
+            pyplot.close("all")
+
+
+def test_all_tutorials_are_tested() -> None:
+    assert set(TUTORIALS) == {page.stem for page in (DOCS / "tutorials").glob("*.md")} - {"index"}
 
 
 def test_each_page_has_a_place_in_the_contents() -> None:
@@ -212,7 +249,9 @@ def files_of(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name
+    "page",
+    [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("tutorials/*.md"))],
+    ids=lambda page: page.stem,
 )
 def test_names_on_a_page_exist(page: Path) -> None:
     text = page.read_text()
