@@ -57,6 +57,9 @@ STREAMS = {
     # rare second word of a choice: step + 2^63.
     "kac-gillespie": 22,
     "vacancy-relax": 19,  # hops inside windows of local relaxation; step = window, site = event
+    # Stays of vacancies in basins; step = vacancy, site = stay: a key, with counter = (number, 0)
+    # or, for keys that tell where it is at a time, (which, 1).
+    "absorbing": 45,
     # Noise of a field of block means; step = inner step << 48 | half step, site = (y, x), two words
     # a block; more of them: those of step + 2^63 are a key, counter = (trial, which number).
     "stochastic-field": 23,

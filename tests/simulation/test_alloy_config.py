@@ -113,7 +113,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"composition": "inf,1,1"}, "composition", "for each element"),
     ({"elements": "Nb,Nb,Ta"}, "elements", "different"),
     ({"axis_order": "xyz"}, "axis_order", "paper"),
-    ({"solver": "tild"}, "solver", "'serial' or 'tiled'"),
+    ({"solver": "tild"}, "solver", "'serial', 'absorbing' or 'tiled'"),
     ({"window": 1e-9}, "window", "serial"),
     ({"tile": 8}, "tile", "serial"),
     ({"device": "cuda"}, "device", "tiled"),

@@ -351,7 +351,7 @@ def test_lost_atoms_are_noticed() -> None:
         ({"cells": (8, 8)}, "cells", "three axes"),
         ({"cells": (8, 8, 3)}, "cells", "4 or more"),
         ({"members": 0}, "members", "1 or more"),
-        ({"solver": "exact"}, "solver", "'serial' or 'tiled'"),
+        ({"solver": "exact"}, "solver", "'serial', 'absorbing' or 'tiled'"),
         ({"window": HOP}, "window", "serial"),
         ({"tile": 8}, "tile", "serial"),
         ({"device": "cuda"}, "device", "serial"),

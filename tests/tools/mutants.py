@@ -49,6 +49,10 @@ VACANCY_TESTS = "solvers/test_vacancy.py::test"
 PRODUCT = f"{VACANCY_TESTS}_tiled_law_is_the_product_of_exponentials[sides0-tile0]"
 HOPS, OWNED, TILES = (f"solvers/vacancy/{name}.py" for name in ("events", "lists", "tiles"))
 
+STAY = "solvers/test_absorbing.py::test_a_stay_has_the_law_of_the_master_equation[0]"
+TWO = "solvers/test_absorbing.py::test_two_vacancies_have_the_law_of_the_master_equation"
+BASIN, STAYS = (f"solvers/vacancy/{name}.py" for name in ("basin", "stays"))
+
 PACKED, PLAIN, SLICED = (f"solvers/spins/{name}.py" for name in ("multispin", "heatbath", "sliced"))
 SOLVER, PLANES = "solvers/spins/sublattice.py", "solvers/spins/bitplanes.py"
 WORDS = "solvers/spins/half_lattice.py"
@@ -324,6 +328,43 @@ MUTANTS: list[list[Mutant]] = [
                 ),
             ),
             (Named(f"{VACANCY_TESTS}_calls_do_not_matter_and_halo_is_current"),),
+        ),
+    ],
+    [
+        Mutant(
+            "stays end with the wrong hop",
+            (
+                Change(
+                    BASIN,
+                    "target = two(k0, k1, j)[0] * real[_AWAY, slot]",
+                    "target = 0.5 * two(k0, k1, j)[0] * real[_AWAY, slot]",
+                ),
+            ),
+            (Named(STAY),),
+        ),
+    ],
+    [
+        Mutant(
+            "stays are not interrupted but go back to where the grid shows them",
+            (
+                Change(
+                    STAYS,
+                    "            more, logged = _path(box, u, time, logged)\n",
+                    "            more = 0\n",
+                ),
+            ),
+            (Named(TWO),),
+        ),
+        Mutant(
+            "visits dealt to halves as if there were no others",
+            (
+                Change(
+                    BASIN,
+                    "hypergeometric(m, left - m, first, k0, k1, j)",
+                    "binomial(m, 0.5, k0, k1, j)",
+                ),
+            ),
+            (Named(STAY),),
         ),
     ],
     [

@@ -180,6 +180,35 @@ RUNS: dict[str, Small] = {
     "alloy members": Small(
         "alloy", {**_ALLOY, "cells": "4x6x4", "time": 2e-9, "save_every": 5e-10, "members": 3}
     ),
+    "alloy absorbing": Small(
+        "alloy",
+        {
+            **_ALLOY,
+            "solver": "absorbing",
+            "cells": "12x4x4",
+            "temperature": 600,
+            "time": 2e-3,
+            "save_every": 3e-4,
+            "vacancies": 3,
+        },
+        cut=False,
+    ),
+    "alloy absorbing hops": Small(
+        "alloy",
+        {**_ALLOY, "solver": "absorbing", "temperature": 900, "hops": 900, "save_every": 200},
+        cut=False,
+    ),
+    "alloy absorbing members": Small(
+        "alloy",
+        {
+            **_ALLOY,
+            "solver": "absorbing",
+            "cells": "4x6x4",
+            "time": 2e-9,
+            "save_every": 5e-10,
+            "members": 3,
+        },
+    ),
     "alloy tiled": Small("alloy", _TILED),
     "alloy tiled hops": Small("alloy", {**_TILED, "time": None, "hops": 300, "save_every": 70}),
     "alloy chosen window": Small("alloy", {**_TILED, "window": None}),

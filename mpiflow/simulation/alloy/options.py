@@ -95,9 +95,10 @@ class AlloyConfig(StartConfig):
         "or of a run saved with --species.",
         file="the path of an existing file",
     )
-    solver: Literal["serial", "tiled"] = option(
+    solver: Literal["serial", "absorbing", "tiled"] = option(
         "serial",
-        "serial: exact, one rank for each lattice. tiled: any number of ranks.",
+        "serial: exact, one rank for each lattice. absorbing: exact too, for the cold: flicker is "
+        "drawn as a whole. tiled: any number of ranks.",
         remedy="Use tiled on several ranks.",
     )
     window: float | None = option(
@@ -137,10 +138,10 @@ class AlloyConfig(StartConfig):
             raise InputError(
                 "hops, time", (self.hops, self.time), "one of the two", "Try --hops 100000."
             )
-        if self.solver == "serial":
-            self._refuse("with the serial solver", "window", "tile")
-        if self.device == "cuda" and self.solver == "serial":
-            raise idle("device", "cuda", "with the serial solver; use --solver tiled")
+        if self.solver != "tiled":
+            self._refuse(f"with the {self.solver} solver", "window", "tile")
+        if self.device == "cuda" and self.solver != "tiled":
+            raise idle("device", "cuda", f"with the {self.solver} solver; use --solver tiled")
         if self.hops is not None:
             self._check_hops(self.hops)
         elif self.time is not None:

@@ -20,6 +20,7 @@ from mpiflow.simulation.alloy.layout import cut, default_tile
 from mpiflow.simulation.alloy.state import AlloyFrame
 from mpiflow.simulation.alloy.windows import AlloyWindows
 from mpiflow.simulation.base import Motion, Pace
+from mpiflow.solvers.vacancy.absorbing import AbsorbingKMC
 from mpiflow.solvers.vacancy.events import check
 from mpiflow.solvers.vacancy.serial import VacancyKMC
 from mpiflow.solvers.vacancy.tiled import TiledKMC
@@ -28,7 +29,12 @@ from mpiflow.systems import alloy
 from mpiflow.systems.alloy import Alloy
 from mpiflow.systems.barriers import Barriers
 
-AlloySolver = Literal["serial", "tiled"]
+AlloySolver = Literal["serial", "absorbing", "tiled"]
+#: The exact ones, each lattice on one rank.
+EXACT: dict[str, type[VacancyKMC] | type[AbsorbingKMC]] = {
+    "serial": VacancyKMC,
+    "absorbing": AbsorbingKMC,
+}
 
 
 class AlloySimulation(AlloyWindows):
@@ -39,8 +45,8 @@ class AlloySimulation(AlloyWindows):
     system : temperature and elements
     barriers : model of the barriers, see :mod:`mpiflow.systems.barriers`
     cells : cubic cells along each axis, one number or three; a cell has two sites
-    solver : ``serial`` (exact; one rank for each lattice) or ``tiled`` (windows, any number of
-        ranks)
+    solver : ``serial`` (exact; one rank for each lattice), ``absorbing`` (the same for the cold:
+        flicker is drawn as a whole) or ``tiled`` (windows, any number of ranks)
     window : of the tiled solver in s; if left out, each window is chosen from the hops before,
         see :meth:`choose_windows`
     tile : of the tiled solver, points along each axis, two to a cell
@@ -95,15 +101,16 @@ class AlloySimulation(AlloyWindows):
             if tile is None:
                 tile = default_tile(self.lattice.shape)
             self.tile = (tile,) * 3 if isinstance(tile, int) else tuple(tile)
-        elif solver != "serial":
-            raise InputError("solver", solver, "'serial' or 'tiled'", "Use tiled.")
+        elif solver not in EXACT:
+            allowed = "'serial', 'absorbing' or 'tiled'"
+            raise InputError("solver", solver, allowed, "Use serial.")
         else:
-            self._check_serial(window, tile, device)
+            self._check_exact(solver, window, tile, device)
         layout = None
         if members == 1:
             layout = cut(self.lattice, self.comm.size, self.tile, ranks_grid)
         self.block = self._make_block(layout, halo=TiledKMC.halo, unset=alloy.NOT_A_SITE)
-        self.solver: VacancyKMC | TiledKMC
+        self.solver: VacancyKMC | AbsorbingKMC | TiledKMC
         if solver == "tiled":
             here = gpu.of_simulation(device, self.comm)
             on = Device(here.name, here.gpu)
@@ -111,7 +118,7 @@ class AlloySimulation(AlloyWindows):
             self.solver.check(self.block)
         else:
             check(system, barriers, self.block)
-            self.solver = VacancyKMC(system, barriers, self.block.batch)
+            self.solver = EXACT[solver](system, barriers, self.block.batch)
         self.time, self.step = 0.0, 0
         self._clock = Clock(self.window or 0.0)
         self.choice: WindowChoice | None = None
@@ -123,19 +130,18 @@ class AlloySimulation(AlloyWindows):
         self._hops = np.zeros(self.block.batch, np.int64)
         self._counts: np.ndarray | None = None
 
-    def _check_serial(
-        self, window: float | None, tile: int | Shape | None, device: str | None
+    def _check_exact(
+        self, solver: str, window: float | None, tile: int | Shape | None, device: str | None
     ) -> None:
         """What is for the tiled solver alone would do nothing: refuse it."""
         if self.comm.size > 1 and self.members == 1:
-            raise InputError(
-                "ranks", self.comm.size, "1 for a lattice with the serial solver", "Use tiled."
-            )
+            allowed = f"1 for a lattice with the {solver} solver"
+            raise InputError("ranks", self.comm.size, allowed, "Use tiled.")
         for name, value in (("window", window), ("tile", tile)):
             if value is not None:
-                raise InputError(name, value, "no value with the serial solver", "Leave it out.")
+                raise InputError(name, value, f"no value with the {solver} solver", "Leave it out.")
         if device not in (None, "cpu"):
-            raise InputError("device", device, "'cpu' for the serial solver", "Use tiled.")
+            raise InputError("device", device, f"'cpu' for the {solver} solver", "Use tiled.")
 
     # -- in words --------------------------------------------------------------------
 
@@ -166,7 +172,7 @@ class AlloySimulation(AlloyWindows):
         """One line: size, vacancies, solver and how the work is divided."""
         one = f"{self.sites} sites of {' x '.join(map(str, self.cells))} cells"
         what = one if self.members == 1 else f"{self.members} lattices of {one}"
-        how = "serial"
+        how = self.solver.name
         if isinstance(self.solver, TiledKMC):
             tile = " x ".join(map(str, self.tile))
             aim = AIM if self.choice is None else self.choice.aim
@@ -228,7 +234,7 @@ class AlloySimulation(AlloyWindows):
         """Advance the state to a time in s, whole windows from now. Collective."""
         if self.chooses:
             self._through_windows(time=time, end=time)
-        elif not isinstance(self.solver, VacancyKMC):
+        elif isinstance(self.solver, TiledKMC):
             self.advance(time - self.time)
         else:
             self.require_state()
@@ -248,12 +254,15 @@ class AlloySimulation(AlloyWindows):
             if self.window and self.step >= self._clock.step(target):
                 self.time = max(self.time, target)  # whole windows may end a rounding before it
             return work
-        assert isinstance(self.solver, VacancyKMC)  # noqa: S101 - for the type checker
+        solver = self.solver
+        assert not isinstance(solver, TiledKMC)  # noqa: S101 - for the type checker
         self.require_state()
-        made = self.solver.advance(self.block, seed=self.seed, until=time, hops=most)
+        before = solver.events.copy()
+        made = solver.advance(self.block, seed=self.seed, until=time, most=most)
         self._hops = self._hops + made
-        self.time = arrival(self.comm, self.time, time, self.solver.clock[made >= most])
-        return int(made.max(initial=0))
+        events = solver.events - before
+        self.time = arrival(self.comm, self.time, time, solver.clock[events >= most])
+        return int(events.max(initial=0))
 
     def advance_some_hops(self, hops: int, most: int) -> int:
         """Advance this lattice towards a number of hops since time 0, as :meth:`advance_some`."""
@@ -321,18 +330,20 @@ class AlloySimulation(AlloyWindows):
     def advance_hops(self, hops: int) -> None:
         """Advance until this lattice has made so many hops since time 0.
 
-        The serial solver stops exactly there, the tiled one at the end of the window.
+        The serial solver stops exactly there, the absorbing one at the end of the first stay in a
+        basin with which that many hops belong to stays that have ended, the tiled one at the end of
+        the window.
         """
         self._require_one_clock(hops)
         self.require_state()
-        if isinstance(self.solver, VacancyKMC):
-            left = hops - int(self._hops[0])
+        if not isinstance(self.solver, TiledKMC):
+            left = hops - int(self.solver.ended[0])
             if left <= 0:  # time does not go back to that hop
                 return
             self._hops = self._hops + self.solver.advance(self.block, seed=self.seed, hops=left)
             self.time = float(self.solver.clock[0])
-            if self._hops[0] < hops:
-                raise self._stuck(hops, int(self._hops[0]))
+            if self.solver.ended[0] < hops:
+                raise self._stuck(hops, int(self.solver.ended[0]))
             return
         self._through_windows(hops=hops)
 
@@ -395,8 +406,8 @@ class AlloySimulation(AlloyWindows):
         numbers: dict[str, Number] = {"time": self.time, "step": self.step}
         numbers["lattice_constant"] = self.lattice_constant
         arrays = {"hops": self.block.total(self._hops)}
-        if isinstance(self.solver, VacancyKMC):
-            arrays |= {"clock": self.solver.clock, "order": self.solver.order(self.block)}
+        if not isinstance(self.solver, TiledKMC):
+            arrays |= self.solver.kept(self.block)
         elif self.window is not None:
             numbers |= {"window": self.window, "windows": self.step, **self._clock.numbers()}
         else:
@@ -413,10 +424,8 @@ class AlloySimulation(AlloyWindows):
         self._hops, self._counts = self._shares(hops), None
         self._sound = False
         self.knows_windows = self.tiled and "windows" in state.numbers
-        if isinstance(self.solver, VacancyKMC):
-            self.solver.clock = state.arrays["clock"].astype(np.float64)
-            self.solver.hops = hops.copy()
-            self.solver.set_order(self.block, state.arrays["order"])
+        if not isinstance(self.solver, TiledKMC):
+            self.solver.take(self.block, hops, state.arrays)
         elif self.solver.window is None and "window_last" in state.numbers:
             self.choice = WindowChoice.restored(state.numbers)
             self._rest = float(state.numbers["rest"])

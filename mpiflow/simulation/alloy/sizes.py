@@ -22,6 +22,7 @@ from mpiflow.simulation.sizes import (
     planned,
     share,
 )
+from mpiflow.solvers.vacancy.absorbing import KEPT_BYTES, STATE_BYTES
 from mpiflow.solvers.vacancy.tiled import TiledKMC
 
 
@@ -29,12 +30,15 @@ def alloy_memory(config: AlloyConfig, tile: Shape, batch: int) -> dict[str, int]
     """Bytes of the state and of what knows its vacancies."""
     points, padded = math.prod(tile), math.prod(n + 2 * TiledKMC.halo for n in tile)
     mine = -(-(config.vacancies or 1) * points // math.prod(2 * n for n in config.cells))
-    lists = batch if config.solver == "serial" else 1
+    lists = batch if config.solver != "tiled" else 1
+    absorbing = config.solver == "absorbing"
     return {
         "field": batch * points,
         "halo": batch * (padded - points),
         # The list, the tree and the table of known rates of vacancies.
         "vacancies": lists * (160 * mine + 1536 * min(1024, 4 * mine)),
+        # States, links and rates of basins; who can be at a site, and the grid that was left.
+        "basins": absorbing * batch * (STATE_BYTES * mine + 5 * padded),
     }
 
 
@@ -65,9 +69,11 @@ def alloy_variables(config: AlloyConfig, sites: int, frames: int) -> tuple[Store
 def plan(config: AlloyConfig, ranks: int) -> Plan:
     """What a run will need."""
     lattice, batch = Lattice(tuple(2 * n for n in config.cells)), -(-config.members // ranks)
-    sites, serial, one = lattice.sites // 4, config.solver == "serial", config.members == 1
+    absorbing = config.solver == "absorbing"
+    sites, serial, one = lattice.sites // 4, config.solver != "tiled", config.members == 1
     if serial and one and ranks > 1:
-        raise InputError("ranks", ranks, "1 for a lattice with the serial solver", "Use tiled.")
+        allowed = f"1 for a lattice with the {config.solver} solver"
+        raise InputError("ranks", ranks, allowed, "Use tiled.")
     tile = lattice.shape
     if not serial:
         tile = default_tile(lattice.shape) if config.tile is None else config.tile
@@ -88,9 +94,11 @@ def plan(config: AlloyConfig, ranks: int) -> Plan:
         alloy_variables(config, sites, frames_of(config)),
         own=own,
         making=29 * own,  # of a site also its place: a mask of all points, and three indices
-        checkpoint=sites * config.members,
+        checkpoint=(sites + KEPT_BYTES * (config.vacancies or 1) * absorbing) * config.members,
         gathered=IMAGES * lattice.sites * config.members,
-        kernel="serial solver" if serial else f"tiled solver, tiles of {_sides(tile)} points",
+        kernel=f"{config.solver} solver"
+        if serial
+        else f"tiled solver, tiles of {_sides(tile)} points",
         steps=far + windows,
         # A window of the tiled solver may hold more hops than lie between frames.
         exact=serial or config.hops is None,

@@ -17,6 +17,7 @@ from mpiflow.files.schema import STANDARD, TIME
 from mpiflow.files.writer import Value
 from mpiflow.simulation.base import Content, Observed, Sample
 from mpiflow.simulation.lattice import LatticeSimulation
+from mpiflow.solvers.vacancy.absorbing import AbsorbingKMC
 from mpiflow.solvers.vacancy.events import check_species
 from mpiflow.solvers.vacancy.serial import VacancyKMC
 from mpiflow.solvers.vacancy.tiled import TiledKMC
@@ -72,7 +73,7 @@ class AlloyState(LatticeSimulation):
     system: Alloy
     block: Block
     sites: int
-    solver: VacancyKMC | TiledKMC
+    solver: VacancyKMC | AbsorbingKMC | TiledKMC
     choice: WindowChoice | None
     step: int
     lattice_constant: float

@@ -15,6 +15,7 @@ from mpiflow.core.schedule import Clock
 from mpiflow.simulation.alloy.state import AlloyState
 from mpiflow.simulation.base import Content
 from mpiflow.solvers.event_limits import NO_LIMIT
+from mpiflow.solvers.vacancy.absorbing import AbsorbingKMC
 from mpiflow.solvers.vacancy.serial import total_rates
 from mpiflow.solvers.vacancy.tiled import TiledKMC
 from mpiflow.solvers.vacancy.window_choice import AIM, WindowChoice
@@ -178,7 +179,9 @@ class AlloyWindows(AlloyState):
 
     @property
     def hops_made(self) -> int:
-        """Hops of the first lattice since time 0. Collective."""
+        """Hops of the first lattice since time 0; of stays, those that ended. Collective."""
+        if isinstance(self.solver, AbsorbingKMC):
+            return int(self.solver.ended[0])
         return int(self.block.total(self._hops)[0])
 
 

@@ -222,3 +222,27 @@ def compute(law: Law, s: Scratch) -> None:
     """All eight rates in the surroundings that scratch holds."""
     evaluate(law.barriers, s.types, s.work, s.barriers)
     hop_rates(law.beta, s.barriers, s.rates)
+
+
+@kernel
+def find(flat: np.ndarray, at: int, evaluator: Evaluator, rates: np.ndarray, first: int) -> None:
+    """The rates of a vacancy at a place of a grid, from the table if it knows them.
+
+    Parameters
+    ----------
+    rates : where they are put, from the number ``first`` on
+    """
+    law, table, s = evaluator
+    types, fresh, key, met = s.types, s.rates, s.key, table.keys
+    look(flat, at, law.offsets, types)
+    table.counts[0] += 1
+    bucket, entry, sets = np.uint64(0), -1, met.shape[0]
+    if sets > 0:
+        bucket, entry = recall(types, met, table.rates, key, fresh)
+    if entry < 0:
+        table.counts[1] += 1
+        compute(law, s)
+    if sets > 0 and entry != 0:
+        to_front(bucket, entry, met, table.rates, key, fresh)
+    for d in range(NEIGHBOURS):
+        rates[first + d] = fresh[d]

@@ -6,6 +6,8 @@ The reference for :mod:`mpiflow.solvers.vacancy.tiled`: the whole lattice is one
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from mpiflow.core.block import Block
@@ -75,6 +77,13 @@ class VacancyKMC:
         self._scratch = scratch(model)
 
     @property
+    def events(self) -> np.ndarray:
+        """(B,) int64, hops so far: each is an event of its own."""
+        return self.hops
+
+    ended = events
+
+    @property
     def evaluations(self) -> tuple[int, int]:
         """How often rates of a vacancy were needed, and how often barriers were computed."""
         counts = sum((table.counts for _, _, table in self._lists), np.zeros(2, np.int64))
@@ -111,6 +120,15 @@ class VacancyKMC:
             store.place[: len(places)], store.flat[: len(places)] = place, index
             self._lists.append((len(places), store, table(self.model, max(1, len(places)))))
 
+    def kept(self, block: Block) -> dict[str, np.ndarray]:
+        """What, with the species and the hops, trajectories go on from: for :meth:`take`."""
+        return {"clock": self.clock, "order": self.order(block)}
+
+    def take(self, block: Block, hops: np.ndarray, kept: Mapping[str, np.ndarray]) -> None:
+        """Go on from what :meth:`kept` returned; the species are those of that time."""
+        self.clock, self.hops = kept["clock"].astype(np.float64), hops.copy()
+        self.set_order(block, kept["order"])
+
     def advance(
         self,
         block: Block,
@@ -118,6 +136,7 @@ class VacancyKMC:
         seed: int,
         until: float = np.inf,
         hops: int | None = None,
+        most: int | None = None,
         stream: str = "vacancy",
     ) -> np.ndarray:
         """Let every box hop to a time, or for a number of hops, whichever comes first.
@@ -125,7 +144,7 @@ class VacancyKMC:
         Parameters
         ----------
         until : time in s since the first call; a hop that would come later waits
-        hops : at most so many in this call
+        hops, most : at most so many in this call
 
         Returns
         -------
@@ -137,6 +156,8 @@ class VacancyKMC:
                 "ranks", "several", "1 rank for each lattice of the serial solver", "Use tiled."
             )
         require_species(block, len(self.system.elements))
+        if most is not None:
+            hops = most if hops is None else min(hops, most)
         if hops is None and not np.isfinite(until):
             raise InputError("until", until, "a finite time, or a number of hops", "Give one.")
         key = stream_key(seed, stream)
