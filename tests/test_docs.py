@@ -266,6 +266,15 @@ def test_names_on_a_page_exist(page: Path) -> None:
     assert not gone, f"{page.name} names what is not there"
 
 
+def test_tests_that_pages_name_exist() -> None:
+    """Tables say which test holds a function to its equation."""
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    there = set(re.findall(r"^ *def (test_\w+)", sources, re.MULTILINE))
+    for page in DOCS.glob("*.md"):
+        names = set(re.findall(r"`(test_\w+)`", page.read_text()))
+        assert names <= there, page.name
+
+
 def test_a_name_that_is_gone_is_noticed() -> None:
     text = "`learn.short_time`, `alloy_scaleup.assemble`, mpiflow.solvers.kac_field, `Kac.gone`"
     assert len(list(mentioned(text))) == 4
