@@ -436,6 +436,26 @@ def plot(
 
 
 @app.command()
+@with_parents
+def report(
+    path: Path = typer.Argument(
+        ..., metavar="FILE|FOLDER", help="A run, a folder of runs, or the results of a driver."
+    ),
+    out: Path | None = typer.Option(
+        None, "--out", metavar="HTML", help="Page to write.  [default: beside it]"
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing page."),
+) -> None:
+    """Write one page to send to a colleague. Figures are in it, it needs no network."""
+    from mpiflow.commands import report as reports
+
+    comm = parallel.start_reading()
+    with parallel.agreed(comm):
+        if comm.rank == 0:
+            print(f"wrote {reports.report(path, out, overwrite=overwrite)}")
+
+
+@app.command()
 def watch(
     path: Path = typer.Argument(..., metavar="FILE", help="The file of a run in progress."),
     variable: list[str] | None = typer.Option(

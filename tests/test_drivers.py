@@ -223,6 +223,8 @@ def test_drivers_that_do_not_learn_start_without_torch() -> None:
 def require_results(name: str, out: Path) -> None:
     for file in LEAVES[name]:
         assert (out / file).stat().st_size > 0, (name, file)
+    page = (out / "report.html").read_text()  # written when the driver ends, with its pictures
+    assert page.count("data:image/png;base64,") == len(list(out.glob("*.png")))
     table = (out / "table.md").read_text()
     assert any(title in table for title in TITLES), name
     entries = json.loads((out / "results.json").read_text())

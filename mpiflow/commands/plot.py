@@ -126,7 +126,7 @@ def plot(
 # -- what there is to plot -----------------------------------------------------------------
 
 
-def _lines_of(run: Trajectory, v: Variable) -> int:
+def lines_of(run: Trajectory, v: Variable) -> int:
     """In how many lines a variable is drawn against time; 0 for one that cannot be."""
     if not v.per_frame or field_axes(v) or _along_a_line(run, v):
         return 0
@@ -151,7 +151,7 @@ def _select(
     run: Trajectory, names: Sequence[str] | None, *, atoms: bool = False
 ) -> tuple[list[Variable], list[Variable]]:
     """The variables to draw against time, and the fields; atoms too where they are asked for."""
-    lines = {v.name: n for v in run.variables.values() if (n := _lines_of(run, v))}
+    lines = {v.name: n for v in run.variables.values() if (n := lines_of(run, v))}
     planes = [v for v in run.variables.values() if len(field_axes(v)) == 2 or _along_a_line(run, v)]
     fields = [v.name for v in planes]
     if atoms and names is not None:
@@ -239,7 +239,7 @@ def profile_of(run: Trajectory, v: Variable, member: int) -> Field:
         columns.append(resampled(line[:, None], min(len(line), MOMENTS))[:, 0])
     first, last = float(run.time[int(grow)]), float(run.time[-1])
     edges = first, last, *_edges(run, v.dims[-1])
-    axes = _time_label(run), v.dims[-1]
+    axes = time_label(run), v.dims[-1]
     return Field(v.name, (), (np.stack(columns, axis=1),), edges, axes, v.dims[-1], grow)
 
 
@@ -259,7 +259,7 @@ def _frame(run: Trajectory, frame: int) -> int:
     return range(len(run))[frame]
 
 
-def _time_label(run: Trajectory) -> str:
+def time_label(run: Trajectory) -> str:
     about = attributes_of(run.path)["time"]
     units = str(about.get("units", "1"))
     return str(about.get("long_name", "time")) + ("" if units == "1" else f" ({units})")
@@ -364,7 +364,7 @@ def _drawn(
                 axes.axvline(run.time[moments[0]], color="0.6", lw=0.8)
         for axes in panels[max(0, len(drawn) - columns) : len(drawn)]:
             axes.tick_params(labelbottom=True)
-            axes.set_xlabel(_time_label(run))
+            axes.set_xlabel(time_label(run))
         for axes in panels[len(drawn) :]:
             axes.remove()
     if len(loop) == 2:
@@ -469,7 +469,7 @@ def page(
             lines.append("  ".join(f"{word:{each}}" for word in words).rstrip())
     if drawn:
         scale = ", logarithmic" * _grow(run)
-        lines.append(f"against {_time_label(run)}{scale}"[:width])
+        lines.append(f"against {time_label(run)}{scale}"[:width])
     for field in fields_of(run, kept, [shown], member):
         low, high = limits(field.values)
         left, right, bottom, top = (f"{edge:g}" for edge in field.extent)

@@ -6,10 +6,11 @@ after it was stopped.
 
 from __future__ import annotations
 
+import atexit
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import BadZipFile
@@ -19,7 +20,9 @@ import numpy as np
 from mpiflow import metrics
 from mpiflow._version import __version__
 from mpiflow.core import gpu
+from mpiflow.core.errors import InputError
 from mpiflow.core.parallel import agreed, end_on_signals
+from mpiflow.experiments import pages
 from mpiflow.files import storage
 from mpiflow.run.progress import Progress
 
@@ -151,6 +154,15 @@ class Report:
         print(text)
         results = json.dumps(self.entries, indent=2) + "\n"
         storage.write_folder(self.out, {"table.md": text, "results.json": results})
+        atexit.register(_show, self.out)  # once there are pictures, too
+
+
+def _show(folder: Path) -> None:
+    """One page with all that a driver left, where the libraries for it are there."""
+    with suppress(InputError, OSError):
+        if folder.is_dir():
+            text = pages.page(folder.name, pages.of_results(folder))
+            storage.write_folder(folder, {pages.PAGE: text})
 
 
 def trajectory(

@@ -46,7 +46,7 @@ def test_every_command_has_a_twin() -> None:
 
     commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback}
     # Those about machines and terminals, and one whose twin is called import_trajectory.
-    others = {"doctor", "bench", "warmup", "watch", "import-nnk", "import"}
+    others = {"doctor", "bench", "warmup", "watch", "report", "import-nnk", "import"}
     assert commands - others <= set(mpiflow.__all__)
     learners = {f"learn_{c.name}" for c in cli.learn_app.registered_commands}
     assert len(learners) == 4
