@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
 from mpiflow import initial
 from mpiflow.commands.bench import alloy as alloy_bench
@@ -23,7 +22,9 @@ from mpiflow.commands.bench import field as field_bench
 from mpiflow.commands.bench import files as files_bench
 from mpiflow.commands.bench import kac as kac_bench
 from mpiflow.commands.bench import learning as learning_bench
+from mpiflow.commands.bench import ranks as ranks_bench
 from mpiflow.commands.bench import start as start_bench
+from mpiflow.commands.bench.ranks import rows_to_each
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device, kernel, rule, threads
 from mpiflow.core.errors import InputError
@@ -176,7 +177,8 @@ def _ising(meter: Meter, device: str, small: bool) -> None:
     # Each length of a step has thresholds to be compiled in: a test needs one.
     lengths = (math.inf,) if small else (math.inf, 0.25)
     for side in (128,) if small else (1024, 4096, 32768) if on.is_cuda else (1024, 4096):
-        layout = _rows(Lattice((8 * meter.comm.size if small else side, side)), meter.comm.size)
+        lattice = Lattice((8 * meter.comm.size if small else side, side))
+        layout = rows_to_each(lattice, meter.comm.size)
         packed = PackedBlock.tile(layout, meter.comm, device=on)
         initial.independent(packed, seed=1)
         plain = None
@@ -216,11 +218,6 @@ def _sides(meter: Meter, device: str, small: bool) -> None:
         meter.ratio(f"{side}^2", f"{whole}^2")
 
 
-def _rows(lattice: Lattice, ranks: int) -> Layout:
-    """Whole rows of words to every rank."""
-    return Layout(lattice, (ranks, 1), (BAND, WORD_SITES), partial=True)
-
-
 def _sublattice(meter: Meter, case: str, block: Block | PackedBlock, solver: Sublattice) -> None:
     def work(steps: int) -> int:
         solver.chain(block, steps, seed=1, opening=True)
@@ -230,75 +227,8 @@ def _sublattice(meter: Meter, case: str, block: Block | PackedBlock, solver: Sub
 
 
 def _scaling(meter: Meter, device: str, small: bool) -> None:
-    """All ranks together against one rank alone, with as many sites on each; and a model.
-
-    A pass over S sites a rank takes S / 2r + o: r updates per time, o for calls and messages.
-    """
-    sides = (128, 256) if small else (256, 512, 1024, 2048)
-    passes = []
-    for side in sides:
-        for dt in (math.inf, 0.25) if side == sides[-1] else (math.inf,):
-            passes.append(_weak_scaling(meter, side, dt))
-    sites = np.array([float(side) ** 2 for side in (*sides, sides[-1])])
-    # For equal relative errors: the small tiles tell o, the large ones r. Neither is negative.
-    weights = 1.0 / np.array(passes)
-    columns = np.stack([sites, np.ones_like(sites)], axis=1)
-    (per_site, overhead), _ = nnls(columns * weights[:, None], np.ones_like(sites))
-    meter.record("model: overhead of a pass", "us", [1e6 * overhead])
-    for ranks in (64, 1024, 4096):
-        work = per_site * 16384**2 / ranks
-        efficiency = work / (work + overhead)
-        meter.record(f"model: 16384^2 on {ranks} ranks, efficiency", "%", [100 * efficiency])
-
-
-def _weak_scaling(meter: Meter, side: int, dt: float) -> float:
-    """Rows of one tile size; returns the seconds of a pass on all ranks."""
-    alone = PackedBlock.tile(_rows(Lattice((side, side)), 1), MPI.COMM_SELF)
-    lattice = Lattice((side * meter.comm.size, side))
-    together = PackedBlock.tile(_rows(lattice, meter.comm.size), meter.comm)
-    waited = [0.0]
-    for name in ("start_exchange", "finish_exchange"):
-        setattr(together, name, _timed(getattr(together, name), waited))
-    for block in (alone, together):
-        initial.independent(block, seed=1)
-    solver = Sublattice(CRITICAL, dt, compile_in=True)
-    shares: list[float] = []
-
-    def one(steps: int) -> int:
-        if meter.comm.rank == 0:
-            solver.chain(alone, steps, seed=1, opening=True)
-        return steps * side**2 if meter.comm.rank == 0 else 0
-
-    def each(steps: int) -> int:
-        solver.chain(alone, steps, seed=1, opening=True)
-        return steps * side**2
-
-    def every(steps: int) -> int:
-        waited[0] = 0.0
-        start = time.perf_counter()
-        solver.chain(together, steps, seed=1, opening=True)
-        shares.append(100 * waited[0] / (time.perf_counter() - start))
-        return steps * side**2
-
-    case = f"{side}^2 a rank, dt={dt:g}"
-    meter.rate(f"{case}, one rank alone", "updates/ns", 1e-9, one)
-    meter.rate(f"{case}, all ranks without messages", "updates/ns", 1e-9, each)
-    meter.rate(f"{case}, all ranks", "updates/ns", 1e-9, every)
-    rate = 1e9 * meter.rows[-1]["value"]
-    meter.ratio(f"{case}, all ranks", f"{case}, one rank alone")
-    meter.ratio(f"{case}, all ranks", f"{case}, all ranks without messages")
-    largest = [meter.comm.allreduce(s, op=MPI.MAX) for s in shares[-meter.repeats :]]
-    meter.record(f"{case}, share of exchanges", "%", largest)
-    return meter.comm.size * side**2 / 2 / rate
-
-
-def _timed(function: Callable[..., None], total: list[float]) -> Callable[..., None]:
-    def call(*arguments: Any, **options: Any) -> None:
-        start = time.perf_counter()
-        function(*arguments, **options)
-        total[0] += time.perf_counter() - start
-
-    return call
+    """All ranks together against one rank alone, with as many sites on each; and a model."""
+    ranks_bench.scaling(meter, CRITICAL, small)
 
 
 def _ising_exact(meter: Meter, device: str, small: bool) -> None:
@@ -346,7 +276,7 @@ def _halo(meter: Meter, device: str, small: bool) -> None:
         for name, tile in (
             ("bytes", Block.tile(Layout(lattice, grid), meter.comm)),
             ("bits", PackedBlock.tile(Layout(lattice, grid, units), meter.comm)),
-            ("bits, rows only", PackedBlock.tile(_rows(tall, ranks), meter.comm)),
+            ("bits, rows only", PackedBlock.tile(rows_to_each(tall, ranks), meter.comm)),
         ):
 
             def work(rounds: int, tile: Block | PackedBlock = tile) -> int:
