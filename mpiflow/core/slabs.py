@@ -18,6 +18,10 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
 from mpiflow.core.mpi import MPI
 
+#: A rank, and rows that go to it or come from it.
+Part = tuple[int, int, int]
+_TAG = 78
+
 
 class Slabs:
     """Slabs of a periodic field of (ny, nx) points. All methods are collective.
@@ -62,6 +66,7 @@ class Slabs:
                 "Leave them out to deal rows out evenly.",
             )
         self.rows = slice(int(self.edges[rank]), int(self.edges[rank + 1]))
+        self._known: dict[tuple[int, int], tuple[list[Part], list[Part]]] = {}
         self._cuts = [split(nx // 2 + 1, ranks, r)[0] for r in range(ranks)] + [nx // 2 + 1]
         self.columns = slice(self._cuts[rank], self._cuts[rank + 1])
 
@@ -102,23 +107,45 @@ class Slabs:
         n, rank = self.local[0], self.comm.rank
         out = np.empty((*field.shape[:-2], above + n + below, self.shape[1]), field.dtype)
         out[..., above : above + n, :] = field
-        # One message for each pair of ranks, of all that the one has and the other needs.
-        gives = [self._pieces(rank, other, above, below) for other in range(self.comm.size)]
-        gets = [self._pieces(other, rank, above, below) for other in range(self.comm.size)]
-        one_row = math.prod(field.shape[:-2]) * self.shape[1]
-        sent, counts = (
-            [one_row * sum(piece.stop - piece.start for _, piece in pieces) for pieces in way]
-            for way in (gives, gets)
-        )
-        packed = _pack([field[..., piece, :] for pieces in gives for _, piece in pieces], field)
-        messages = self._exchange(packed, sent, counts)
-        for pieces, message in zip(gets, np.split(messages, np.cumsum(counts)[:-1]), strict=True):
-            used = 0
-            for start, piece in pieces:
-                target = out[..., start : start + piece.stop - piece.start, :]
-                target[...] = message[used : used + target.size].reshape(target.shape)
-                used += target.size
+        gives, gets = self._neighbours(above, below)
+        waits, requests = [], []
+        for other, start, stop in gets:
+            target = out[..., start:stop, :]
+            if other == rank:
+                continue
+            there = target if target.flags.c_contiguous else np.empty_like(target)
+            waits.append((target, there))
+            requests.append(self.comm.Irecv(there, other, _TAG))
+        sent = [
+            (other, np.ascontiguousarray(field[..., start:stop, :])) for other, start, stop in gives
+        ]
+        requests += [self.comm.Isend(piece, other, _TAG) for other, piece in sent if other != rank]
+        own = iter([piece for other, piece in sent if other == rank])
+        for other, start, stop in gets:
+            if other == rank:
+                out[..., start:stop, :] = next(own)
+        MPI.Request.Waitall(requests)
+        for target, there in waits:
+            if there is not target:
+                target[...] = there
         return out
+
+    def _neighbours(self, above: int, below: int) -> tuple[list[Part], list[Part]]:
+        """Rows of the slab that ranks need, and of the result that ranks have: worked out once."""
+        if (above, below) not in self._known:
+            rank, ranks = self.comm.rank, range(self.comm.size)
+            gives = [
+                (other, piece.start, piece.stop)
+                for other in ranks
+                for _, piece in self._pieces(rank, other, above, below)
+            ]
+            gets = [
+                (other, start, start + piece.stop - piece.start)
+                for other in ranks
+                for start, piece in self._pieces(other, rank, above, below)
+            ]
+            self._known[above, below] = gives, gets
+        return self._known[above, below]
 
     def _pieces(self, owner: int, user: int, above: int, below: int) -> list[tuple[int, slice]]:
         """Surroundings of ``user`` that ``owner`` has: first row in the result, rows in the slab.
