@@ -61,6 +61,8 @@ COMMUNICATES = {
     "run.progress": ANY,
     "run.plan_time": ANY,
     "commands.bench.spins": ANY,
+    "commands.bench.meter": ANY,
+    "commands.bench.ranks": ANY,
     "commands.bench.files": frozenset({"bcast", "Barrier"}),  # where files are
     "commands.doctor.ranks": ANY,
     "commands.doctor.files": ANY,

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mpiflow import initial
+from mpiflow.commands.bench.meter import Meter
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.core.mpi import MPI
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
 from mpiflow.solvers.spins.sublattice import PASSES, Sublattice
 from mpiflow.systems.ising import Ising
-
-if TYPE_CHECKING:
-    from mpiflow.commands.bench.spins import Meter
 
 #: Side of a large lattice, and how many ranks share it in slabs of two bands.
 LARGE, MANY = 16384, 1024
