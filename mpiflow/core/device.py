@@ -88,11 +88,20 @@ def _compiled(function: Callable[..., Any], keep: Callable[..., Any]) -> Any:
 
         def template(given: Sequence[Any], named: Mapping[str, Any]) -> Any:
             # Not one for each plain number that is given: most of these would be the same code.
+            places = tuple(map(numba.types.unliteral, given))
             kinds = {name: numba.types.unliteral(kind) for name, kind in named.items()}
-            return called().get_call_template(tuple(map(numba.types.unliteral, given)), kinds)
+            if places in made.overloads and not kinds:  # Python has called it: it is compiled
+                return Dispatcher.get_call_template(made, places, kinds)
+            return called().get_call_template(places, kinds)
+
+        def overload(signature: Any) -> Any:
+            try:
+                return Dispatcher.get_overload(made, signature)
+            except KeyError:
+                return called().get_overload(signature)
 
         vars(made)["get_call_template"] = template
-        vars(made)["get_overload"] = lambda signature: called().get_overload(signature)
+        vars(made)["get_overload"] = overload
     return made
 
 

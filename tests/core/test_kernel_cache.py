@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import subprocess
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from numba.core import caching
+from numba.core import caching, event
 
 from mpiflow.core import device, kernel_cache
+from mpiflow.core.compiling import CLOCK
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -185,3 +187,43 @@ def test_nobody_waits_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert time.monotonic() - begun > 0.2
         compiled("loaded")
         holder.communicate("\n")
+
+
+def test_what_python_has_called_is_not_compiled_again_for_kernels() -> None:
+    def half(x: float) -> float:
+        return x / 2
+
+    half = device.outside(half)
+    assert half(3.0) == 1.5
+
+    def quarter(x: float) -> float:
+        return half(x) / 2
+
+    before = CLOCK.functions
+    assert device.outside(quarter)(3.0) == 0.75
+    assert CLOCK.functions == before + 1
+
+
+def test_no_search_for_cycles_while_something_is_compiled() -> None:
+    seen = []
+
+    class Watch(event.Listener):
+        def on_start(self, event: Any) -> None:
+            seen.append(gc.isenabled())
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    def one(x: float) -> float:
+        return x + 1
+
+    watch, before = Watch(), gc.isenabled()
+    with event.install_listener("numba:compile", watch):
+        for allowed in (True, False):
+            (gc.enable if allowed else gc.disable)()
+            try:
+                device.outside(one)(1.0)
+                assert gc.isenabled() == allowed
+            finally:
+                (gc.enable if before else gc.disable)()
+    assert seen == [False, False]

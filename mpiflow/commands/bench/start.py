@@ -52,6 +52,8 @@ def cases(small: bool) -> Iterator[tuple[str, str, list[float]]]:
 def _run(folder: Path, system: str, options: Mapping[str, Any]) -> Spent:
     """What a short run spends; its kernels are kept in the folder."""
     kept = {n: v for n, v in os.environ.items() if not n.startswith(_LAUNCHER)}
+    # As installed: Python keeps what it compiled of modules.
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(  # noqa: S603 - this very program
