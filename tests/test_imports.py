@@ -132,6 +132,7 @@ TAKES_A_COMMUNICATOR = {
     "core.packed",
     "cli",
     "core.guards",
+    "run.plan",
     "learn.closure.dataset",
     "learn.closure.model",
 }

@@ -39,11 +39,13 @@ class Choice:
     ----------
     name : ``cpu`` or ``cuda``
     gpu : which of the GPUs that it sees
-    shared : some ranks of the program compute on the same GPU
+    sharing : how many ranks of the program compute on that one, with this rank
+    shared : some GPU has several ranks
     """
 
     name: str = "cpu"
     gpu: int = 0
+    sharing: int = 1
     shared: bool = False
 
     @property
@@ -132,23 +134,23 @@ def kernels() -> list[str]:
     return device.gpus()
 
 
-def _dealt(seen: list[str], comm: MPI.Intracomm) -> tuple[int, bool]:
-    """Which of its GPUs is a rank's, and whether any ranks share one. Collective.
+def _dealt(seen: list[str], comm: MPI.Intracomm) -> tuple[int, int, bool]:
+    """Which of its GPUs is a rank's, how many ranks have it, whether any share one. Collective.
 
     Ranks of a machine that see the same devices take them in turn. Of a communicator of one the
     launcher knows which rank of the machine it is.
     """
     if comm.size == 1:
-        return launched_local_rank() % max(1, len(seen)), False
+        return launched_local_rank() % max(1, len(seen)), 1, False
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     everyone = node.allgather(seen)
-    own = everyone[: node.rank].count(seen) % max(1, len(seen))
-    number = shared_devices(everyone)
+    own, number = everyone[: node.rank].count(seen) % max(1, len(seen)), shared_devices(everyone)
+    sharing = _taken(everyone).count(seen[own]) if seen else 1
     node.Free()
     crowds = [(size, few) for size, few in comm.allgather((len(everyone), number)) if few]
     if crowds and comm.rank == 0:
         _warn_of(*max(crowds))
-    return own, bool(crowds)
+    return own, sharing, bool(crowds)
 
 
 def _warn_of(ranks: int, number: int) -> None:
@@ -170,12 +172,34 @@ def shared_devices(everyone: list[list[str]]) -> int:
     ----------
     everyone : devices that each rank sees. A launcher may show each rank its own only.
     """
-    taken = [
+    taken = _taken(everyone)
+    return len({d for devices in everyone for d in devices}) if len(set(taken)) < len(taken) else 0
+
+
+def _taken(everyone: list[list[str]]) -> list[str]:
+    """The device of each rank that sees any, in turn of those that see the same."""
+    return [
         devices[everyone[:rank].count(devices) % len(devices)]
         for rank, devices in enumerate(everyone)
         if devices
     ]
-    return len({d for devices in everyone for d in devices}) if len(set(taken)) < len(taken) else 0
+
+
+def memory(number: int = 0) -> int | None:
+    """Bytes of memory of one of the GPUs that this process sees; None where there is none.
+
+    The driver is asked, which takes no memory there.
+    """
+    total, handle = ctypes.c_size_t(), ctypes.c_int()
+    with suppress(OSError, AttributeError):
+        driver = ctypes.CDLL("libcuda.so.1")
+        failed = (
+            driver.cuInit(0)
+            or driver.cuDeviceGet(ctypes.byref(handle), number)
+            or driver.cuDeviceTotalMem_v2(ctypes.byref(total), handle)
+        )
+        return None if failed else total.value
+    return None
 
 
 def cuda_aware_mpi() -> bool | None:

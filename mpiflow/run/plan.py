@@ -17,8 +17,11 @@ from typing import Any
 
 import h5py
 
+from mpiflow.core import gpu
 from mpiflow.core.errors import InputError
 from mpiflow.core.machine import machine_memory
+from mpiflow.core.mpi import MPI
+from mpiflow.core.parallel import agreed
 from mpiflow.core.toml_files import read_toml
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.observables.choice import chosen
@@ -125,6 +128,27 @@ def named_values(texts: Iterable[str]) -> dict[str, str]:
     return values
 
 
+def require_device(config: RunConfig, comm: MPI.Intracomm) -> None:
+    """Raise where a run finds no GPU, or one with less memory than it takes. Collective.
+
+    Raises
+    ------
+    InputError : on all ranks
+    """
+    if config.device != "cuda":
+        return
+    here = gpu.of_simulation(config.device, comm)
+    with agreed(comm):
+        made: Plan = catalogue.plan(config, comm.size)
+        need, room = here.sharing * made.device_bytes, gpu.memory(here.gpu)
+        if room is not None and need > room:
+            many = f"{_ranks(here.sharing)} need {_size(need)} of a GPU with {_size(room)}"
+            raise InputError(
+                "device", f"cuda: {many}", "a run that fits into the memory of its GPUs",
+                "Use more GPUs, or a smaller lattice; mpiflow plan says what takes how much.",
+            )  # fmt: skip
+
+
 # -- what stands in the way -------------------------------------------------------------------
 
 
@@ -137,6 +161,12 @@ def _warnings(made: Plan, here: int) -> list[str]:
         out.append(
             f"{_ranks(here)} need {_size(need)} of memory and this machine has {_size(there)}: "
             "use more machines, or a smaller lattice"
+        )
+    room = gpu.memory() if made.on_device else None
+    if room is not None and made.device_bytes > room:
+        out.append(
+            f"a rank needs {_size(made.device_bytes)} of a GPU, and that of this machine has "
+            f"{_size(room)}: use more GPUs, or a smaller lattice"
         )
     folder = Path(made.config.out).resolve().parent
     if not folder.is_dir():

@@ -21,7 +21,7 @@ from mpiflow.observables.choice import Observables
 from mpiflow.run import callbacks as calls
 from mpiflow.run.callbacks import Callback
 from mpiflow.run.follow import beginning, facts_of, follow, keep_of, refuse, unchanged
-from mpiflow.run.plan import one_line, read
+from mpiflow.run.plan import one_line, read, require_device
 from mpiflow.run.stopping import Keep
 from mpiflow.simulation import catalogue, measures
 from mpiflow.simulation.base import Motion, Simulated
@@ -69,6 +69,7 @@ def simulate(
         config = configured(config, **options)
         own = choice.chosen(observables) if isinstance(observables, Mapping) else {}
         own = choice.chosen(config.observables) | own
+    require_device(config, comm)
     start, out = clock.monotonic(), config.out
     point, overwrite = beginning(config, comm, changed)
     speaks = comm.rank == 0 and not config.quiet

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from mpiflow.core import inputs
-from mpiflow.core.lattice import Layout, Shape
+from mpiflow.core.lattice import Layout, Shape, split
 from mpiflow.files.schema import STANDARD
 from mpiflow.simulation import catalogue
 from mpiflow.simulation import disk as plan_disk
@@ -29,6 +29,8 @@ from mpiflow.simulation.options import RunConfig
 #: Bytes that the kernels of a run take, from the cache, and more where they are compiled: 25 to 47
 #: MB and up to 115 MB in all systems. Of Python, MPI and the packages see :func:`interpreter`.
 KERNELS, COMPILING = 32_000_000, 115_000_000
+#: Bytes of a GPU that CUDA itself takes for a process, kernels with it: assumed, not yet measured.
+CONTEXT = 600_000_000
 #: The most that an interpreter may take, for a look whether it has to be measured, and what it took
 #: where it cannot be: with and without PyTorch.
 LARGE, _WITH_TORCH, _WITHOUT = 2_000_000_000, 480_000_000, 245_000_000
@@ -207,6 +209,7 @@ class Plan:
     warnings : what stands in the way on this machine
     unit, what : what sides are counted in, and what members are, in words
     whole : a single one is computed by every rank
+    on_device : bytes on the GPU of the rank that has the most, by what they are for; {} without
     """
 
     config: RunConfig
@@ -226,6 +229,7 @@ class Plan:
     checkpoint: int
     warnings: tuple[str, ...] = ()
     timing: Timing | None = field(default=None)
+    on_device: dict[str, int] = field(default_factory=dict)
     unit: str = "sites"
     what: str = "lattices"
     whole: bool = False
@@ -239,6 +243,11 @@ class Plan:
         """Memory of a machine with so many of the ranks, rank 0 among them."""
         each = self.rank_bytes - self.first_only + interpreter(self.config)[0]
         return ranks * each + self.first_only
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of a GPU that a rank takes."""
+        return sum(self.on_device.values())
 
     @property
     def raw_bytes(self) -> int:
@@ -264,6 +273,7 @@ class Plan:
         return numbers | {
             "config": json.loads(self.config.model_dump_json()),
             "rank_bytes": self.rank_bytes,
+            "device_bytes": self.device_bytes,
             "machine_bytes": self.machine_bytes(self.ranks),
             "raw_bytes": self.raw_bytes,
             "disk_bytes": self.disk_bytes,
@@ -288,7 +298,8 @@ class Plan:
                 f"{_size(running)} more a rank for Python and MPI, "
                 f"{_size(compiling)} where kernels are compiled",
             ),
-            ("", f"{_size(total)} in all" + " and on the GPU" * (config.device == "cuda")),
+            ("", f"{_size(total)} in all"),
+            ("", self._device()),
             (
                 "disk",
                 f"{config.out}: {_size(sum(s.frame for s in self.stored))} a frame, "
@@ -319,6 +330,10 @@ class Plan:
             return f"{size} {unit}, whole on every rank"
         grid = f" in a grid of {_sides(self.grid)} tiles" if self.ranks > 1 else ""
         return f"{size} {unit}{grid}, {tiles} a rank"
+
+    def _device(self) -> str:
+        size = f"{_size(self.device_bytes)} on the GPU a rank: {_parts(self.on_device)}"
+        return size if self.on_device else ""
 
     def _time(self) -> str:
         t = self.timing
@@ -381,6 +396,7 @@ def planned(
     checkpoint: int,
     gathered: int,
     stacked: int = 2,
+    on_device: dict[str, int] | None = None,
     **said: Any,
 ) -> Plan:
     """The plan of a run, from what is known of the state and of the file.
@@ -388,6 +404,7 @@ def planned(
     Parameters
     ----------
     memory : bytes of the state and of what advances it
+    on_device : bytes on a GPU, which count where the run computes there
     own, making, stacked : of a frame, see :func:`file_memory`
     checkpoint : bytes of one in its file
     gathered : bytes of all that rank 0 has in memory while it makes one, as far as it is more
@@ -399,6 +416,8 @@ def planned(
     )
     known: dict[str, Any] = {"exact": True, "members_here": (config.members // ranks, batch)}
     named = said.pop("gathered_as", "checkpoint")
+    if on_device and config.device == "cuda":
+        known["on_device"] = on_device | {"CUDA": CONTEXT}
     return Plan(
         config=config,
         ranks=ranks,
@@ -427,8 +446,15 @@ def cut_as(layout: Layout) -> dict[str, Any]:
 
 
 def share(layout: Layout, most: bool) -> Shape:
-    """Sides of the largest (smallest) tile. Of a layout with many ranks too: without a loop."""
-    return tuple(
-        unit * (-(-(side // unit) // n) if most else side // unit // n)
-        for side, unit, n in zip(layout.lattice.shape, layout.units, layout.ranks_grid, strict=True)
-    )
+    """Sides of the largest (smallest) tile. Of a layout with many ranks too: without a loop, unless
+    the last unit of a side is shorter than others."""
+    out = []
+    for side, unit, n in zip(layout.lattice.shape, layout.units, layout.ranks_grid, strict=True):
+        units = -(-side // unit)
+        if side % unit == 0:
+            out.append(unit * (-(-units // n) if most else units // n))
+            continue
+        edges = [split(units, n, part) for part in range(n)]
+        sides = [min(unit * end, side) - unit * start for start, end in edges]
+        out.append(max(sides) if most else min(sides))
+    return tuple(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from mpi4py import MPI
@@ -45,7 +46,8 @@ def test_ranks_share_gpus_with_one_warning(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             here = dealt(comm, devices)
-        assert here == Choice("cuda", comm.rank % len(devices), shared=True)
+        own = comm.rank % len(devices)
+        assert here == Choice("cuda", own, sharing=2 if own == 0 else 1, shared=True)
         heard += [str(one.message) for one in caught]
     assert len(heard) == (comm.rank == 0)
     assert all(f"{comm.size} ranks of a machine share {len(devices)} GPU" in h for h in heard)
@@ -131,3 +133,24 @@ def test_mpi_is_asked_for_cuda(answer: bool | None, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ctypes, "CDLL", Library)
     assert gpu.cuda_aware_mpi() is answer
+
+
+def test_the_driver_says_how_much_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        def __init__(self, name: str) -> None:
+            if name != "libcuda.so.1":
+                raise OSError(name)
+            self.cuInit = lambda flags: 0
+
+        def cuDeviceGet(self, handle: Any, number: int) -> int:
+            handle._obj.value = 10 * number
+            return 0 if number < 2 else 101
+
+        def cuDeviceTotalMem_v2(self, total: Any, handle: Any) -> int:
+            total._obj.value = 1000 + handle.value
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", Driver)
+    assert [gpu.memory(number) for number in range(3)] == [1000, 1010, None]
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
+    assert gpu.memory() is None

@@ -18,7 +18,9 @@ from mpi4py import MPI
 
 import mpiflow.run.plan
 from mpiflow.cli import invoke
+from mpiflow.core.device import simulated
 from mpiflow.core.errors import InputError
+from mpiflow.core.gpu import Choice
 from mpiflow.core.packed import PackedBlock
 from mpiflow.files import checkpoint
 from mpiflow.run.plan import named_values, one_line, plan, read
@@ -30,7 +32,7 @@ from mpiflow.simulation.field.options import FieldConfig
 from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
 from mpiflow.simulation.options import RunConfig
-from mpiflow.simulation.sizes import COMPRESSED_FROM, interpreter
+from mpiflow.simulation.sizes import COMPRESSED_FROM, CONTEXT, _size, interpreter
 
 ALONE = MPI.COMM_SELF
 
@@ -57,6 +59,7 @@ def build(config: RunConfig, comm: MPI.Intracomm) -> Any:
 RUNS = {
     "packed": ising(coarse=8, save_every=0.75),
     "packed ensemble": ising(members=3, coarse=16, spins=True, time=1.0),
+    "part of a word": ising(size=(8, 100), time=0.5),
     "plain": ising(size=(30, 50), spins=True, dt=float("inf"), time=7.0, save_every=3.0),
     "sliced": ising(size=24, members=70, coarse=4, time=1.0, save_every=0.5),
     "nfold": ising(size=32, solver="nfold", time=0.25, save_every=0.1),
@@ -101,6 +104,7 @@ def test_a_field_takes_the_bytes_planned(config: RunConfig) -> None:
 CUT = {
     "packed": ising(size=(64, 384), coarse=8),
     "few rows": ising(size=(16, 1024)),
+    "part of a word": ising(size=(70, 300)),
     "plain": ising(size=(30, 52)),
     "grid": ising(size=(36, 52), ranks_grid=None, coarse=2),
     "members": ising(size=24, members=7),
@@ -217,6 +221,49 @@ def test_warnings_are_about_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_pa
     made = plan(config)
     usage.free = made.raw_bytes  # enough for the compressed file only
     assert "uncompressed" in plan(config).warnings[0]
+
+
+ON_GPU = {
+    "packed": ising(size=(8, 64), dt=0.25, time=0.5),
+    "plain": ising(size=(8, 12), dt=float("inf"), time=1.0),
+    "sums": kac(size=(12, 16), gamma=1, time=0.1),
+    "midpoint": kac(size=(12, 16), gamma=1, solver="midpoint", time=0.1),
+}
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(not simulated(), reason="needs NUMBA_ENABLE_CUDASIM=1")
+@pytest.mark.parametrize("config", ON_GPU.values(), ids=ON_GPU)
+def test_a_gpu_has_the_bytes_planned(config: RunConfig) -> None:
+    config = config.model_copy(update={"device": "cuda"})
+    made, sim = plan(config), build(config, MPI.COMM_SELF)
+    sim.advance({"kac": 0.1, "ising": min(config.model_dump().get("dt", 1.0), 1.0)}[config.system])
+    block, sites = sim.block, getattr(sim.solver, "_cuda", None)
+    arrays = list(block.words) if isinstance(block, PackedBlock) else [block.array]
+    if sites is not None:
+        kept = (sites._padded, sites._along_y, sites._sums, sites._before, sites._half)
+        arrays += [a for a in kept if a is not None]
+    of_frames = made.on_device.get("looking at a frame", 0)  # made while one is looked at
+    assert made.device_bytes - CONTEXT - of_frames == sum(a.nbytes for a in arrays)
+    assert (of_frames > 0) == (made.config.model_dump().get("dt") == 0.25)
+
+
+def test_more_than_a_gpu_has_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = ising(size=4096, device="cuda", out=tmp_path / "run.h5")
+    made = plan(config)
+    assert f"{_size(made.device_bytes)} on the GPU a rank: field" in made.text()
+    assert plan(config.model_copy(update={"device": "cpu"})).device_bytes == 0
+    monkeypatch.setattr(mpiflow.run.plan.gpu, "memory", lambda number=0: made.device_bytes)
+    assert plan(config).warnings == ()
+    monkeypatch.setattr(mpiflow.run.plan.gpu, "memory", lambda number=0: made.device_bytes - 1)
+    assert "of a GPU" in plan(config).warnings[0]
+    for sharing, room in ((1, made.device_bytes - 1), (2, 2 * made.device_bytes - 1)):
+        monkeypatch.setattr(mpiflow.run.plan.gpu, "memory", lambda number=0, room=room: room)
+        here = Choice("cuda", sharing=sharing)
+        monkeypatch.setattr(mpiflow.run.plan.gpu, "_choices", [here])
+        with pytest.raises(InputError, match=f"{sharing} rank.* of a GPU with .*smaller lattice"):
+            simulate(config, MPI.COMM_SELF)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_writer_that_gathers_needs_the_frame_on_rank_0() -> None:

@@ -24,6 +24,11 @@ from mpiflow.simulation.sizes import (
 )
 from mpiflow.solvers.vacancy.absorbing import KEPT_BYTES, STATE_BYTES
 from mpiflow.solvers.vacancy.tiled import TiledKMC
+from mpiflow.systems.alloy import NEIGHBOURS
+from mpiflow.systems.barriers import SITES
+
+#: Bytes of the largest barrier models, and more.
+MODEL = 16_000_000
 
 
 def alloy_memory(config: AlloyConfig, tile: Shape, batch: int) -> dict[str, int]:
@@ -87,10 +92,11 @@ def plan(config: AlloyConfig, ranks: int) -> Plan:
     if config.window is not None and config.time is not None:
         windows = f", {round(config.time / config.window)} windows of {config.window:g} s"
     far = f"{config.hops} hops" if config.hops is not None else f"{config.time:g} s"
+    memory = alloy_memory(config, largest, batch)
     return planned(
         config,
         ranks,
-        alloy_memory(config, largest, batch),
+        memory,
         alloy_variables(config, sites, frames_of(config)),
         own=own,
         making=29 * own,  # of a site also its place: a mask of all points, and three indices
@@ -102,6 +108,8 @@ def plan(config: AlloyConfig, ranks: int) -> Plan:
         steps=far + windows,
         # A window of the tiled solver may hold more hops than lie between frames.
         exact=serial or config.hops is None,
+        # Surroundings and barriers of all vacancies at once; the state stays on the host.
+        on_device={"barriers": MODEL + (SITES + 4 * NEIGHBOURS) * memory["vacancies"] // 160},
         unit="points",
         **cut_as(layout),
     )

@@ -32,16 +32,27 @@ def plan(config: IsingConfig, ranks: int) -> Plan:
             unit=unit,
             smaller=SMALLER_UNITS.get(kernel, ""),
         )
+    memory = _memory(config, kernel, share(layout, most=True), batch)
     named = f"sublattice solver, {kernel} kernel" if config.solver == "sublattice" else kernel
     return sizes.plan(
         config,
         ranks,
         layout,
-        _memory(config, kernel, share(layout, most=True), batch),
+        memory,
         kernel=named,
+        on_device=_on_device(memory, kernel),
         steps=sizes.steps_of(config, None if config.solver == "nfold" else config.dt),
         order=4 * (config.solver == "nfold"),  # it goes on with its lists of sites in their order
     )
+
+
+def _on_device(memory: dict[str, int], kernel: str) -> dict[str, int]:
+    """What of it lies on a GPU: the state, fields, a copy for frames; also bits, if sliced."""
+    state = memory["field"] + memory["halo"]
+    there = {"field": state, "fields of sites": memory.get("fields of sites", 0)}
+    bits = state // 8 if kernel == "sliced" else 0
+    looks = bits or memory.get("looking at a frame", 0) // 2
+    return there | {"bits": bits, "looking at a frame": looks}
 
 
 def kernel_of(config: IsingConfig, lattice: Lattice) -> tuple[str, Shape]:

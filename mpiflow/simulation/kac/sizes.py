@@ -7,6 +7,7 @@ from mpiflow.simulation.kac.options import KacConfig
 from mpiflow.simulation.lattice import cut_rows
 from mpiflow.simulation.sizes import Plan, share
 from mpiflow.simulation.spins import sizes
+from mpiflow.solvers.kac.walks import TOGETHER
 from mpiflow.systems.kac import kac_kernel
 
 
@@ -27,6 +28,7 @@ def plan(config: KacConfig, ranks: int) -> Plan:
         ranks,
         layout,
         memory,
+        on_device=_on_device(config, ny, nx, batch),
         kernel=f"{config.solver} solver, gamma {config.gamma:g}",
         steps=sizes.steps_of(
             config,
@@ -34,6 +36,20 @@ def plan(config: KacConfig, ranks: int) -> Plan:
             leaps or "events, not steps",
         ),
     )
+
+
+def _on_device(config: KacConfig, ny: int, nx: int, batch: int) -> dict[str, int]:
+    """As :class:`mpiflow.solvers.kac.cuda.CudaSites` has them."""
+    kernel, sites = kac_kernel(config.gamma), batch * ny * nx
+    around = 2 * kernel.reach + TOGETHER
+    sums = batch * (ny + around) * nx + 4 * sites
+    if not kernel.nearest:
+        sums += 2 * batch * (nx + around) * ny
+    state = batch * (ny + 2) * (nx + 2)
+    there = {"field": state, "sums": sums, "fields of sites": 4 * ny * nx * config.in_site_field}
+    if config.solver == "midpoint":
+        there["midpoint"] = state + 4 * sites
+    return there
 
 
 def _kac_memory(config: KacConfig, ny: int, nx: int, batch: int) -> int:

@@ -55,6 +55,7 @@ def plan(config: RuleConfig, ranks: int) -> Plan:
         gathered=IMAGES * (whole + 4 * whole * nfold),
         kernel=f"{config.solver} solver, {rule.states} states",
         steps=sizes.steps_of(config, None if nfold else config.dt),
+        on_device=memory,
         **cut_as(layout),
     )
 

@@ -81,6 +81,7 @@ def plan(
     *,
     kernel: str,
     steps: str,
+    on_device: dict[str, int],
     order: int = 0,
 ) -> Plan:
     """The plan of a run of spins.
@@ -90,6 +91,7 @@ def plan(
     layout : how it is cut
     memory : bytes of the state and of what advances it
     kernel, steps : in words
+    on_device : bytes on a GPU, if the run computes there
     order : bytes of a site that a checkpoint keeps besides
     """
     lattice, batch = layout.lattice, -(-config.members // ranks)
@@ -109,5 +111,6 @@ def plan(
         gathered=IMAGES * checkpoint,
         kernel=f"{kernel}, {workers} thread{'s' * (workers > 1)}",
         steps=steps,
+        on_device=on_device,
         **cut_as(layout),
     )
