@@ -58,7 +58,8 @@ toc_object_entries_show_parents = "hide"
 
 # -- looks -------------------------------------------------------------------------------
 html_theme = "furo"
-html_title = f"mpiflow {release}"
+# A clone without a tag has no number.
+html_title = "mpiflow" if release.endswith("+source") else f"mpiflow {release}"
 html_static_path = ["_static"]
 html_css_files = ["mpiflow.css"]
 html_copy_source = False
