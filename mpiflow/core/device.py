@@ -270,8 +270,8 @@ def gpu_capabilities() -> list[str]:
 class Device:
     """Where a block's field lives: ``Device("cpu")`` or ``Device("cuda")``.
 
-    ``gpu`` picks one of several GPUs, :func:`mpiflow.core.parallel.local_rank` for example. Left
-    out, none is touched yet, so that asking whether there is one costs no memory on it.
+    ``gpu`` picks one of several GPUs, that of the rank as of :mod:`mpiflow.core.gpu`. Left out,
+    none is touched yet, so that asking whether there is one costs no memory on it.
     """
 
     def __init__(self, name: str = "cpu", gpu: int | None = None) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mpiflow.core.device
-from mpiflow import InputError
+from mpiflow import InputError, Trajectory
 from mpiflow.cli import invoke
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -81,7 +81,24 @@ def test_what_only_the_cpu_does_is_not_for_a_gpu(words: list[str], without_gpu: 
         invoke([*words, "--device=cuda"])
 
 
-@pytest.mark.parametrize("name", ["demo", "large_ising", "alloy_learn"])
+def test_resume_says_that_there_is_none(without_gpu: Path) -> None:
+    options = ["--size=8", "--temperature=2.5", "--time=1", "--dt=inf", "--out=run.h5", "--quiet"]
+    invoke(["simulate", "ising", *options])
+    with pytest.raises(InputError, match=r"^device='cuda': allowed is .*Use --device cpu"):
+        invoke(["resume", "run.h5", "--time=2", "--device=cuda"])
+    with Trajectory("run.h5") as run:
+        assert run.time[-1] == 1
+
+
+#: All but those that ask for a model or data first.
+DRIVERS = sorted(
+    path.stem
+    for path in (ROOT / "drivers").glob("*.py")
+    if path.stem not in ("alloy_report", "onsagerflow_validate")
+)
+
+
+@pytest.mark.parametrize("name", DRIVERS)
 def test_drivers_say_that_there_is_none(
     name: str, without_gpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,7 +75,8 @@ class Simulation(SpinSimulation):
     comm : communicator, ``COMM_WORLD`` unless given; every method is collective on it
     ranks_grid : ranks along each axis, chosen if left out
     granularity : tiles are cut in multiples of this many sites (coarse blocks)
-    device : ``cpu`` or ``cuda`` (simulated and assembled, not yet run on a GPU)
+    device : ``cpu`` or ``cuda`` (simulated and assembled, not yet run on a GPU); as the program has
+        chosen (:mod:`mpiflow.core.gpu`) if the solver has a path for GPUs, or the CPU, unless given
     kernel : of the sublattice solver. ``auto`` takes ``packed`` for even sides from 8 rows and 64
         columns on, ``sliced`` for several smaller lattices or very many small ones, else
         ``plain``; all have the same law, each its own bits. It depends on the size and on the
