@@ -1,6 +1,6 @@
 """All benchmarks that a GPU takes, in less than 8 minutes: ``make bench-gpu``.
 
-    .venv-cuda/bin/python tests/tools/bench_gpu.py [--out results/bench-gpu.json]
+    .venv-cuda/bin/python tests/tools/bench_gpu.py [--out results/bench-gpu.json] [--seconds N]
 
 Each is a process of its own with a share of the time, so that one that fails or hangs leaves what
 others have measured. The file has the rows of ``mpiflow bench NAME --device cuda --json``, what
@@ -31,8 +31,8 @@ from mpiflow.files.storage import write_folder
 SHARES = {"ising": 200.0, "kac": 80.0, "alloy": 120.0, "learning": 60.0}
 
 
-def measure(out: Path, *, small: bool = False) -> int:
-    """Measure and write; returns how many benchmarks did not finish, at most 1.
+def measure(out: Path, *, small: bool = False, seconds: float = sum(SHARES.values())) -> int:
+    """Measure and write, in so many seconds; returns 1 if a benchmark did not finish, else 0.
 
     Raises
     ------
@@ -40,7 +40,8 @@ def measure(out: Path, *, small: bool = False) -> int:
     """
     gpu.kernels()
     found: dict[str, Any] = {"facts": facts(), "rows": [], "unfinished": {}}
-    for name, share in SHARES.items():
+    for name, part in SHARES.items():
+        share = part * seconds / sum(SHARES.values())
         began = time.monotonic()
         print(f"bench-gpu: {name}, at most {share:g} s", file=sys.stderr, flush=True)
         command = [sys.executable, __file__, "--one", name, *["--small"] * small]
@@ -92,12 +93,13 @@ def _said(*command: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("results/bench-gpu.json"))
+    parser.add_argument("--seconds", type=float, default=sum(SHARES.values()), help="in all")
     parser.add_argument("--one", help="measure this one alone and print its rows")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args()
     parallel.install_abort_hook()
     if options.one is None:
-        return measure(options.out, small=options.small)
+        return measure(options.out, small=options.small, seconds=options.seconds)
     for row in bench.run(options.one, MPI.COMM_WORLD, device="cuda", small=options.small):
         print(json.dumps(row), flush=True)
     return 0
