@@ -107,7 +107,8 @@ results: setup ## every table of docs/results.md, a few hours; goes on where it 
 # Warnings are errors: a dead link, a name in a docstring that is gone, a cell that fails.
 docs: setup ## the documentation site, in docs/_build/html; tutorials are run
 	@jobs/docs.sh
-	$(ONE_THREAD) PYTHONPATH=$(CURDIR) .venv-docs/bin/python -m sphinx -q -W --keep-going -a -b html -d docs/_build/doctrees docs docs/_build/html
+	$(ONE_THREAD) PYTHONPATH=$(CURDIR) .venv-docs/bin/python -m sphinx -q -W --keep-going -a -b html -d docs/_build/doctrees docs docs/_build/html \
+	  2> >(grep -v '^\[IPKernelApp\]' >&2)
 	@echo "docs/_build/html/index.html"
 
 docs-links: setup ## addresses of others that the pages name still answer (needs the network)
