@@ -66,7 +66,9 @@ def _weak_scaling(
     alone = PackedBlock.tile(rows_to_each(Lattice(shape), 1), MPI.COMM_SELF)
     whole = Lattice((shape[0] * ranks, shape[1]))
     together = PackedBlock.tile(rows_to_each(whole, ranks), meter.comm)
-    for block in (alone, together):
+    from_python = PackedBlock.tile(rows_to_each(whole, ranks), meter.comm)
+    vars(from_python)["lines"] = None  # as where the functions of MPI are not found
+    for block in (alone, together, from_python):
         initial.independent(block, seed=1)
     solver = Sublattice(system, dt, compile_in=True)
 
@@ -86,18 +88,17 @@ def _weak_scaling(
 
         return spent
 
-    ways = on(alone, meter.comm.rank == 0), on(alone), on(together)
+    ways = on(alone, meter.comm.rank == 0), on(alone), on(together), on(from_python)
     for spent in ways:
         spent(1)  # compiles
     steps = max(1, math.ceil(meter.seconds / 50 / (PASSES * ways[0](10))))
     turns = 1 if meter.seconds == 0 else TURNS
     times = np.array([[spent(steps) for spent in ways] for _ in range(turns)]).T
-    one, apart, all_of_them = times
+    one, apart, all_of_them, _ = times
     case, updates = f"{_named(shape)} a rank, dt={dt:g}", math.prod(shape) / 2
-    rates = 1e-9 * updates / times * np.array([[1], [ranks], [ranks]])
-    for name, row in zip(
-        ("one rank alone", "all ranks without messages", "all ranks"), rates, strict=True
-    ):
+    rates = 1e-9 * updates / times * np.array([[1], [ranks], [ranks], [ranks]])
+    names = "one rank alone", "all ranks without messages", "all ranks", "messages from Python"
+    for name, row in zip(names, rates, strict=True):
         meter.record(f"{case}, {name}", "updates/ns", row.tolist())
     for name, row in (("one rank alone", ranks * one), ("all ranks without messages", apart)):
         ratios = row / all_of_them
