@@ -500,7 +500,7 @@ def plan(
     comm = parallel.start_reading()
     with parallel.agreed(comm):
         config = plans.read(path, system, plans.named_values(options or []))
-        made = plans.plan(config, ranks or comm.size)
+        made = plans.plan(config, comm.size if ranks is None else ranks)
         if measure and made.ranks != comm.size:
             raise InputError("ranks", ranks, f"{comm.size} to measure here", "Leave one out.")
     if measure:

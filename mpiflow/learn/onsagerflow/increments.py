@@ -91,9 +91,7 @@ class FieldRun:
         ------
         InputError : lags do not rise from 1 or more, or the run has no frames for them
         """
-        steps = np.asarray(lags)
-        if steps.ndim != 1 or steps.size == 0 or steps[0] < 1 or (np.diff(steps) < 1).any():
-            raise InputError("lags", tuple(lags), "whole numbers rising from 1 or more", "Try 1,2.")
+        steps = _steps(lags)
         last, shape = int(steps[-1]), tuple(self.fields.shape)
         starts = shape[0] - last
         if starts < 1:
@@ -255,6 +253,14 @@ class Local:
     lag_bias: np.ndarray
 
 
+def _steps(lags: Sequence[int]) -> np.ndarray:
+    """Lags in frames; raises unless they rise from 1 or more."""
+    steps = np.asarray(lags)
+    if steps.ndim != 1 or steps.size == 0 or steps[0] < 1 or (np.diff(steps) < 1).any():
+        raise InputError("lags", tuple(lags), "whole numbers rising from 1 or more", "Try 1,2.")
+    return steps
+
+
 class IncrementSums:
     """Sums over increments in bins of m, and of a second value if wanted; for one temperature.
 
@@ -281,6 +287,7 @@ class IncrementSums:
         for name, e in (("edges", self.edges), ("second_edges", self.second_edges)):
             if np.ndim(e) != 1 or len(e) < 2 or not (np.diff(e) > 0).all():
                 raise InputError(name, e, "rising numbers, 2 or more", "Use np.linspace.")
+        _steps(lags)
         self.lags = tuple(lags)
         shape = (GROUPS, len(self.edges) - 1, len(self.second_edges) - 1, 2 + 3 * len(self.lags))
         self.sums = np.zeros(shape)
