@@ -84,8 +84,8 @@ TUTORIALS = {
     "patches": False,
     "own-data": False,
     "first-plot": True,
-    "kac-to-field": True,
-    "alloy": True,
+    "kac-to-field": False,
+    "alloy": False,
 }
 
 
@@ -141,6 +141,10 @@ def test_a_public_name_has_a_docstring(name: str) -> None:
     assert text
     if inspect.ismodule(thing) or (inspect.isclass(thing) and issubclass(thing, Exception)):
         return
+    if "raise InputError" in inspect.getsource(thing):
+        assert "InputError :" in text or "InputError\n" in text, (
+            f"{name} does not say what it refuses"
+        )
     missing = [p for p in inspect.signature(thing).parameters if not re.search(rf"\b{p}\b", text)]
     assert not missing, f"{name} does not say what these are"
 

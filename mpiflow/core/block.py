@@ -185,6 +185,10 @@ class Block(Boxes):
     device : where the array is
     layout, cart : of boxes that are the tiles of ranks: which rank owns which, and the communicator
         in which neighbours exchange halos
+
+    Raises
+    ------
+    InputError : by its methods: members, halos or spins that do not fit the boxes
     """
 
     lattice: Lattice

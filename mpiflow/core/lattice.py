@@ -20,7 +20,16 @@ MAX_SIDE = 2**31
 
 @dataclass(frozen=True)
 class Lattice:
-    """A periodic box of sites, ``shape = (Ly, Lx)``, row-major."""
+    """A periodic box of sites, row-major.
+
+    Parameters
+    ----------
+    shape : (Ly, Lx), sites along each axis
+
+    Raises
+    ------
+    InputError : a side is below 2 or too long
+    """
 
     shape: Shape
 
@@ -80,6 +89,10 @@ class Layout:
 
     ``smaller`` says in words what would make the units smaller, where that is possible.
     With ``partial`` a side need not be a multiple of its unit: the last unit of it is shorter.
+
+    Raises
+    ------
+    InputError : there are more ranks than units, or sides are no multiples of the unit
     """
 
     lattice: Lattice

@@ -103,6 +103,10 @@ class Runs(Sequence[Trajectory]):
     Attributes
     ----------
     paths : of the files; a slice of runs has some of them
+
+    Raises
+    ------
+    InputError : there is no run, or what is there is none
     """
 
     def __init__(self, where: Paths) -> None:

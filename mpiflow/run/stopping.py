@@ -47,6 +47,10 @@ class Keep:
     ----------
     every : distance of checkpoints in the unit of the run, time or hops; None: ten minutes
     walltime : seconds from the start of the process after which it stops with a checkpoint
+
+    Raises
+    ------
+    InputError : a number is not above 0
     """
 
     every: float | None = None

@@ -43,6 +43,10 @@ def upsample(states: np.ndarray, factor: int = 2) -> np.ndarray:
     Returns
     -------
     (B, f ny, f nx), of the same type
+
+    Raises
+    ------
+    InputError : the factor is below 1
     """
     if factor < 1:
         raise InputError("factor", factor, "an integer of 1 or more", "Try 2.")
@@ -185,6 +189,10 @@ def partial_evolution(
     buffer : sites around the patch that evolve with it and are thrown away
     duration : time, a multiple of ``dt``; or
     flips : number of flips (exact dynamics, true waiting times), with ``duration=None``
+
+    Raises
+    ------
+    InputError : the patch, the buffer or the duration does not fit the lattice or the step
     """
     ly, lx = states.shape[1:]
     if patch < 2 or ly % patch or lx % patch:

@@ -55,6 +55,10 @@ class Tempering(Simulated):
     temperatures : of the copies, rising or falling, two or more
     every : time between exchanges, a multiple of the step of the copies if they have one
     seed : the copies and the exchanges have seeds made from it
+
+    Raises
+    ------
+    InputError : on all ranks: temperatures, or copies that are not of one kind
     """
 
     def __init__(

@@ -216,6 +216,10 @@ class Alloy:
     ----------
     temperature : in K, above 0
     elements : names of species 1, 2, ...
+
+    Raises
+    ------
+    InputError : the temperature is not above 0, or names of elements are none
     """
 
     temperature: float

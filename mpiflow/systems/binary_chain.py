@@ -100,6 +100,10 @@ class BinaryChain:
     softening : lambda, above 0 and at most 1
     cutoff : r_c, longer than every r_eq
     confinement : r_f, at least the longest r_eq; infinity for none
+
+    Raises
+    ------
+    InputError : a parameter is not as said
     """
 
     sites: int

@@ -31,6 +31,10 @@ class CurieWeiss:
     temperature : T > 0, in units of J / k_B
     field : external field h
     coupling : J
+
+    Raises
+    ------
+    InputError : the temperature is not above 0, or a number is not finite
     """
 
     temperature: float

@@ -70,6 +70,10 @@ class Ising:
     temperature : T > 0, in units of J / k_B
     field : external field h
     coupling : J, 1 for the ferromagnet, -1 for the antiferromagnet
+
+    Raises
+    ------
+    InputError : the temperature is not above 0, or a number is not finite
     """
 
     temperature: float

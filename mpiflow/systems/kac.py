@@ -237,6 +237,10 @@ class Kac:
     temperature : T > 0
     gamma : standard deviation of the coupling in sites; 0 for nearest neighbours
     field : uniform external field h
+
+    Raises
+    ------
+    InputError : the temperature is not above 0, gamma is below 0, or a number is not finite
     """
 
     temperature: float

@@ -40,6 +40,10 @@ class LinearChain:
     friction : gamma > 0
     coupling : kappa, 0 or more
     noise : sigma, 0 or more
+
+    Raises
+    ------
+    InputError : a parameter is not as said
     """
 
     sites: int

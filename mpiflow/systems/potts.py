@@ -34,6 +34,10 @@ class Potts(SpinRule):
     states : q, 2 to 127
     coupling : J, 1 for the ferromagnet, -1 for the antiferromagnet
     field : h, which favours the state 0
+
+    Raises
+    ------
+    InputError : a parameter is not as said
     """
 
     temperature: float

@@ -58,6 +58,10 @@ class PredatorPrey:
     death : b, 0 or more
     prey_diffusion : c, 0 or more
     noise : sigma, 0 or more
+
+    Raises
+    ------
+    InputError : a parameter is not as said
     """
 
     sites: int = 200

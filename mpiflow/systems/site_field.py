@@ -38,6 +38,10 @@ class RandomField:
     std : standard deviation, above 0
     seed : of the field, 0 to 2^63 - 1
     kind : ``gaussian`` (Box-Muller), or ``bimodal``: plus or minus ``std``
+
+    Raises
+    ------
+    InputError : a parameter is not as said
     """
 
     std: float

@@ -63,6 +63,10 @@ class AlloySimulation(AlloyWindows):
     lattice_constant : Angstrom, of the file that the state came from; for files, no rate has it
     choice : how windows are chosen, None before that or where the window is given
 
+    Raises
+    ------
+    InputError : on all ranks: options that do not fit each other, the lattice or the ranks
+
     Examples
     --------
     >>> model = load_barrier_model("default")

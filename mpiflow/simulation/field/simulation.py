@@ -76,6 +76,10 @@ class FieldSimulation(Simulated):
     Attributes
     ----------
     lattice : of blocks
+
+    Raises
+    ------
+    InputError : by its methods: means beyond -1 and 1, times that are not above 0
     """
 
     def __init__(

@@ -90,6 +90,10 @@ class Simulation(SpinSimulation):
         sites, as :class:`mpiflow.RandomField`. For the sublattice solver, which then has a plain
         kernel
 
+    Raises
+    ------
+    InputError : on all ranks: options that do not fit each other, the lattice or the ranks
+
     Examples
     --------
     >>> sim = Simulation(Ising(temperature=2.5, field=0.1), size=64, seed=7)

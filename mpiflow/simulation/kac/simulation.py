@@ -56,6 +56,10 @@ class KacSimulation(SpinSimulation):
         step of a given tau has the values of its middle; gillespie holds them for times of tau
     seed, members, comm, granularity, device : as of :class:`mpiflow.Simulation`
 
+    Raises
+    ------
+    InputError : on all ranks: options that do not fit each other, the lattice or the ranks
+
     Examples
     --------
     >>> sim = KacSimulation(Kac(temperature=0.8, gamma=8), size=512, tau=0.05, seed=7)

@@ -83,6 +83,10 @@ class RuleSimulation(SquareSimulation):
         given by weights
     seed, members, comm, ranks_grid, granularity, device : as of :class:`mpiflow.Simulation`
 
+    Raises
+    ------
+    InputError : on all ranks: options that do not fit each other, the lattice or the ranks
+
     Examples
     --------
     >>> sim = RuleSimulation(Potts(temperature=1.1, states=3), size=64, seed=7)

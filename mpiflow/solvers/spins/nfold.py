@@ -290,6 +290,10 @@ class NFold:
     ----------
     clock : (B,) float64, the time of each box's last event
     events : (B,) int64, how many there were
+
+    Raises
+    ------
+    InputError : by its methods: spins on several ranks or on a GPU, boxes too large, another system
     """
 
     name = "nfold"

@@ -120,6 +120,10 @@ class Sublattice:
     Attributes
     ----------
     clock : the times of steps, which the drive goes by
+
+    Raises
+    ------
+    InputError : the step is not above 0; by its methods: boxes or a system that it cannot honour
     """
 
     name = "sublattice"
