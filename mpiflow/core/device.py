@@ -148,6 +148,22 @@ def intrinsic(emit: Callable[..., None]) -> Any:
     return numba.extending.intrinsic(typed)
 
 
+def _prefetch(write: int) -> Any:
+    def emit(ir: Any, builder: Any, array: Any, at: Any) -> None:
+        whole, place = ir.IntType(32), builder.gep(array, [at])
+        place = builder.bitcast(place, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [place.type, whole, whole, whole])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (place.type,), kind)
+        builder.call(function, [place, whole(write), whole(3), whole(1)])
+
+    return intrinsic(emit)
+
+
+#: ``prefetch_to_read(array, at)`` asks for the element ``at`` of a contiguous array, counted from
+#: its first one, which is wanted soon: nobody waits for it. Any ``at`` is allowed.
+prefetch_to_read, prefetch_to_write = _prefetch(0), _prefetch(1)
+
+
 def cpu_has(feature: str) -> bool:
     """Whether kernels may use instructions of this CPU, such as ``avx512f``."""
     chosen = numba.config.CPU_FEATURES  # type: ignore[attr-defined]

@@ -396,6 +396,28 @@ def test_lists_stay_consistent_in_long_runs() -> None:
     assert (solver.clock > clock).all()
 
 
+def test_more_sites_than_the_cache_holds() -> None:
+    """Of these memory is asked ahead: also at the edges, and where a neighbour is missing."""
+    states = random_states(3, 1, 258, 256)
+    for block in (
+        Block.periodic(states, np.array([4])),
+        Block.cut(states, (1, 0), (257, 256), np.array([4]), policy="frozen"),
+    ):
+        solver = NFold(MODELS[0])
+        assert solver.advance(block, seed=1, flips=3000).tolist() == [3000]
+        whole, until = block.copy(), solver.clock.copy()
+        again = NFold(MODELS[0])
+        again.order = solver.order
+        again.clock, again.events = until, solver.events.copy()
+        flips = [
+            each.advance(b, seed=1, flips=500) for each, b in ((solver, block), (again, whole))
+        ]
+        assert flips[0] == flips[1] == 500
+        assert np.array_equal(block.array, whole.array)
+        if block.policy == "wrap":
+            assert_lists_are_those_of_the_spins(solver, block)
+
+
 def test_lists_grow_and_shrink() -> None:
     """A quench moves most sites from list to list: the room between the lists must follow."""
     whole = random_states(5, 2, 48, 40)

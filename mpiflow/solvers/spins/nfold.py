@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import kernel
+from mpiflow.core.device import kernel, prefetch_to_read, prefetch_to_write
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.noise import exponential, stream_key, threefry, to_unit
@@ -48,6 +48,8 @@ from mpiflow.systems.ising import CLASSES, Ising, rate_class
 SLOWEST = 1e-200
 #: Events whose noise is drawn at once.
 _AHEAD = 64
+#: Sites of a box that the second-level cache holds: of more, memory is asked ahead of its use.
+_IN_CACHE = 2**16
 
 _FIVE = np.uint64(5)
 #: The class of a site is above these bits of its word, its place in the list in them.
@@ -206,6 +208,19 @@ def _run(
 
 
 @kernel
+def _fetch_places(
+    near: np.ndarray, info: np.ndarray, pool: np.ndarray, base: np.ndarray, counts: np.ndarray
+) -> None:
+    """Ask for what moves of these sites will write to, all at once: each may be far in memory."""
+    for j in range(5):
+        if near[j] != NOWHERE:
+            word = np.uint64(info[near[j]])
+            old = word >> _SHIFT
+            prefetch_to_write(pool, base[old] + (word & _PLACE))
+            prefetch_to_write(info, np.uint64(pool[base[old] + counts[old] - ONE]))
+
+
+@kernel
 def _follow(
     field: np.ndarray,
     halo: int,
@@ -221,7 +236,7 @@ def _follow(
     """Events of one box with the given noise; the time of the last, and how many there were."""
     ny, nx = np.uint64(field.shape[0] - 2 * halo), np.uint64(field.shape[1] - 2 * halo)
     info, pool, base, counts = lists
-    near = np.empty(5, np.uint64)
+    near, far = np.empty(5, np.uint64), info.size > _IN_CACHE
     for i in range(waits.size):
         shares = (
             np.int64(counts[0]) * rates[0],
@@ -245,11 +260,18 @@ def _follow(
         site = np.uint64(pool[base[chosen] + place])
         up = chosen >= _FIVE
         y, x = site // nx, site % nx
-        field[y + np.uint64(halo), x + np.uint64(halo)] = np.int8(-1) if up else np.int8(1)
+        row, column = y + np.uint64(halo), x + np.uint64(halo)
         near[0] = site
         near[1], near[2], near[3], near[4] = site - nx, site + nx, site - ONE, site + ONE
         if x == 0 or x == nx - ONE or y == 0 or y == ny - ONE:
             surroundings(site, ny, nx, closed, near)
+        if far:
+            prefetch_to_write(field, row * np.uint64(field.shape[1]) + column)
+            _fetch_places(near, info, pool, base, counts)
+            # The next site's place is near where it would be now, most often in its cache line.
+            _, likely, rest = choose(choices[min(i + 1, waits.size - 1)], shares)
+            there = min(np.uint64(rest * inverse[likely]), counts[likely] - ONE)
+            prefetch_to_read(pool, base[likely] + there)
         # The site itself, then its neighbours. Classes count neighbour sums in steps of two.
         step = np.uint64(2**64 - 5) if up else _FIVE
         for j in range(5):
@@ -272,6 +294,7 @@ def _follow(
                 info[mover] = new << _SHIFT | end
                 counts[new] = end + ONE
             step = np.uint64(2**64 - 1) if up else ONE
+        field[row, column] = np.int8(-1) if up else np.int8(1)
     return clock, waits.size
 
 
