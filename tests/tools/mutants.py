@@ -349,21 +349,15 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     STAYS,
-                    "            more, logged = _path(box, u, time, logged)\n",
-                    "            more = 0\n",
+                    "more, logged = _look(box, near, time, logged)",
+                    "more = 0",
                 ),
             ),
             (Named(TWO),),
         ),
         Mutant(
-            "visits dealt to halves as if there were no others",
-            (
-                Change(
-                    BASIN,
-                    "hypergeometric(m, left - m, first, k0, k1, j)",
-                    "binomial(m, 0.5, k0, k1, j)",
-                ),
-            ),
+            "loops of a half that is passed forgotten",
+            (Change(BASIN, "hops += e1 + l1", "hops += e1"),),
             (Named(STAY),),
         ),
     ],

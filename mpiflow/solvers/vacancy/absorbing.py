@@ -23,20 +23,8 @@ from mpiflow.solvers.vacancy.events import Events, check, events, require_specie
 from mpiflow.solvers.vacancy.lists import lists, scan
 from mpiflow.solvers.vacancy.rates import Evaluator, Law, Table, law, scratch, table
 from mpiflow.solvers.vacancy.serial import whole_lattice
-from mpiflow.solvers.vacancy.stays import (
-    AT,
-    COUNT,
-    LEADER,
-    ROWS,
-    WAYS,
-    Box,
-    Stays,
-    begin_all,
-    resume_all,
-    run,
-    show_all,
-    stays,
-)
+from mpiflow.solvers.vacancy.stays import BEGIN, GO_ON, RESUME, run
+from mpiflow.solvers.vacancy.walkers import AT, COUNT, LEADER, ROWS, WAYS, Box, Stays, stays
 from mpiflow.systems.alloy import VACANCY, Alloy
 from mpiflow.systems.barriers import Barriers
 
@@ -131,26 +119,28 @@ class AbsorbingKMC:
         key, rule = stream_key(seed, stream), law(self.system, self.model, block)
         before = self.hops.copy()
         for b in range(block.batch):
-            known = self._lattice(block, b, rule, key)
+            known, first = self._lattice(block, b)
             box = self._box(block, b, rule, key, known)
             wanted = NO_LIMIT if hops is None else self.ended[b] + hops
             left = NO_LIMIT if most is None else most
             while True:
                 room = _ROOM if self.log is not None else NO_LIMIT
-                ended, made, clock, rows = run(
-                    box, float(self.clock[b]), float(until), wanted - self.ended[b], left, room
+                ended, made, clock, rows, partly = run(
+                    box,
+                    first,
+                    float(self.clock[b]),
+                    float(until),
+                    wanted - self.ended[b],
+                    left,
+                    room,
                 )
                 self.ended[b] += ended
                 self.events[b] += made
                 self.clock[b] = clock
-                left -= made
+                left, first = left - made, GO_ON
                 self._note(b, box.log, rows)
                 if rows < room:
                     break
-            if left > 0 and self.ended[b] < wanted and np.isfinite(until):
-                self.clock[b] = max(self.clock[b], until)
-            partly, rows = show_all(box, self.clock[b], 0)
-            self._note(b, box.log, rows)
             self.hops[b] = self.ended[b] + partly
             known.left[...] = block.array[b]
         return np.asarray(self.hops - before)
@@ -174,7 +164,7 @@ class AbsorbingKMC:
             events(0 if self.log is None else _ROOM + ROWS * (n + 2)),
         )
 
-    def _lattice(self, block: Block, b: int, rule: Law, key: np.ndarray) -> _Lattice:
+    def _lattice(self, block: Block, b: int) -> tuple[_Lattice, int]:
         """The vacancies of a box: new ones if its species are not those that were left."""
         grid = block.array[b]
         while len(self._lattices) <= b:
@@ -182,18 +172,17 @@ class AbsorbingKMC:
             none = stays(nobody, nobody[:, 0], np.zeros((1, 1, 1), np.int8))
             self._lattices.append(_Lattice(none, table(self.model, 1), np.zeros(0, np.int8)))
         known = self._lattices[b]
-        if self._kept is not None:
-            self._resume(block, b, rule, key)
+        if self._kept is not None and self._resume(block, b):
+            return known, RESUME
         if np.array_equal(known.left, grid):
-            return known
+            return known, GO_ON
         n = int((block.spins()[b] == VACANCY).sum())
         found, used = lists(max(1, n)), known.stays.whole[:, COUNT].max(initial=self._used[b])
-        scan(grid, rule, whole_lattice(), found)
+        scan(grid, law(self.system, self.model, block), whole_lattice(), found)
         known.stays = stays(found.place[:n], found.flat[:n], grid)
         known.stays.whole[:, COUNT] = used
         known.table, known.left = table(self.model, max(1, n)), grid.copy()
-        begin_all(self._box(block, b, rule, key, known), float(self.clock[b]))
-        return known
+        return known, BEGIN
 
     # -- to go on later --------------------------------------------------------------
 
@@ -204,8 +193,8 @@ class AbsorbingKMC:
         -------
         clock, ended, as above; and of vacancies and their stays stays (B, n, 10) int64, the place
         where the grid shows them, in C order of the box, -1 where a box was set anew, and columns
-        of :class:`~mpiflow.solvers.vacancy.stays.Stays`; links (B, n, K, 16) int8; codes (B, n, K)
-        uint64; begun (B, n)
+        of :class:`~mpiflow.solvers.vacancy.walkers.Stays`; links (B, n, K, 16) int8; codes
+        (B, n, K) uint64; begun (B, n)
         """
         n = max((known.stays.flat.size for known in self._lattices), default=0)
         out, begun = np.full((block.batch, n, 1 + _COLUMNS), -1), np.zeros((block.batch, n))
@@ -230,8 +219,8 @@ class AbsorbingKMC:
         self._kept = dict(kept)
         self._used = kept["stays"][:, :, 1 + COUNT].max(axis=1, initial=0)
 
-    def _resume(self, block: Block, b: int, rule: Law, key: np.ndarray) -> None:
-        """The vacancies of a box and their stays, as they were kept."""
+    def _resume(self, block: Block, b: int) -> bool:
+        """Take over the vacancies of a box and their stays, if such were kept."""
         assert self._kept is not None  # noqa: S101 - for the type checker
         rows, begun = self._kept["stays"][b], self._kept["begun"][b]
         links, codes = self._kept["links"][b], self._kept["codes"][b]
@@ -239,7 +228,7 @@ class AbsorbingKMC:
             self._kept = None
         places, grid, known = rows[:, 0].astype(np.int64), block.array[b], self._lattices[b]
         if not places.size or places[0] < 0:
-            return
+            return False
         place = np.stack(np.unravel_index(places, block.shape), axis=1) + block.halo
         flat = np.ravel_multi_index(tuple(place.T), grid.shape)
         vacancies = int((block.spins()[b] == VACANCY).sum())
@@ -253,5 +242,4 @@ class AbsorbingKMC:
             s.spot[v, :, 0] = np.where((s.link[v] >= 0).any(axis=1), 0, -1)
             s.spot[v, s.whole[v, AT], 0] = 0 if s.whole[v, LEADER] == v else -1
         known.stays, known.table, known.left = s, table(self.model, len(flat)), grid.copy()
-        resume_all(self._box(block, b, rule, key, known))
-        grid[...] = known.left
+        return True
