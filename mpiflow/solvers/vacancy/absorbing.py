@@ -24,16 +24,25 @@ from mpiflow.solvers.vacancy.lists import lists, scan
 from mpiflow.solvers.vacancy.rates import Evaluator, Law, Table, law, scratch, table
 from mpiflow.solvers.vacancy.serial import whole_lattice
 from mpiflow.solvers.vacancy.stays import BEGIN, GO_ON, RESUME, run
-from mpiflow.solvers.vacancy.walkers import AT, COUNT, LEADER, ROWS, WAYS, Box, Stays, stays
+from mpiflow.solvers.vacancy.walkers import (
+    AT,
+    COLUMNS,
+    COUNT,
+    LEADER,
+    ROWS,
+    WAYS,
+    Box,
+    Stays,
+    stays,
+)
 from mpiflow.systems.alloy import VACANCY, Alloy
 from mpiflow.systems.barriers import Barriers
 
 #: Rows of a log that are filled in one go.
 _ROOM = 2**16
-_COLUMNS = 9
 #: Bytes that the basin of a vacancy takes, and that a checkpoint keeps of it.
-STATE_BYTES = STATES * (16 * WAYS + 24) + 8 * _COLUMNS + 80
-KEPT_BYTES = STATES * (WAYS + 8) + 8 * (_COLUMNS + 2)
+STATE_BYTES = STATES * (16 * WAYS + 40) + 8 * COLUMNS + 80
+KEPT_BYTES = STATES * (WAYS + 8) + 8 * (COLUMNS + 2)
 
 
 @dataclass
@@ -191,13 +200,13 @@ class AbsorbingKMC:
 
         Returns
         -------
-        clock, ended, as above; and of vacancies and their stays stays (B, n, 10) int64, the place
+        clock, ended, as above; and of vacancies and their stays stays (B, n, 14) int64, the place
         where the grid shows them, in C order of the box, -1 where a box was set anew, and columns
-        of :class:`~mpiflow.solvers.vacancy.walkers.Stays`; links (B, n, K, 16) int8; codes
+        of :class:`~mpiflow.solvers.vacancy.walkers.Stays`; links (B, n, K, 32) int8; codes
         (B, n, K) uint64; begun (B, n)
         """
         n = max((known.stays.flat.size for known in self._lattices), default=0)
-        out, begun = np.full((block.batch, n, 1 + _COLUMNS), -1), np.zeros((block.batch, n))
+        out, begun = np.full((block.batch, n, 1 + COLUMNS), -1), np.zeros((block.batch, n))
         links = np.full((block.batch, n, STATES, WAYS), -1, np.int8)
         codes = np.zeros((block.batch, n, STATES), np.uint64)
         for b, known in enumerate(self._lattices):

@@ -4,10 +4,10 @@ A walker (:mod:`mpiflow.solvers.vacancy.walkers`) has more than one state only w
 sites that its vacancies can be at is among the 112 around a site that those of another walker can
 be at: no rate of either then depends on where the other is, so their stays are independent. One
 that comes into the sight of others *interrupts* them: each is put where its path has it at that
-time, and starts anew from there, which by the Markov property is exact. Two vacancies that see each
-other and nobody else then are one walker, until they are well apart; three or more are *crowded*:
-each has one state, a stay is a plain hop, and it is drawn anew whenever a hop of another one
-changes its surroundings.
+time, and starts anew from there, which by the Markov property is exact. Vacancies that see each
+other, directly or by others, then are one walker, until one is well apart; too many for a walker
+are *crowded*: each has one state, a stay is a plain hop, and it is drawn anew whenever a hop of
+another one changes its surroundings.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mpiflow.solvers.vacancy.walkers import (
     AT,
     COUNT,
     CROWDED,
+    GROUP,
     LAST,
     LEADER,
     MADE,
-    MATE,
+    MEMBERS,
+    SIZE,
     START,
     WAY,
-    WAYS,
     Box,
     Stays,
-    apart,
     change,
     close_ring,
     hop_shown,
@@ -43,6 +43,7 @@ from mpiflow.solvers.vacancy.walkers import (
     own,
     part,
     room_for,
+    scattered,
     set_end,
     show,
 )
@@ -69,30 +70,27 @@ def _renew(box: Box, many: int, what: int, time: float) -> None:
         v = s.met[i]
         if whole[v, LEADER] != v:
             continue
-        mate, shown = whole[v, MATE], whole[v, AT]
-        ways = NEIGHBOURS if mate < 0 else WAYS
+        size, shown = whole[v, SIZE], whole[v, AT]
         for slot in range(STATES):
             wanted = what == _SHOWN and slot == shown
             if what == _ALL and s.spot[v, slot, 0] >= 0:
                 wanted = True
                 show(box, v, slot, 0.0, log.time.size)
-                own(s.owner, sides, s.flat[v], v)
-                s.spot[v, slot, 0] = s.flat[v]
-                if mate >= 0:
-                    own(s.owner, sides, s.flat[mate], v)
-                    s.spot[v, slot, 1] = s.flat[mate]
-            first = 0
-            while wanted and first < ways:  # of one vacancy, then of the other
-                x = v if first == 0 else mate
-                find(types, s.flat[x], evaluator, rates[v, slot], first)
-                first += NEIGHBOURS
+            for k in range(size if wanted else 0):
+                place = s.flat[whole[v, MEMBERS + k]]
+                if what == _ALL:
+                    own(s.owner, sides, place, v)
+                    s.spot[v, slot, k] = place
+                find(types, place, evaluator, rates[v, slot], NEIGHBOURS * k)
         if what == _ALL:
             show(box, v, shown, 0.0, log.time.size)
         else:
             whole[v, START], s.begun[v] = shown, time
             whole[v, COUNT] += 1
         k0, k1 = threefry(keys[0], keys[1], np.uint64(v), np.uint64(whole[v, COUNT]))
-        hops, lasts, slot, way, _, _ = draw(link[v], rates[v], ways, whole[v, START], w, k0, k1)
+        hops, lasts, slot, way, _, _ = draw(
+            link[v], rates[v], NEIGHBOURS * size, whole[v, START], w, k0, k1
+        )
         whole[v, LAST], whole[v, WAY], whole[v, MADE] = slot, way, hops
         set_end(s.tree, v, s.begun[v] + lasts)
 
@@ -110,8 +108,8 @@ def _look(box: Box, many: int, time: float, logged: int) -> tuple[int, int]:
             states += s.spot[v, slot, 0] >= 0
         if states > 1:
             k0, k1 = threefry(box.keys[0], box.keys[1], np.uint64(v), np.uint64(whole[v, COUNT]))
-            ways = NEIGHBOURS if whole[v, MATE] < 0 else WAYS
-            tau, start = time - s.begun[v], whole[v, START]
+            ways, start = NEIGHBOURS * whole[v, SIZE], whole[v, START]
+            tau = time - s.begun[v]
             slot, hops = place_at(s.link[v], s.rates[v], ways, start, tau, box.walk, k0, k1)
             total += hops
             if whole[v, AT] != slot:
@@ -131,24 +129,33 @@ def _meet(s: Stays, sides: Triple, offsets: np.ndarray, v: int, count: int) -> i
         if i < count:
             u = s.found[i]
             only(s, sides, u)
-        met[many] = u
-        mate = part(s, sides, u)
-        if mate >= 0:
+        for k in range(whole[u, SIZE]):
+            met[many] = whole[u, MEMBERS + k]
             many += 1
-            met[many] = mate
-        many += 1
+    for i in range(many):
+        part(s, sides, met[i])
+    group, found = s.group, s.found
     for i in range(many):
         u = met[i]
-        if whole[u, LEADER] == u and whole[u, MATE] < 0:
-            near = others(s.owner, offsets, s.flat[u], u, s.found, 0)
-            other = s.found[0]
-            whole[u, CROWDED] = near > 0
-            if (
-                near == 1
-                and whole[other, MATE] < 0
-                and others(s.owner, offsets, s.flat[other], other, s.found, 0) == 1
-            ):
-                join(s, sides, u, other)
+        if whole[u, LEADER] != u:
+            continue
+        # All that see each other, as far as a walker may have so many.
+        group[0], size, looked = u, 1, 0
+        while looked < size <= GROUP:
+            near = others(s.owner, offsets, s.flat[group[looked]], group[looked], found, 0)
+            if looked == 0:
+                whole[u, CROWDED] = near > 0
+            looked += 1
+            for j in range(near):
+                new = True
+                for k in range(size):
+                    new &= group[k] != found[j]
+                if new:
+                    group[size] = found[j]
+                    size += 1
+        if size <= GROUP:
+            for k in range(1, size):
+                join(s, sides, u, group[k])
     return many
 
 
@@ -184,7 +191,7 @@ def run(
     """
     # Names for all arrays: reading one from its tuple costs as much as a division.
     grid, origin, evaluator, stays, w, _, log = box
-    place, flat, whole, _, spot, code, link, rates, tree, owner, found, met = stays
+    place, flat, whole, _, spot, code, link, rates, tree, owner, found, met, _ = stays
     law = evaluator.law
     halo, sides, offsets = law.halo, law.sides, law.offsets
     ended, events, logged, partly = 0, 0, 0, 0
@@ -218,10 +225,10 @@ def run(
         if whole[v, AT] != whole[v, LAST]:
             logged = show(box, v, whole[v, LAST], time, logged)
         met[0], many, what = v, 1, _NONE
-        here, d, mate = whole[v, AT], whole[v, WAY], whole[v, MATE]
+        here, d, size = whole[v, AT], whole[v, WAY], whole[v, SIZE]
         if d == NOWHERE:
             continue
-        x = v if d < NEIGHBOURS else mate
+        x = whole[v, MEMBERS + d // NEIGHBOURS]
         logged, before, after, atom = hop_shown(
             grid, origin, halo, sides, place, flat, x, d, time, log, logged
         )  # fmt: skip
@@ -231,28 +238,31 @@ def run(
             continue
         near = others(owner, offsets, after, v, found, 0)
         crowded = whole[v, CROWDED] == 1
-        other = -1 if mate < 0 else flat[mate]
-        if near > 0 or crowded or (mate >= 0 and apart(place, sides, v, mate)):
+        if near > 0 or crowded or (size > 1 and scattered(stays, sides, v)):
             if crowded:  # those that saw it leave
                 near = others(owner, offsets, before, v, found, near)
             only(stays, sides, v)
-            spot[v, here, 0], spot[v, here, 1] = flat[v], other
+            spot[v, here, d // NEIGHBOURS] = after
             leave(spot[v], owner, sides, before)
             own(owner, sides, after, v)
             more, logged = _look(box, near, time, logged)
             ended += more
             many, what = _meet(stays, sides, offsets, v, near), _SHOWN
             continue
-        ways = NEIGHBOURS if mate < 0 else WAYS
+        ways = NEIGHBOURS * size
         new, slot = code[v, here] ^ change(before, after, atom), -1
         for i in range(STATES):
-            if code[v, i] == new and spot[v, i, 0] == flat[v] and spot[v, i, 1] == other:
-                slot = i
+            same = code[v, i] == new
+            for k in range(size):
+                same &= spot[v, i, k] == flat[whole[v, MEMBERS + k]]
+            slot = i if same else slot
         if slot >= 0:
             close_ring(link[v], rates[v], ways, here, d, slot, w)
         else:
             slot, what = room_for(spot[v], link[v], owner, sides, ways, here, w.whole), _SHOWN
-            spot[v, slot, 0], spot[v, slot, 1], code[v, slot] = flat[v], other, new
+            for k in range(size):
+                spot[v, slot, k] = flat[whole[v, MEMBERS + k]]
+            code[v, slot] = new
             link[v, here, d], link[v, slot, d ^ 7] = slot, here
             own(owner, sides, after, v)
         whole[v, AT] = slot

@@ -1,7 +1,8 @@
-"""Walkers: vacancies and close pairs of them, each with the states that it flickers between.
+"""Walkers: vacancies and close groups of them, each with the states that it flickers between.
 
-A *walker* is a vacancy, or a pair of them, with a basin (:mod:`mpiflow.solvers.vacancy.basin`): the
-configurations that it has been in of late. ``owner`` knows for each site which walker can be there.
+A *walker* is a vacancy, or a few close ones, with a basin (:mod:`mpiflow.solvers.vacancy.basin`):
+the configurations that it has been in of late. ``owner`` knows for each site which walker can be
+there.
 
 Links of a basin are those of a tree. A hop that closes a ring, as two vacancies that hop in turn
 make one, is known, but ends the stay: the next one begins in the state that it leads to. Of each
@@ -28,16 +29,18 @@ from mpiflow.systems.barriers import SITES
 
 #: Rows of a log that an event may need for each vacancy that it moves.
 ROWS = STATES + 1
-#: Hops of a walker: those of its first vacancy, and of its second one.
-WAYS = 2 * NEIGHBOURS
+#: Vacancies of a walker, at most, and its hops: those of its first vacancy, then of its second...
+GROUP = 4
+WAYS = GROUP * NEIGHBOURS
 #: States that a single vacancy has at most.
 _SINGLE = 12
-#: Gap along an axis, in steps of the grid, from which a pair is two walkers again.
+#: Gap along an axis, in steps of the grid, beyond which a vacancy leaves a group.
 _APART = REACH + 3
 _PERIODIC = (1, 1, 1)
 NOBODY = -1
 #: Columns of :class:`Stays`.
-AT, COUNT, START, CROWDED, MATE, LEADER, LAST, WAY, MADE = range(9)
+AT, COUNT, START, CROWDED, SIZE, LEADER, LAST, WAY, MADE, MEMBERS = range(10)
+COLUMNS = MEMBERS + GROUP
 
 
 class Stays(NamedTuple):
@@ -48,19 +51,19 @@ class Stays(NamedTuple):
     Attributes
     ----------
     place, flat : (n, 3) and (n,) int64, where the grid shows them, as indices of the padded box
-    whole : (n, 9) int64; AT: the slot that this is; COUNT: stays so far; START: the slot that the
-        present one began in; CROWDED: whether others are in sight; MATE: the second vacancy, or
-        -1; LEADER: the walker that it belongs to; LAST, WAY, MADE: the slot and the hop that it
-        ends with, and its hops
+    whole : (n, 13) int64; AT: the slot that this is; COUNT: stays so far; START: the slot that the
+        present one began in; CROWDED: whether others are in sight; SIZE: how many vacancies the
+        walker has; LEADER: the walker that it belongs to; LAST, WAY, MADE: the slot and the hop
+        that it ends with, and its hops; MEMBERS + i: the vacancies of the walker
     begun : (n,) float64, when it began, s
-    spot : (n, K, 2) int64, places of both vacancies in each slot as flat indices; -1 for none
+    spot : (n, K, 4) int64, places of its vacancies in each slot as flat indices; -1 for none
     code : (n, K) uint64, tells configurations apart
-    link, rates : (n, K, 16) int64 and float64, see :func:`mpiflow.solvers.vacancy.basin.draw`; a
+    link, rates : (n, K, 32) int64 and float64, see :func:`mpiflow.solvers.vacancy.basin.draw`; a
         link is -1 where it leads to no known state, and -2 - slot where it leads to one but is none
         of the tree's
     tree : (2 m,) float64, the least of the ends of stays; leaves from m on
     owner : padded box, int32, which walker can be at a site
-    found, met : (n,) int64, room for numbers of vacancies
+    found, met, group : (n,) int64, room for numbers of vacancies
     """
 
     place: np.ndarray
@@ -75,18 +78,21 @@ class Stays(NamedTuple):
     owner: np.ndarray
     found: np.ndarray
     met: np.ndarray
+    group: np.ndarray
 
 
 def stays(place: np.ndarray, flat: np.ndarray, grid: np.ndarray) -> Stays:
     """Of vacancies at places of a grid, each alone in its basin, at slot 0."""
     n = len(flat)
-    whole, spot = np.zeros((n, 9), np.int64), np.full((n, STATES, 2), -1, np.int64)
-    whole[:, MATE], whole[:, LEADER], spot[:, 0, 0] = NOBODY, np.arange(n), flat
+    whole, spot = np.zeros((n, COLUMNS), np.int64), np.full((n, STATES, GROUP), -1, np.int64)
+    whole[:, SIZE], whole[:, LEADER], spot[:, 0, 0] = 1, np.arange(n), flat
+    whole[:, MEMBERS] = np.arange(n)
     return Stays(
         place.copy(), flat.copy(), whole, np.zeros(n), spot, np.zeros((n, STATES), np.uint64),
         np.full((n, STATES, WAYS), -1, np.int64), np.zeros((n, STATES, WAYS)),
         np.full(2 << max(0, n - 1).bit_length(), np.inf),
         np.full(grid.shape, NOBODY, np.int32), np.zeros(n, np.int64), np.zeros(n, np.int64),
+        np.zeros(n, np.int64),
     )  # fmt: skip
 
 
@@ -123,7 +129,8 @@ def leave(spot: np.ndarray, owner: np.ndarray, sides: Triple, place: int) -> Non
     """A place is nobody's, unless it is in another state of the basin."""
     elsewhere = False
     for i in range(STATES):
-        elsewhere |= (spot[i, 0] == place) | (spot[i, 1] == place)
+        for k in range(GROUP):
+            elsewhere |= spot[i, k] == place
     if not elsewhere:
         own(owner, sides, place, NOBODY)
 
@@ -131,11 +138,11 @@ def leave(spot: np.ndarray, owner: np.ndarray, sides: Triple, place: int) -> Non
 @kernel
 def free(spot: np.ndarray, link: np.ndarray, owner: np.ndarray, sides: Triple, slot: int) -> None:
     """Forget a state of a basin, and its links."""
-    first, second = spot[slot, 0], spot[slot, 1]
-    spot[slot, 0] = spot[slot, 1] = -1
-    leave(spot, owner, sides, first)
-    if second >= 0:
-        leave(spot, owner, sides, second)
+    for k in range(GROUP):
+        place = spot[slot, k]
+        spot[slot, k] = -1
+        if place >= 0:
+            leave(spot, owner, sides, place)
     for d in range(WAYS):
         other = link[slot, d]
         if other != -1:
@@ -181,13 +188,22 @@ def others(
 
 
 @kernel
-def apart(place: np.ndarray, sides: Triple, v: int, u: int) -> bool:
-    """Whether two vacancies are so far from each other that a pair is none any more."""
-    far = False
-    for a in range(3):
-        gap = (place[v, a] - place[u, a]) % sides[a]
-        far |= min(gap, sides[a] - gap) > _APART
-    return far
+def scattered(s: Stays, sides: Triple, v: int) -> bool:
+    """Whether a vacancy of a walker is far from all others of it."""
+    whole, place, size = s.whole, s.place, s.whole[v, SIZE]
+    alone = False
+    for i in range(size):
+        least = sides[0] + sides[1] + sides[2]
+        for j in range(size):
+            widest = 0
+            for a in range(3):
+                gap = place[whole[v, MEMBERS + i], a] - place[whole[v, MEMBERS + j], a]
+                gap %= sides[a]
+                widest = max(widest, min(gap, sides[a] - gap))
+            if i != j:
+                least = min(least, widest)
+        alone |= size > 1 and least > _APART
+    return alone
 
 
 @kernel
@@ -229,11 +245,11 @@ def show(box: Box, v: int, slot: int, time: float, logged: int) -> int:
     """Let the grid show a walker in another state of its basin; returns the rows of the log."""
     grid, origin, evaluator, stays, w, _, log = box
     law, whole, place, flat = evaluator.law, stays.whole, stays.place, stays.flat
-    ordered, mate, here = w.whole, whole[v, MATE], whole[v, AT]
-    put_in_order(stays.link[v], NEIGHBOURS if mate < 0 else WAYS, slot, ordered)
+    ordered, here = w.whole, whole[v, AT]
+    put_in_order(stays.link[v], NEIGHBOURS * whole[v, SIZE], slot, ordered)
     while here != slot:
         back = ordered[HOP, here] ^ 7
-        x = v if back < NEIGHBOURS else mate
+        x = whole[v, MEMBERS + back // NEIGHBOURS]
         logged, _, _, _ = hop_shown(
             grid, origin, law.halo, law.sides, place, flat, x, back, time, log, logged
         )  # fmt: skip
@@ -252,28 +268,28 @@ def set_end(tree: np.ndarray, v: int, end: float) -> None:
         node >>= 1
 
 
-# -- pairs and rings ----------------------------------------------------------------------
+# -- groups and rings ----------------------------------------------------------------------
 
 
 @kernel
-def part(s: Stays, sides: Triple, v: int) -> int:
-    """Let the vacancies of a walker of one state be walkers of their own; the second one, or -1."""
-    whole = s.whole
-    u = whole[v, MATE]
-    if u >= 0:
-        whole[v, MATE], whole[u, LEADER], whole[u, AT] = NOBODY, u, 0
-        s.spot[v, whole[v, AT], 1], s.spot[u, 0, 0] = -1, s.flat[u]
+def part(s: Stays, sides: Triple, v: int) -> None:
+    """Let the vacancies of a walker of one state be walkers of their own."""
+    whole, slot = s.whole, s.whole[v, AT]
+    for k in range(1, whole[v, SIZE]):
+        u = whole[v, MEMBERS + k]
+        whole[u, SIZE], whole[u, LEADER], whole[u, AT], whole[u, MEMBERS] = 1, u, 0, u
+        s.spot[v, slot, k], s.spot[u, 0, 0] = -1, s.flat[u]
         own(s.owner, sides, s.flat[u], u)
-    return u
+    whole[v, SIZE] = 1
 
 
 @kernel
 def join(s: Stays, sides: Triple, v: int, u: int) -> None:
-    """Let two vacancies of one state each be one walker."""
-    whole = s.whole
-    whole[v, MATE], whole[u, LEADER] = u, v
+    """Let a vacancy of one state belong to a walker of one state."""
+    whole, size = s.whole, s.whole[v, SIZE]
+    whole[v, MEMBERS + size], whole[v, SIZE], whole[u, LEADER] = u, size + 1, v
     whole[v, CROWDED] = whole[u, CROWDED] = 0
-    s.spot[u, whole[u, AT], 0], s.spot[v, whole[v, AT], 1] = -1, s.flat[u]
+    s.spot[u, whole[u, AT], 0], s.spot[v, whole[v, AT], size] = -1, s.flat[u]
     own(s.owner, sides, s.flat[u], v)
     set_end(s.tree, u, np.inf)
 
