@@ -106,7 +106,10 @@ _OWN = {
         f"{_HERE}.alloy.sizes:plan",
         system="mpiflow.systems.alloy:Alloy",
         simulation=f"{_HERE}.alloy.build:of_system",
-        short=({"cells": 4, "temperature": 2000, "vacancies": 1, "hops": 2},),
+        short=(
+            {"cells": 4, "temperature": 2000, "vacancies": 1, "hops": 2},
+            {"cells": 4, "temperature": 800, "solver": "absorbing", "hops": 2},
+        ),
     ),
     "onsagerflow": Entry(
         "Run a learned model. A field, a closure or an alloy's order; writes a Trajectory file.",

@@ -11,14 +11,18 @@ from mpiflow.core.mpi import MPI
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.simulation.alloy.barrier_model import BarrierModel
 from mpiflow.simulation.alloy.simulation import AlloySimulation
+from mpiflow.solvers.vacancy.absorbing import AbsorbingKMC
 from mpiflow.solvers.vacancy.barrier_kernels import evaluate_many
 from mpiflow.systems.alloy import Alloy
 from mpiflow.systems.barriers import SITES
 
 #: Cells a side and vacancies: the sizes of arXiv:2511.12842, a vacancy for each 1024 sites.
 SIZES = ((8, 1), (16, 8), (64, 512))
-#: Hops before anything is measured, so that vacancies have left their random places.
+#: Hops, or stays in basins, before anything is measured, so that vacancies have left their random
+#: places.
 WARM_UP = 20_000
+#: Temperatures in K of the solver for the cold.
+COLD = (2000.0, 800.0, 650.0, 500.0, 400.0)
 
 Case = tuple[str, str, Callable[[int], int]]
 
@@ -34,6 +38,13 @@ def cases(comm: MPI.Intracomm, model: BarrierModel, device: str, small: bool) ->
                 sim.advance_hops(100 if small else WARM_UP)
                 name = f"serial, {sim.sites} sites, {vacancies} vacancies, {temperature:g} K"
                 yield f"{name}, {model.name}", "hops/s", _serial(sim)
+        for temperature in COLD:
+            for cells, vacancies in sizes[:2]:
+                sim = _start(comm, model, temperature, cells, vacancies, solver="absorbing")
+                work = _absorbing(sim)
+                work(1 if small else WARM_UP // 500)
+                name = f"absorbing, {sim.sites} sites, {vacancies} vacancies, {temperature:g} K"
+                yield f"{name}, {model.name}", "hops/s", work
     cells, vacancies = (8 * comm.size, comm.size) if small else SIZES[-1]
     for temperature in (2000.0, 800.0):
         tiled: dict[str, Any] = {"solver": "tiled", "device": device}
@@ -75,6 +86,16 @@ def _serial(sim: AlloySimulation) -> Callable[[int], int]:
     def work(rounds: int) -> int:
         sim.advance_hops(sim.local_hops + 1000 * rounds)
         return 1000 * rounds
+
+    return work
+
+
+def _absorbing(sim: AlloySimulation) -> Callable[[int], int]:
+    solver = sim.solver
+    assert isinstance(solver, AbsorbingKMC)  # noqa: S101 - for the type checker
+
+    def work(rounds: int) -> int:
+        return int(solver.advance(sim.block, seed=sim.seed, most=500 * rounds)[0])
 
     return work
 
