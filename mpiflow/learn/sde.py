@@ -234,9 +234,9 @@ class LearnedSDE(nn.Module):
 
         Noise is keyed by (member, step, component). States are held inside the
         range of the training data (widened by a tenth); how often that was needed
-        is returned, because it should be never, and a warning (:class:`OutsideData`) says when
-        it was first. Warns if dt is so long that variances are more than 5 % off, see
-        :meth:`relaxation`.
+        is returned, because it should be never, and a warning
+        (:class:`~mpiflow.learn.paths.OutsideData`) says when it was first.
+        Warns if dt is so long that variances are more than 5 % off, see :meth:`relaxation`.
 
         Parameters
         ----------

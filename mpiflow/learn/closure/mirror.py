@@ -65,7 +65,10 @@ class MirrorAutoencoder(ClosureAutoencoder):
 
 
 def train_closures(y: np.ndarray, *, closures: int = 2, seed: int, epochs: int = 20) -> np.ndarray:
-    """Train closures on features (N, 12) and mirror images; returns their :meth:`map`."""
+    """Train closures on features (N, 12) and mirror images.
+
+    Returns their :meth:`MirrorAutoencoder.map`.
+    """
     torch.manual_seed(seed)
     model = MirrorAutoencoder(closures)
     if closures:

@@ -18,8 +18,9 @@ length tau does, by ``solver``:
     :math:`4 \beta \max J \le \ln 2`: rates are then cut in steps that have many flips, only.
     It keeps the sums of x, 4 bytes a site.
 
-A flip is a random number below an entry of a table of integers (:mod:`.kac_tables`): the bits do
-not depend on ranks, nor on the method that adds up the fields.
+A flip is a random number below an entry of a table of integers
+(:mod:`mpiflow.solvers.kac.tables`): the bits do not depend on ranks, nor on
+the method that adds up the fields.
 """
 
 from __future__ import annotations

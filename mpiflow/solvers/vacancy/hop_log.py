@@ -1,8 +1,9 @@
 """Hops of vacancies as a record: replayed, and as displacements of atoms.
 
 A row of ``hop`` is x, y, z of the vacancy before the hop, modulo the lattice, the number of
-the direction, and the species of the atom that takes its place (:class:`Events` of
-:mod:`mpiflow.solvers.vacancy.events`). Hops of tiles that are apart may stand in any order.
+the direction, and the species of the atom that takes its place
+(:class:`mpiflow.solvers.vacancy.events.Events`). Hops of tiles that are apart may stand in
+any order.
 """
 
 from __future__ import annotations
