@@ -126,6 +126,27 @@ def test_each_page_has_a_place_in_the_contents() -> None:
     assert listed == {page for page in DOCS.rglob("*.md") if built not in page.parents}
 
 
+def headings(page: Path) -> set[str]:
+    """Places of a page that a link may name, as GitHub makes them of headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
+    return {title.strip().replace(" ", "-") for title in plain}
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    gone = []
+    for page in [ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("*/*.md")]:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            target, _, place = link.partition("#")
+            if re.match(r"\w+:", link) or "*" in link:
+                continue
+            there = (page.parent / target).resolve() if target else page
+            if not there.exists() or (place and place not in headings(there)):
+                gone.append(f"{page.name}: {link}")
+    assert not gone
+
+
 def test_public_names_are_in_the_reference() -> None:
     text = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
     listed = re.findall(r"^\.\. (?:auto|py:)\w+:: mpiflow\.(\w+)$", text, re.MULTILINE)
