@@ -243,6 +243,11 @@ class PackedBlock(Boxes):
         if self._exchanges:
             self._exchanges[colour].start()
 
+    def exchange_started(self, colour: int) -> None:
+        """A kernel has begun to send one colour's edges."""
+        if self._exchanges:
+            self._exchanges[colour].on_their_way = True
+
     def finish_exchange(self, colour: int) -> None:
         """Wait for the neighbours' edges of one colour."""
         if self._exchanges:
@@ -314,7 +319,7 @@ class _Edges:
                 copy_edges_cuda.launch(edges.shape[1], self.array, self.half, axis, on_device, 1)
                 edges[...] = self.device.get(on_device)
             else:
-                copy_edges(self.array, self.half, buffers)
+                move_columns(self.array, self.half, buffers, False)
         self.messages.start()
         self.on_their_way = True
 
@@ -328,7 +333,7 @@ class _Edges:
                 halos = self.device.put(np.ascontiguousarray(buffers[::3]))
                 copy_edges_cuda.launch(halos.shape[1], self.array, self.half, axis, halos, 0)
             else:
-                set_halos(self.array, self.half, buffers)
+                move_columns(self.array, self.half, buffers, True)
 
 
 # -- rules and kernels -----------------------------------------------------------------------
@@ -387,28 +392,24 @@ def close(array: np.ndarray, half: int, rows: bool, columns: bool) -> None:
 
 
 @kernel
-def copy_edges(array: np.ndarray, half: int, buffers: np.ndarray) -> None:
+def move_columns(array: np.ndarray, half: int, buffers: np.ndarray, into: bool) -> None:
     """The first bit of the first and the last bit of the last word of each row of the only box,
-    into the second and the third buffer."""
+    into the second and the third buffer; or ``into`` its halo the neighbours', the others."""
     ny, nw = array.shape[1] - 2, array.shape[2] - 2
-    for word in range(buffers.shape[1]):
-        low, high = np.uint64(0), np.uint64(0)
-        for y in range(64 * word, min(64 * word + 64, ny)):
-            bit = np.uint64(y & 63)
-            low |= (array[0, y + 1, 1] & np.uint64(1)) << bit
-            high |= last_site(array[0, y + 1, nw], half) << bit
-        buffers[1, word], buffers[2, word] = low, high
-
-
-@kernel
-def set_halos(array: np.ndarray, half: int, buffers: np.ndarray) -> None:
-    """Put the neighbours' bits, the first and the last buffer, into the halo of the only box."""
-    ny = array.shape[1] - 2
     after = (half >> 6) + 1
-    for y in range(ny):
-        word, bit = y >> 6, np.uint64(y & 63)
-        array[0, y + 1, 0] = (buffers[0, word] >> bit) << np.uint64(63)
-        array[0, y + 1, after] = with_next(array[0, y + 1, after], half, buffers[3, word] >> bit)
+    for word in range(buffers.shape[1]):
+        low, high = buffers[0, word], buffers[3, word]
+        for y in range(64 * word, min(64 * word + 64, ny)):
+            bit, row = np.uint64(y & 63), array[0, y + 1]
+            if into:
+                row[0] = (low >> bit) << np.uint64(63)
+                row[after] = with_next(row[after], half, high >> bit)
+            else:
+                only = np.uint64(1) << bit
+                low = (low & ~only) | (row[1] & np.uint64(1)) << bit
+                high = (high & ~only) | last_site(row[nw], half) << bit
+        if not into:
+            buffers[1, word], buffers[2, word] = low, high
 
 
 @kernel

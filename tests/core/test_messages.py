@@ -11,15 +11,17 @@ from mpi4py import MPI
 from mpiflow.core import messages
 from mpiflow.core.device import kernel
 from mpiflow.core.lattice import factorisations
-from mpiflow.core.messages import Lines, Messages, finish_messages, start_messages
+from mpiflow.core.messages import CODE, Lines, Messages, call_mpi
 
 
 @kernel
 def turns(lines: np.ndarray, group: int, times: int) -> int:
     """Exchanges until one fails; how many there were."""
     for number in range(times):
-        if not (start_messages(lines, group) and finish_messages(lines, group)):
-            return number
+        for waits in (False, True):
+            call_mpi(lines, group, waits)
+            if lines[CODE]:
+                return number
     return times
 
 

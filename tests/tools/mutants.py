@@ -106,7 +106,7 @@ MUTANTS: list[list[Mutant]] = [
     [
         Mutant(
             "stale halo between ranks, packed",
-            (Change(PACKED, "if sends and not _send", "if sends and colour and not _send"),),
+            (Change(PACKED, "if sends and not", "if sends and colour and not"),),
             (Named(SAME_BITS, ranks=2),),
         ),
         Mutant(

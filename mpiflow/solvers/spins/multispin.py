@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpiflow.core.device import CudaKernel, inlined, kernel
-from mpiflow.core.messages import NO_LINES, finish_messages, start_messages
+from mpiflow.core.messages import CODE, NO_LINES, call_mpi
 from mpiflow.core.noise import Word, site_counter, threefry
 from mpiflow.core.packed import (
     BAND,
     WORD_SITES,
     PackedBlock,
     close,
-    copy_edges,
     last_site,
+    move_columns,
     popcount,
-    set_halos,
     sites_of_last,
     with_next,
     words_across,
@@ -128,6 +127,8 @@ class Work:
     def all_of(self, regions: Sequence[Region], first: int, count: int, looks: bool) -> None:
         """Passes over all of the boxes in one call, on the CPU, with what goes to other ranks.
 
+        The edges of the last pass are on their way afterwards.
+
         Raises
         ------
         MPI.Exception : a message could not be sent or received
@@ -135,12 +136,16 @@ class Work:
         block, places, counts = self.block, _places(regions), self._counter()
         rows_wrap, columns_wrap = block.wraps
         lines = None if looks else block.lines
+        for colour in (0, 1):
+            block.finish_exchange(colour)
         self.kernel(
             *self.arrays, first, count, places, rows_wrap and not looks, columns_wrap,
             NO_LINES if lines is None else lines.numbers, block.columns_sent, *self.rest, counts,
         )  # fmt: skip
         if lines is not None:
             lines.check()
+            if count:
+                block.exchange_started((first + count - 1) % 2)
 
     def _counter(self) -> Any:
         self.counts.append(self.block.device.put(np.zeros(self.block.batch, np.int64)))
@@ -289,22 +294,17 @@ def _wrap_columns(
 
 
 @kernel
-def _send(lines: np.ndarray, colour: int, words: np.ndarray, half: int, sent: np.ndarray) -> bool:
-    """Start the messages of one colour's edges; whether MPI could."""
-    if sent.shape[2]:
-        copy_edges(words, half, sent[colour])
-    return start_messages(lines, colour)
-
-
-@kernel
-def _receive(
-    lines: np.ndarray, colour: int, words: np.ndarray, half: int, sent: np.ndarray
+def _exchange(
+    lines: np.ndarray, colour: int, words: np.ndarray, half: int, sent: np.ndarray, waits: bool
 ) -> bool:
-    """Wait for the neighbours' edges of one colour; whether MPI could."""
-    came = finish_messages(lines, colour)
-    if came and sent.shape[2]:
-        set_halos(words, half, sent[colour])
-    return came
+    """Start the messages of one colour's edges, or wait for the neighbours'; whether MPI could."""
+    columns = sent.shape[2] > 0
+    if columns and not waits:
+        move_columns(words, half, sent[colour], False)
+    call_mpi(lines, colour, waits)
+    if columns and waits and lines[CODE] == 0:
+        move_columns(words, half, sent[colour], True)
+    return bool(lines[CODE] == 0)
 
 
 def _cpu_kernel(constants: Masks | None) -> Any:
@@ -324,7 +324,8 @@ def _cpu_kernel(constants: Masks | None) -> Any:
         regions : (n, 6) int64, each a :class:`Region` of the box, in this order
         rows_wrap, columns_wrap : close each box on itself after each pass; else the halo there is
             the caller's, or comes by messages
-        lines : numbers of :class:`~mpiflow.core.messages.Lines`, for one box; empty without
+        lines : numbers of :class:`~mpiflow.core.messages.Lines`, for one box; empty without. What
+            the last pass sends is left to be received
         sent : (2, 4, n) uint64, of both colours what columns send and get, see
             :class:`~mpiflow.core.packed.PackedBlock`
         half : sites of one colour in a row
@@ -369,8 +370,8 @@ def _cpu_kernel(constants: Masks | None) -> Any:
                         begin = bands[0] + low * bands[2]
                         for row in range(BAND):
                             if coming and row == needs:
-                                coming = False
-                                if not _receive(lines, 1 - colour, boxes[1 - colour], half, sent):
+                                coming, theirs = False, 1 - colour
+                                if not _exchange(lines, theirs, boxes[theirs], half, sent, True):
                                     return
                             odd = np.uint64((row + colour) & 1)
                             # Bands that have this row, and where it is in the first of them.
@@ -406,11 +407,8 @@ def _cpu_kernel(constants: Masks | None) -> Any:
                     _wrap_columns(out, first_row, rows, width, half, top, bands)
             if rows_wrap:
                 close(white if colour else target, half, True, False)
-            if sends and not _send(lines, colour, boxes[colour], half, sent):
+            if sends and not _exchange(lines, colour, boxes[colour], half, sent, False):
                 return
-        if sends and passes > 0:
-            colour = (first + passes - 1) & 1
-            _receive(lines, colour, boxes[colour], half, sent)
 
     return kernel(update_packed)
 
