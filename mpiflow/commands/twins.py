@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpiflow.core.guards import require_options
 from mpiflow.core.packages import explained
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.simulation.options import RunConfig
@@ -107,6 +108,7 @@ def export(run: Run, to: str, out: str | Path | None = None, **options: Any) -> 
     """
     from mpiflow.commands import export as exports
 
+    require_options(options, exports.export)
     with Trajectory(path_of(run)) as opened:
         return exports.export(opened, to, out, **options)[0]
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpiflow.core.errors import InputError
+from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.core.parallel import agreed
 
 if TYPE_CHECKING:
@@ -100,6 +100,17 @@ class Guarded:
 
 
 # -- rules -------------------------------------------------------------------------------------
+
+
+def require_options(options: Iterable[str], *takers: Callable[..., object]) -> None:
+    """Raise for an option that none of the functions or dataclasses it is handed on to has."""
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    found = (inspect.signature(taker).parameters.values() for taker in takers)
+    known = [p.name for several in found for p in several if p.kind in kinds]
+    for name in options:
+        if name not in known:
+            remedy = did_you_mean(name, known) or "See its documentation."
+            raise InputError("option", name, f"one of {', '.join(known)}", remedy)
 
 
 def require_rule(system: object, base: type) -> None:

@@ -134,3 +134,17 @@ def test_a_run_of_python_goes_on_in_a_line(tmp_path: Path) -> None:
         mpiflow.resume(whole, sim=made(), progress=False)
     with pytest.raises(InputError, match="sim=sim"):
         mpiflow.resume(parts, SELF, time=8)
+
+
+@pytest.mark.parametrize("name", ["learn_onsagerflow", "network", "export"])
+def test_options_that_are_handed_on_are_known(name: str, run: Path, tmp_path: Path) -> None:
+    """A mistyped one is named with its nearest, not found by the function that is called last."""
+    out = tmp_path / "out"
+    with pytest.raises(
+        InputError, match=r"option='(radiuss|frams)'.* Did you mean (radius|frames)"
+    ):
+        if name == "export":
+            mpiflow.export(run, "netcdf", out, frams="1:2")
+        else:
+            mpiflow.learn_onsagerflow(run, out, network=name == "network", radiuss=4)
+    assert not out.exists()

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mpiflow.core.errors import InputError
+from mpiflow.core.guards import require_options
 from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
 from mpiflow.files.runs import Paths
 from mpiflow.files.storage import probe_folder
 from mpiflow.learn.onsagerflow.fit import learn
 from mpiflow.learn.onsagerflow.increments import LAGS, FieldRun, runs_from_files
-from mpiflow.learn.onsagerflow.model import OnsagerFlow
+from mpiflow.learn.onsagerflow.model import Form, OnsagerFlow
 
 #: Reach of J in blocks unless given, where grids allow.
 RADIUS = 8
@@ -53,10 +54,12 @@ def learn_from_files(
         allowed = "'cpu' without network: polynomials are fitted there"
         raise InputError("device", device, allowed, "Leave it out.")
     if not network:
+        require_options(options, learn, Form)
         return _learned(where, out, overwrite, lags, learn, comm, options)
     from mpiflow.learn.devices import learning_on
     from mpiflow.learn.onsagerflow.net import learn_network
 
+    require_options(options, learn_network)
     with learning_on(device, comm):
         return _learned(where, out, overwrite, lags, learn_network, comm, options)
 
