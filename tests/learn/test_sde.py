@@ -195,10 +195,10 @@ class Returning(LearnedSDE):
     """dx = -rate x dt + dB in one latent and a tenth of the rate in another."""
 
     def _rate(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
-        return -x * torch.tensor([4.0, 0.4])
+        return -x * torch.tensor([4.0, 0.4]).to(x.device)
 
     def _entries(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(x), 3)
+        return torch.zeros(len(x), 3, device=x.device)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,12 @@ class Far(torch.Tensor):
     def data(self, value: Far) -> None:
         self.near = value.near
 
+    def __matmul__(self, other: torch.Tensor) -> torch.Tensor:
+        # Of a vector and a matrix PyTorch changes the shape of a tensor in place, unseen by us.
+        if self.dim() == 1 and other.dim() == 2:
+            return torch.mv(other.mT, self)
+        return torch.matmul(self, other)
+
     def numpy(self, *, force: bool = False) -> Any:
         raise TypeError("a tensor of a GPU is no array")
 
