@@ -67,7 +67,7 @@ test-ptx: setup ## every CUDA kernel assembled for A100, H100/H200 and B200, wit
 test-gpu: setup ## kernels on the GPU of this machine: same bits as the CPU; networks there
 	$(call on_gpus,cuda)
 	timeout -k 10 1200 $(PYCUDA) -m pytest -q -m kernel $(call with_mark,kernel)
-	timeout -k 10 300 $(PYCUDA) -m pytest -q tests/learn/test_devices.py
+	MPIFLOW_TEST_DEVICE=cuda timeout -k 10 1200 $(PYCUDA) -m pytest -q -n 4 --dist worksteal tests/learn
 
 test-slurm: setup ## the array job on a two-node Slurm on this machine: stopped, requeued, same bits
 	$(PY) tests/slurm/array_job.py

@@ -10,8 +10,6 @@ from contextlib import nullcontext
 import pytest
 
 DEVICE = os.environ.get("MPIFLOW_TEST_DEVICE", "")
-#: For tests of bits, which are promised of the CPU alone.
-bits_of_the_cpu = pytest.mark.skipif(bool(DEVICE), reason="bits are promised of the CPU")
 
 
 @pytest.fixture(autouse=bool(DEVICE))

@@ -38,6 +38,11 @@ KELVIN = np.linspace(500.0, 900.0, STATES)[:, None]
 
 
 @pytest.fixture
+def networks_elsewhere() -> None:
+    """These tests say themselves where networks are, whatever tests/learn/conftest.py does."""
+
+
+@pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Networks compute on a device that is not the CPU: a GPU, where there is one."""
     with nullcontext() if REAL else far_device():

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from far import bits_of_the_cpu
 from torch.distributions import MultivariateNormal
 
 from mpiflow.core.noise import normals, stream_key
@@ -130,6 +131,7 @@ class Own(MacroscopicSDE):
         return super()._rate(x, *context)
 
 
+@bits_of_the_cpu
 @pytest.mark.parametrize(("kind", "chunk"), [(MacroscopicSDE, BLOCK), (Own, Own.chunk)])
 def test_a_trajectory_does_not_depend_on_its_company(
     kind: type[MacroscopicSDE], chunk: int

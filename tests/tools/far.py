@@ -6,12 +6,18 @@ the CPU computes; but as on a GPU, operands on two devices are refused, and NumP
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import pytest
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+#: For tests of bits, where tests/learn/conftest.py sends networks elsewhere.
+bits_of_the_cpu = pytest.mark.skipif(
+    bool(os.environ.get("MPIFLOW_TEST_DEVICE")), reason="these bits are promised of the CPU"
+)
 #: PyTorch knows this device everywhere, and no kernel of it has values.
 FAR = torch.device("meta")
 _MOVES = ("aten::_to_copy", "aten::copy_")

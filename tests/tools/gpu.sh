@@ -18,9 +18,10 @@ part() {
 }
 nvidia-smi -L 2>/dev/null || { echo "no NVIDIA GPU on this machine (nvidia-smi -L fails)" >&2; exit 2; }
 part 20 doctor "$python" -m mpiflow doctor --device cuda --folder "$out"
-part 60 networks "$python" -m pytest -q -p no:cacheprovider tests/learn/test_devices.py
+part 80 networks env MPIFLOW_TEST_DEVICE=cuda "$python" -m pytest -q -p no:cacheprovider -n 4 \
+    tests/learn/test_{devices,training,sde,model,learn_rollout,onsagerflow_net}.py
 # Processes share the GPU: most of the time of a test goes into compiling its kernels, on the CPU.
 mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.kernel' tests)
-part 210 kernels "$python" -m pytest -q -p no:cacheprovider -m kernel -n 8 --dist worksteal \
+part 190 kernels "$python" -m pytest -q -p no:cacheprovider -m kernel -n 8 --dist worksteal \
     --junitxml "$out/results.xml" "${files[@]}"
 part 300 bench "$python" tests/tools/bench_gpu.py --seconds 280 --out "$out/bench-gpu.json"
