@@ -399,18 +399,16 @@ class Sublattice:
                         target, field_on, block.halo, parity, number, groups, key, masks,
                         put(thresholds.residual), thresholds.setting, counts,
                     )  # fmt: skip
-                    if wrap and not run.looks:
-                        sliced.wrap_sliced_cuda.launch(field.size, field_on, block.halo)
+                    if wrap:
+                        sliced.wrap_sliced_cuda.launch(field.size, target, block.halo)
             else:
                 kernel(
-                    target, field_on, block.halo, parity, wrap and not run.looks, run.first,
+                    target, field_on, block.halo, parity, wrap, run.first,
                     run.passes, groups, key, masks, thresholds.residual, thresholds.setting,
                     counts,
                 )  # fmt: skip
             total += run.sign * block.device.get(counts)
         field[...] = block.device.get(target)
-        if target is not field_on and wrap:
-            sliced.wrap(field, block.halo)
         return total[lanes.lane]
 
     def _apply_packed(
