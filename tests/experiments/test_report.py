@@ -10,6 +10,7 @@ import pytest
 from mpi4py import MPI
 
 from mpiflow.experiments import results as report
+from mpiflow.experiments import style
 from mpiflow.experiments.results import farm
 
 
@@ -38,7 +39,7 @@ def test_tables_and_results_are_written(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "table.md").read_text() == text
     assert json.loads((tmp_path / "results.json").read_text())[0]["ours"] == 1.0
     assert text in capsys.readouterr().out
-    report.figure(3, 2).savefig(tmp_path / "empty.png")
+    style.figure(3, 2).savefig(tmp_path / "empty.png")
     assert (tmp_path / "empty.png").stat().st_size > 0
 
 
