@@ -250,12 +250,12 @@ def test_two_vacancies_have_the_law_of_the_master_equation() -> None:
 
 def test_many_vacancies_are_as_with_the_serial_solver() -> None:
     """Crowded, in groups and alone, in the cold: order, distances, hops and what was displaced."""
-    members, grid = 300, random_grid((40, 8, 8), 10, seed=4)
+    members, grid = 300, random_grid((40, 8, 8), 18, seed=4)
     found = []
     for kind, seed in ((VacancyKMC, 1), (AbsorbingKMC, 2)):
         block, solver = boxes(np.repeat(grid, members, axis=0)), kind(COLD, RUGGED, members)
         numbers = []
-        for until in (3e-7, 1e-6):
+        for until in (1e-7, 4e-7):
             solver.advance(block, seed=seed, until=until)
             species = block.spins()
             apart = [np.argwhere(box == VACANCY) for box in species]
@@ -266,10 +266,10 @@ def test_many_vacancies_are_as_with_the_serial_solver() -> None:
             changed = (species != grid).sum(axis=(1, 2, 3))
             numbers += [solver.hops.copy(), near, bonds[:, 1, 1], bonds[:, 1, 2], changed]
         found.append(np.array(numbers, float))
-    assert solver.events.sum() < 0.5 * solver.hops.sum()
+    assert solver.events.sum() < 0.9 * solver.hops.sum()
     whole = np.stack([known.stays.whole for known in solver._lattices])
     assert (whole[:, :, walkers.CROWDED] == 1).any()
-    assert set(whole[:, :, walkers.SIZE].ravel()) >= {1, 2, 3, 4}
+    assert set(whole[:, :, walkers.SIZE].ravel()) >= {1, 2, 5, 6}
     for serial, ours in zip(*found, strict=True):
         assert stats.ks_2samp(serial, ours).pvalue > 1e-4
 

@@ -41,7 +41,7 @@ from mpiflow.systems.barriers import Barriers
 #: Rows of a log that are filled in one go.
 _ROOM = 2**16
 #: Bytes that the basin of a vacancy takes, and that a checkpoint keeps of it.
-STATE_BYTES = STATES * (16 * WAYS + 40) + 8 * COLUMNS + 80
+STATE_BYTES = STATES * (16 * WAYS + 56) + 8 * COLUMNS + 80
 KEPT_BYTES = STATES * (WAYS + 8) + 8 * (COLUMNS + 2)
 
 
@@ -200,9 +200,9 @@ class AbsorbingKMC:
 
         Returns
         -------
-        clock, ended, as above; and of vacancies and their stays stays (B, n, 14) int64, the place
+        clock, ended, as above; and of vacancies and their stays stays (B, n, 16) int64, the place
         where the grid shows them, in C order of the box, -1 where a box was set anew, and columns
-        of :class:`~mpiflow.solvers.vacancy.walkers.Stays`; links (B, n, K, 32) int8; codes
+        of :class:`~mpiflow.solvers.vacancy.walkers.Stays`; links (B, n, K, 48) int8; codes
         (B, n, K) uint64; begun (B, n)
         """
         n = max((known.stays.flat.size for known in self._lattices), default=0)

@@ -48,8 +48,10 @@ MOST = 2.0**24
 #: Where a stay has ended that was cut.
 NOWHERE = -1
 #: Rows of :class:`Walk`, of whole numbers.
-ORDER, PARENT, HOP, CUT, _SPINE, _VISITS, _FIRST_ENTERED, _FIRST_LOOPED = range(8)
-_ENTERED = 8
+ORDER, PARENT, HOP, CUT, _KIDS, _KIDS_END, _SPINE, _VISITS, _FIRST_ENTERED, _FIRST_LOOPED = range(
+    10
+)
+_ENTERED = 10
 _LOOPED = _ENTERED + STATES
 #: And of real ones.
 _DOWN, _UP, _LOOPS, _AWAY, _ON, _TOTAL, _SIZE, _SPENT, _FIRST_SPENT = range(9)
@@ -63,6 +65,7 @@ class Walk(NamedTuple):
     ORDER (by number, not by slot): slots, parents first
     PARENT, HOP : slot below, and the hop that leads from there
     CUT : 1 where that link counts as none
+    KIDS, KIDS_END : the slots above are these numbers of the order
     SPINE (by number) : slots that the stay goes on to for good
     VISITS : to the slot
     ENTERED + i, LOOPED + i : visits from below and loops during the loops at slot i of the spine
@@ -79,7 +82,7 @@ class Walk(NamedTuple):
 
     Attributes
     ----------
-    whole : (8 + 2 K, K) int64
+    whole : (10 + 2 K, K) int64
     real : (9, K) float64
     """
 
@@ -105,11 +108,13 @@ def put_in_order(link: np.ndarray, ways: int, start: int, whole: np.ndarray) -> 
     while looked < count:
         slot = whole[ORDER, looked]
         looked += 1
+        whole[_KIDS, slot] = count
         for d in range(ways):
             other = link[slot, d]
             if other >= 0 and other != whole[PARENT, slot]:
                 whole[ORDER, count], whole[PARENT, other], whole[HOP, other] = other, slot, d
                 count += 1
+        whole[_KIDS_END, slot] = count
     return count
 
 
@@ -164,9 +169,9 @@ def _loops(back: float, on: float, k0: Word, k1: Word, j: int) -> float:
 
 
 @kernel
-def _loops_to(other: int, slot: int, whole: np.ndarray, real: np.ndarray) -> bool:
-    """Whether loops at a slot go to another one."""
-    return whole[PARENT, other] == slot and whole[CUT, other] == 0 and real[_DOWN, other] > 0.0
+def _loops_to(other: int, whole: np.ndarray, real: np.ndarray) -> bool:
+    """Whether loops at the slot below go to a slot."""
+    return whole[CUT, other] == 0 and real[_DOWN, other] > 0.0
 
 
 @kernel
@@ -181,12 +186,12 @@ def _share(
         if left == 0:
             continue
         weight, last = real[_LOOPS, slot], -1
-        for above in range(i + 1, count):
-            if _loops_to(whole[ORDER, above], slot, whole, real):
+        for above in range(whole[_KIDS, slot], whole[_KIDS_END, slot]):
+            if _loops_to(whole[ORDER, above], whole, real):
                 last = above
-        for above in range(i + 1, last + 1):
+        for above in range(whole[_KIDS, slot], last + 1):
             other = whole[ORDER, above]
-            if not _loops_to(other, slot, whole, real):
+            if not _loops_to(other, whole, real):
                 continue
             m = left
             if above < last:  # which takes the rest, whatever the rounding
@@ -306,10 +311,10 @@ def _first_loops(  # type: ignore[no-untyped-def]
         left, first = whole[looped, slot], whole[_FIRST_LOOPED, slot]
         if first == 0:
             continue
-        for above in range(i + 1, count):
+        for above in range(whole[_KIDS, slot], whole[_KIDS_END, slot]):
             other = whole[ORDER, above]
             m = whole[entered, other]
-            if m == 0 or not _loops_to(other, slot, whole, real):
+            if m == 0:
                 continue
             e1, j = hypergeometric(m, left - m, first, k0, k1, j)
             left -= m

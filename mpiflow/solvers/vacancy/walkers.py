@@ -30,7 +30,7 @@ from mpiflow.systems.barriers import SITES
 #: Rows of a log that an event may need for each vacancy that it moves.
 ROWS = STATES + 1
 #: Vacancies of a walker, at most, and its hops: those of its first vacancy, then of its second...
-GROUP = 4
+GROUP = 6
 WAYS = GROUP * NEIGHBOURS
 #: States that a single vacancy has at most.
 _SINGLE = 12
@@ -51,14 +51,14 @@ class Stays(NamedTuple):
     Attributes
     ----------
     place, flat : (n, 3) and (n,) int64, where the grid shows them, as indices of the padded box
-    whole : (n, 13) int64; AT: the slot that this is; COUNT: stays so far; START: the slot that the
+    whole : (n, 15) int64; AT: the slot that this is; COUNT: stays so far; START: the slot that the
         present one began in; CROWDED: whether others are in sight; SIZE: how many vacancies the
         walker has; LEADER: the walker that it belongs to; LAST, WAY, MADE: the slot and the hop
         that it ends with, and its hops; MEMBERS + i: the vacancies of the walker
     begun : (n,) float64, when it began, s
-    spot : (n, K, 4) int64, places of its vacancies in each slot as flat indices; -1 for none
+    spot : (n, K, 6) int64, places of its vacancies in each slot as flat indices; -1 for none
     code : (n, K) uint64, tells configurations apart
-    link, rates : (n, K, 32) int64 and float64, see :func:`mpiflow.solvers.vacancy.basin.draw`; a
+    link, rates : (n, K, 48) int64 and float64, see :func:`mpiflow.solvers.vacancy.basin.draw`; a
         link is -1 where it leads to no known state, and -2 - slot where it leads to one but is none
         of the tree's
     tree : (2 m,) float64, the least of the ends of stays; leaves from m on
