@@ -93,7 +93,11 @@ def _weak_scaling(
         spent(1)  # compiles
     steps = max(1, math.ceil(meter.seconds / 50 / (PASSES * ways[0](10))))
     turns = 1 if meter.seconds == 0 else TURNS
-    times = np.array([[spent(steps) for spent in ways] for _ in range(turns)]).T
+    times = np.empty((len(ways), turns))
+    order = np.random.default_rng(1)  # the same on all ranks
+    for turn in range(turns):
+        for i in order.permutation(len(ways)):  # a scheduler would always stop the same one
+            times[i, turn] = ways[i](steps)
     one, apart, all_of_them, _ = times
     case, updates = f"{_named(shape)} a rank, dt={dt:g}", math.prod(shape) / 2
     rates = 1e-9 * updates / times * np.array([[1], [ranks], [ranks], [ranks]])
