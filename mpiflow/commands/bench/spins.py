@@ -127,7 +127,7 @@ def _ising(meter: Meter, device: str, small: bool) -> None:
                 continue
             _sublattice(meter, f"{case}, h=0.05, plain", plain, Sublattice(CRITICAL, dt))
             meter.ratio(f"{case}, h=0.05, packed", f"{case}, h=0.05, plain")
-    for side, batch in ((4, 16),) if small else ((16, 8192), (64, 1024)):
+    for side, batch in ((4, 16),) if small else ((16, 8192), (64, 1024), (64, 320)):
         states = np.ones((batch, side, side), np.int8)
         boxes = Block.periodic(states, meter.comm.rank * batch + np.arange(batch), device=on)
         initial.independent(boxes, seed=1)
