@@ -85,6 +85,7 @@ ALONE = ALL | {
     "potts n-fold": lambda c, m: Simulation(Potts(1.1), 14, comm=c, members=m, solver="nfold"),
     "sliced": lambda c, m: Simulation(HOT, 16, comm=c, members=m, kernel="auto"),
     "serial alloy": _alloy("serial"),
+    "absorbing alloy": _alloy("absorbing"),
     "cosh field": lambda c, m: _field(c, m, "cosh"),
 }
 
