@@ -165,7 +165,7 @@ print(f"Python {sys.version.split()[0]}, {mpi}, mpi4py {mpi4py.__version__}, "
 P
 ) || die "the environment was made but does not import (above)" "Another MPI than Open MPI or MPICH? Try MPIFLOW_BUILD_MPI4PY=1."
 if [[ ${MPIFLOW_NO_WARMUP-} != 1 ]]; then
-    say "compiling kernels for first runs (half a minute)"
+    say "compiling kernels for first runs (under a minute)"
     timeout 300 .venv/bin/mpiflow warmup >&2 || say "not all kernels were compiled (above): first runs do"
 fi
 echo "$key" >.venv/.done

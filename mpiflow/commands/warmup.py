@@ -44,9 +44,11 @@ def warm_up(names: Sequence[str]) -> Iterator[str]:
     """
     if launched_size() > 1:
         raise InputError("ranks", launched_size(), "one process", "Start it without mpirun.")
-    known = [name for name, entry in catalogue.systems().items() if entry.short]
+    # Those with most runs compile longest, and begin first.
+    short = {name: len(entry.short) for name, entry in catalogue.systems().items() if entry.short}
+    known = sorted(short, key=lambda name: -short[name])
     if find_spec("torch") is not None:
-        known.insert(1, LEARNING)  # what takes longest comes first
+        known.insert(2, LEARNING)
     for name in names:
         if name not in known and not catalogue.entry(name).short:
             allowed = f"one or more of {', '.join(known)}"
