@@ -250,12 +250,12 @@ def test_two_vacancies_have_the_law_of_the_master_equation() -> None:
 
 def test_many_vacancies_are_as_with_the_serial_solver() -> None:
     """Crowded, in groups and alone, in the cold: order, distances, hops and what was displaced."""
-    members, grid = 300, random_grid((40, 8, 8), 18, seed=4)
+    members, grid = 250, random_grid((40, 8, 8), 18, seed=4)
     found = []
     for kind, seed in ((VacancyKMC, 1), (AbsorbingKMC, 2)):
         block, solver = boxes(np.repeat(grid, members, axis=0)), kind(COLD, RUGGED, members)
         numbers = []
-        for until in (1e-7, 4e-7):
+        for until in (5e-8, 2e-7):
             solver.advance(block, seed=seed, until=until)
             species = block.spins()
             apart = [np.argwhere(box == VACANCY) for box in species]
@@ -272,6 +272,23 @@ def test_many_vacancies_are_as_with_the_serial_solver() -> None:
     assert set(whole[:, :, walkers.SIZE].ravel()) >= {1, 2, 5, 6}
     for serial, ours in zip(*found, strict=True):
         assert stats.ks_2samp(serial, ours).pvalue > 1e-4
+
+
+def test_every_end_of_a_stay_is_one_hop() -> None:
+    """From where all are at the time before it, also where it interrupts other stays."""
+    grid, system, meetings = random_grid((24, 16, 16), 20, seed=4), Alloy(700.0, ("A", "B")), 0
+    ahead, behind = AbsorbingKMC(system, RUGGED), AbsorbingKMC(system, RUGGED)
+    here, there, begun = boxes(grid), boxes(grid), np.zeros(20, np.int64)
+    for _ in range(400):
+        ahead.advance(here, seed=3, most=1)
+        behind.advance(there, seed=3, until=np.nextafter(ahead.clock[0], 0))
+        assert ahead.hops == behind.hops + 1
+        assert (here.spins() != there.spins()).sum() == 2
+        now = ahead._lattices[0].stays.whole[:, walkers.COUNT]
+        meetings += (now > begun).sum() > 1
+        begun = now.copy()
+    assert meetings > 200
+    assert ahead.hops > 1000
 
 
 def test_cuts_looks_and_restarts_change_no_bit() -> None:

@@ -50,7 +50,7 @@ PRODUCT = f"{VACANCY_TESTS}_tiled_law_is_the_product_of_exponentials[sides0-tile
 HOPS, OWNED, TILES = (f"solvers/vacancy/{name}.py" for name in ("events", "lists", "tiles"))
 
 STAY = "solvers/test_absorbing.py::test_a_stay_has_the_law_of_the_master_equation[0]"
-CROWD = "solvers/test_absorbing.py::test_many_vacancies_are_as_with_the_serial_solver"
+ENDS = "solvers/test_absorbing.py::test_every_end_of_a_stay_is_one_hop"
 BASIN, STAYS = (f"solvers/vacancy/{name}.py" for name in ("basin", "stays"))
 
 PACKED, PLAIN, SLICED = (f"solvers/spins/{name}.py" for name in ("multispin", "heatbath", "sliced"))
@@ -353,7 +353,7 @@ MUTANTS: list[list[Mutant]] = [
                     "more = 0",
                 ),
             ),
-            (Named(CROWD),),
+            (Named(ENDS),),
         ),
         Mutant(
             "loops of a half that is passed forgotten",
