@@ -41,7 +41,7 @@ from mpiflow.core.functions import log, log_of_rest
 from mpiflow.core.noise import Word, exponential, threefry
 from mpiflow.solvers.vacancy.draws import beta, binomial, gamma, hypergeometric, poisson, two
 
-#: Configurations of a basin. More do not pay: half of what is left at 800 K are new ones anyway.
+#: Configurations of a basin, at most.
 STATES = 16
 #: Hops of a stay, in the mean, from which it is cut.
 MOST = 2.0**24
