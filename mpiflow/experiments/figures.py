@@ -47,7 +47,7 @@ def latent_figure(
                 shade = colour.to_rgba(np.array(value))
                 mean, std = (m[:, g, column] for m in truth)
                 ax.fill_between(times, mean - std, mean + std, color=shade, alpha=0.25, lw=0)
-                ax.plot(times, mean, color=shade, lw=1.2)
+                ax.plot(times, mean, color=shade, lw=1.2, ls="-")
                 mean, std = (m[:, g, column] for m in prediction)
                 ax.plot(times, mean, color="k", lw=1.0, ls="--")
                 for sign in (-1, 1):
