@@ -48,7 +48,7 @@ from mpiflow.experiments.results import (
     results_directory,
     with_error,
 )
-from mpiflow.experiments.style import COLOURS, figure
+from mpiflow.experiments.style import figure, line
 from mpiflow.learn.closure import encoders
 from mpiflow.learn.closure.dataset import DataPlan
 from mpiflow.learn.sde import MacroscopicSDE
@@ -284,7 +284,7 @@ def draw(
                 values.mean(axis=1),
                 values.std(axis=1, ddof=1) / np.sqrt(values.shape[1]),
                 fmt="o-" if data == "full" else "s--",
-                color=COLOURS[i],
+                color=line(i)["color"],
                 ms=3,
                 lw=1,
                 capsize=2,

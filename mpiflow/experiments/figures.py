@@ -80,7 +80,7 @@ def power_law_figure(
         page.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
         for i, run in enumerate(values):
-            axes.loglog(times, run, "o", markersize=3, alpha=0.5, color=style.COLOURS[i])
+            axes.loglog(times, run, "o", markersize=3, alpha=0.5, color=style.line(i)["color"])
         axes.loglog(times, law, "k--", label=label)
         axes.set(xlabel="time (sweeps)", ylabel=name)
         # Less than a decade has no tick of a power of ten: a few others, with plain numbers.
