@@ -148,13 +148,14 @@ def check_messages(site: Site) -> list[Check]:
     _finish([comm.Iallreduce(np.array([comm.rank + 1]), total)])
     if total[0] != comm.size * (comm.size + 1) // 2:
         wrong.append(f"a sum over ranks is {total[0]}")
-    speeds = comm.allgather(speed)  # by all, before one of them leaves
+    # By all ranks, before one of them leaves.
+    speeds = comm.allgather(speed)
+    found = comm.allreduce(functions_of_mpi() is not None, op=MPI.LAND)
     if wrong:
         remedy = "The network or the MPI library is broken: try --mca pml ob1 --mca btl self,tcp."
         return [Check("messages", FAIL, "; ".join(wrong), remedy)]
     text = "ring of 128 B and 2 MB, sum over ranks: right"
     text += f"; {min(speeds):.2g} GB/s or more; edges of packed spins are sent by "
-    found = comm.allreduce(functions_of_mpi() is not None, op=MPI.LAND)
     text += "compiled loops" if found else "Python: functions of MPI were not found in its library"
     return [Check("messages", OK, text)]
 
