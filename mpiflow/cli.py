@@ -49,8 +49,6 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
     word = sys.argv[1:2]
-    if "_MPIFLOW_COMPLETE" in os.environ:  # a shell asks what may come next
-        word = []
     if word in (["simulate"], ["sweep"], ["resume"], ["predict"]) and signals.listen():
         remark = "stopped before its first steps were over: start it again"
         signals.nothing_to_lose(parallel.ender(signals.STOPPED, remark))
@@ -63,7 +61,9 @@ def invoke(arguments: Sequence[str]) -> None:
     """Run a command line in this process; a bad one raises :class:`InputError`."""
     # The same under any version of typer, whether or not it brings its own click.
     usage_error: Any = typer.BadParameter.__bases__[0]
-    _add_systems(os.environ["COMP_WORDS"].split()[1:] if "COMP_WORDS" in os.environ else arguments)
+    # A shell that asks what may come next says in the environment what was typed; bash does here.
+    asked = "_MPIFLOW_COMPLETE" in os.environ
+    _add_systems(os.environ.get("COMP_WORDS", "").split()[1:] if asked else arguments)
     command = typer.main.get_command(app)
     try:
         with explained():
@@ -151,15 +151,14 @@ def _add_systems(arguments: Sequence[str]) -> None:
             continue
         model = catalogue.options(name)
         if entry.command == "simulate":
-            simulate_app.command(name, help=entry.help)(command_of(model, _simulate))
+            made_of = with_parents(command_of(model, _simulate))
+            simulate_app.command(name, help=entry.help)(made_of)
         else:  # its first argument is the model that it runs
-            app.command(entry.command, help=entry.help)(
-                command_of(model, _simulate, "model", _rollout)
-            )
+            made_of = with_parents(command_of(model, _simulate, "model", _rollout))
+            app.command(entry.command, help=entry.help)(made_of)
 
 
 @app.command()
-@with_parents
 def sweep(
     path: Path = typer.Argument(..., metavar="CONFIG", help="TOML file with a table [sweep]."),
     options: list[str] | None = typer.Argument(
@@ -311,7 +310,9 @@ def _import(config: ImportConfig) -> None:
         print(f"{written}: {frames} frame{'s' * (frames != 1)}")
 
 
-app.command("import", help=ImportConfig.__doc__)(command_of(ImportConfig, _import, "files"))
+app.command("import", help=ImportConfig.__doc__)(
+    with_parents(command_of(ImportConfig, _import, "files"))
+)
 
 
 @app.command("import-nnk")
@@ -544,7 +545,7 @@ def bench(
     name: str = typer.Argument(
         ...,
         metavar="NAME",
-        help="ising, ising-exact, halo, scaling, partial-evolution, kac, alloy, field, "
+        help="ising, sides, ising-exact, halo, scaling, partial-evolution, kac, alloy, field, "
         "spin-diffusion, files, start, learning or noise.",
     ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object a line, not a table."),

@@ -17,6 +17,8 @@ from mpiflow.files.trajectory import Trajectory
 
 #: Most frames: those of a longer run are taken at equal distances.
 FRAMES = 200
+#: Most cells a side; of finer fields there are means.
+CELLS = 512
 PER_SECOND = 12
 
 
@@ -43,7 +45,7 @@ def animate(
     """
     try:
         from matplotlib import rc_context
-        from matplotlib.animation import FFMpegWriter, FuncAnimation, HTMLWriter, PillowWriter
+        from matplotlib.animation import FFMpegWriter, HTMLWriter, PillowWriter
     except ImportError as error:
         allowed = "a film only with matplotlib"
         raise InputError("animate", str(out), allowed, "Install mpiflow[plot].") from error
@@ -55,6 +57,24 @@ def animate(
     if kind == ".mp4" and not FFMpegWriter.isAvailable():
         allowed = "a .gif or .html where the program ffmpeg is missing"
         raise InputError("animate", str(out), allowed, "Install ffmpeg, or choose another format.")
+    # What cannot be written is refused before anything is read.
+    with whole_file(out, overwrite=overwrite, inputs=[path], name="animate") as target:
+        film, frames = _film(path, variable, member)
+        maker = makers[kind](fps=PER_SECOND, **{"embed_frames": True} if kind == ".html" else {})
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            rc_context({"animation.embed_limit": 200.0}),
+        ):
+            made = Path(folder) / f"film{kind}"  # writers know their format by the suffix
+            film.save(str(made), writer=maker, dpi=90)
+            shutil.copyfile(made, target)
+    return frames
+
+
+def _film(path: str | Path, variable: str | None, member: int) -> tuple[Any, int]:
+    """The film as matplotlib has it, and the number of its frames."""
+    from matplotlib.animation import FuncAnimation
+
     with Trajectory(path) as run:
         check_member(run, member)
         fields = [v.name for v in run.variables.values() if len(field_axes(v)) == 2]
@@ -63,7 +83,7 @@ def animate(
             raise InputError("file", str(path), "a run with a field over a plane", remedy)
         kept = chosen(run, [variable or fields[0]], fields)
         moments = spaced(len(run) - 1, FRAMES)
-        field = next(fields_of(run, kept, moments, member))
+        field = next(fields_of(run, kept, moments, member, CELLS))
         times = run.time[moments]
     low, high = limits(field.values)
     page = style.figure(5.6, 5.0)
@@ -81,14 +101,4 @@ def animate(
         title.set_text(f"t = {times[k]:.6g}")
         return image, title
 
-    film = FuncAnimation(page, show, frames=len(moments))
-    maker = makers[kind](fps=PER_SECOND, **{"embed_frames": True} if kind == ".html" else {})
-    with (
-        whole_file(out, overwrite=overwrite, inputs=[path], name="animate") as target,
-        tempfile.TemporaryDirectory() as folder,
-        rc_context({"animation.embed_limit": 200.0}),
-    ):
-        made = Path(folder) / f"film{kind}"  # writers know their format by the suffix
-        film.save(str(made), writer=maker, dpi=90)
-        shutil.copyfile(made, target)
-    return len(moments)
+    return FuncAnimation(page, show, frames=len(moments)), len(moments)

@@ -54,14 +54,17 @@ def _typer_option(name: str, field: FieldInfo, argument: bool = False) -> inspec
 
 
 def with_parents(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with one more option, ``--parents``: the folder of its output is made."""
+    """The command with one more option, ``--parents``: the folder of the file it writes is made.
+
+    Commands that write folders make them in any case.
+    """
 
     @functools.wraps(command)
     def run(parents: bool, **given: Any) -> None:
         with storage.making_parents(parents):
             command(**given)
 
-    text = "Make the folders that --out is to lie in, where they are missing."
+    text = "Make the folders that the output is to lie in, where they are missing."
     default = typer.Option(False, "--parents", help=text)
     named = inspect.Parameter.KEYWORD_ONLY
     signature = inspect.signature(command, eval_str=True)
@@ -103,11 +106,10 @@ def command_of(
         ),
         annotation=Path | None,
     )
-    fields = model.options()
-    options = (_typer_option(n, f, n == argument) for n, f in fields.items())
-    parameters = [file_option, *options]
+    fields = model.options().items()
+    parameters = [file_option, *(_typer_option(n, f, n == argument) for n, f in fields)]
     # typer reads the signature and the annotations; both are those of the model.
     vars(command)["__signature__"] = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = model.__doc__
-    return with_parents(command) if "out" in fields else command
+    return command

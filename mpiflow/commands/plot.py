@@ -187,9 +187,17 @@ def series_of(run: Trajectory, v: Variable) -> Series:
 
 
 def fields_of(
-    run: Trajectory, kept: Sequence[Variable], frames: Sequence[int], member: int
+    run: Trajectory,
+    kept: Sequence[Variable],
+    frames: Sequence[int],
+    member: int,
+    most: int | None = None,
 ) -> Iterator[Field]:
-    """Read fields at some frames, one frame at a time: the first components of each."""
+    """Read fields at some frames, one frame at a time: the first components of each.
+
+    Of planes with more than ``most`` cells a side there are means, so that many frames fit into
+    memory.
+    """
     for v in kept:
         if _along_a_line(run, v):
             yield profile_of(run, v, member)
@@ -200,8 +208,18 @@ def fields_of(
         for name, place in _first_components(run, v):
             at = {"member": member, **place}
             box = tuple(at.get(dim, slice(None)) for dim in v.dims)
-            values = tuple(np.asarray(run.read(v.name, k)[box], np.float32) for k in frames)
+            read = (np.asarray(run.read(v.name, k)[box], np.float32) for k in frames)
+            values = tuple(values if most is None else _coarser(values, most) for values in read)
             yield Field(name, tuple(frames), values, (*across, *up), axes)
+
+
+def _coarser(values: np.ndarray, most: int) -> np.ndarray:
+    """Means over a plane, with at most so many cells a side."""
+    for _ in range(2):
+        if len(values) > most:
+            values = resampled(values, most)
+        values = values.T
+    return values.astype(np.float32)
 
 
 def _first_components(run: Trajectory, v: Variable) -> list[tuple[str, dict[str, int]]]:

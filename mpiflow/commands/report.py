@@ -17,8 +17,8 @@ from mpiflow.experiments.pages import Part
 from mpiflow.files.storage import whole_file
 from mpiflow.files.trajectory import Trajectory
 
-#: Most frames that a field is played with, and most points of a line.
-FRAMES, POINTS = 60, 2000
+#: Most frames that a field is played with, its most cells a side, and most points of a line.
+FRAMES, CELLS, POINTS = 60, 128, 2000
 #: Most runs of a folder that are told one by one.
 RUNS = 20
 _MARKS = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
@@ -48,17 +48,27 @@ def report(path: str | Path, out: str | Path | None = None, *, overwrite: bool =
     with whole_file(out, overwrite=overwrite, inputs=[p for p in runs if p.exists()]) as target:
         parts = list(results) if path.is_dir() else []
         for one in runs[:RUNS]:
-            parts += of_run(one, f"{one.name}: " if path.is_dir() else "")
+            parts += _in_folder(one) if path.is_dir() else of_run(one)
         if len(runs) > RUNS:
             parts.append(Part("Other runs", [pages.facts({"not shown": len(runs) - RUNS})]))
         target.write_text(pages.page(str(path), parts), encoding="utf-8")
     return out
 
 
+def _in_folder(path: Path) -> list[Part]:
+    """Sections about one run of several: one that cannot be read does not hide the others."""
+    try:
+        return of_run(path, f"{path.name}: ")
+    except InputError as error:
+        return [Part(f"{path.name}: cannot be read", [pages.note(str(error), False)])]
+
+
 def of_run(path: Path, prefix: str = "") -> list[Part]:
     """Sections about a run: what it is, whether it is right, its variables and fields."""
-    with warnings.catch_warnings(record=True) as caught, Trajectory(path) as run:
-        warnings.simplefilter("always")
+    with (
+        warnings.catch_warnings(record=True, action="always") as caught,
+        Trajectory(path) as run,
+    ):
         known = run.facts()
         about = known["attributes"]
         what = {
@@ -73,13 +83,14 @@ def of_run(path: Path, prefix: str = "") -> list[Part]:
             "random numbers": f"seed {about['seed']}, {about['rng']}",
             "ended": about.get("stopped_early"),
         }
-        usual: tuple[Any, ...] = (None, [], {}, False)
+        left_out = ("quiet", "out", "overwrite", "writer", "checkpoints")
         options = {
             k: "x".join(map(str, v)) if isinstance(v, list) and k in ("size", "cells") else v
             for k, v in run.config.items()
-            if v not in usual and k not in ("quiet", "out", "overwrite", "writer", "checkpoints")
+            if not (v is None or v is False or v in ([], {}) or k in left_out)
         }
-        figures = [pages.interactive(_series(run, v.name)) for v in _drawn(run)]
+        drawn = _drawn(run) if len(run) else []
+        figures = [pages.interactive(_series(run, v.name)) for v in drawn]
         fields = [pages.interactive(_played(field, times)) for field, times in _fields(run)]
     findings = list(verify([path]))
     notes = [pages.note(str(finding.text), finding.good) for finding in findings]
@@ -135,7 +146,7 @@ def _fields(run: Trajectory) -> list[tuple[Field, np.ndarray]]:
     if not coarse or not len(run):
         return []
     at = spaced(len(run) - 1, FRAMES)
-    return [(field, run.time[at]) for field in fields_of(run, coarse[:2], at, 0)]
+    return [(field, run.time[at]) for field in fields_of(run, coarse[:2], at, 0, CELLS)]
 
 
 def _played(field: Field, times: np.ndarray) -> Any:

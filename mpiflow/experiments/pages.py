@@ -129,7 +129,7 @@ def _text(value: Any) -> str:
 
 
 def markdown(text: str) -> str:
-    """Paragraphs and tables of Markdown; HTML in it is shown as text, but for folded tables."""
+    """Paragraphs and tables of Markdown; HTML in it is shown as text."""
     try:
         from markdown_it import MarkdownIt
     except ImportError as error:

@@ -554,6 +554,7 @@ def test_films(kind: str, run: Path, tmp_path: Path) -> None:
         ("--animate film.gif --frame 2", "frame=2"),
         ("--animate film.gif --live", "live"),
         ("--animate film.gif --member 3", "member=3"),
+        ("--animate none/film.gif", "Create none first"),
     ],
 )
 def test_films_that_are_refused(

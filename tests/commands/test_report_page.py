@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mpiflow.cli import invoke
+from mpiflow.commands.plot import _coarser
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import pages
 from mpiflow.experiments.results import Report
@@ -63,7 +64,8 @@ def test_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = page.read_text()
     read = Page(text)
     assert read.loaded == []
-    for words in ("system ising", "state complete", "time 0 to 4", "good, 5 frames", "32x32"):
+    facts = ("system ising", "state complete", "time 0 to 4", "good, 5 frames", "32x32")
+    for words in (*facts, "field 0", "initial_magnetization 0"):  # a value of 0 is one, too
         assert words in read.text, words
     figures = re.findall(r"Plotly.newPlot", text.split("plotly-graph-div", 1)[1])
     assert len(figures) == 5  # four variables and the field
@@ -71,7 +73,7 @@ def test_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_damaged_run_is_told_as_such(run: Path, tmp_path: Path) -> None:
-    """One bit of a magnetization, which no checksum of HDF5 covers before a file is sealed."""
+    """A value that another program changed: the page says so, and not that all is well."""
     copy = tmp_path / "copy.h5"
     copy.write_bytes(run.read_bytes())
     with h5py.File(copy, "r+") as file:
@@ -80,6 +82,26 @@ def test_a_damaged_run_is_told_as_such(run: Path, tmp_path: Path) -> None:
     text = copy.with_suffix(".html").read_text()
     assert 'class="warning"' in text
     assert 'class="good"' not in text
+
+
+def test_a_folder_with_a_broken_run(run: Path, tmp_path: Path) -> None:
+    """The others are told of; what cannot be read is a warning."""
+    (tmp_path / "good.h5").write_bytes(run.read_bytes())
+    (tmp_path / "cut.h5").write_bytes(run.read_bytes()[:2000])
+    invoke(["report", str(tmp_path)])
+    text = (tmp_path / "report.html").read_text()
+    assert "cut.h5: cannot be read" in text
+    assert "good, 5 frames" in text
+
+
+def test_large_fields_are_told_by_means() -> None:
+    """Cells of a mean are next to each other, and the mean of all stays."""
+    plane = np.arange(12.0 * 8).reshape(12, 8).astype(np.float32)
+    coarse = _coarser(plane, 4)
+    assert coarse.shape == (4, 4)
+    assert coarse[0, 0] == plane[:3, :2].mean()
+    assert np.isclose(coarse.mean(), plane.mean())
+    assert np.array_equal(_coarser(plane, 12), plane)
 
 
 def test_results_of_a_driver(tmp_path: Path) -> None:
