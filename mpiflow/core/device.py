@@ -186,7 +186,19 @@ def cuda() -> ModuleType:
             "a machine with numba-cuda and the CUDA libraries",
             f"Install mpiflow[cuda], or use --device cpu. Importing said: {error}.",
         ) from error
+    if not simulated():
+        _round_each()
     return module
+
+
+@lru_cache(maxsize=1)
+def _round_each() -> None:
+    """Round products before they are added, as CPUs do: unless told, NVVM makes one instruction of
+    both, with other last bits. ``cuda.fma`` stays what it says."""
+    from numba.cuda.cudadrv import nvvm
+
+    compile_ir = nvvm.compile_ir
+    nvvm.compile_ir = lambda code, **options: compile_ir(code, **{"fma": False, **options})
 
 
 def threads() -> int:

@@ -3,8 +3,8 @@
 ``make test-ptx``. The simulator runs the kernels as Python, so it cannot see what the real compiler
 refuses. Of each kernel and capability a line says registers, bytes of the stack and of shared
 memory, the share of a multiprocessor's warps that run at once, and instructions of the machine by
-type, as they stand in the code: a loop counts once. A spill, or a kernel that does not compile, is
-a failure.
+type, as they stand in the code: a loop counts once. A spill, a kernel that does not compile, or
+arithmetic that rounds otherwise than that of CPUs is a failure.
 
     .venv-cuda/bin/python tests/tools/ptx.py [NAME...] [--json FILE]
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from numba import cuda, types
+from numba import types
 from numba.core.types import Tuple, UniTuple
 from numba.cuda import dispatcher
 from rule_law import Voter
@@ -36,6 +36,7 @@ from mpiflow.solvers.vacancy import barrier_kernels
 from mpiflow.systems.ising import Ising
 from mpiflow.systems.potts import Potts
 
+cuda = device.cuda()
 CAPABILITIES = ((8, 0), (9, 0), (10, 0))
 #: Rules are compiled for "the current device": the one kind of it that we mean.
 TARGET = SimpleNamespace(compute_capability=CAPABILITIES[0])
@@ -191,6 +192,17 @@ def assembled(name: str, capability: tuple[int, int]) -> Assembled:
     )  # fmt: skip
 
 
+def fuses() -> bool:
+    """Whether a product and the sum after it become one instruction, which rounds once: CPUs,
+    whose bits are promised, round both."""
+
+    def both(a: Any, b: Any, c: Any) -> None:
+        c[0] = a[0] * b[0] + c[0]
+
+    text, _ = cuda.compile_ptx(both, (array(f64, 1),) * 3, cc=TARGET.compute_capability)
+    return "fma" in text
+
+
 def type_of(opcode: str) -> str:
     """Of an instruction of the machine, such as LOP3.LUT."""
     word = f"{opcode} "
@@ -216,7 +228,9 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.names) - set(KERNELS):
         parser.error(f"{', '.join(unknown)}: known are {', '.join(KERNELS)}")
-    failures, rows = 0, []
+    failures, rows = int(fuses()), []
+    if failures:
+        print("FAILED: products and sums are fused")
     print(f"{'kernel':27}{'cc':>5}{'regs':>6}{'stack':>6}{'spill':>6}{'smem':>6}{'warps':>6}  code")
     for name in options.names or KERNELS:
         for capability in CAPABILITIES:
