@@ -23,7 +23,7 @@ key=$({
     echo "$identity"
     # Not the settings of ruff, mypy and pytest: they install nothing.
     sed '/^\[tool\.ruff\]/,$d' pyproject.toml
-    cat jobs/constraints.txt jobs/setup.sh
+    cat setup.py jobs/constraints.txt jobs/setup.sh
 } | sha256sum)
 done_already() {
     [[ -x .venv/bin/mpiflow && $(cat .venv/.done 2>/dev/null) == "$key" ]] &&

@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 from mpiflow._version import __version__
+from mpiflow.commands import experiments
 from mpiflow.commands.importing.options import ImportConfig
 from mpiflow.commands.learning import learn_app, warnings_as_lines
 from mpiflow.commands.model_command import STYLE, command_of, with_parents
@@ -37,6 +38,8 @@ app = typer.Typer(
 simulate_app = typer.Typer(help="Simulate a system and write a Trajectory file.", **STYLE)
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(learn_app, name="learn")
+app.add_typer(experiments.experiment_app, name="experiment")
+experiments.add(app, "demo", "The whole method in a quarter of a minute. On 2 ranks.")
 
 
 def main() -> None:
@@ -63,7 +66,10 @@ def invoke(arguments: Sequence[str]) -> None:
     usage_error: Any = typer.BadParameter.__bases__[0]
     # A shell that asks what may come next says in the environment what was typed; bash does here.
     asked = "_MPIFLOW_COMPLETE" in os.environ
-    _add_systems(os.environ.get("COMP_WORDS", "").split()[1:] if asked else arguments)
+    words = os.environ.get("COMP_WORDS", "").split()[1:] if asked else arguments
+    _add_systems(words)
+    if "experiment" in words[:1]:
+        experiments.add_all()
     command = typer.main.get_command(app)
     try:
         with explained():
@@ -90,9 +96,13 @@ def _usage(error: Any, arguments: Sequence[str]) -> InputError:
         return InputError("option", wrong, allowed, did_you_mean(wrong, known) or help_hint)
     commands = getattr(command, "commands", None)
     if commands:
-        word = next((a for a in arguments if a not in ("simulate", "learn", "-h", "--help")), "")
-        remedy = did_you_mean(word, commands) or help_hint
-        return InputError("command", word, f"one of {', '.join(commands)}", remedy)
+        groups = ("simulate", "learn", "experiment", "-h", "--help")
+        word = next((a for a in arguments if a not in groups), "")
+        meant, known = did_you_mean(word, commands), ", ".join(commands)
+        allowed = f"one of {known}"
+        if meant and len(known) > 400:  # the name that is meant would be lost
+            allowed = f"what {getattr(context, 'command_path', 'mpiflow')} lists"
+        return InputError("command", word, allowed, meant or help_hint)
     problem = error.format_message().rstrip(".")
     return InputError(
         "arguments", " ".join(arguments), "what --help says", f"{problem}. {help_hint}"

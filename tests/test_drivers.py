@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from mpiflow import Trajectory, load_model
+from mpiflow.cli import invoke
 from mpiflow.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,11 +262,14 @@ def test_numbers_that_are_too_small_are_refused(
     options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, value = options.split("=")
-    line = ["demo.py", f"--{name}", value, "--out", str(tmp_path / "no")]
-    monkeypatch.setattr(sys, "argv", line)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # drivers have their own
+    before = list(sys.argv)
     with pytest.raises(InputError, match=f"^{options}: "):
-        runpy.run_path(str(ROOT / "drivers" / "demo.py"), run_name="__main__")
+        invoke(["experiment", "demo", f"--{name}", value, "--out", str(tmp_path / "no")])
+    assert sys.argv == before
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"Install mpiflow\[plot\]"):
+        invoke(["demo", "--smoke", "--out", str(tmp_path / "no")])
     assert not (tmp_path / "no").exists()
 
 
@@ -274,9 +277,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     mpirun: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    done = mpirun(
-        2, "python", ROOT / "drivers" / "demo.py", "--out", tmp_path / "file" / "x", check=False,
-        timeout=60,
-    )  # fmt: skip
+    out = tmp_path / "file" / "x"
+    done = mpirun(2, "mpiflow", "demo", "--out", out, check=False, timeout=60)
     assert done.returncode == 2  # type: ignore[attr-defined]
     assert done.stderr.count("out=") == 1  # type: ignore[attr-defined]

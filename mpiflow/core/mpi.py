@@ -183,6 +183,12 @@ def require_for_program() -> None:
             os.environ.pop(name, None)
 
 
+def library() -> str:
+    """Name and version of the MPI library: ``Open MPI v4.1.4``, ``MPICH 5.0.2``."""
+    first = MPI.Get_library_version().strip("\0 \n").splitlines()[0].partition(",")[0]
+    return " ".join(first.replace("Version:", "").split())
+
+
 def datatype(dtype: np.dtype) -> MPI.Datatype:
     """MPI's type for values of NumPy's."""
     from mpi4py.util.dtlib import from_numpy_dtype

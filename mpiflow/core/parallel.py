@@ -123,11 +123,10 @@ def check_launcher() -> None:
     Every process would then be rank 0 of 1, and all would write the same file.
     """
     if launched_size() > 1 and MPI.COMM_WORLD.size == 1:
-        library = MPI.Get_library_version().split(",")[0].strip("\0 \n")
         raise InputError(
             "ranks",
             launched_size(),
-            f"a launcher of the MPI that mpi4py uses ({library}); each process now sees 1 rank",
+            f"a launcher of the MPI that mpi4py uses ({mpi.library()}); each process sees 1 rank",
             "Use that MPI's mpirun (or srun --mpi=pmix), or reinstall mpi4py for this one.",
         )
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from mpiflow.core.errors import InputError
+from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.core.gpu import METAVAR, ON_GPUS
 
 T = TypeVar("T")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says of an option that there is not which one may be meant."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = next((word for word in message.split() if word.startswith("--")), "")
+        meant = did_you_mean(wrong.partition("=")[0], self._option_string_actions)
+        known = message.startswith("unrecognized") and meant
+        super().error(f"{message}. {meant}" if known else message)
 
 
 def driver_parser(
@@ -23,7 +33,7 @@ def driver_parser(
     out : default of ``--out``
     smoke : what ``--smoke`` does
     """
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
+    parser = _Parser(description=(doc or "").split("\n\n")[0])
     parser.add_argument("--out", default=out, help="directory for the results")
     parser.add_argument(
         "--device", default="cpu", metavar=METAVAR,

@@ -7,6 +7,7 @@ after it was stopped.
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from mpiflow import metrics
 from mpiflow._version import __version__
 from mpiflow.core import gpu
 from mpiflow.core.errors import InputError
+from mpiflow.core.packages import explained
 from mpiflow.core.parallel import agreed, end_on_signals
 from mpiflow.experiments import pages
 from mpiflow.files import storage
@@ -46,7 +48,8 @@ def results_directory(path: str | Path, comm: MPI.Intracomm, device: str = "cpu"
 
     Raises
     ------
-    InputError : on all ranks: no such device, or no such directory; nothing is written
+    InputError : on all ranks: no such device, no such directory, or no matplotlib for a driver that
+        draws; nothing is written
     """
     path = Path(path)
     needs = [gpu.kernels]
@@ -55,6 +58,9 @@ def results_directory(path: str | Path, comm: MPI.Intracomm, device: str = "cpu"
 
         needs.append(devices.gpus)
     gpu.choose(device, comm, needs)
+    with agreed(comm), explained():
+        if comm.rank == 0 and "mpiflow.experiments.style" in sys.modules:
+            importlib.import_module("matplotlib")  # else it would be missed after hours, at the end
     end_on_signals(f"ended before the results were complete; what is finished is in {path}")
     with agreed(comm):
         if comm.rank == 0:

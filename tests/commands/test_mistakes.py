@@ -157,6 +157,8 @@ MISTAKES = [
     ("bench isin", "allowed is one of ising"),
     ("doctor --device gpu", "device='gpu'"),
     ("warmup isin", "allowed is one"),
+    ("experiment dmo", "what mpiflow experiment lists. Did you mean demo?"),
+    ("experiment xyzzyx", "upsampling, window_bias. See mpiflow experiment --help."),
 ]
 
 

@@ -45,8 +45,8 @@ def test_every_command_has_a_twin() -> None:
     from mpiflow import cli
 
     commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback}
-    # Those about machines and terminals, and one whose twin is called import_trajectory.
-    others = {"doctor", "bench", "warmup", "watch", "report", "import-nnk", "import"}
+    # Those about machines and terminals, a driver, and one whose twin is import_trajectory.
+    others = {"doctor", "bench", "warmup", "watch", "report", "import-nnk", "import", "demo"}
     assert commands - others <= set(mpiflow.__all__)
     learners = {f"learn_{c.name}" for c in cli.learn_app.registered_commands}
     assert len(learners) == 4

@@ -29,7 +29,7 @@ def check_mpi(site: Site) -> list[Check]:
         except Exception as error:
             text = " ".join(str(getattr(error, "value", error)).split())[:300]
             return [Check("mpi", FAIL, f"mpi4py does not start: {text}", "Run make setup.")]
-    library = MPI.Get_library_version().split(",")[0].strip("\0 \n").splitlines()[0]
+    library = mpi.library()
     level = {
         MPI.THREAD_SINGLE: "no threads",
         MPI.THREAD_FUNNELED: "threads funneled",
