@@ -55,7 +55,7 @@ if [[ $(cat "$venv/.done" 2>/dev/null) != "$key" ]]; then
         options=(--no-deps --ignore-installed)
     fi
     # Only binaries: what is compiled here would belong to this machine's MPI.
-    .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input --python "$py" \
+    .venv/bin/python -m pip --quiet --quiet --disable-pip-version-check --no-input --python "$py" \
         install --only-binary :all: "${options[@]}" -r "$venv/wanted.txt"
     # The tree itself is on the path (below): one tree serves all of these.
     printf '#!/bin/sh\nexec "%s" -m mpiflow "$@"\n' "$py" >"$venv/bin/mpiflow"

@@ -98,9 +98,9 @@ def _usage(error: Any, arguments: Sequence[str]) -> InputError:
     if commands:
         groups = ("simulate", "learn", "experiment", "-h", "--help")
         word = next((a for a in arguments if a not in groups), "")
-        meant, known = did_you_mean(word, commands), ", ".join(commands)
-        allowed = f"one of {known}"
-        if meant and len(known) > 400:  # the name that is meant would be lost
+        meant, names = did_you_mean(word, commands), ", ".join(commands)
+        allowed = f"one of {names}"
+        if meant and len(names) > 400:  # the name that is meant would be lost
             allowed = f"what {getattr(context, 'command_path', 'mpiflow')} lists"
         return InputError("command", word, allowed, meant or help_hint)
     problem = error.format_message().rstrip(".")
