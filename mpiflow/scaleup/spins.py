@@ -4,6 +4,11 @@ All three follow Chen et al., "Scalable learning of macroscopic stochastic
 dynamics" (arXiv:2511.12842), sections II.1 and II.2, and all are Blocks cut from
 whole lattices. Each rank works on its own members of a data set; a member's
 noise is keyed by its index, so nothing depends on the number of ranks.
+
+Where the program computes on a GPU (:mod:`mpiflow.core.gpu`), boxes of up to 98^2 sites that evolve
+for a time do so there, one a bit of words that stay on it
+(:class:`~mpiflow.solvers.spins.lane_block.LaneBlock`): the same bits. Exact events, and what has
+no such boxes, stay on the CPU.
 """
 
 from __future__ import annotations
@@ -14,22 +19,38 @@ from functools import lru_cache
 
 import numpy as np
 
+from mpiflow.core import gpu
 from mpiflow.core.block import Block, HaloPolicy
+from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import uniform_below, words
 from mpiflow.observables import patch_sums
+from mpiflow.solvers.spins.lane_block import LaneBlock
 from mpiflow.solvers.spins.nfold import NFold
-from mpiflow.solvers.spins.sublattice import Sublattice
+from mpiflow.solvers.spins.sublattice import SLICED_SITES, Sublattice
 from mpiflow.systems.ising import Ising
 
 #: States handled together: bounds the memory of the cut boxes.
 CHUNK = 4096
+#: The same on a device, where a bit is a spin.
+LANES = 2**18
 
 
 @lru_cache(maxsize=8)
 def _solver(system: Ising, dt: float, plain: bool = False) -> Sublattice:
     """One solver for all calls: once they have done enough, it compiles its thresholds in."""
     return Sublattice(system, dt, plain=plain)
+
+
+def device() -> Device | None:
+    """The GPU that the program computes on, if there is one."""
+    choice = gpu.chosen()
+    return Device(choice.name, choice.gpu) if choice.is_cuda else None
+
+
+def fits_lanes(shape: tuple[int, int]) -> bool:
+    """Whether boxes of that many sites are of those that go one a bit."""
+    return (shape[0] + 2) * (shape[1] + 2) <= SLICED_SITES
 
 
 def upsample(states: np.ndarray, factor: int = 2) -> np.ndarray:
@@ -108,6 +129,13 @@ def local_relax(
     origins = list(window_origins(sides, window, stride))
     if sides == (window, window):
         halo = "wrap"  # the true surroundings of a whole lattice
+    there = device()
+    if there is not None and steps is not None and fits_lanes((window, window)):
+        for chunk in _chunks(len(states), LANES):
+            lattices = LaneBlock.periodic(states[chunk], members[chunk], there)
+            relax_windows(lattices, solver, window, stride, halo, steps, seed=seed, level=level)
+            states[chunk] = lattices.spins()
+        return
     for chunk in _chunks(len(states)):
         for number, origin in enumerate(origins):
             block = Block.cut(states[chunk], origin, (window, window), members[chunk], policy=halo)
@@ -120,6 +148,26 @@ def local_relax(
                 first += number * (flips or 0)
                 _flip_events(block, system, flips, seed, "nfold-relax", first)
             block.paste(states[chunk])
+
+
+def relax_windows(
+    lattices: LaneBlock,
+    solver: Sublattice,
+    window: int,
+    stride: int,
+    halo: HaloPolicy,
+    steps: int,
+    *,
+    seed: int,
+    level: int,
+) -> None:
+    """What :func:`local_relax` does, of lattices on a device, in place."""
+    for number, origin in enumerate(window_origins(lattices.shape, window, stride)):
+        box = lattices.window(origin, (window, window), halo)
+        first = (level << 32) + number * steps
+        solver.advance(box, steps, seed=seed, first_step=first, stream="relax")
+        lattices.put_back(box)
+    lattices.fill_halo()
 
 
 @dataclass(frozen=True)
@@ -195,6 +243,39 @@ def partial_evolution(
     InputError : the patch, the buffer or the duration does not fit the lattice or the step
     """
     ly, lx = states.shape[1:]
+    halo = require_patch((ly, lx), patch, halo, buffer)
+    steps = _steps(duration, flips, dt)
+    index, corner = choose_patches((ly, lx), patch, members, seed)
+    count = len(states)
+    before = np.empty((count, patch + 2, patch + 2), np.int8)
+    after = np.empty_like(before)
+    elapsed = np.empty(count)
+    # Patches of an odd side differ in their colouring, so in which of them go together.
+    solver = _solver(system, dt, plain=patch % 2 == 1)
+    side = patch + 2 * buffer
+    there = device() if steps is not None and patch % 2 == 0 and fits_lanes((side, side)) else None
+    framed = slice(buffer, buffer + 2 + patch)
+    for chunk in _chunks(count, LANES if there else CHUNK):
+        block = Block.cut(
+            states[chunk], corner[chunk] - buffer, (side, side), members[chunk], policy=halo
+        )
+        before[chunk] = block.array[:, framed, framed]
+        if steps is not None:
+            boxes = block if there is None else LaneBlock.of(block, there)
+            solver.advance(boxes, steps, seed=seed, stream="partial")
+            elapsed[chunk] = steps * solver.time_per_step
+            after[chunk] = boxes.host()[:, framed, framed]
+        else:
+            elapsed[chunk] = _flip_events(block, system, flips, seed, "nfold-partial", 0)
+            after[chunk] = block.array[:, framed, framed]
+        if buffer:  # it has changed the frame
+            _copy_frames(before[chunk], after[chunk])
+    return Patches(before, after, elapsed, index, closed=halo == "wrap")
+
+
+def require_patch(sides: tuple[int, int], patch: int, halo: HaloPolicy, buffer: int) -> HaloPolicy:
+    """Raise unless such a patch can evolve; what it evolves in: a whole lattice is periodic."""
+    ly, lx = sides
     if patch < 2 or ly % patch or lx % patch:
         raise InputError("patch", patch, f"a divisor of the lattice's sides {(ly, lx)}", "Try 16.")
     if halo == "wrap" and patch % 2:
@@ -206,33 +287,7 @@ def partial_evolution(
             f"0 to {(min(ly, lx) - patch) // 2} sites with a frozen halo, 0 with wrap",
             "Use a thinner buffer.",
         )
-    steps = _steps(duration, flips, dt)
-    if (ly, lx) == (patch, patch):
-        halo = "wrap"  # the true surroundings of a whole lattice
-    index = choose_patch(members, (ly // patch) * (lx // patch), seed)
-    corner = patch * np.stack(np.divmod(index, lx // patch), axis=1)
-    count = len(states)
-    before = np.empty((count, patch + 2, patch + 2), np.int8)
-    after = np.empty_like(before)
-    elapsed = np.empty(count)
-    # Patches of an odd side differ in their colouring, so in which of them go together.
-    solver = _solver(system, dt, plain=patch % 2 == 1)
-    side = patch + 2 * buffer
-    framed = slice(buffer, buffer + 2 + patch)
-    for chunk in _chunks(count):
-        block = Block.cut(
-            states[chunk], corner[chunk] - buffer, (side, side), members[chunk], policy=halo
-        )
-        before[chunk] = block.array[:, framed, framed]
-        if steps is not None:
-            solver.advance(block, steps, seed=seed, stream="partial")
-            elapsed[chunk] = steps * solver.time_per_step
-        else:
-            elapsed[chunk] = _flip_events(block, system, flips, seed, "nfold-partial", 0)
-        after[chunk] = block.array[:, framed, framed]
-        if buffer:  # it has changed the frame
-            _copy_frames(before[chunk], after[chunk])
-    return Patches(before, after, elapsed, index, closed=halo == "wrap")
+    return "wrap" if sides == (patch, patch) else halo
 
 
 def _copy_frames(source: np.ndarray, target: np.ndarray) -> None:
@@ -240,6 +295,15 @@ def _copy_frames(source: np.ndarray, target: np.ndarray) -> None:
     for edge in (0, -1):
         target[:, edge] = source[:, edge]
         target[:, :, edge] = source[:, :, edge]
+
+
+def choose_patches(
+    sides: tuple[int, int], patch: int, members: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which patch each member evolves, (B,), and its first site, (B, 2) int64."""
+    ly, lx = sides
+    index = choose_patch(members, (ly // patch) * (lx // patch), seed)
+    return index, patch * np.stack(np.divmod(index, lx // patch), axis=1)
 
 
 def choose_patch(members: np.ndarray, patches: int, seed: int) -> np.ndarray:
@@ -268,12 +332,17 @@ def _steps(duration: float | None, flips: int | None, dt: float) -> int | None:
         if flips < 1:
             raise InputError("flips", flips, "1 or more", "Try the number of sites.")
         return None
+    return steps_of(duration or 0.0, dt)
+
+
+def steps_of(duration: float, dt: float) -> int:
+    """Steps of a duration, which must be a multiple of dt."""
     step = dt if np.isfinite(dt) else 1.0
-    steps = round((duration or 0.0) / step)
-    if steps < 1 or not np.isclose(steps * step, duration or 0.0, rtol=1e-9):
+    steps = round(duration / step)
+    if steps < 1 or not np.isclose(steps * step, duration, rtol=1e-9):
         raise InputError("duration", duration, f"a multiple of dt={dt:g}", "Change one of them.")
     return steps
 
 
-def _chunks(count: int) -> Iterator[slice]:
-    return (slice(i, i + CHUNK) for i in range(0, count, CHUNK))
+def _chunks(count: int, size: int = CHUNK) -> Iterator[slice]:
+    return (slice(i, i + size) for i in range(0, count, size))

@@ -30,7 +30,14 @@ from rule_law import Voter
 
 from mpiflow.core import device, packed
 from mpiflow.solvers.kac import cuda as kac_cuda
-from mpiflow.solvers.spins import heatbath, multispin, rule_compiled, rule_kernels, sliced
+from mpiflow.solvers.spins import (
+    heatbath,
+    lane_block,
+    multispin,
+    rule_compiled,
+    rule_kernels,
+    sliced,
+)
 from mpiflow.solvers.spins.bitplanes import PLANES, Thresholds
 from mpiflow.solvers.vacancy import barrier_kernels
 from mpiflow.systems.ising import Ising
@@ -91,6 +98,18 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
         (*SLICED, NO_MASKS, LIST, u64, COUNTS),
     ),
     "wrap sliced": (sliced.wrap_sliced_cuda, (WORDS, i64)),
+    "lanes that stop": (lane_block._take, (WORDS, WORDS, LIST)),
+    "windows in lanes": (lane_block._window, (WORDS, i64, i64, i64, WORDS)),
+    "windows put back": (lane_block._put_back, (WORDS, i64, i64, WORDS)),
+    "patches in lanes": (lane_block._cut, (WORDS, COUNTS, array(i64, 2), COUNTS, WORDS)),
+    "sums of lanes": (
+        lane_block._sums,
+        (WORDS, WORDS, i64, i64, i64, i64, COUNTS, array(i64, 2)),
+    ),
+    "classes in lanes": (
+        lane_block._class_counts,
+        (WORDS, i64, i64, i64, COUNTS, array(i32, 3)),
+    ),
     "close packed": (packed.close_cuda, (WORDS, i64, i64, i64)),
     "edges of packed": (packed.copy_edges_cuda, (WORDS, i64, i64, array(u64, 2), i64)),
     "copy box": (device._copy_box, (array(i8, 3, "A"), array(i8, 3, "A"))),

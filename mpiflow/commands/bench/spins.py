@@ -34,15 +34,17 @@ from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import stream_key, threefry
 from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock
 from mpiflow.core.parallel import agreed
+from mpiflow.learn.closure.lanes import PAIRS, partial_evolutions
 from mpiflow.scaleup.spins import partial_evolution
 from mpiflow.simulation.alloy.barrier_model import load_barrier_model
+from mpiflow.solvers.spins.lane_block import LaneBlock
 from mpiflow.solvers.spins.nfold import NFold
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.solvers.spins.tiled import TiledNFold
 from mpiflow.systems.ising import Ising
 
 #: Benchmarks that a GPU may take.
-ON_GPUS = ("ising", "kac", "alloy", "learning")
+ON_GPUS = ("ising", "partial-evolution", "kac", "alloy", "learning")
 REPEATS = 5
 #: Seconds that one repeat should take at least.
 LONG_ENOUGH = 0.2
@@ -243,6 +245,18 @@ def _partial_evolution(meter: Meter, device: str, small: bool) -> None:
         meter.rate(
             f"{patch}^2 of {side}^2, {halo}, t={duration:g}, dt=0.25", "pairs/us", 1e-6, work
         )
+    if device != "cpu":
+        lattices = LaneBlock.periodic(states, members, Device(device, chosen().gpu))
+        together, patch = 1 if small else PAIRS // count, 8 if small else 16
+        keys = members[:, None] * together + np.arange(together)
+        of, solver = np.repeat(np.arange(count), together), Sublattice(CRITICAL, 0.25)
+
+        def pairs(rounds: int) -> int:
+            for _ in range(rounds):
+                partial_evolutions(lattices, of, keys.ravel(), solver, patch, seed=1)
+            return rounds * keys.size
+
+        meter.rate(f"{patch}^2 of {side}^2, counts alone, {keys.size}", "pairs/us", 1e-6, pairs)
     for row in meter.rows:
         row |= {
             "value": 1 / row["value"],

@@ -20,6 +20,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import uniforms
+from mpiflow.learn.closure import lanes
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import CLASSES, Ising
@@ -107,6 +108,18 @@ class DataPlan(PatchPlan):
                 "relaxation", self.relaxation, "'lattice' or 'windows'", "Leave it out."
             )
 
+    def lattice_steps(self, durations: np.ndarray) -> np.ndarray:
+        """Steps of whole lattices that get as far as windows of such durations, (B,) int64.
+
+        With a stride of half a window each site is in four windows.
+        """
+        return np.rint(4.0 * durations / self.relax_dt).astype(np.int64)
+
+    def ticks(self, age: np.ndarray) -> np.ndarray:
+        """Units of time at which small systems are observed: more of them early, when the state
+        changes fast; (B,) int64."""
+        return np.rint(age**2 * self.small_time).astype(np.int64)
+
 
 #: Makes large states of the given members, of their magnetisations and ages from 0 to 1.
 Grow = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -119,9 +132,7 @@ def start_states(
 
     Magnetisations are uniform on -1 to 1. Also returned is which states are random, (B,).
     """
-    first, second = (uniforms(seed, "sample", 0, step, members) for step in (0, 1))
-    magnetization, age = 2.0 * first[:, 0] - 1.0, first[:, 1]
-    random = (second[:, 0] < share) & (plan.patch < plan.large)
+    magnetization, age, random = draw_starts(plan, share, members, seed)
     states = np.empty((len(members), plan.large, plan.large), np.int8)
     states[random] = shuffled_states(plan.large, members[random], magnetization[random], seed)
     grown = ~random
@@ -129,13 +140,30 @@ def start_states(
     return states, random
 
 
+def draw_starts(
+    plan: PatchPlan, share: float, members: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Magnetisation, age from 0 to 1, and whether it is a random state, of each member, (B,)."""
+    first, second = (uniforms(seed, "sample", 0, step, members) for step in (0, 1))
+    random = (second[:, 0] < share) & (plan.patch < plan.large)
+    return 2.0 * first[:, 0] - 1.0, first[:, 1], random
+
+
+def last_durations(random: np.ndarray, members: np.ndarray, seed: int) -> np.ndarray:
+    """Of the last relaxation of each state, as of a window, (B,)."""
+    draw = (uniforms(seed, "sample", 0, 1, members)[:, 1] * len(GROWN_RELAX)).astype(int)
+    return np.where(random, np.take(RANDOM_RELAX, draw), np.take(GROWN_RELAX, draw))
+
+
 def training_states(system: Ising, plan: DataPlan, members: np.ndarray, seed: int) -> np.ndarray:
     """Large states of the given members of the data set, (B, large, large) int8.
 
     Algorithm 1 of arXiv:2511.12842: snapshots of small systems started at a
     uniform magnetisation, doubled and relaxed until they are large; a share starts as
-    random large states, relaxed for a random time.
+    random large states, relaxed for a random time. On a GPU where they fit it, to the same bits.
     """
+    if (device := scaleup.device()) is not None and lanes.fits(plan):
+        return lanes.training_states(system, plan, members, seed, device).spins()
     states, random = start_states(
         plan,
         plan.random_fraction,
@@ -143,9 +171,8 @@ def training_states(system: Ising, plan: DataPlan, members: np.ndarray, seed: in
         seed,
         partial(_upsampled, system, plan, seed),
     )
-    draw = (uniforms(seed, "sample", 0, 1, members)[:, 1] * len(GROWN_RELAX)).astype(int)
-    duration = np.where(random, np.take(RANDOM_RELAX, draw), np.take(GROWN_RELAX, draw))
     if (level := plan.doublings) > 0:
+        duration = last_durations(random, members, seed)
         _relax(system, plan, states, members, seed, duration, level)
     return states
 
@@ -161,8 +188,7 @@ def _relax(
 ) -> None:
     """Relax large states in place, each for its duration (B,), as the plan says."""
     if plan.relaxation == "lattice":
-        # With a stride of half a window each site is in four windows.
-        steps = np.rint(4.0 * durations / plan.relax_dt).astype(int)
+        steps = plan.lattice_steps(durations)
         for start in range(0, len(states), scaleup.CHUNK):
             some = slice(start, start + scaleup.CHUNK)
             solver = Sublattice(system, plan.relax_dt)
@@ -245,13 +271,10 @@ def _small_snapshots(
     age: np.ndarray,
     seed: int,
 ) -> np.ndarray:
-    """One snapshot of each member's own small system.
-
-    At time ``age^2 small_time``: more of them early, when the state changes fast.
-    """
+    """One snapshot of each member's own small system."""
     states = shuffled_states(plan.patch, members, magnetization, seed)
     solver = Sublattice(system, plan.dt)
-    ticks = np.rint(age**2 * plan.small_time).astype(int)  # one tick, one unit of time
+    ticks = plan.ticks(age)
     steps = round(1.0 / plan.dt)
     order = np.argsort(-ticks, kind="stable")
     states, members, ticks = states[order], members[order], ticks[order]
@@ -338,14 +361,20 @@ def generate_pairs(
     """Make the training set; returned on rank 0, None on the others. Collective.
 
     Every rank makes its share of the states and their partial evolutions, and one
-    gather collects the statistics. The result does not depend on the ranks.
+    gather collects the statistics. The result does not depend on the ranks, nor on where the
+    program computes: on a GPU (:mod:`mpiflow.learn.closure.lanes`) only counts leave it.
     """
     kind = _record(plan)
 
     def measured(members: np.ndarray) -> np.ndarray:
+        if device is not None:
+            return lanes.measured(system, plan, members, seed, device, kind)
         states = training_states(system, plan, members, seed)
         return _measure(system, plan, states, members, seed, kind)
 
+    device = scaleup.device() if lanes.fits(plan) else None
+    if device is not None:
+        chunk = max(chunk, lanes.PAIRS // plan.repeats)
     fields = generate(plan.states, kind, measured, comm, chunk, progress)
     return None if fields is None else PairData(plan, **fields)
 

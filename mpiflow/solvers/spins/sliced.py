@@ -60,6 +60,12 @@ class Lanes:
     boxes: np.ndarray
     lane: np.ndarray
 
+    def by_box(self) -> np.ndarray:
+        """The lane of each box of the batch, (n,) int64, where all of it is here."""
+        out = np.empty(len(self.boxes), np.int64)
+        out[self.boxes] = self.lane
+        return out
+
     def pack(self, boxes: np.ndarray) -> np.ndarray:
         """The field (sites, words) uint64 of boxes (B, sites) of +1 and -1."""
         field = np.zeros((boxes.shape[1], len(self.groups)), np.uint64)
@@ -71,8 +77,8 @@ class Lanes:
         _unpack(field.reshape(boxes.shape[1], -1), self.boxes, self.lane, boxes)
 
 
-def lanes(members: np.ndarray, sites: int) -> Iterator[Lanes]:
-    """All boxes of a batch, as many words at a time as fit the cache."""
+def all_lanes(members: np.ndarray) -> Lanes:
+    """All boxes of a batch."""
     order = np.argsort(members, kind="stable")
     ordered = members[order]
     if np.any(ordered[1:] == ordered[:-1]):
@@ -82,12 +88,18 @@ def lanes(members: np.ndarray, sites: int) -> Iterator[Lanes]:
         )
     groups, column = np.unique(ordered >> np.uint64(6), return_inverse=True)
     bit = (ordered & np.uint64(63)).astype(np.int64)
+    return Lanes(groups, order, 64 * column + bit)
+
+
+def lanes(members: np.ndarray, sites: int) -> Iterator[Lanes]:
+    """All boxes of a batch, as many words at a time as fit the cache."""
+    whole = all_lanes(members)
     # Whole vectors of words.
     most = min(CHUNK, max(8, CACHE_WORDS // sites // 8 * 8))
-    for start in range(0, len(groups), most):
-        low, high = np.searchsorted(column, (start, start + most))
-        lane = 64 * (column[low:high] - start) + bit[low:high]
-        yield Lanes(groups[start : start + most], order[low:high], lane)
+    for start in range(0, len(whole.groups), most):
+        low, high = np.searchsorted(whole.lane, (64 * start, 64 * (start + most)))
+        lane = whole.lane[low:high] - 64 * start
+        yield Lanes(whole.groups[start : start + most], whole.boxes[low:high], lane)
 
 
 @kernel

@@ -50,6 +50,7 @@ from mpiflow.core.packed import PackedBlock
 from mpiflow.core.schedule import Clock
 from mpiflow.solvers.spins import heatbath, multispin, sliced
 from mpiflow.solvers.spins.bitplanes import Masks, Thresholds
+from mpiflow.solvers.spins.lane_block import LaneBlock
 from mpiflow.systems.drive import Drive
 from mpiflow.systems.ising import Ising
 
@@ -79,6 +80,8 @@ LONG_STEP_ERROR = (
 #: ``opening``: a black half step. ``full``: a whole pass. ``upper``, ``lower``: the bounds
 #: between which a number flips a black site by the middle of the pass.
 Kind = Literal["opening", "full", "upper", "lower"]
+#: What passes go over: bytes, bits of one lattice, or one box a bit on a device.
+SpinBlock = Block | PackedBlock | LaneBlock
 
 
 class Run(NamedTuple):
@@ -167,17 +170,19 @@ class Sublattice:
             "upper": half * (2 - half),
         }[kind]
 
-    def kernel_for(self, block: Block | PackedBlock) -> str:
+    def kernel_for(self, block: SpinBlock) -> str:
         """Which kernel advances a block: ``packed``, ``sliced`` or ``plain``."""
         if isinstance(block, PackedBlock):
             return "packed"
+        if isinstance(block, LaneBlock):
+            return "sliced"
         return "sliced" if not self.plain and _fits_lanes(block) else "plain"
 
     # -- dynamics ------------------------------------------------------------------
 
     def advance(
         self,
-        block: Block | PackedBlock,
+        block: SpinBlock,
         steps: int,
         *,
         seed: int,
@@ -204,7 +209,7 @@ class Sublattice:
 
     def chain(
         self,
-        block: Block | PackedBlock,
+        block: SpinBlock,
         steps: int,
         *,
         seed: int,
@@ -231,7 +236,7 @@ class Sublattice:
         return flips
 
     def look(
-        self, block: Block | PackedBlock, step: int, *, seed: int, stream: str = "sublattice"
+        self, block: SpinBlock, step: int, *, seed: int, stream: str = "sublattice"
     ) -> np.ndarray:
         """Turn (a copy of) what :meth:`chain` left into the state at a step, in place.
 
@@ -288,15 +293,17 @@ class Sublattice:
             self.system, self.clock.middle(step) if middle else self.clock.time(step)
         )
 
-    def _apply(
-        self, block: Block | PackedBlock, runs: Sequence[Run], seed: int, stream: str
-    ) -> np.ndarray:
+    def _apply(self, block: SpinBlock, runs: Sequence[Run], seed: int, stream: str) -> np.ndarray:
         block.require_spins()
         key = stream_key(seed, stream)
         flips = np.zeros(block.batch, np.int64)
         kernel = self.kernel_for(block)
         if isinstance(block, PackedBlock):
             self._apply_packed(block, runs, key, flips)
+        elif isinstance(block, LaneBlock):
+            require_two_colours(block)
+            total = self._pass_lanes(block, block.field, block.lanes, runs, key)
+            flips[block.lanes.boxes] = total[block.lanes.lane]
         elif kernel == "sliced":
             self._apply_sliced(block, runs, key, flips)
         else:
@@ -376,14 +383,29 @@ class Sublattice:
         self, block: Block, field: Any, lanes: sliced.Lanes, runs: Sequence[Run], key: np.ndarray
     ) -> np.ndarray:
         """Apply passes to packed lanes in place; returns the flips of each box."""
+        there = block.device.put(field)
+        total = self._pass_lanes(block, there, lanes, runs, key)
+        if block.device.is_cuda:
+            field[...] = block.device.get(there)
+        return total[lanes.lane]
+
+    def _pass_lanes(
+        self,
+        block: Block | LaneBlock,
+        field: Any,
+        lanes: sliced.Lanes,
+        runs: Sequence[Run],
+        key: np.ndarray,
+    ) -> np.ndarray:
+        """Apply passes to lanes on their device in place; returns the flips of every lane."""
         put, cuda, wrap = block.device.put, block.device.is_cuda, block.policy == "wrap"
         parity = int(block.origins[0].sum() % 2)
-        field_on, groups, key = put(field), put(lanes.groups), put(key)
+        groups, key = put(lanes.groups), put(key)
         total = np.zeros(64 * len(lanes.groups), np.int64)
-        target = field_on
+        target = field
         for run in runs:
-            if run.looks and target is field_on:
-                target = block.device.duplicate(field_on)
+            if run.looks and target is field:
+                target = block.device.duplicate(field)
             counts = put(np.zeros_like(total))
             kernel, masks, thresholds = self._compared_with(
                 run,
@@ -396,20 +418,21 @@ class Sublattice:
                 for number in range(run.first, run.first + run.passes):
                     kernel.launch(
                         block.shape[0] * len(lanes.groups),
-                        target, field_on, block.halo, parity, number, groups, key, masks,
+                        target, field, block.halo, parity, number, groups, key, masks,
                         put(thresholds.residual), thresholds.setting, counts,
                     )  # fmt: skip
                     if wrap:
-                        sliced.wrap_sliced_cuda.launch(field.size, target, block.halo)
+                        sliced.wrap_sliced_cuda.launch(math.prod(field.shape), target, block.halo)
             else:
                 kernel(
-                    target, field_on, block.halo, parity, wrap, run.first,
+                    target, field, block.halo, parity, wrap, run.first,
                     run.passes, groups, key, masks, thresholds.residual, thresholds.setting,
                     counts,
                 )  # fmt: skip
             total += run.sign * block.device.get(counts)
-        field[...] = block.device.get(target)
-        return total[lanes.lane]
+        if target is not field:
+            block.device.copy_box(field, target)
+        return total
 
     def _apply_packed(
         self, block: PackedBlock, runs: Sequence[Run], key: np.ndarray, flips: np.ndarray
@@ -457,7 +480,7 @@ def fixed_point(probabilities: np.ndarray) -> tuple[np.uint64, ...]:
     return tuple(np.uint64(round(math.ldexp(p, 63))) for p in probabilities)
 
 
-def require_two_colours(block: Block) -> None:
+def require_two_colours(block: Block | LaneBlock) -> None:
     """Raise if two neighbours that both evolve would have the same colour."""
     sides = np.array(block.lattice.shape)
     over_the_edge = np.any(block.origins % sides + block.shape > sides, axis=0)
