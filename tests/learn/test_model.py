@@ -20,7 +20,6 @@ from mpiflow.experiments import ising as experiment
 from mpiflow.experiments import results
 from mpiflow.learn.closure.closure import ClosureAutoencoder
 from mpiflow.learn.closure.dataset import (
-    RANDOM_RELAX,
     DataPlan,
     PairData,
     class_densities,
@@ -34,6 +33,7 @@ from mpiflow.learn.closure.model import (
     train_autoencoder,
     train_sde,
 )
+from mpiflow.learn.closure.plans import RANDOM_RELAX
 from mpiflow.learn.sde import MacroscopicSDE
 from mpiflow.learn.training import Schedule
 from mpiflow.scaleup import spins as scaleup

@@ -15,7 +15,7 @@ from mpiflow.core import gpu
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
-from mpiflow.learn.closure import dataset, lanes
+from mpiflow.learn.closure import lanes, plans
 from mpiflow.learn.closure.dataset import DataPlan, PairData, generate_pairs
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.lane_block import LaneBlock
@@ -136,8 +136,8 @@ def test_pairs_are_those_of_the_cpu(
     comm: MPI.Intracomm, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dealt to all ranks there, on one CPU here; states stop relaxing at different times."""
-    monkeypatch.setattr(dataset, "GROWN_RELAX", (0.5, 1.0))
-    monkeypatch.setattr(dataset, "RANDOM_RELAX", (0.0, 0.5))
+    monkeypatch.setattr(plans, "GROWN_RELAX", (0.5, 1.0))
+    monkeypatch.setattr(plans, "RANDOM_RELAX", (0.0, 0.5))
     plan = PLANS[name]
     assert lanes.fits(plan)
     there = generate_pairs(SYSTEM, plan, seed=5, comm=comm)

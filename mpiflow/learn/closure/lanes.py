@@ -10,19 +10,17 @@ CUDA: simulated and assembled, not yet run on a GPU (docs/hpc.md).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mpiflow.core.block import HaloPolicy
 from mpiflow.core.device import Device
+from mpiflow.learn.closure.plans import DataPlan, draw_starts, last_durations, shuffled_states
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.lane_block import LaneBlock
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
-
-if TYPE_CHECKING:
-    from mpiflow.learn.closure.dataset import DataPlan
 
 #: Patches that evolve together: of 16^2 sites they take 43 MB.
 PAIRS = 2**20
@@ -42,8 +40,6 @@ def training_states(
     system: Ising, plan: DataPlan, members: np.ndarray, seed: int, device: Device
 ) -> LaneBlock:
     """Those of :func:`mpiflow.learn.closure.dataset.training_states`."""
-    from mpiflow.learn.closure.dataset import draw_starts, last_durations, shuffled_states
-
     magnetization, age, random = draw_starts(plan, plan.random_fraction, members, seed)
     small = shuffled_states(plan.patch, members, magnetization, seed)
     states = LaneBlock.periodic(small, members, device)
