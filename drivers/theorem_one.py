@@ -44,7 +44,6 @@ from mpiflow.experiments.results import (
 from mpiflow.experiments.short_time import (
     Surroundings,
     evolve,
-    first_order_error,
     generator_moments,
     patch_increments,
     patch_moments,
@@ -52,6 +51,7 @@ from mpiflow.experiments.short_time import (
 )
 from mpiflow.experiments.style import figure
 from mpiflow.files.schema import STANDARD
+from mpiflow.learn.certificate.spins import terms
 from mpiflow.observables import intensive, spin_sums
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
@@ -192,7 +192,7 @@ def _whole(
     variance = whole.var(axis=2, ddof=1) * units**2 / TIMES[:, None, None]
     return whole, {
         "generator drift": drift,
-        "first order": first_order_error(states, system, 16),
+        "first order": terms(system, states, [16]).cuts[0].surroundings,
         "generator diffusion": np.diagonal(diffusion, axis1=1, axis2=2),
         "bias": np.moveaxis(bias.mean(axis=2), 0, 1),
         "bias noise": np.moveaxis(bias.var(axis=2, ddof=1) / shape[2], 0, 1),

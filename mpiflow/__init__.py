@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mpiflow import initial as initial
     from mpiflow.commands.importing.run import import_array as import_array
     from mpiflow.commands.importing.run import import_trajectory as import_trajectory
+    from mpiflow.commands.twins import certify as certify
     from mpiflow.commands.twins import export as export
     from mpiflow.commands.twins import info as info
     from mpiflow.commands.twins import learn_alloy as learn_alloy
@@ -118,6 +119,7 @@ _PUBLIC = {
     "Trajectory": ("mpiflow.files.trajectory", "Trajectory"),
     "TrajectoryWriter": ("mpiflow.files.writer", "TrajectoryWriter"),
     "block_centres": ("mpiflow.files.schema", "block_centres"),
+    "certify": ("mpiflow.commands.twins", "certify"),
     "counts_of": ("mpiflow.initial.alloy", "counts_of"),
     "export": ("mpiflow.commands.twins", "export"),
     "import_array": ("mpiflow.commands.importing.run", "import_array"),

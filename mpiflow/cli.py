@@ -484,11 +484,11 @@ def watch(
 
 @app.command()
 def plan(
-    path: Path = typer.Argument(
-        ..., metavar="CONFIG", help="TOML file as of --config, or a Trajectory: its configuration."
+    path: str = typer.Argument(
+        ..., metavar="CONFIG", help="TOML file as of --config, a Trajectory, or a system's name."
     ),
     options: list[str] | None = typer.Argument(
-        None, metavar="[NAME=VALUE]...", help="Options that replace those of the file."
+        None, metavar="[NAME=VALUE]...", help="Options, which replace those of the file."
     ),
     ranks: int | None = typer.Option(
         None, "--ranks", metavar="N", help="Ranks to plan for.  [default: those that run this]"
@@ -510,7 +510,7 @@ def plan(
 
     comm = parallel.start_reading()
     with parallel.agreed(comm):
-        config = plans.read(path, system, plans.named_values(options or []))
+        config = plans.of_words(path, system, options or [])
         made = plans.plan(config, comm.size if ranks is None else ranks)
         if measure and made.ranks != comm.size:
             raise InputError("ranks", ranks, f"{comm.size} to measure here", "Leave one out.")
@@ -518,6 +518,48 @@ def plan(
         made = plan_time.estimate(made, parallel.start())
     if comm.rank == 0:
         print(_json(made.facts()) if as_json else made.text())
+
+
+@app.command()
+def certify(
+    path: str = typer.Argument(
+        ..., metavar="CONFIG", help="TOML file as of --config, a Trajectory, or a system's name."
+    ),
+    options: list[str] | None = typer.Argument(
+        None, metavar="[NAME=VALUE]...", help="Options, which replace those of the file."
+    ),
+    system: str | None = typer.Option(
+        None, "--system", metavar="ising|potts|alloy|...", help="Where the file does not say it."
+    ),
+    error: float = typer.Option(
+        0.01, "--error", help="Of the learned drift, as a share of it.  [default: 0.01]"
+    ),
+    drift: str = typer.Option(
+        "generator",
+        "--drift",
+        metavar="generator|increment",
+        help="Of short times, or of increments for rollouts with steps as long.",
+    ),
+    pairs: int = typer.Option(320_000, "--pairs", help="Of the data set."),
+    repeats: int = typer.Option(16, "--repeats", help="Pairs that start from one state."),
+    numbers: int = typer.Option(
+        10, "--numbers", help="Free numbers of the law of an observable's drift."
+    ),
+    patch: int | None = typer.Option(None, "--patch", help="Only patches of this side."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object."),
+) -> None:
+    """Say how to make training pairs. Times, patches and numbers for a stated error of the law."""
+    from mpiflow.commands import certify as certificates
+    from mpiflow.learn.certificate.proposal import Aim
+    from mpiflow.run import plan as plans
+
+    comm = parallel.start()
+    with parallel.agreed(comm):
+        config = plans.of_words(path, system, options or [])
+        aim = Aim(error, drift, pairs, repeats, numbers)  # type: ignore[arg-type]
+    made = certificates.certify(config, aim, comm, patch)
+    if comm.rank == 0:
+        print(_json(made.facts()) if as_json else made)
 
 
 @app.command()

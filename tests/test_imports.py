@@ -41,6 +41,7 @@ LAYERS = (
 #: Which methods of a communicator a module may call; ANY for those whose work it is.
 ANY = frozenset({"*"})
 COMMUNICATES = {
+    "commands.certify": frozenset({"allgather"}),  # the terms of all states
     "simulation.in_field": frozenset({"allreduce"}),  # what tells a field from another
     "core.slabs": ANY,  # rows around a slab, transposes, sums
     "core.block": ANY,  # halos, sums over tiles, gathered records

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mpiflow.core.guards import require_options
 from mpiflow.core.packages import explained
@@ -19,6 +19,7 @@ from mpiflow.simulation.options import RunConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mpiflow.commands.certify import Certificate
     from mpiflow.commands.verify.files import Finding
     from mpiflow.core.mpi import MPI
     from mpiflow.simulation.sizes import Plan
@@ -57,6 +58,44 @@ def plan(what: RunConfig | str | os.PathLike[str], ranks: int = 1, **options: An
     from mpiflow.run.simulate import configured
 
     return plans.plan(configured(what, {"out": "run.h5"}, **options), ranks)
+
+
+def certify(
+    what: RunConfig | str | os.PathLike[str],
+    *,
+    error: float = 0.01,
+    drift: Literal["generator", "increment"] = "generator",
+    pairs: int = 320_000,
+    repeats: int = 16,
+    numbers: int = 10,
+    patch: int | None = None,
+    comm: MPI.Intracomm | None = None,
+    **options: Any,
+) -> Certificate:
+    """How to make training pairs whose law is right to a stated error. Collective.
+
+    ``print(certify("ising", size=64, temperature=2.5, time=20, save_every=2))``
+
+    Parameters
+    ----------
+    what : as of :func:`plan`: runs whose states are those that a law is learned on
+    error, drift, pairs, repeats, numbers : see :class:`mpiflow.learn.certificate.proposal.Aim`
+    patch : only patches of this side
+    comm : ranks that call this together, ``COMM_WORLD`` unless given
+    options : those of the run, ``out`` may be left out
+
+    Raises
+    ------
+    InputError : on all ranks: options that make no sense, or a system without partial evolution
+    """
+    from mpiflow.commands import certify as certificates
+    from mpiflow.core.mpi import MPI as mpi
+    from mpiflow.learn.certificate.proposal import Aim
+    from mpiflow.run.simulate import configured
+
+    config = configured(what, {"out": "run.h5"}, **options)
+    aim = Aim(error, drift, pairs, repeats, numbers)
+    return certificates.certify(config, aim, mpi.COMM_WORLD if comm is None else comm, patch)
 
 
 def plot(

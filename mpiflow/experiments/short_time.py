@@ -174,48 +174,6 @@ def generator_moments(states: np.ndarray, system: Ising) -> tuple[np.ndarray, np
     return drift, square[:, [[0, 1], [1, 2]]]
 
 
-def first_order_error(states: np.ndarray, system: Ising, patch: int) -> np.ndarray:
-    r"""Limit for dt to 0 of (drift of frozen patches - drift of the whole) / dt, of M and rho.
-
-    E[dz] = dt L z + (dt^2 / 2) L^2 z; patches leave out of L^2 what a flip at j changes in the
-    next flip of a neighbour i in another patch,
-
-    .. math:: -\tfrac12 \sum_{\langle ij \rangle, I(i) \ne I(j)} r_j
-              [(r_i v_i)(x^j) - (r_i v_i)(x)] .
-
-    Parameters
-    ----------
-    states : (B, L, L) int8
-    patch : side of the aligned patches
-
-    Returns
-    -------
-    (B, 2)
-    """
-    side = states.shape[1]
-    spin = states.astype(int)
-    turns = [(axis, shift) for axis in (1, 2) for shift in (1, -1)]
-    sums = np.sum([np.roll(spin, shift, axis) for axis, shift in turns], axis=0)
-    rate = system.flip_rates()
-
-    def kind(s: np.ndarray, k: np.ndarray) -> np.ndarray:
-        return (k + 4) // 2 + 5 * (s > 0)
-
-    def weighted(k: np.ndarray) -> np.ndarray:
-        """r_i v_i, (B, L, L, 2)."""
-        return np.asarray(rate[kind(spin, k)][..., None] * np.stack([-2 * spin, spin * k / 2], -1))
-
-    before, out = weighted(sums), np.zeros((len(states), 2))
-    place = np.arange(side) // patch
-    for axis, shift in turns:
-        other = np.roll(spin, shift, axis)
-        flips = np.roll(rate[kind(spin, sums)], shift, axis)
-        crosses = (place != np.roll(place, shift)).astype(float)
-        weight = flips * (crosses[:, None] if axis == 1 else crosses[None, :])
-        out += np.einsum("byx,byxi->bi", weight, weighted(sums - 2 * other) - before)
-    return -0.5 * out / side**2
-
-
 class Moments(NamedTuple):
     """Moments of the increments of patches over replicas of a state, of sums, (..., 2) each.
 

@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 
 from mpiflow.core import gpu
-from mpiflow.core.errors import InputError
+from mpiflow.core.errors import InputError, did_you_mean
 from mpiflow.core.machine import machine_memory
 from mpiflow.core.mpi import MPI
 from mpiflow.core.parallel import agreed
@@ -113,6 +113,26 @@ def read(
     else:
         values |= read_toml(path)
     values |= changes or {}
+    system = system or values.get("system")
+    return catalogue.options(str(system))(**values | {"system": system})
+
+
+def of_words(what: str, system: str | None, texts: Iterable[str]) -> RunConfig:
+    """The configuration of a command line: a file and options that replace those of it.
+
+    In place of a file there may be the name of a system, or nothing, so that ``what`` is an option.
+    """
+    if os.path.exists(what):
+        return read(what, system, named_values(texts))
+    if "=" in what:
+        texts = [what, *texts]
+    elif what in catalogue.systems() and system in (None, what):
+        system = what
+    else:
+        hint = did_you_mean(what, catalogue.systems()) or f"See that {what} exists."
+        allowed = "a TOML file, a Trajectory, or the name of a system"
+        raise InputError("config", what, allowed, hint)
+    values: dict[str, Any] = {"out": "run.h5", **named_values(texts)}
     system = system or values.get("system")
     return catalogue.options(str(system))(**values | {"system": system})
 

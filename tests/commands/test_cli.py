@@ -116,6 +116,9 @@ def test_json_for_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     found = told(["verify", "--json", str(tmp_path)])
     assert [Path(f["path"]).name for f in found] == ["run.h5", "run.h5.000001"]
     assert all(f["good"] and "good" in f["text"] for f in found)
+    (certified,) = told(["certify", "--json", out, "time=2", "--patch", "8", "--error", "0.05"])
+    assert (certified["states"], certified["chosen"]["patch"]) == (96, 8)
+    assert max(certified["chosen"]["error"]) == pytest.approx(0.05)
     (planned,) = told(["plan", "--json", out, "time=5"])
     assert (planned["frames"], planned["config"]["time"]) == (6, 5.0)
     assert planned["disk_bytes"] > 0

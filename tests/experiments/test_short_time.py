@@ -15,7 +15,6 @@ from mpiflow.core.errors import InputError
 from mpiflow.experiments.short_time import (
     Surroundings,
     evolve,
-    first_order_error,
     generator_moments,
     linear_minimiser,
     patch_increments,
@@ -23,6 +22,7 @@ from mpiflow.experiments.short_time import (
     stationary_variance,
     steps_between,
 )
+from mpiflow.learn.certificate.spins import terms
 from mpiflow.observables import spin_sums
 from mpiflow.systems.ising import Ising
 
@@ -103,7 +103,7 @@ def test_first_order_term_of_the_drift() -> None:
         for corner in product((0, 2), (0, 2)):
             part = generator(SQUARE, sites_of(SQUARE, corner, (2, 2)), rate)
             left[:, i] += part @ (part @ values)
-    ours = first_order_error(states(SQUARE)[some], SYSTEM, 2)
+    ours = terms(SYSTEM, states(SQUARE)[some], [2]).cuts[0].surroundings
     np.testing.assert_allclose(ours, 0.5 * left[some], atol=1e-12)
 
 

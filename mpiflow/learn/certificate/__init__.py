@@ -1,0 +1,1 @@
+"""What short partial evolutions can teach, known before anything is trained."""
