@@ -42,6 +42,13 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def floor(x):  # type: ignore[no-untyped-def]
+    r"""The largest whole number up to x, of \|x\| up to 2^51; CUDA has no :func:`numpy.floor`."""
+    nearest = (x + _ROUND) - _ROUND
+    return nearest - 1.0 if nearest > x else nearest
+
+
+@inlined
 def half_log_ratio(p, q):  # type: ignore[no-untyped-def]
     r""":math:`\tfrac12 \ln (p / q)` of two positive numbers that are not denormal.
 

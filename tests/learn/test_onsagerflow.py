@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.fft
+import torch
 from mpi4py import MPI
 
 from mpiflow import initial
@@ -21,6 +22,7 @@ from mpiflow.learn.onsagerflow.increments import FieldRun
 from mpiflow.learn.onsagerflow.model import Form, OnsagerFlow, _rows, load_onsagerflow
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.solvers.field.stochastic import StochasticField
+from mpiflow.solvers.field.transforms import TorchPulls
 from mpiflow.systems.field_law import FiniteLaw, Law
 from mpiflow.systems.kac import Kac
 
@@ -290,3 +292,16 @@ def test_a_rank_without_a_run_has_rows_of_nothing() -> None:
     """More ranks than runs are no fault: the sums of some ranks are empty."""
     assert _rows(np.zeros((3, 0)), np.ones(2)).shape == (6, 0)
     assert _rows(np.zeros((3, 4)), np.ones(2)).shape == (6, 4)
+
+
+def test_pulls_by_pytorch_are_those_of_scipy() -> None:
+    """Of odd and even sides, in a field of the site; means of several members stay as they are."""
+    rng = np.random.default_rng(0)
+    for shape in ((5, 6), (4, 7)):
+        symbol, field = rng.standard_normal((shape[0], shape[1] // 2 + 1)), rng.random(shape)
+        m = torch.as_tensor(rng.standard_normal((3, *shape)))
+        before = m.clone()
+        u = TorchPulls(torch.device("cpu"), symbol, shape, field)(m)
+        expected = scipy.fft.irfft2(scipy.fft.rfft2(before.numpy()) * symbol, shape) + field
+        np.testing.assert_allclose(u.numpy(), expected, rtol=0, atol=1e-13)
+        assert torch.equal(m, before)

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from exact import has_cuda
 from free_law import BLOCK, save_free_law
 from mpi4py import MPI
 
@@ -22,6 +23,7 @@ from mpiflow.files.moments import Moment
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.initial.block_means import means_of_file
 from mpiflow.learn.models import KINDS
+from mpiflow.learn.onsagerflow.build import build
 from mpiflow.learn.onsagerflow.from_files import learn_from_files
 from mpiflow.learn.onsagerflow.increments import runs_from_files
 from mpiflow.learn.onsagerflow.model import OnsagerFlow
@@ -32,6 +34,8 @@ from mpiflow.run.stopping import Stopped, Verdict, Watch
 from mpiflow.simulation.field.law_files import TableLaw
 from mpiflow.simulation.field.options import FieldConfig
 from mpiflow.simulation.field.simulation import FieldSimulation
+from mpiflow.simulation.field.sizes import plan as plan_field
+from mpiflow.solvers.field import transforms
 from mpiflow.systems.field_law import ExactLaw
 
 GOOD: dict[str, Any] = {
@@ -347,6 +351,33 @@ def test_blocks_of_several_sizes_must_be_named(tmp_path: Path) -> None:
     assert (config.block, config.merge) == (8, 1)
 
 
+@pytest.mark.kernel
+@pytest.mark.skipif(not has_cuda(), reason="no CUDA device and no simulator")
+@pytest.mark.parametrize("structure", ["langevin", "cosh"])
+def test_a_device_has_the_same_run(
+    structure: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the transforms of the host; made anew from a checkpoint of the other device."""
+    monkeypatch.setenv(transforms.HOST, "1")
+    given = GOOD | {"size": "8x12", "time": 0.5, "structure": structure, "model": model}
+    frames = {}
+    for device, then in (("cpu", "cuda"), ("cuda", "cpu")):
+        config = FieldConfig(**given, device=device, out=tmp_path / f"{device}.h5")
+        planned = plan_field(config, 1).on_device
+        assert bool(planned) == (device == "cuda")
+        simulate(config, MPI.COMM_SELF)
+        resume(config.out, MPI.COMM_SELF, {"time": 1, "device": then, "quiet": True})
+        with Trajectory(config.out) as run:
+            frames[device] = run["coarse_magnetization"][:]
+    field = build(config, MPI.COMM_SELF).sim.field  # type: ignore[attr-defined]
+    field.advance_some(1)
+    arrays = field._motion_there._space.of(field.local)
+    assert planned["field"] == field._there.nbytes
+    assert planned["step"] == sum(a.nbytes for a in arrays)
+    assert len(frames["cpu"]) == 3
+    assert np.array_equal(frames["cpu"], frames["cuda"])
+
+
 # -- refusals and remarks ------------------------------------------------------------------------
 
 
@@ -359,7 +390,7 @@ def test_blocks_of_several_sizes_must_be_named(tmp_path: Path) -> None:
         ({"stretch": 3, "block": 4}, r"^block=4: .*learned block of 12 = 4 x 3 sites"),
         ({"stretch": 0}, r"^stretch=0"), ({"dt": 2}, r"^dt=2"), ({"time": -1}, r"^time=-1"),
         ({"temperature": 0}, r"^temperature=0"), ({"structure": "ito"}, r"^structure="),
-        ({"device": "cuda"}, r"^device='cuda'"), ({"coarse": 8}, r"^coarse=8"),
+        ({"device": "tpu"}, r"^device='tpu'"), ({"coarse": 8}, r"^coarse=8"),
         ({"frame": 0}, r"^initial_frame=0.*uniform"),
         ({"initial": "no.h5"}, r"^initial_magnetization"),
         ({"initial": "no.h5", "initial_magnetization": 0}, r"^initial='no.h5'"),

@@ -29,6 +29,7 @@ from numba.cuda import dispatcher
 from rule_law import Voter
 
 from mpiflow.core import device, packed
+from mpiflow.solvers.field import cuda as field_cuda
 from mpiflow.solvers.kac import cuda as kac_cuda
 from mpiflow.solvers.spins import (
     heatbath,
@@ -71,6 +72,8 @@ WALK = (UniTuple(i64, 4), array(i32, 1), array(i64, 1), array(i32, 1), i64, i64)
 SUMS, FIELD = array(i32, 3), (i64, array(i32, 2), i64, i64)
 TABLE = (array(i64, 1), array(i64, 2), i64, i64)
 NOISE = (u64, u64, LIST, LIST, u64, i64)
+BLOCKS, CUBICS = array(f64, 3), array(f64, 2)
+TURNS = (f64, i64, f64, u64, u64, LIST, i64, u64)
 
 #: What the solvers pass to each kernel.
 KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
@@ -138,6 +141,38 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
         ),
     ),
     "Kac second half": (kac_cuda._adopt, (SPINS, SPINS, array(i64, 2))),
+    "field: means": (field_cuda._means, (BLOCKS, CUBICS, BLOCKS)),
+    "field: noise, rates": (field_cuda._depart, (BLOCKS, CUBICS, *TURNS, *[BLOCKS] * 4)),
+    "field: middle": (field_cuda._half_way, (*[BLOCKS] * 2, CUBICS, f64, *[BLOCKS] * 3)),
+    "field: end, noise": (field_cuda._arrive, (*[BLOCKS] * 4, f64, *TURNS, BLOCKS)),
+    "field: means of counts": (field_cuda._counted_means, (array(i32, 3), f64, BLOCKS)),
+    "field: flips": (
+        field_cuda._flip,
+        (
+            array(i32, 3),
+            BLOCKS,
+            BLOCKS,
+            CUBICS,
+            array(f64, 1),
+            f64,
+            f64,
+            f64,
+            f64,
+            i64,
+            BLOCKS,
+            BLOCKS,
+            u64,
+            u64,
+            LIST,
+            u64,
+            i64,
+        ),
+    ),
+    "field: check": (field_cuda._count_wrong, (BLOCKS, f64, f64, COUNTS)),
+    "field: check of counts": (
+        field_cuda._count_wrong,
+        (array(i32, 3), i64, i64, COUNTS),
+    ),
     "copy box of sums": (device._copy_box, (array(i16, 3, "A"), array(i16, 3, "A"))),
     "copy box of words": (device._copy_box, (array(u64, 3, "A"), WORDS)),
 }

@@ -44,7 +44,7 @@ from mpiflow.solvers.spins.tiled import TiledNFold
 from mpiflow.systems.ising import Ising
 
 #: Benchmarks that a GPU may take.
-ON_GPUS = ("ising", "partial-evolution", "kac", "alloy", "learning")
+ON_GPUS = ("ising", "partial-evolution", "kac", "alloy", "field", "learning")
 REPEATS = 5
 #: Seconds that one repeat should take at least.
 LONG_ENOUGH = 0.2

@@ -40,6 +40,7 @@ def _build(config: FieldConfig, comm: MPI.Intracomm, fresh: bool) -> FieldSimula
         seed=config.seed,
         members=config.members,
         comm=comm,
+        device=config.device,
     )
     law = {
         "field": config.field,

@@ -314,7 +314,7 @@ class OnsagerFlow:
         merge : learned blocks a side in one of these; see :meth:`symbol`. With a ``block`` that
             is not ``merge`` times the learned one J reaches so many times further, as of a Kac
             coupling whose width grows with the lattice
-        options : ``field``, ``dt``, ``seed``, ``members`` and ``comm`` of
+        options : ``field``, ``dt``, ``seed``, ``members``, ``comm`` and ``device`` of
             :class:`~mpiflow.solvers.field.stochastic.StochasticField`
         """
         along = _merging(self.form.radius, merge)

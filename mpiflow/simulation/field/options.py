@@ -11,9 +11,10 @@ from pydantic import PrivateAttr, model_validator
 
 from mpiflow.core import inputs
 from mpiflow.core.errors import InputError
+from mpiflow.core.gpu import DeviceName
 from mpiflow.simulation import common_options as common
 from mpiflow.simulation.option_values import Sides
-from mpiflow.simulation.options import StartConfig, idle, option
+from mpiflow.simulation.options import StartConfig, device_option, idle, option
 
 KIND = "onsagerflow"
 #: What a model consists of.
@@ -74,6 +75,9 @@ class FieldConfig(StartConfig):
         gt=0,
         le=1,
     )
+    device: DeviceName = device_option(
+        "Where to compute. On cuda PyTorch's transforms, where it is there, change last bits."
+    )
     time: float = common.time(description="Time to predict, in attempts per spin.")
     save_every: float = common.save_every()
     initial: str = common.initial(
@@ -99,8 +103,6 @@ class FieldConfig(StartConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.device != "cpu":
-            raise idle("device", self.device, "but cpu: fields are computed there")
         self.__dict__["model"] = self.model.resolve()  # a run goes on from any folder
         if "model" in self.inputs and not self.model.is_dir():  # other words than for a new run
             raise inputs.missing("model", self.model, self.inputs["model"])

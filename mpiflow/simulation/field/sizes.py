@@ -45,6 +45,23 @@ def field_memory(
     }
 
 
+def field_on_device(structure: str, blocks: int, columns: int) -> dict[str, int]:
+    """Bytes on a GPU, as :mod:`mpiflow.solvers.field.cuda` has them, with transforms there.
+
+    Parameters
+    ----------
+    columns : numbers of the spectrum
+    """
+    langevin = structure == "langevin"
+    return {
+        "field": (8 if langevin else 4) * blocks,
+        "step": (32 if langevin else 24) * blocks,
+        # What goes in and comes out, copies of cuFFT and its room to work.
+        "transforms": 40 * blocks,
+        "coupling": 8 * columns,
+    }
+
+
 def field_variables(config: FieldConfig, structure: str, frames: int) -> tuple[Stored, ...]:
     """What a file of a learned field holds."""
     members: Shape = (config.members,) if config.members > 1 else ()
@@ -76,6 +93,7 @@ def plan(config: FieldConfig, ranks: int) -> Plan:
         ranks,
         memory,
         field_variables(config, structure, frames_of(config)),
+        on_device=field_on_device(structure, batch * rows[1] * nx, ny * (nx // 2 + 1)),
         own=4 * batch * rows[1] * nx,
         making=0,  # its means are counted: a step needs more
         stacked=1,

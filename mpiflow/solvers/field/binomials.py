@@ -11,17 +11,18 @@ refuses, one in seven, is drawn anew until nothing is left. A chance above 1/2 i
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from mpiflow.core.device import inlined, kernel
-from mpiflow.core.functions import exp, half_log_ratio, log, log_of_rest
+from mpiflow.core.functions import exp, floor, half_log_ratio, log, log_of_rest
 from mpiflow.core.noise import Word, threefry, to_unit
 
 #: Means from which numbers are drawn by rejection, and numbers that smaller means never lead to:
 #: their chances are below 1e-60.
-_LARGE, _MOST = 10.0, 96
+_LARGE, MOST = 10.0, 96
 #: Added to the step of the noise where a number is drawn anew.
 AGAIN = np.uint64(1 << 63)
 
@@ -99,13 +100,100 @@ def draw_binomials(
         out[k] = n[k] - out[k] if p[k] > 0.5 else out[k]
 
 
+# -- rules: the same on the CPU and on CUDA ----------------------------------------------------
+
+
+@inlined
+def rarer(p):  # type: ignore[no-untyped-def]
+    """The chance of what is rarer, success or failure."""
+    return max(1.0 - p if p > 0.5 else p, 0.0)
+
+
+@inlined
+def is_small(n, q):  # type: ignore[no-untyped-def]
+    """Whether the mean is one of those that are drawn by inversion."""
+    return n * q < _LARGE
+
+
+@inlined
+def chance_of_none(n, q):  # type: ignore[no-untyped-def]
+    """(1 - q)^n, and the odds q / (1 - q)."""
+    return exp(n * log_of_rest(q)), q / (1.0 - q)
+
+
+@inlined
+def next_chance(chance, rest, over, odds):  # type: ignore[no-untyped-def]
+    """Of one more success, of ``rest`` trials that are left; ``over`` is one over its number."""
+    return chance * (max(rest, 0.0) * over * odds)
+
+
+@inlined
+def mode_of(n, q):  # type: ignore[no-untyped-def]
+    """The most probable number."""
+    return floor((n + 1.0) * q)
+
+
+@inlined
+def place_and_height(word):  # type: ignore[no-untyped-def]
+    """Of a trial: 40 bits of a word are its place, -1/2 to 1/2, and 24 its height."""
+    place = (np.float64(np.int64(word >> np.uint64(24))) + 0.5) * 2.0**-40 - 0.5
+    return place, (np.float64(np.int64(word & np.uint64(2**24 - 1))) + 0.5) * 2.0**-24
+
+
+@inlined
+def _numbers(n, q, u):  # type: ignore[no-untyped-def]
+    """b, alpha, what the height is over, and k of a place u."""
+    deviation = math.sqrt(n * q * (1.0 - q))
+    b = 1.15 + 2.53 * deviation
+    a = -0.0873 + 0.0248 * b + 0.01 * q
+    near = 0.5 - abs(u)
+    k = floor((2.0 * a / near + b) * u + (n * q + 0.5))
+    return b, deviation, a / (near * near) + b, k
+
+
+@inlined
+def squeezed(n, q, place, up):  # type: ignore[no-untyped-def]
+    """The number of a place, and whether no look at its chance is needed."""
+    b, _, _, number = _numbers(n, q, place)
+    return number, abs(place) <= 0.43 and up <= 0.92 - 4.2 / b
+
+
+@inlined
+def measured(n, q, u, height):  # type: ignore[no-untyped-def]
+    """The number of a place, and what the logarithms of binomials must exceed to allow it."""
+    b, deviation, over, number = _numbers(n, q, u)
+    high = log(height * (2.83 + 5.1 / b) * deviation / over)
+    inside = min(max(number, 0.0), n)
+    return number, high - (inside - mode_of(n, q)) * 2.0 * half_log_ratio(q, 1.0 - q)
+
+
+@inlined
+def compared(n, q, number):  # type: ignore[no-untyped-def]
+    """Of which numbers the factorials tell how probable one is, less probable than the mode:
+    m! (n - m)! over k! (n - k)!."""
+    inside, mode = min(max(number, 0.0), n), mode_of(n, q)
+    k, m = np.uint64(np.int64(inside)), np.uint64(np.int64(mode))
+    return m, k, np.uint64(np.int64(n - mode)), np.uint64(np.int64(n - inside))
+
+
+@inlined
+def allowed(n, number, level, m, k, m_rest, k_rest):  # type: ignore[no-untyped-def]
+    """Whether the chance of a number allows it, of the logarithms of those factorials."""
+    bound = m - k
+    bound += m_rest - k_rest
+    return number == min(max(number, 0.0), n) and level <= bound
+
+
+# -- CPU ----------------------------------------------------------------------------------------
+
+
 @kernel
 def _turn_round(many: int, n: np.ndarray, p: np.ndarray, q: np.ndarray) -> int:
     """The chance of what is rarer, success or failure; how many means are large."""
     large = 0
     for k in range(many):
-        q[k] = max(1.0 - p[k] if p[k] > 0.5 else p[k], 0.0)
-        large += 0 if n[k] * q[k] < _LARGE else 1
+        q[k] = rarer(p[k])
+        large += 0 if is_small(n[k], q[k]) else 1
     return large
 
 
@@ -122,17 +210,14 @@ def _invert(
 ) -> None:
     """Numbers of small means."""
     for k in range(many):
-        small = n[k] * q[k] < _LARGE
-        chance[k] = exp(n[k] * log_of_rest(q[k]))
-        u[k] = to_unit(words[k]) if small else -1.0
-        odds[k] = q[k] / (1.0 - q[k])
+        u[k] = to_unit(words[k]) if is_small(n[k], q[k]) else -1.0
+        chance[k], odds[k] = chance_of_none(n[k], q[k])
         out[k] = 0.0
-    for j in range(0, _MOST, 4):  # four at a time, between which nothing goes to memory
+    for j in range(0, MOST, 4):  # four at a time, between which nothing goes to memory
         if _count_up(many, n, np.float64(j), odds, u, chance, out) == 0:
             break
     for k in range(many):
-        mode = np.floor((n[k] + 1.0) * q[k])
-        out[k] = mode if u[k] > 0.0 else out[k]  # all that rounding left of u
+        out[k] = mode_of(n[k], q[k]) if u[k] > 0.0 else out[k]  # all that rounding left of u
 
 
 @kernel
@@ -153,30 +238,19 @@ def _count_up(
         rest = n[k] - j
         left -= c
         count += 1.0 if left > 0.0 else 0.0
-        c *= max(rest, 0.0) * r1 * o
+        c = next_chance(c, rest, r1, o)
         left -= c
         count += 1.0 if left > 0.0 else 0.0
-        c *= max(rest - 1.0, 0.0) * r2 * o
+        c = next_chance(c, rest - 1.0, r2, o)
         left -= c
         count += 1.0 if left > 0.0 else 0.0
-        c *= max(rest - 2.0, 0.0) * r3 * o
+        c = next_chance(c, rest - 2.0, r3, o)
         left -= c
         count += 1.0 if left > 0.0 else 0.0
-        c *= max(rest - 3.0, 0.0) * r4 * o
+        c = next_chance(c, rest - 3.0, r4, o)
         u[k], chance[k], out[k] = left, c, count
         more += 1 if left > 0.0 else 0
     return more
-
-
-@inlined
-def _numbers(n, q, u):  # type: ignore[no-untyped-def]
-    """b, alpha, what the height is over, and k of a place u."""
-    deviation = np.sqrt(n * q * (1.0 - q))
-    b = 1.15 + 2.53 * deviation
-    a = -0.0873 + 0.0248 * b + 0.01 * q
-    near = 0.5 - abs(u)
-    k = np.floor((2.0 * a / near + b) * u + (n * q + 0.5))
-    return b, deviation, a / (near * near) + b, k
 
 
 @kernel
@@ -191,16 +265,11 @@ def _squeeze(
     taken: np.ndarray,
     out: np.ndarray,
 ) -> int:
-    """Numbers of large means that need no look: how many do, which, and their u and height.
-
-    40 bits of a word are its place, and 24 its height.
-    """
+    """Numbers of large means that need no look: how many do, which, and their u and height."""
     for k in range(many):
-        place = (np.float64(np.int64(words[k] >> np.uint64(24))) + 0.5) * 2.0**-40 - 0.5
-        up = (np.float64(np.int64(words[k] & np.uint64(2**24 - 1))) + 0.5) * 2.0**-24
-        b, _, _, number = _numbers(n[k], q[k], place)
-        small = n[k] * q[k] < _LARGE
-        sure = abs(place) <= 0.43 and up <= 0.92 - 4.2 / b
+        place, up = place_and_height(words[k])
+        number, sure = squeezed(n[k], q[k], place, up)
+        small = is_small(n[k], q[k])
         out[k] = out[k] if small else number
         taken[k] = 1.0 if (small or sure) else 0.0
         u[k], height[k] = place, up
@@ -238,13 +307,7 @@ def _measure(
 ) -> None:
     """What places stand for, and what the logarithms of binomials must exceed to allow it."""
     for j in range(many):
-        n, q = trials[j], chance[j]
-        b, deviation, over, number = _numbers(n, q, u[j])
-        mode = np.floor((n + 1.0) * q)
-        high = log(height[j] * (2.83 + 5.1 / b) * deviation / over)
-        inside = min(max(number, 0.0), n)
-        found[j] = number
-        level[j] = high - (inside - mode) * 2.0 * half_log_ratio(q, 1.0 - q)
+        found[j], level[j] = measured(trials[j], chance[j], u[j], height[j])
 
 
 @kernel
@@ -259,12 +322,12 @@ def _look(
     """-1 for what its chance does not allow."""
     for j in range(many):
         n, number = trials[j], found[j]
-        inside, mode = min(max(number, 0.0), n), np.floor((n + 1.0) * chance[j])
-        k, m = np.uint64(np.int64(inside)), np.uint64(np.int64(mode))
-        k_rest, m_rest = np.uint64(np.int64(n - inside)), np.uint64(np.int64(n - mode))
-        bound = log_factorials[m] - log_factorials[k]
-        bound += log_factorials[m_rest] - log_factorials[k_rest]
-        found[j] = number if (number == inside and level[j] <= bound) else -1.0
+        m, k, m_rest, k_rest = compared(n, chance[j], number)
+        fine = allowed(
+            n, number, level[j], log_factorials[m], log_factorials[k], log_factorials[m_rest],
+            log_factorials[k_rest],
+        )  # fmt: skip
+        found[j] = number if fine else -1.0
 
 
 @kernel

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import scipy
 
-from mpiflow.core.device import kernel
+from mpiflow.core.device import inlined, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.functions import decay, exp
 from mpiflow.core.noise import RNG, Word
@@ -94,6 +94,31 @@ class FlipSteps:
             )  # fmt: skip
 
 
+# -- rules: the same on the CPU and on CUDA ----------------------------------------------------
+
+
+@inlined
+def felt(down, u, spins, beta, own):  # type: ignore[no-untyped-def]
+    """What the pull on a block adds to 2 x of a flip up and of one down; ``down`` are up now."""
+    part = 2.0 * down / spins  # 1 + m
+    return 2.0 * beta * (u + own * part), 2.0 * beta * (u - own * (2.0 - part))
+
+
+@inlined
+def share_of(a, b, dt):  # type: ignore[no-untyped-def]
+    """What rates are multiplied with, of two that are frozen for dt, to be chances."""
+    return dt * decay((a + b) * dt)
+
+
+@inlined
+def ahead_of(now, before):  # type: ignore[no-untyped-def]
+    """A rate extrapolated to the end of a step, cut at 0."""
+    return max(0.0, 2.0 * now - before)
+
+
+# -- CPU ----------------------------------------------------------------------------------------
+
+
 @kernel
 def _flip(
     counts: np.ndarray,
@@ -124,7 +149,7 @@ def _flip(
         _extrapolate(start, many, ahead, old_up, a)
         _extrapolate(start, many, ahead, old_down, b)
         for k in range(many):
-            share = dt * decay((a[k] + b[k]) * dt)
+            share = share_of(a[k], b[k], dt)
             a[k] *= share
             b[k] *= share
         draw(key, members, step, top, shape, start, many, keys, sites, first, second)
@@ -165,10 +190,10 @@ def _rates_of(
         b[i], x_down[i] = rates[under, 0], rates[under, 1]
         down[i] = k
     for i in range(many):
-        part, u = 2.0 * down[i] / spins, drive[at + _Index(i)]  # 1 + m
+        more, less = felt(down[i], drive[at + _Index(i)], spins, beta, own)
         up[i] = spins - down[i]
-        x_up[i] += 2.0 * beta * (u + own * part)
-        x_down[i] += 2.0 * beta * (u - own * (2.0 - part))
+        x_up[i] += more
+        x_down[i] += less
     for i in range(many):
         a[i] /= 1.0 + exp(-x_up[i])
         b[i] /= 1.0 + exp(x_down[i])
@@ -180,7 +205,7 @@ def _extrapolate(start: int, many: int, ahead: bool, before: np.ndarray, now: np
     at = _Index(start)
     if ahead:
         for k in range(many):
-            now[k] = max(0.0, 2.0 * now[k] - before[at + _Index(k)])
+            now[k] = ahead_of(now[k], before[at + _Index(k)])
     else:
         for k in range(many):
             before[at + _Index(k)] = now[k]

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import scipy
 
-from mpiflow.core.device import kernel
+from mpiflow.core.device import inlined, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.functions import (
     artanh,
@@ -125,8 +125,13 @@ class LangevinSteps:
             largest = max(largest, float(weight @ relaxed**2 / weight.sum()))
         return _RELAXED / math.sqrt(largest)
 
-    def step(self, z: np.ndarray, drive: Drive, dt: float, noise: Noise) -> None:
-        """One step of z, in place; z next to each other in memory."""
+    @property
+    def cubics(self) -> np.ndarray:
+        """(intervals, 12): of each interval of b the cubics of A, B and D."""
+        return self._cubics
+
+    def turn(self, dt: float) -> tuple[float, int]:
+        """Width of the angle of the noise of half a step, and how often it is halved."""
         t = 0.5 * dt * self.rate
         # Spherical harmonics decay by exp(-l (l + 1) t) up to t^3: the sphere's curvature makes
         # the last factor.
@@ -134,12 +139,16 @@ class LangevinSteps:
         halvings = 0  # of the angle: then its square is 1/2 at most
         while width * width * _FARTHEST > 0.5 * 4.0**halvings:
             halvings += 1
+        return width, halvings
+
+    def step(self, z: np.ndarray, drive: Drive, dt: float, noise: Noise) -> None:
+        """One step of z, in place; z next to each other in memory."""
         if self._space[0].size != z.size:  # kept: new memory costs as much as half a loop
             self._space = tuple(np.empty(z.size) for _ in range(4))
         b, a, by, m = self._space
         key, members, step, top = noise
         flat, means, shape = z.reshape(-1), m.reshape(z.shape), z.shape[1:]
-        turning = width, halvings, shape, key, members, top, self._words, self._lines
+        turning = *self.turn(dt), shape, key, members, top, self._words, self._lines
         _depart(flat, self._cubics, *turning, step, b, a, by, m)
         _half_way(b, _flat(drive(means)), self._cubics, dt, a, by, m, self._lines)
         _arrive(b, a, by, _flat(drive(means)), dt, *turning, step + np.uint64(1), flat)
@@ -147,6 +156,60 @@ class LangevinSteps:
 
 def _flat(drive: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(drive).reshape(-1)
+
+
+# -- rules: the same on the CPU and on CUDA ----------------------------------------------------
+
+
+@inlined
+def rates_at(table, b):  # type: ignore[no-untyped-def]
+    """A, B and D at b by cubics; beyond the table as they go on."""
+    per = _INTERVALS / (2 * _EDGE)
+    inside = min(max(b, -_EDGE), _EDGE)
+    place = (inside + _EDGE) * per
+    i = _Index(min(int(place), _INTERVALS - 1))
+    t = place - np.float64(i)
+    a = table[i, 0] + t * (table[i, 1] + t * (table[i, 2] + t * table[i, 3]))
+    by = table[i, 4] + t * (table[i, 5] + t * (table[i, 6] + t * table[i, 7]))
+    d = table[i, 8] + t * (table[i, 9] + t * (table[i, 10] + t * table[i, 11]))
+    if b != inside:
+        a += (table[i, 1] + table[i, 2] + table[i, 3]) * per * (b - inside)
+        d *= exp(-2.0 * abs(b - inside))  # as 1 - z^2
+    return a, by, d
+
+
+@inlined
+def squared_radius(word):  # type: ignore[no-untyped-def]
+    """The square of a Gaussian radius."""
+    return -2.0 * log(to_unit(word))
+
+
+@inlined
+def aside(word, width):  # type: ignore[no-untyped-def]
+    """The part of a turn of that width that goes towards the pole."""
+    return width * sine(np.pi * (to_unit(word) - 0.5))
+
+
+@inlined
+def turned_height(old, squared, side, cosine, sinc):  # type: ignore[no-untyped-def]
+    """Where a turn takes a point: of its angle the cosine and the sine over it."""
+    across = math.sqrt((1.0 - old) * (1.0 + old) * squared) * sinc
+    return inside_ends(old * cosine + across * side)
+
+
+@inlined
+def inside_ends(z):  # type: ignore[no-untyped-def]
+    """z, which rounding may have taken to an end."""
+    return min(max(z, -_TOP), _TOP)
+
+
+@inlined
+def mean_of(z, excess):  # type: ignore[no-untyped-def]
+    """m, which rounding may have taken beyond 1."""
+    return min(max(z + excess, -1.0), 1.0)
+
+
+# -- CPU ----------------------------------------------------------------------------------------
 
 
 @kernel
@@ -159,21 +222,11 @@ def _look_up(
     by: np.ndarray,
     d: np.ndarray,
 ) -> None:
-    """A and B at b, from ``start`` on, and D by cubics; beyond the table as they go on."""
-    per, first = _INTERVALS / (2 * _EDGE), _Index(start)
+    """A and B at b, from ``start`` on, and D."""
+    first = _Index(start)
     for k in range(many):
         at = first + _Index(k)
-        inside = min(max(b[k], -_EDGE), _EDGE)
-        place = (inside + _EDGE) * per
-        i = _Index(min(int(place), _INTERVALS - 1))
-        t = place - np.float64(i)
-        ak = table[i, 0] + t * (table[i, 1] + t * (table[i, 2] + t * table[i, 3]))
-        byk = table[i, 4] + t * (table[i, 5] + t * (table[i, 6] + t * table[i, 7]))
-        dk = table[i, 8] + t * (table[i, 9] + t * (table[i, 10] + t * table[i, 11]))
-        if b[k] != inside:
-            ak += (table[i, 1] + table[i, 2] + table[i, 3]) * per * (b[k] - inside)
-            dk *= exp(-2.0 * abs(b[k] - inside))  # as 1 - z^2
-        a[at], by[at], d[k] = ak, byk, dk
+        a[at], by[at], d[k] = rates_at(table, b[k])
 
 
 @kernel
@@ -187,7 +240,7 @@ def _means(z: np.ndarray, table: np.ndarray, m: np.ndarray, lines: tuple[np.ndar
         _look_up(0, many, table, place, a, by, excess)
         for k in range(many):
             at = first + _Index(k)
-            m[at] = min(max(z[at] + excess[k], -1.0), 1.0)  # rounding
+            m[at] = mean_of(z[at], excess[k])
 
 
 @kernel
@@ -208,8 +261,8 @@ def _turn(
     first, second = words[2], words[3]
     squared, side, cosine, sinc = lines
     for k in range(many):
-        squared[k] = -2.0 * log(to_unit(first[k]))
-        side[k] = width * sine(np.pi * (to_unit(second[k]) - 0.5))
+        squared[k] = squared_radius(first[k])
+        side[k] = aside(second[k], width)
     part = width * width / 4.0**halvings
     for k in range(many):
         cosine[k] = cosine_of_root(part * squared[k])
@@ -220,10 +273,8 @@ def _turn(
             cosine[k] = 2.0 * cosine[k] * cosine[k] - 1.0
     begin = _Index(start)
     for k in range(many):
-        old = z[begin + _Index(k)]
-        aside = np.sqrt((1.0 - old) * (1.0 + old) * squared[k]) * sinc[k]
-        new = old * cosine[k] + aside * side[k]
-        z[begin + _Index(k)] = min(max(new, -_TOP), _TOP)  # rounding
+        at = begin + _Index(k)
+        z[at] = turned_height(z[at], squared[k], side[k], cosine[k], sinc[k])
 
 
 @kernel
@@ -256,7 +307,7 @@ def _depart(
         for k in range(many):
             at = first + _Index(k)
             b[at] = place[k]
-            m[at] = min(max(z[at] + excess[k], -1.0), 1.0)  # rounding
+            m[at] = mean_of(z[at], excess[k])
 
 
 @kernel
@@ -322,6 +373,6 @@ def _arrive(
         many, first = min(TOGETHER, z.size - start), _Index(start)
         _forward(start, many, b, dt, a, by, drive, place)
         for k in range(many):
-            z[first + _Index(k)] = min(max(tanh(place[k]), -_TOP), _TOP)
+            z[first + _Index(k)] = inside_ends(tanh(place[k]))
         draw(key, members, step, top, shape, start, many, words[0], words[1], words[2], words[3])
         _turn(start, many, z, width, halvings, words, lines)

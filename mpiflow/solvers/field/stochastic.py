@@ -14,6 +14,10 @@ step dt is made of as many equal inner steps as it takes for variances within 1 
 for longer dt, lower temperatures, stronger fields and couplings. Noise is a function of (seed,
 member, half step, inner step, global row and column): the same bits on any number of ranks. Time
 unit: one attempt per spin; k_B = 1.
+
+On a GPU (simulated and assembled, not yet run on one) blocks advance by the same rules and the same
+noise. J*m is that of :mod:`~mpiflow.solvers.field.transforms`: by PyTorch there the law is the
+same; by the host's transforms the bits are.
 """
 
 from __future__ import annotations
@@ -24,12 +28,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy
 
-from mpiflow.core import arrays
+from mpiflow.core import arrays, gpu
+from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import no_state, require_finite
 from mpiflow.core.lattice import split
@@ -37,9 +42,11 @@ from mpiflow.core.noise import stream_key
 from mpiflow.core.parallel import agreed
 from mpiflow.core.schedule import after
 from mpiflow.core.slabs import Slabs
+from mpiflow.solvers.field import cuda
 from mpiflow.solvers.field.flips import FlipSteps
 from mpiflow.solvers.field.langevin import LangevinSteps
 from mpiflow.solvers.field.steps import Pull
+from mpiflow.solvers.field.transforms import pulls
 from mpiflow.systems.field_law import Law
 from mpiflow.systems.kac import KacKernel
 
@@ -82,12 +89,13 @@ class StochasticField:
     dt : step, at most 1
     seed, members : of the noise; members are independent copies
     comm : communicator, ``COMM_WORLD`` for None
+    device : ``cpu`` or ``cuda``; None: as the program has chosen
 
     Attributes
     ----------
     numbers : members that this rank has, B of them
     state : (B, n, nx): z, or the numbers of spins that are up (int32). All that a step starts
-        from, with ``step``.
+        from, with ``step``. On the host: to look at it brings it there from a GPU.
     step : steps made
     own : J_0, the coupling of a block to itself
     inner : inner steps that a step is made of, see the module
@@ -113,6 +121,7 @@ class StochasticField:
         seed: int = 0,
         members: int = 1,
         comm: MPI.Intracomm | None = None,
+        device: str | None = None,
     ) -> None:
         if members < 1:
             raise InputError("members", members, "1 or more", "Leave it out for one field.")
@@ -148,8 +157,18 @@ class StochasticField:
         self.inner = self._inner_steps()
         self.step, self.begun, self.outside = 0, 0, 0
         self._parts = 1
-        self.state = self._motion.state(np.zeros(self.local))
-        self.state[...] = np.nan if self.state.dtype.kind == "f" else -1  # not set yet
+        here = gpu.of_simulation(device, slabs.comm)
+        self.device = Device(here.name, here.gpu)
+        #: The state on the device, where it is newer than what is on the host.
+        self._there: Any = None
+        if self.device.is_cuda:
+            self._motion_there = cuda.on_device(self._motion, self.device)
+            whole = not self._cut or slabs.comm.size == 1
+            about = self._symbol, slabs.shape, self.field, whole
+            self._pulls = pulls(self.device, *about, self._drive)
+        state = self._motion.state(np.zeros(self.local))
+        state[...] = np.nan if state.dtype.kind == "f" else -1  # not set yet
+        self._state = state
 
     def _inner_steps(self) -> int:
         """How many inner steps keep the stationary law. Collective."""
@@ -174,6 +193,18 @@ class StochasticField:
     # -- state -------------------------------------------------------------------------------
 
     @property
+    def state(self) -> np.ndarray:
+        """See the class. Whoever has it may write to it: what was on a device is old then."""
+        if self._there is not None:
+            self._state[...] = self.device.get(self._there)
+            self._there = None
+        return self._state
+
+    @state.setter
+    def state(self, state: np.ndarray) -> None:
+        self._state, self._there = state, None
+
+    @property
     def rng(self) -> str:
         """Name of the generator and of what steps make of its words, for files."""
         return self._motion.rng
@@ -192,7 +223,10 @@ class StochasticField:
     def m(self) -> np.ndarray:
         """Block means, (B, n, nx) float64, to be read: :meth:`set` sets them."""
         self._check_state()
-        m = self._motion.means(self.state)
+        if self._there is None:
+            m = self._motion.means(self.state)
+        else:
+            m = self.device.get(self._motion_there.means(self._there))
         m.flags.writeable = False  # what is written there would be lost
         return m
 
@@ -238,14 +272,17 @@ class StochasticField:
 
     def _check_state(self) -> None:
         """Raise unless this rank's part of the state is one."""
-        state, remedy = self.state, "Set the block means: field.set(0.0)."
-        low, high = -1, 1
+        remedy = "Set the block means: field.set(0.0)."
+        low, high = (-1, 1) if self._state.dtype.kind == "f" else (0, self.spins)
+        if self._there is not None:
+            if cuda.count_wrong(self.device, self._there, low, high):
+                raise InputError("state", "some", f"{low} to {high} at every block", remedy)
+            return
+        state = self.state
         if state.dtype.kind == "f":
             require_finite("state", state, remedy)
-        else:
-            low, high = 0, self.spins
-            if state.size and (state == -1).all():
-                raise no_state(remedy)
+        elif state.size and (state == -1).all():
+            raise no_state(remedy)
         if state.size and not (low <= state.min() and state.max() <= high):
             raise InputError("state", "some", f"{low} to {high} at every block", remedy)
 
@@ -296,12 +333,19 @@ class StochasticField:
         """Make inner steps: the work of a step may take minutes."""
         self.require_state()
         self._parts, members = self.parts, self.numbers.astype(np.uint64)
-        self.state = np.ascontiguousarray(self.state)
+        motion: Any = self._motion
+        drive: Any = self._drive
+        self._state = state = np.ascontiguousarray(self._state)
+        if self.device.is_cuda:
+            motion, drive = self._motion_there, self._pulls
+            self._there = state = (
+                self.device.put(self._state) if self._there is None else self._there
+            )
         for _ in range(inner):
             # Another dt later on never asks for the same noise again.
             half = np.uint64(2 * self.step | self.begun << INNER_BIT)
             noise = self._key, members, half, self._top
-            self._motion.step(self.state, self._drive, self.dt / self.parts, noise)
+            motion.step(state, drive, self.dt / self.parts, noise)
             self.begun += 1
             if self.begun == self.parts:
                 self.step, self.begun, self._parts = self.step + 1, 0, self.inner
