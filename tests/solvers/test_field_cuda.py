@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from exact import has_cuda
 from mpi4py import MPI
 from test_stochastic_field import BOTH, bent
@@ -14,8 +15,10 @@ from mpiflow.core import gpu
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.solvers.field import transforms
+from mpiflow.solvers.field.mesoscopic import Equation, LocalEquation, NonlocalEquation
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import ExactLaw, Structure
+from mpiflow.systems.kac import kac_kernel
 
 SHAPE = 5, 4
 #: Of a coupling that reaches a few blocks.
@@ -96,3 +99,34 @@ def test_states_that_cannot_be(structure: Structure) -> None:
     field._there = Device("cuda").put(bad)  # as a law that fails would leave it
     with pytest.raises(InputError, match=r"^state="):
         field.advance(1)
+
+
+@pytest.mark.parametrize("kind", [NonlocalEquation, LocalEquation])
+def test_pytorch_solves_the_equations_within_rounding(kind: type[Equation]) -> None:
+    """The same steps: as many evaluations of the right-hand side, in a field of the site."""
+    rng = np.random.default_rng(4)
+    field, m = rng.uniform(-0.3, 0.3, (14, 13)), rng.uniform(-0.5, 0.5, (14, 13))
+    start, found = m.copy(), []
+    for there in (None, torch.device("cpu")):
+        equation = kind(kac_kernel(1.5), 0.8, m.shape, field=field, comm=MPI.COMM_SELF)
+        equation._device = there
+        found.append(([now for _, now in equation.evolve(m, [0.3, 2.0])], equation.evaluations))
+    (here, steps), (other, others) = found
+    assert steps == others
+    np.testing.assert_allclose(other, here, rtol=0, atol=1e-12)
+    assert np.array_equal(m, start)
+
+
+@pytest.mark.kernel
+@pytest.mark.mpi
+@on_device
+def test_where_equations_are_solved(comm: MPI.Intracomm) -> None:
+    """As the program has chosen, of one rank; refused where it was asked for by name."""
+    about = kac_kernel(1.5), 0.8, (14, 13)
+    with gpu.computing_on("cuda", comm):
+        assert NonlocalEquation(*about, comm=MPI.COMM_SELF)._device is not None
+        assert (NonlocalEquation(*about, comm=comm)._device is None) == (comm.size > 1)
+    assert NonlocalEquation(*about, comm=comm)._device is None
+    if comm.size > 1:
+        with pytest.raises(InputError, match=r"^device='cuda'.*one rank"):
+            NonlocalEquation(*about, comm=comm, device="cuda")

@@ -15,11 +15,14 @@ M_2 the second moment of the kernel along an axis. J is the quantised kernel of 
 (:mod:`mpiflow.systems.kac`), so its sum is 1 and the critical temperature is 1.
 
 Time unit: one attempt per spin. Energies are per site, k_B = 1. Both equations are solved on
-:class:`~mpiflow.core.slabs.Slabs`, to the same bits on any number of ranks.
+:class:`~mpiflow.core.slabs.Slabs`, to the same bits on any number of ranks. On a GPU, of one rank,
+PyTorch makes the same steps: within the same tolerance, and not to the same bits (simulated, not
+yet run on a GPU).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -28,10 +31,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy
 
-from mpiflow.core import arrays
+from mpiflow.core import arrays, gpu
+from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.parallel import agreed
 from mpiflow.core.slabs import Slabs
+from mpiflow.solvers.field.transforms import TorchGrid, torch_device
 from mpiflow.systems.kac import KacKernel
 
 if TYPE_CHECKING:
@@ -67,6 +72,8 @@ class Equation:
     field : h, a number or (n, nx): this rank's slab
     block : sites a side of a grid point; the lattice has (ny block, nx block) sites
     comm : communicator, ``COMM_WORLD`` for None; every method is collective on it
+    device : where :meth:`evolve` computes, ``cpu`` or, on one rank, ``cuda``; None: as the program
+        has chosen
 
     Attributes
     ----------
@@ -75,11 +82,16 @@ class Equation:
 
     Raises
     ------
-    InputError : no such shape, temperature, block or field, or a kernel too wide for the box
+    InputError : no such shape, temperature, block, field or device, or a kernel too wide for the
+        box
     """
 
     #: Bound of \|m\| by the equation, and the longest step.
     bound, longest = math.inf, math.inf
+    #: What is of the grid beside the field h.
+    constants: tuple[str, ...] = ()
+    #: NumPy, or PyTorch where the state is on a device.
+    _library: Any = np
 
     def __init__(
         self,
@@ -90,8 +102,10 @@ class Equation:
         field: float | np.ndarray = 0.0,
         block: int = 1,
         comm: MPI.Intracomm | None = None,
+        device: str | None = None,
     ) -> None:
         self.slabs = Slabs(comm, shape)
+        self._device = self._torch_of(device)
         if not (temperature > 0 and math.isfinite(temperature)):
             raise InputError("temperature", temperature, "a finite number above 0", "Try 1.")
         if block < 1:
@@ -105,6 +119,15 @@ class Equation:
                 allowed = f"a number or {self.slabs.local}"
                 raise InputError("field", self.field.shape, allowed, "Cut it by rows.")
         self.evaluations = 0
+
+    def _torch_of(self, name: str | None) -> Any:
+        """The device of PyTorch that steps are made on; None: by NumPy. Collective."""
+        here = gpu.of_simulation(name, self.slabs.comm, self.slabs.comm.size == 1)
+        there = torch_device(Device(here.name, here.gpu)) if here.is_cuda else None
+        if name == "cuda" and (there is None or self.slabs.comm.size > 1):
+            allowed = "'cpu', or one rank with PyTorch on its GPU"
+            raise InputError("device", name, allowed, "Use --device cpu, or comm=MPI.COMM_SELF.")
+        return there
 
     # -- observables ---------------------------------------------------------------------
 
@@ -143,7 +166,26 @@ class Equation:
             raise InputError("times", ends[:8], "finite times, 0 or later, rising", "Sort them.")
         if not 1e-13 <= tolerance <= 0.1:  # more than rounding, less than m
             raise InputError("tolerance", tolerance, "1e-13 to 0.1", "Try 1e-6.")
-        return self._states(self._checked(m).copy(), ends, tolerance)
+        start = self._checked(m).copy()
+        if self._device is None:
+            return self._states(start, ends, tolerance)
+        return self._states_there(start, ends, tolerance)
+
+    def _states_there(
+        self, m: np.ndarray, ends: list[float], tolerance: float
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        """By PyTorch: this equation with all that is of the grid on its device."""
+        import torch
+
+        there: Any = copy.copy(self)
+        there.slabs, there._library = TorchGrid(self.slabs.shape), torch
+        for name in ("field", *self.constants):
+            values = torch.as_tensor(getattr(self, name), dtype=torch.float64)
+            setattr(there, name, values.to(self._device))
+        start = torch.as_tensor(m, dtype=torch.float64).to(self._device)
+        for time, now in there._states(start, ends, tolerance):
+            self.evaluations = there.evaluations
+            yield time, now.cpu().numpy()
 
     def _states(
         self, m: np.ndarray, ends: list[float], tolerance: float
@@ -166,7 +208,7 @@ class Equation:
                 elif aim < 1e-12:
                     reach = f"one that steps can reach; at t = {t:.6g} none of {dt:.1g} did"
                     raise InputError("tolerance", tolerance, reach, "Look at the initial state.")
-            yield end, m.copy()
+            yield end, _copy(m)
 
     def rhs(self, m: np.ndarray) -> np.ndarray:
         """d_t m, (n, nx)."""
@@ -212,6 +254,7 @@ class NonlocalEquation(Equation):
         (measured in docs/theory.md).
     """
 
+    constants = ("_symbol",)
     bound, longest = 1.0, 2.0  # up to there a step shrinks the error, and keeps its sign
 
     def __init__(self, kernel: KacKernel, *args: Any, smooth: bool = False, **options: Any) -> None:
@@ -236,7 +279,7 @@ class NonlocalEquation(Equation):
         out = self.convolve(m)
         out += self.field
         out *= self.beta
-        np.tanh(out, out=out)
+        self._library.tanh(out, out=out)
         out -= m
         return out
 
@@ -257,8 +300,8 @@ class NonlocalEquation(Equation):
         for weights in _STAGES:
             new = _add(m, dt, weights, slopes)
             slopes.append(self.rhs(new))
-        error = float(abs(_add(np.zeros_like(m), dt, _ERROR, slopes)).max(initial=0.0))
-        if abs(new).max(initial=0.0) > self.bound:
+        error = _largest(_add(self._library.zeros_like(m), dt, _ERROR, slopes))
+        if _largest(new) > self.bound:
             error = math.inf
         return new, slopes[-1], error
 
@@ -283,6 +326,8 @@ class LocalEquation(Equation):
     kappa : in squares of grid points per time; kappa of the lattice over block^2
     r, u : coefficients of the reaction
     """
+
+    constants = ("_linear",)
 
     def __init__(self, kernel: KacKernel, *args: Any, **options: Any) -> None:
         super().__init__(kernel, *args, **options)
@@ -317,13 +362,13 @@ class LocalEquation(Equation):
         return self.slabs.forward(self._reaction(m))
 
     def _step(self, m: np.ndarray, start: _Start, dt: float) -> tuple[np.ndarray, _Start, float]:
-        quarter = phi_functions(self._linear * (dt / 4))
+        quarter = phi_functions(self._linear * (dt / 4), self._library)
         half = _doubled(*quarter)
         whole = self._exponential_step(start, dt, half, _doubled(*half))
         middle = self._exponential_step(start, dt / 2, quarter, half)
         new = self._exponential_step(self._start(middle), dt / 2, quarter, half)
         # The error is of fifth order: 1 of the whole step, 2 / 32 of the halves.
-        return new, self._start(new), float(abs(new - whole).max(initial=0.0)) / 15
+        return new, self._start(new), _largest(new - whole) / 15
 
     def _exponential_step(self, start: _Start, dt: float, half: _Phi, whole: _Phi) -> np.ndarray:
         """One step, with the phi functions of dt / 2 and of dt."""
@@ -342,7 +387,7 @@ class LocalEquation(Equation):
         return back(out, overwrite=True)
 
 
-def phi_functions(z: np.ndarray) -> _Phi:
+def phi_functions(z: np.ndarray, library: Any = np) -> _Phi:
     r"""exp(z), and :math:`\phi_k(z) = \sum_j z^j / (j + k)!` for k = 1, 2, 3, at any real z.
 
     By the series where \|z\| < 1, else by :math:`\phi_{k+1} = (\phi_k - 1 / k!) / z`: each
@@ -350,18 +395,18 @@ def phi_functions(z: np.ndarray) -> _Phi:
     """
     near = abs(z) < 1
     x, far = z[near], z[~near]
-    one, two, three = (np.empty_like(z) for _ in range(3))
-    series = np.full_like(x, 1 / math.factorial(20))
+    one, two, three = (library.empty_like(z) for _ in range(3))
+    series = library.full_like(x, 1 / math.factorial(20))
     for j in range(19, 2, -1):
         series *= x
         series += 1 / math.factorial(j)
     three[near] = series
     two[near] = series = series * x + 0.5
     one[near] = series * x + 1.0
-    one[~near] = ratio = np.expm1(far) / far
+    one[~near] = ratio = library.expm1(far) / far
     two[~near] = ratio = (ratio - 1.0) / far
     three[~near] = (ratio - 0.5) / far
-    return np.exp(z), one, two, three
+    return library.exp(z), one, two, three
 
 
 def _doubled(exp: np.ndarray, one: np.ndarray, two: np.ndarray, three: np.ndarray) -> _Phi:
@@ -378,6 +423,12 @@ def _add(
     m: np.ndarray, dt: float, weights: Sequence[float], slopes: Sequence[np.ndarray]
 ) -> np.ndarray:
     """m plus dt times the weighted sum of slopes, in a fixed order at every point."""
+    if not isinstance(m, np.ndarray):
+        total = _copy(m)
+        for weight, slope in zip(weights, slopes, strict=True):
+            if weight:
+                total.add_(slope, alpha=dt * weight)
+        return total
     out, rows = m.copy(), max(1, _BAND // max(1, m.shape[1]))
     term = np.empty((rows, m.shape[1]))
     for top in range(0, len(m), rows):
@@ -388,3 +439,15 @@ def _add(
                 np.multiply(slope[top : top + rows], dt * weight, out=part)
                 band += part
     return out
+
+
+def _copy(m: Any) -> Any:
+    """Of an array, or of a tensor of PyTorch."""
+    return m.copy() if isinstance(m, np.ndarray) else m.clone()
+
+
+def _largest(values: Any) -> float:
+    """The largest size of a number; NaN if one is."""
+    if isinstance(values, np.ndarray):
+        return float(abs(values).max(initial=0.0))
+    return float(abs(values).max())

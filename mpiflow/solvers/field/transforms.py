@@ -1,9 +1,10 @@
-r"""J*m of block means that live on a device.
+r"""Fourier transforms of fields that live on a device.
 
-Where PyTorch computes on the same GPU, its Fourier transforms do it there, and nothing leaves it:
-the law of the CPU and not its bits, as the order of sums is another. Else, and where one field is
-cut over several ranks, the means go to the host and the pull comes back, by the transforms of the
-CPU: its bits. MPIFLOW_HOST_TRANSFORMS=1 asks for that.
+Of the pull J*m on block means: where PyTorch computes on the same GPU, its transforms are made
+there, and nothing leaves it: the law of the CPU and not its bits, as the order of sums is another.
+Else, and where one field is cut over several ranks, the means go to the host and the pull comes
+back, by the transforms of the CPU: its bits. MPIFLOW_HOST_TRANSFORMS=1 asks for that. Mesoscopic
+equations, which have no noise and steps under control, are solved by PyTorch as a whole.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def pulls(
     if whole and torch_has(device) and os.environ.get(HOST, "0") in ("", "0"):
         import torch
 
-        there = torch.device("cuda", torch.cuda.current_device())
+        there = torch_device(device)
         make = TorchPulls(there, symbol, shape, field)
 
         return lambda m: cuda().as_cuda_array(make(torch.as_tensor(m, device=there)))
@@ -59,6 +60,38 @@ def torch_has(device: Device) -> bool:
         return False
     torch.cuda.set_device(cuda().get_current_device().id)
     return True
+
+
+def torch_device(device: Device) -> Any:
+    """Where PyTorch computes what is on a device; in the simulator, on the CPU. None: nowhere."""
+    if not simulated() and not torch_has(device):
+        return None
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.device("cpu") if simulated() else torch.device("cuda", torch.cuda.current_device())
+
+
+class TorchGrid:
+    """The transforms of :class:`~mpiflow.core.slabs.Slabs` of a field on one rank, by PyTorch."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        import torch
+
+        self._fft, self.shape = torch.fft, shape
+
+    def forward(self, field: Any) -> Any:
+        """(ny, nx) to (ny, nx // 2 + 1)."""
+        return self._fft.rfft2(field)
+
+    def backward(self, spectrum: Any, overwrite: bool = False) -> Any:
+        """The inverse."""
+        return self._fft.irfft2(spectrum, self.shape)
+
+    def largest(self, value: float) -> float:
+        """Of one rank."""
+        return value
 
 
 class TorchPulls:
