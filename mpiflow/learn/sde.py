@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mpiflow.core.noise import normals
 from mpiflow.learn import devices
 from mpiflow.learn.likelihood import FLOOR, SHIFT, PairLoss, Pairs, Scales
+from mpiflow.learn.noise import Normals
 from mpiflow.learn.paths import Law, Leaving, law_of, walk
 from mpiflow.learn.training import all_learned, mlp, sizes_of
 
@@ -279,6 +279,7 @@ class LearnedSDE(nn.Module):
                 if context is not None:
                     given = (put(np.resize(context[chunk], (size, context.shape[1]))),)
                 keys = np.resize(members[chunk], size)
+                noises = Normals(seed, "sde", keys, self.dim, device, self.mean.dtype)
                 kept = 0
                 _look(leaving, 0, start, z[:count], self._held(z[:count]))
                 for step in range(steps + 1):
@@ -287,8 +288,7 @@ class LearnedSDE(nn.Module):
                         kept += 1
                     if step == steps:
                         break
-                    xi = normals(seed, "sde", keys, step, self.dim)
-                    kick = self.cholesky(z, *given) @ put(xi)[..., None]
+                    kick = self.cholesky(z, *given) @ noises.at(step)[..., None]
                     moved = z + self.drift(z, *given) * dt + kick[..., 0] * (noise * dt**0.5)
                     z = self._held(moved)
                     clipped += _look(leaving, step + 1, start, moved[:count], z[:count])

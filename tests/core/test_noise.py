@@ -6,11 +6,12 @@ import warnings
 
 import numpy as np
 import pytest
-from exact import P_FLOOR, Z_CEILING, chi_square, deviate
+from exact import P_FLOOR, Z_CEILING, chi_square, deviate, has_cuda
 from exact import threefry as plain_threefry
 from scipy.stats import kstest, norm
 
-from mpiflow.core.device import kernel
+from mpiflow.core.device import Device, kernel
+from mpiflow.core.device_noise import draw_normals
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import (
     MAX_MEMBER,
@@ -262,3 +263,15 @@ def test_no_warnings_from_wrapping_arithmetic() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         words(2**63 - 1, "nfold", MAX_MEMBER - 1, 2**63, np.arange(4))
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(not has_cuda(), reason="no CUDA device and no simulator")
+@pytest.mark.parametrize("components", [1, 4])
+def test_normals_made_on_a_device(components: int) -> None:
+    """The same words; another logarithm and other angles, to rounding."""
+    members, device = np.array([0, 2**47, 5, 6], np.uint64), Device("cuda")
+    out = device.put(np.zeros((4, components)))
+    draw_normals(stream_key(7, "sde"), device.put(members), 2**40, out)
+    expected = normals(7, "sde", members, 2**40, components)
+    np.testing.assert_allclose(device.get(out), expected, rtol=0, atol=1e-14)

@@ -28,7 +28,7 @@ from numba.core.types import Tuple, UniTuple
 from numba.cuda import dispatcher
 from rule_law import Voter
 
-from mpiflow.core import device, packed
+from mpiflow.core import device, device_noise, packed
 from mpiflow.solvers.field import cuda as field_cuda
 from mpiflow.solvers.kac import cuda as kac_cuda
 from mpiflow.solvers.spins import (
@@ -173,6 +173,7 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
         field_cuda._count_wrong,
         (array(i32, 3), i64, i64, COUNTS),
     ),
+    "normals of rollouts": (device_noise._draw, (u64, u64, LIST, u64, array(f64, 2))),
     "copy box of sums": (device._copy_box, (array(i16, 3, "A"), array(i16, 3, "A"))),
     "copy box of words": (device._copy_box, (array(u64, 3, "A"), WORDS)),
 }
