@@ -105,6 +105,23 @@ def _compiled(function: Callable[..., Any], keep: Callable[..., Any]) -> Any:
     return made
 
 
+@rule
+def split(number: int, parts: int) -> tuple[int, int]:
+    """Quotient and remainder of numbers below 2^32: GPUs have no instruction to divide, and 64 bits
+    would take a hundred others."""
+    divisor = max(np.uint32(parts), np.uint32(1))  # Numba need not ask whether it is 0
+    quotient = np.uint32(number) // divisor
+    return np.int64(quotient), np.int64(np.uint32(number) - quotient * divisor)
+
+
+@rule
+def unravel(number: int, n1: int, n2: int) -> tuple[int, int, int]:
+    """Indices of an element of an array (..., n1, n2), of its number below 2^32."""
+    line, k = split(number, n2)
+    i, j = split(line, n1)
+    return i, j, k
+
+
 @kernel
 def copy_line(target: np.ndarray, source: np.ndarray) -> None:
     """target[:] = source of as many numbers or more, for kernels: where that is written, Numba
@@ -237,6 +254,10 @@ def compiler() -> dict[str, Any]:
     }
 
 
+#: Of a launch: kernels number them in 32 bits, blocks of 128 included.
+MOST_THREADS = 2**32 - 128
+
+
 class CudaKernel:
     """A CUDA kernel, made and compiled at its first launch.
 
@@ -249,9 +270,17 @@ class CudaKernel:
         self._compiled: Any = None
 
     def launch(self, threads: int, *arguments: Any) -> None:
-        """Run on at least ``threads`` threads; the kernel checks its own bound."""
+        """Run on at least ``threads`` threads; the kernel checks its own bound.
+
+        Raises
+        ------
+        InputError : more threads than 32 bits can number
+        """
         if threads < 1:
             return
+        if threads > MOST_THREADS:
+            allowed = f"work for at most {MOST_THREADS} threads at once on a GPU"
+            raise InputError("size", threads, allowed, "Use more ranks, each with a GPU.")
         if self._compiled is None:
             function = self._in_simulator() if simulated() else self.factory(cuda())
             self._compiled = cuda().jit(function)
@@ -341,7 +370,12 @@ class Device:
     def copy_box(self, target: Any, source: Any) -> None:
         """``target[...] = source`` for equal 3-dimensional boxes, strided or not."""
         if self.is_cuda:
-            _copy_box.launch(math.prod(target.shape), target, source)
+            rows = max(1, MOST_THREADS // max(1, math.prod(target.shape[1:])))
+            for first in range(0, target.shape[0], rows):
+                few = slice(first, first + rows)
+                whole = rows >= target.shape[0]
+                box = (target, source) if whole else (target[few], source[few])
+                _copy_box.launch(math.prod(box[0].shape), *box)
         else:
             target[...] = source
 
@@ -350,9 +384,10 @@ class Device:
 def _copy_box(cuda: Any) -> Callable[..., None]:
     def copy(target: Any, source: Any) -> None:
         i = cuda.grid(1)
-        n1, n2 = target.shape[1], target.shape[2]
-        if i < target.shape[0] * n1 * n2:
-            b, y, x = i // (n1 * n2), i // n2 % n1, i % n2
+        b, y, x = unravel(i, target.shape[1], target.shape[2])
+        if b < target.shape[0]:
+            # Unsigned: signed ones might count from the end.
+            b, y, x = np.uint64(b), np.uint64(y), np.uint64(x)
             target[b, y, x] = source[b, y, x]
 
     return copy

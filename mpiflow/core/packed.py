@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.block import Boxes, HaloPolicy, cartesian
-from mpiflow.core.device import CudaKernel, Device, kernel, rule
+from mpiflow.core.device import CudaKernel, Device, kernel, rule, split
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import is_spins, no_state, spin_fault
 from mpiflow.core.lattice import Lattice, Layout, Shape
@@ -575,10 +575,8 @@ def _aligned_block_sums(black: np.ndarray, white: np.ndarray, size: int, out: np
 def close_cuda(cuda: Any) -> Callable[..., None]:
     def close_halo(array: Any, half: int, rows: int, columns: int) -> None:
         """One thread for each row or column of each box, whichever are more."""
-        i = cuda.grid(1)
         ny, nw = array.shape[1] - 2, array.shape[2] - 2
-        most = max(ny, nw) + 2
-        b, n = i // most, i % most
+        b, n = split(cuda.grid(1), max(ny, nw) + 2)
         if b < array.shape[0]:
             if columns and 1 <= n <= ny:
                 after = (half >> 6) + 1

@@ -39,7 +39,7 @@ from mpiflow.core.lattice import Lattice, Layout, factorisations
 from mpiflow.core.packed import PackedBlock
 from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.simulation.spins.simulation import Frame
-from mpiflow.solvers.spins import multispin, sublattice
+from mpiflow.solvers.spins import multispin, multispin_cuda, sublattice
 from mpiflow.solvers.spins.bitplanes import PLANES, Thresholds, _sfc64, count_neighbours
 from mpiflow.solvers.spins.sublattice import Kind, Run, Sublattice
 from mpiflow.systems.ising import Ising
@@ -355,15 +355,16 @@ def test_same_bits_in_a_process_with_two_threads(
 
 @pytest.mark.kernel
 @needs_cuda
-@pytest.mark.parametrize("members", [1, 2])
-@pytest.mark.parametrize("compiled_in", [False, True])
+@pytest.mark.parametrize(("dt", "members", "room"), [(0.5, 1, 128), (0.5, 2, 1), (math.inf, 2, 1)])
 def test_same_bits_on_cuda(
-    members: int, compiled_in: bool, monkeypatch: pytest.MonkeyPatch
+    dt: float, members: int, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = outcome(0.5, (14, 230), members=members)
-    if compiled_in:
+    """Also where the queue of undecided sites overflows, and with thresholds compiled in."""
+    expected = outcome(dt, (14, 230), members=members)
+    monkeypatch.setattr(multispin_cuda, "QUEUE", room)
+    if members > 1:
         monkeypatch.setattr(sublattice, "COMPILE_IN_AFTER", 0)
-    assert_same(outcome(0.5, (14, 230), members=members, device="cuda"), expected)
+    assert_same(outcome(dt, (14, 230), members=members, device="cuda"), expected)
 
 
 def groups_of_ranks(comm: MPI.Intracomm) -> Iterator[MPI.Intracomm]:

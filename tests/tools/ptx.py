@@ -23,6 +23,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import gpu_budget
+from gpu_budget import Budget
 from numba import types
 from numba.core.types import Tuple, UniTuple
 from numba.cuda import dispatcher
@@ -34,7 +36,7 @@ from mpiflow.solvers.kac import cuda as kac_cuda
 from mpiflow.solvers.spins import (
     heatbath,
     lane_block,
-    multispin,
+    multispin_cuda,
     rule_compiled,
     rule_kernels,
     sliced,
@@ -46,6 +48,8 @@ from mpiflow.systems.potts import Potts
 
 cuda = device.cuda()
 CAPABILITIES = ((8, 0), (9, 0), (10, 0))
+#: H100 and H200.
+BUDGETED = (9, 0)
 #: Rules are compiled for "the current device": the one kind of it that we mean.
 TARGET = SimpleNamespace(compute_capability=CAPABILITIES[0])
 dispatcher.get_current_device = lambda: TARGET
@@ -53,8 +57,10 @@ dispatcher.get_current_device = lambda: TARGET
 i8, i64, u64 = types.int8, types.int64, types.uint64
 u8, u16, f32, f64 = types.uint8, types.uint16, types.float32, types.float64
 i16, i32 = types.int16, types.int32
-MASKS, NO_MASKS = UniTuple(UniTuple(u64, 10), PLANES), Tuple(())
+NO_MASKS, FIVE, TEN = Tuple(()), *(UniTuple(UniTuple(types.uint32, n), PLANES) for n in (5, 10))
 THRESHOLDS = Thresholds.of((0.2 * Ising(2.269, 0.05).flip_rates_by_opposites()).tolist())
+
+TO_SET = Thresholds.to_set(Ising(2.269, 0.05).up_probabilities().tolist())
 
 
 def array(of: Any, dims: int, layout: str = "C") -> types.Array:
@@ -63,8 +69,9 @@ def array(of: Any, dims: int, layout: str = "C") -> types.Array:
 
 SPINS, WORDS = array(i8, 3), array(u64, 3)
 LIST, COUNTS = array(u64, 1), array(i64, 1)
-PACKED = (*[WORDS] * 3, i64, UniTuple(i64, 3), UniTuple(i64, 2), i64, array(i64, 2), LIST, LIST)
-SLICED = (WORDS, WORDS, i64, i64, i64, LIST, LIST)
+PACKED = (*[LIST] * 3, i64, i64, i64, UniTuple(i64, 3), UniTuple(i64, 2), i64, array(i64, 2), LIST,
+          LIST)  # fmt: skip
+SLICED = (LIST, LIST, *[i64] * 5, LIST, LIST)
 PLAIN = (SPINS, SPINS, i64, array(i64, 2), LIST, i64, i64, LIST, u64, i64, UniTuple(u64, 10))
 RULE = (SPINS, *PLAIN[2:9], i64, i64, i64, i64)
 MODEL = (i64, array(f64, 1), array(f64, 2), array(f32, 2), array(u16, 2), array(i64, 2), i64, i64)
@@ -90,12 +97,20 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
         rule_compiled.kernels(Voter(states=20)).cuda,
         (*RULE, UniTuple(f64, 1), f64, u64, array(i64, 2)),
     ),
-    "packed": (multispin.update_packed_cuda, (*PACKED, MASKS, LIST, u64, COUNTS)),
+    "packed": (multispin_cuda.update_packed_cuda, (*PACKED, FIVE, LIST, u64, COUNTS)),
+    "packed, flips in a field": (
+        multispin_cuda.update_packed_cuda,
+        (*PACKED, TEN, LIST, u64, COUNTS),
+    ),
     "packed, compiled in": (
-        multispin.packed_cuda_with(THRESHOLDS.masks),
+        multispin_cuda.packed_cuda_with(TO_SET.masks),
         (*PACKED, NO_MASKS, LIST, u64, COUNTS),
     ),
-    "sliced": (sliced.update_sliced_cuda, (*SLICED, MASKS, LIST, u64, COUNTS)),
+    "packed, flips compiled in": (
+        multispin_cuda.packed_cuda_with(THRESHOLDS.masks),
+        (*PACKED, NO_MASKS, LIST, u64, COUNTS),
+    ),
+    "sliced": (sliced.update_sliced_cuda, (*SLICED, FIVE, LIST, u64, COUNTS)),
     "sliced, compiled in": (
         sliced.sliced_cuda_with(THRESHOLDS.masks),
         (*SLICED, NO_MASKS, LIST, u64, COUNTS),
@@ -178,6 +193,22 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
     "copy box of words": (device._copy_box, (array(u64, 3, "A"), WORDS)),
 }
 
+#: Rounds of a warp's queue a row: in so many is a site of its 32 words undecided.
+QUEUED = (0.4, ())
+#: Of packed kernels: draws for rows of the box above, rows, the queue: a warp of four has it.
+ROWS = [(0, ()), (0, ()), (8, (QUEUED, (0, ()))), (0.25, ())]
+#: Of sliced ones: a row of 32 sites of a colour, its 64 counters and the queue of the block.
+SITES = [(32, (QUEUED, (0, ()), (2, ()))), (0.5, ())]
+#: What :mod:`gpu_budget` needs to know.
+BUDGETS = {
+    "packed": Budget(512, ROWS, 0.41),
+    "packed, compiled in": Budget(512, ROWS, 0.41),
+    "packed, flips in a field": Budget(512, ROWS, 0.41),
+    "packed, flips compiled in": Budget(512, ROWS, 0.41),
+    "sliced": Budget(2048, SITES, 0.41),
+    "sliced, compiled in": Budget(2048, SITES, 0.41),
+    "plain": Budget(1, [], 4.0),
+}
 
 #: Threads of a block, as of ``CudaKernel.launch``; registers and warps of a multiprocessor.
 BLOCK, REGISTERS, WARPS, WARP = 128, 65536, 64, 32
@@ -206,6 +237,7 @@ class Assembled(NamedTuple):
     spills: int
     shared: int
     instructions: dict[str, int]
+    code: str = ""
 
     @property
     def occupancy(self) -> float:
@@ -243,7 +275,7 @@ def assembled(name: str, capability: tuple[int, int]) -> Assembled:
             r"Used (\d+) registers", r"(\d+) bytes stack frame", r"(\d+) bytes spill stores",
             r"(\d+) bytes smem",
         )),
-        {kind: counts[kind] for kind in (*TYPES, "other") if counts[kind]},
+        {kind: counts[kind] for kind in (*TYPES, "other") if counts[kind]}, code,
     )  # fmt: skip
 
 
@@ -283,7 +315,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.names) - set(KERNELS):
         parser.error(f"{', '.join(unknown)}: known are {', '.join(KERNELS)}")
-    failures, rows = int(fuses()), []
+    failures, rows, budget = int(fuses()), [], []
     if failures:
         print("FAILED: products and sums are fused")
     print(f"{'kernel':27}{'cc':>5}{'regs':>6}{'stack':>6}{'spill':>6}{'smem':>6}{'warps':>6}  code")
@@ -298,16 +330,26 @@ def main() -> int:
                 continue
             failures += made.spills > 0
             verdict = " FAILED: spills" if made.spills else ""
-            code = ", ".join(f"{kind} {count}" for kind, count in made.instructions.items())
+            kinds = ", ".join(f"{kind} {count}" for kind, count in made.instructions.items())
             print(
                 f"{name:27}{cc:>5}{made.registers:>6}{made.stack:>6}{made.spills:>6}"
-                f"{made.shared:>6}{made.occupancy:>6.0%}  {code}{verdict}"
+                f"{made.shared:>6}{made.occupancy:>6.0%}  {kinds}{verdict}"
             )
-            rows.append({"kernel": name, "capability": cc, **made._asdict(),
-                         "occupancy": made.occupancy})  # fmt: skip
+            facts = made._asdict() | {"occupancy": made.occupancy}
+            code = facts.pop("code")
+            rows.append({"kernel": name, "capability": cc, **facts})
+            if name in BUDGETS and capability == BUDGETED:
+                try:
+                    budget.append(gpu_budget.row(name, code, BUDGETS[name]))
+                except ValueError as error:  # BUDGETS is of other code
+                    failures += 1
+                    print(f"{name:27}{cc:>5} FAILED: no budget: {error}")
+    if budget:
+        print(f"\n{gpu_budget.table(budget)}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        both = {"kernels": rows, "budget": budget}
+        options.json.write_text(json.dumps(both, indent=1) + "\n")
     return failures
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import CudaKernel, rule, simulated
+from mpiflow.core.device import CudaKernel, rule, simulated, unravel
 from mpiflow.core.noise import site_counter, threefry
 from mpiflow.core.slabs import Slabs
 from mpiflow.solvers.kac.fields import Fields
@@ -236,7 +236,7 @@ def _walk(cuda: Any) -> Callable[..., None]:
         batch, n, width, lines = shape
         chunks = (n + chunk - 1) // chunk
         if i < batch * chunks * width:
-            x, c, b = i % width, i // width % chunks, i // (width * chunks)
+            b, c, x = unravel(i, chunks, width)
             reach = weights.size - 1
             y = c * chunk
             stop = min(y + chunk, n)
@@ -283,8 +283,8 @@ def _nearest(cuda: Any) -> Callable[..., None]:
         """Four neighbours; a row above and below is in ``padded``."""
         i = cuda.grid(1)
         n, nx = out.shape[1], out.shape[2]
-        if i < out.shape[0] * n * nx:
-            b, y, x = i // (n * nx), i // nx % n, i % nx
+        b, y, x = unravel(i, n, nx)
+        if b < out.shape[0]:
             left, right = (x - 1 if x > 0 else nx - 1), (x + 1 if x + 1 < nx else 0)
             total = np.int32(padded[b, y, x]) + np.int32(padded[b, y + 2, x])
             total += np.int32(padded[b, y + 1, left]) + np.int32(padded[b, y + 1, right])
@@ -296,8 +296,7 @@ def _nearest(cuda: Any) -> Callable[..., None]:
 @rule
 def _site(thread: int, n: int, nx: int) -> tuple[int, int, int]:
     """Box, row and group of four columns of a thread."""
-    fours = (nx + SITES - 1) // SITES
-    return thread // (n * fours), thread // fours % n, thread % fours
+    return unravel(thread, n, (nx + SITES - 1) // SITES)
 
 
 @rule

@@ -38,6 +38,9 @@ from mpiflow.core.packed import popcount
 PLANES = 12
 #: Words handled together; their working space stays in the first-level cache.
 CHUNK = 128
+#: Of GPUs: undecided sites that the queue of a block has room for; others are decided at once.
+#: About 16 come in of 128 threads with eight words each.
+QUEUE = 128
 
 # The kind of draw, in the top bits of the step word of the noise (the plain kernel's is 0):
 # the first two and the third seed word of a stream, and the bits beyond the planes.
@@ -81,6 +84,11 @@ class Thresholds:
         """
         terms = 10 if any(any(plane[5:]) for plane in self.masks) else 5
         return tuple(plane[:terms] for plane in self.masks)
+
+    @property
+    def halves(self) -> Masks:
+        """:attr:`shortest` of 32 bits each, for the kernels of GPUs."""
+        return tuple(tuple(np.uint32(mask & 2**32 - 1) for mask in p) for p in self.shortest)
 
     @classmethod
     def of(cls, probabilities: Sequence[float], planes: int = PLANES) -> Thresholds:
@@ -136,6 +144,23 @@ def _sfc64(a: Word, b: Word, c: Word, count: Word) -> tuple[Word, Word, Word, Wo
 
 
 @rule
+def skip(a: Word, b: Word, c: Word, count: Word) -> tuple[Word, Word, Word]:
+    """The state of a stream after a word that nobody needs."""
+    _, a, b, c = _sfc64(a, b, c, count)
+    return a, b, c
+
+
+_NO_TERMS = (np.uint64(0),) * 5
+
+
+@rule
+def _both(mask: Word) -> Word:
+    """A mask of the lower half of a word, in both halves."""
+    half = np.uint64(np.uint32(mask))
+    return half | (half << np.uint64(32))
+
+
+@rule
 def _plane(
     a: Word,
     b: Word,
@@ -150,11 +175,16 @@ def _plane(
     below: Word,
     equal: Word,
 ) -> tuple[Word, Word, Word, Word, Word]:
-    """One plane of the comparison: the stream's next state, V < T so far, V = T so far."""
+    """One plane of the comparison: the stream's next state, V < T so far, V = T so far.
+
+    Of five or ten masks the lower halves are looked at: GPUs have registers of 32 bits.
+    """
     v, a, b, c = _sfc64(a, b, c, count)
-    t = m[0] ^ (m[1] & s0) ^ (m[2] & s1) ^ (m[3] & s01) ^ (m[4] & s2)
-    # Without a field the spin does not matter: these terms vanish where they are constants.
-    t ^= spin & (m[5] ^ (m[6] & s0) ^ (m[7] & s1) ^ (m[8] & s01) ^ (m[9] & s2))
+    m = m + _NO_TERMS  # of five: the compiler leaves out what is constant
+    t = _both(m[0]) ^ (_both(m[1]) & s0) ^ (_both(m[2]) & s1)
+    t ^= (_both(m[3]) & s01) ^ (_both(m[4]) & s2)
+    of_spin = _both(m[5]) ^ (_both(m[6]) & s0) ^ (_both(m[7]) & s1)
+    t ^= spin & (of_spin ^ (_both(m[8]) & s01) ^ (_both(m[9]) & s2))
     differ = v ^ t
     return a, b, c, (below & ~differ) | (t & differ), equal & ~differ
 
@@ -196,6 +226,14 @@ def compare(
     return a, b, c, lt, eq
 
 
+@rule
+def class_at(bit: Word, s0: Word, s1: Word, s2: Word, spin: Word) -> Word:
+    """The class, 0 to 9, of the site at a bit: :class:`Thresholds`."""
+    one = np.uint64(1)
+    kind = ((s0 >> bit) & one) + np.uint64(2) * ((s1 >> bit) & one)
+    return kind + np.uint64(4) * ((s2 >> bit) & one) + np.uint64(5) * ((spin >> bit) & one)
+
+
 @inlined
 def settle(  # type: ignore[no-untyped-def]
     undecided, key0, key1, key_step, step, site, site_step, s0, s1, s2, spin, residual
@@ -210,8 +248,7 @@ def settle(  # type: ignore[no-untyped-def]
         rest = np.uint64(undecided & (undecided - one))  # without the lowest bit that is set
         bit = np.uint64(popcount((undecided ^ rest) - one))
         undecided = rest
-        kind = ((s0 >> bit) & one) + np.uint64(2) * ((s1 >> bit) & one)
-        kind += np.uint64(4) * ((s2 >> bit) & one) + np.uint64(5) * ((spin >> bit) & one)
+        kind = class_at(bit, s0, s1, s2, spin)
         word = threefry(key0, key1 + bit * key_step, step, site + bit * site_step)[0]
         below |= np.uint64(word < residual[np.int64(kind)]) << bit
     return below

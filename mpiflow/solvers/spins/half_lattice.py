@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpiflow.core.device import kernel, rule
+from mpiflow.core.device import kernel, rule, unravel
 from mpiflow.core.noise import Word, site_counter, threefry
 
 
@@ -41,8 +41,7 @@ def word_of(k0: Word, k1: Word, step: Word, gy: int, gx: int) -> Word:
 @rule
 def box_of(thread: int, ny: int, nx: int) -> tuple[int, int, int]:
     """Box, row and number in the row of the site of a thread."""
-    half = (nx + 1) // 2
-    return thread // (ny * half), thread // half % ny, thread % half
+    return unravel(thread, ny, (nx + 1) >> 1)
 
 
 @rule

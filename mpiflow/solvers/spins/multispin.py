@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpiflow.core.device import CudaKernel, inlined, kernel
+from mpiflow.core.device import inlined, kernel
 from mpiflow.core.messages import CODE, NO_LINES, call_mpi
 from mpiflow.core.noise import Word, site_counter, threefry
 from mpiflow.core.packed import (
@@ -42,7 +42,6 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     STATE_C,
     Masks,
     Thresholds,
-    compare,
     compare_words,
     compared,
     count_neighbours,
@@ -83,8 +82,8 @@ class Work:
     Parameters
     ----------
     target : gets the flips of black sites; the block's own black words in a step
-    kernel : :func:`update_packed` or :data:`update_packed_cuda`, or one with the masks
-        compiled in, for which ``masks`` is empty
+    kernel : :func:`update_packed` or that of :mod:`~mpiflow.solvers.spins.multispin_cuda`, or one
+        with the masks compiled in, for which ``masks`` is empty
     """
 
     def __init__(
@@ -110,11 +109,16 @@ class Work:
         counts = self._counter()  # threads must not share one
         kernel, arrays, rest = self.kernel, self.arrays, self.rest
         if self.block.device.is_cuda:
-            (left, right), bands = region.words, region.number_of_bands
-            threads = self.block.batch * bands * (right - left)
+            bands = region.bands[0], region.bands[2], region.number_of_bands
+            words = region.words[0], region.words[1] - region.words[0]
+            threads = self.block.batch * bands[2] * words[1]
+            rows, width = (int(n) for n in arrays[1].shape[1:])
+            target, black, white = (array.reshape(-1) for array in arrays)
+            colours = (target, black, white), (white, white, black)
 
             def launch(number: int) -> None:
-                kernel.launch(threads, *arrays, number, *region[:2], *rest, counts)
+                of = colours[number % 2]
+                kernel.launch(threads, *of, rows - 2, width, number, bands, words, *rest, counts)
 
             return launch
         places, columns, sent = _places([region]), self.block.wraps[1], self.block.columns_sent
@@ -421,89 +425,3 @@ def packed_with(masks: Masks) -> Any:
     """:data:`update_packed` with thresholds compiled in: faster, after a few
     seconds of compiling, which are kept on disk."""
     return _cpu_kernel(masks)
-
-
-# -- CUDA --------------------------------------------------------------------------------------
-
-
-def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None]]:
-    """The kernel with the thresholds as an argument, or compiled in."""
-
-    def factory(cuda: Any) -> Callable[..., None]:
-        def update(  # type: ignore[no-untyped-def]
-            target, black, white, number, bands, words, half, origins, key, members, masks,
-            residual, setting, flips,
-        ):  # fmt: skip
-            """One pass; one thread for each band and word. Same bits as the CPU kernel."""
-            i = cuda.grid(1)
-            across = words[1] - words[0]
-            in_box = (bands[1] - bands[0] + bands[2] - 1) // bands[2] * across
-            if i < black.shape[0] * in_box:
-                box = i // in_box
-                band = bands[0] + i % in_box // across * bands[2]
-                w = words[0] + i % across
-                step, colour = np.uint64(number), number & 1
-                spins, other = (white, black) if colour else (black, white)
-                out = white if colour else target
-                key0, key1 = key[0], key[1] + members[box]
-                stream = np.uint64(origins[box, 0] // BAND + band) << np.uint64(32)
-                stream |= np.uint64(origins[box, 1] // WORD_SITES + w)
-                a, b = threefry(key0, key1, step | SEED_AB, stream)
-                c = threefry(key0, key1, step | SEED_C, stream)[0]
-                flipped = np.uint64(0)
-                whole = ~np.uint64(0)
-                if w + 3 == black.shape[2]:
-                    whole = np.uint64(sites_of_last(half))
-                for row in range(BAND):
-                    y, x = band * BAND + row - origins[box, 0] % BAND, w + 1
-                    if y + 2 >= black.shape[1]:
-                        break
-                    # A row of the box above draws only to come to the draws of this one.
-                    sites = whole if y >= 0 else np.uint64(0)
-                    y = max(y, 0)
-                    odd = (row + colour) & 1
-                    s, o = compared(spins[box, y + 1, x], setting), other[box, y + 1, x]
-                    s = np.uint64(s)
-                    if odd:
-                        side = o >> np.uint64(1) | other[box, y + 1, x + 1] << np.uint64(63)
-                    else:
-                        side = o << np.uint64(1) | other[box, y + 1, x - 1] >> np.uint64(63)
-                    north, south = other[box, y, x], other[box, y + 2, x]
-                    s0, s1, s2 = count_neighbours(north ^ s, south ^ s, o ^ s, side ^ s)
-                    # The simulator's rules return Python ints.
-                    s0, s1, s2 = np.uint64(s0), np.uint64(s1), np.uint64(s2)
-                    a, b, c = np.uint64(a), np.uint64(b), np.uint64(c)
-                    count = np.uint64(PLANES * row + 1)
-                    m = masks if constants is None else constants
-                    a, b, c, below, undecided = compare(a, b, c, count, m, s0, s1, s2, s)
-                    below, undecided = np.uint64(below) & sites, np.uint64(undecided) & sites
-                    site = site_counter(origins[box, 0] + y, origins[box, 1] + WORD_SITES * w + odd)
-                    site = np.uint64(site)
-                    if undecided:
-                        # A tuple: the simulator's rules take no arrays.
-                        classes = (
-                            residual[0], residual[1], residual[2], residual[3], residual[4],
-                            residual[5], residual[6], residual[7], residual[8], residual[9],
-                        )  # fmt: skip
-                        more = settle(
-                            undecided, key0, key1, np.uint64(0), step | RESIDUAL, site,
-                            np.uint64(2), s0, s1, s2, s, classes,
-                        )  # fmt: skip
-                        below |= np.uint64(more)
-                    change = below ^ (spins[box, y + 1, x] & setting & sites)
-                    out[box, y + 1, x] ^= change
-                    flipped += np.uint64(popcount(change))
-                cuda.atomic.add(flips, box, np.int64(flipped))
-
-        return update
-
-    return factory
-
-
-update_packed_cuda = CudaKernel(_cuda_factory(None))
-
-
-@lru_cache(maxsize=8)
-def packed_cuda_with(masks: Masks) -> CudaKernel:
-    """:data:`update_packed_cuda` with thresholds compiled in."""
-    return CudaKernel(_cuda_factory(masks))

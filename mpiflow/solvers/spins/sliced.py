@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow.core.device import CudaKernel, copy_line, kernel
+from mpiflow.core.device import CudaKernel, copy_line, kernel, split, unravel
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import Word, site_counter, threefry
 from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
@@ -22,6 +22,7 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     CHUNK,
     EQUAL,
     PLANES,
+    QUEUE,
     S0,
     S1,
     S2,
@@ -34,6 +35,7 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     STATE_B,
     STATE_C,
     Masks,
+    class_at,
     compare,
     compare_words,
     compared,
@@ -354,9 +356,10 @@ def wrap_sliced_cuda(cuda: Any) -> Callable[..., None]:
         i = cuda.grid(1)
         height, width, words = field.shape
         if i < height * width * words:
-            y, x, w = i // (width * words), i // words % width, i % words
+            y, x, w = unravel(i, width, words)
             ny, nx = height - 2 * halo, width - 2 * halo
-            iy, ix = (y - halo + ny) % ny + halo, (x - halo + nx) % nx + halo
+            iy = y + ny if y < halo else y - ny if y >= ny + halo else y
+            ix = x + nx if x < halo else x - nx if x >= nx + halo else x
             if iy != y or ix != x:
                 field[y, x, w] = field[iy, ix, w]
 
@@ -368,51 +371,107 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
 
     def factory(cuda: Any) -> Callable[..., None]:
         def update(  # type: ignore[no-untyped-def]
-            target, field, halo, parity, number, groups, key, masks, residual, setting, flips
-        ):
-            """One pass; one thread for each row of a box and word. Same bits as the CPU kernel."""
-            i = cuda.grid(1)
-            height, width, words = field.shape
+            target, field, height, width, halo, parity, number, groups, key, masks, residual,
+            setting, flips,
+        ):  # fmt: skip
+            """One pass; one thread for each row of a box and word. Same bits as the CPU kernel.
+
+            What the planes leave undecided waits in a queue, as in
+            :mod:`~mpiflow.solvers.spins.multispin_cuda`.
+
+            Parameters
+            ----------
+            target, field : (height * width * words,) uint64
+            """
+            queue = cuda.shared.array(QUEUE, np.uint32)
+            waiting = cuda.shared.array(1, np.int32)
+            me, i, words = cuda.threadIdx.x, cuda.grid(1), groups.shape[0]
+            if me == 0:
+                waiting[0] = 0
+            cuda.syncthreads()
+            m = masks if constants is None else constants
+            step, one, key0 = np.uint64(number), np.uint64(1), key[0]
+            down, right = np.uint64(width * words), np.uint64(words)
             if i < (height - 2 * halo) * words:
-                y, w = halo + i // words, i % words
-                step, group = np.uint64(number), groups[w]
-                row = np.uint64(y - halo)
-                a, b = threefry(key[0], key[1] + group, step | SLICED_AB, row)
-                c = threefry(key[0], key[1] + group, step | SLICED_C, row)[0]
-                draws = np.uint64(1)
-                for x in range(halo + ((number + parity + y - halo) & 1), width - halo, 2):
-                    s = np.uint64(compared(field[y, x, w], setting))
+                y, w = split(i, words)
+                row, group = np.uint64(y), groups[w]
+                a, b = threefry(key0, key[1] + group, step | SLICED_AB, row)
+                c = threefry(key0, key[1] + group, step | SLICED_C, row)[0]
+                # The simulator's rules return Python ints.
+                a, b, c, draws = np.uint64(a), np.uint64(b), np.uint64(c), np.uint64(1)
+                d0 = d1 = d2 = d3 = d4 = d5 = np.uint64(0)
+                counted, first = 0, (number + parity + y) & 1
+                at = np.uint64(((halo + y) * width + halo + first) * words + w)
+                for x in range(first, width - 2 * halo, 2):
+                    spin = field[at]
+                    s = np.uint64(compared(spin, setting))
                     s0, s1, s2 = count_neighbours(
-                        field[y - 1, x, w] ^ s,
-                        field[y + 1, x, w] ^ s,
-                        field[y, x - 1, w] ^ s,
-                        field[y, x + 1, w] ^ s,
-                    )
-                    # The simulator's rules return Python ints.
+                        field[at - down] ^ s, field[at + down] ^ s,
+                        field[at - right] ^ s, field[at + right] ^ s,
+                    )  # fmt: skip
                     s0, s1, s2 = np.uint64(s0), np.uint64(s1), np.uint64(s2)
-                    a, b, c = np.uint64(a), np.uint64(b), np.uint64(c)
-                    m = masks if constants is None else constants
                     a, b, c, below, undecided = compare(a, b, c, draws, m, s0, s1, s2, s)
-                    below, undecided = np.uint64(below), np.uint64(undecided)
+                    a, b, c = np.uint64(a), np.uint64(b), np.uint64(c)
+                    undecided = np.uint64(undecided)
                     draws += np.uint64(PLANES)
-                    site = np.uint64(site_counter(y - halo, x - halo))
-                    if undecided:
-                        # A tuple: the simulator's rules take no arrays.
-                        classes = (
-                            residual[0], residual[1], residual[2], residual[3], residual[4],
-                            residual[5], residual[6], residual[7], residual[8], residual[9],
-                        )  # fmt: skip
-                        first = key[1] + (group << np.uint64(6))
-                        more = settle(
-                            undecided, key[0], first, np.uint64(1), step | SLICED_RESIDUAL, site,
-                            np.uint64(0), s0, s1, s2, s, classes,
-                        )  # fmt: skip
-                        below |= np.uint64(more)
-                    below ^= field[y, x, w] & setting
-                    for lane in range(64):
-                        if below >> np.uint64(lane) & np.uint64(1):
-                            cuda.atomic.add(flips, 64 * w + lane, 1)
-                    target[y, x, w] ^= below
+                    change = (np.uint64(below) ^ (spin & setting)) & ~undecided
+                    left = np.uint64(0)
+                    while undecided:
+                        bit = np.uint64(cuda.popc(~undecided & (undecided - one)))  # the lowest one
+                        undecided &= undecided - one
+                        kind = np.int64(class_at(bit, s0, s1, s2, s))
+                        slot = QUEUE
+                        if x < 2**15:  # more does not fit an entry
+                            slot = cuda.atomic.add(waiting, 0, 1)
+                        if slot < QUEUE:
+                            queue[slot] = kind | np.int64(bit) << 4 | x << 10 | me << 25
+                        else:
+                            left |= one << bit
+                    while left:
+                        bit = np.uint64(cuda.popc(~left & (left - one)))
+                        left &= left - one
+                        kind = np.int64(class_at(bit, s0, s1, s2, s))
+                        member = key[1] + (group << np.uint64(6)) + bit
+                        site = np.uint64(site_counter(y, x))
+                        word = threefry(key0, member, step | SLICED_RESIDUAL, site)[0]
+                        up = (spin & setting) >> bit & one
+                        change ^= (np.uint64(word < residual[kind]) ^ up) << bit
+                    target[at] ^= change
+                    at += right + right
+                    # A number of six binary digits for each lane.
+                    d0, change = d0 ^ change, d0 & change
+                    d1, change = d1 ^ change, d1 & change
+                    d2, change = d2 ^ change, d2 & change
+                    d3, change = d3 ^ change, d3 & change
+                    d4, change = d4 ^ change, d4 & change
+                    d5 ^= change
+                    counted += 1
+                    if counted == 63 or x + 2 >= width - 2 * halo:
+                        for lane in range(64):
+                            k = np.uint64(lane)
+                            n = d0 >> k & one | (d1 >> k & one) << one
+                            n |= (d2 >> k & one) << np.uint64(2) | (d3 >> k & one) << np.uint64(3)
+                            n |= (d4 >> k & one) << np.uint64(4) | (d5 >> k & one) << np.uint64(5)
+                            if n:
+                                cuda.atomic.add(flips, 64 * w + lane, np.int64(n))
+                        d0 = d1 = d2 = d3 = d4 = d5 = np.uint64(0)
+                        counted = 0
+            cuda.syncthreads()
+            next_one = np.uint32(me)
+            while next_one < min(np.uint32(waiting[0]), np.uint32(QUEUE)):
+                entry = np.int64(queue[next_one])
+                kind, bit, x = entry & 15, np.uint64(entry >> 4 & 63), entry >> 10 & 2**15 - 1
+                y, w = split(i - me + (entry >> 25), words)
+                member = key[1] + (groups[w] << np.uint64(6)) + bit
+                site = np.uint64(site_counter(y, x))
+                word = threefry(key0, member, step | SLICED_RESIDUAL, site)[0]
+                at = np.uint64(((halo + y) * width + halo + x) * words + w)
+                up = (field[at] & setting) >> bit & one
+                change = np.uint64(word < residual[kind]) ^ up
+                if change:
+                    cuda.atomic.xor(target, at, change << bit)
+                    cuda.atomic.add(flips, 64 * w + np.int64(bit), 1)
+                next_one = np.uint32(next_one + np.uint32(cuda.blockDim.x))
 
         return update
 

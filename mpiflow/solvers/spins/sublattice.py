@@ -48,7 +48,7 @@ from mpiflow.core.lattice import Lattice
 from mpiflow.core.noise import stream_key
 from mpiflow.core.packed import PackedBlock
 from mpiflow.core.schedule import Clock
-from mpiflow.solvers.spins import heatbath, multispin, sliced
+from mpiflow.solvers.spins import heatbath, multispin, multispin_cuda, sliced
 from mpiflow.solvers.spins.bitplanes import Masks, Thresholds
 from mpiflow.solvers.spins.lane_block import LaneBlock
 from mpiflow.systems.drive import Drive
@@ -64,6 +64,8 @@ SLICED_SITES = 100**2
 #: Updates after which thresholds are compiled in: by then that would have saved, at 0.01 to 0.04 ns
 #: an update, as much time as it takes, a few seconds.
 COMPILE_IN_AFTER = 10**11
+#: So many times as much a GPU does in the same time.
+GPU_TIMES = 100
 #: Thresholds that are kept: of all kinds of a few laws.
 KEPT = 16
 #: Sites that keep a thread busy for longer than it takes to start it.
@@ -359,11 +361,10 @@ class Sublattice:
         thresholds = self._thresholds[law]
         if run.kind == "full" and self.drive is None:
             self._updates += updates
-            enough = self._updates > COMPILE_IN_AFTER
+            enough = self._updates > COMPILE_IN_AFTER * (GPU_TIMES if cuda else 1)
             if enough if self.compile_in is None else self.compile_in:
                 return compile_in(thresholds.masks), (), thresholds
-        masks = thresholds.masks if cuda else thresholds.shortest
-        return general, masks, thresholds
+        return general, thresholds.halves if cuda else thresholds.shortest, thresholds
 
     def _apply_sliced(
         self, block: Block, runs: Sequence[Run], key: np.ndarray, flips: np.ndarray
@@ -402,7 +403,7 @@ class Sublattice:
         parity = int(block.origins[0].sum() % 2)
         groups, key = put(lanes.groups), put(key)
         total = np.zeros(64 * len(lanes.groups), np.int64)
-        target = field
+        target, flat = field, field.reshape(-1)
         for run in runs:
             if run.looks and target is field:
                 target = block.device.duplicate(field)
@@ -415,11 +416,12 @@ class Sublattice:
                 cuda,
             )
             if cuda:
+                residual, boxes = put(thresholds.residual), (target.reshape(-1), flat)
                 for number in range(run.first, run.first + run.passes):
                     kernel.launch(
                         block.shape[0] * len(lanes.groups),
-                        target, field, block.halo, parity, number, groups, key, masks,
-                        put(thresholds.residual), thresholds.setting, counts,
+                        *boxes, *field.shape[:2], block.halo, parity, number, groups, key, masks,
+                        residual, thresholds.setting, counts,
                     )  # fmt: skip
                     if wrap:
                         sliced.wrap_sliced_cuda.launch(math.prod(field.shape), target, block.halo)
@@ -448,8 +450,8 @@ class Sublattice:
             kernel, masks, thresholds = self._compared_with(
                 run,
                 run.passes * sites // 2,
-                multispin.packed_cuda_with if cuda else multispin.packed_with,
-                multispin.update_packed_cuda if cuda else multispin.update_packed,
+                multispin_cuda.packed_cuda_with if cuda else multispin.packed_with,
+                multispin_cuda.update_packed_cuda if cuda else multispin.update_packed,
                 cuda,
             )
             work = multispin.Work(block, target, kernel, masks, thresholds, key)
