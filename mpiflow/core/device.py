@@ -106,7 +106,7 @@ def _compiled(function: Callable[..., Any], keep: Callable[..., Any]) -> Any:
 
 
 @rule
-def split(number: int, parts: int) -> tuple[int, int]:
+def split(number: int, parts: int) -> tuple[Any, Any]:
     """Quotient and remainder of numbers below 2^32: GPUs have no instruction to divide, and 64 bits
     would take a hundred others."""
     divisor = max(np.uint32(parts), np.uint32(1))  # Numba need not ask whether it is 0
@@ -115,7 +115,7 @@ def split(number: int, parts: int) -> tuple[int, int]:
 
 
 @rule
-def unravel(number: int, n1: int, n2: int) -> tuple[int, int, int]:
+def unravel(number: int, n1: int, n2: int) -> tuple[Any, Any, Any]:
     """Indices of an element of an array (..., n1, n2), of its number below 2^32."""
     line, k = split(number, n2)
     i, j = split(line, n1)

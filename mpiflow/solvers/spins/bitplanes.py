@@ -86,7 +86,7 @@ class Thresholds:
         return tuple(plane[:terms] for plane in self.masks)
 
     @property
-    def halves(self) -> Masks:
+    def halves(self) -> tuple[tuple[Any, ...], ...]:
         """:attr:`shortest` of 32 bits each, for the kernels of GPUs."""
         return tuple(tuple(np.uint32(mask & 2**32 - 1) for mask in p) for p in self.shortest)
 

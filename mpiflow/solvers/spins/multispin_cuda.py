@@ -41,9 +41,7 @@ def _place(i: int, bands: tuple[int, int, int], words: tuple[int, int]) -> tuple
 
 
 @rule
-def _late(  # type: ignore[no-untyped-def]
-    key0: Word, key1: Word, step: Word, y: int, x: int
-) -> Word:
+def _late(key0: Word, key1: Word, step: Word, y: int, x: int) -> Word:
     """The noise of a site that the planes left undecided."""
     return threefry(key0, key1, step | RESIDUAL, site_counter(y, x))[0]
 
@@ -144,7 +142,7 @@ def _factory(constants: Masks | None) -> Callable[[Any], Callable[..., None]]:
             next_one = np.uint32(me)
             while next_one < min(np.uint32(counts[0]), np.uint32(QUEUE)):
                 entry = np.int64(queue[next_one])
-                kind, bit, row = entry & 15, np.uint64(entry >> 4 & 63), entry >> 10 & 7
+                kind, bit, row = entry & 15, np.uint64(entry >> 4 & 63), int(entry >> 10 & 7)
                 box, band, w = _place(i - me + (entry >> 13), bands, words)
                 y = band * BAND + row - np.int64(np.uint64(origins[box, 0]) % np.uint64(BAND))
                 at = np.uint64((box * (rows + 2) + y + 1) * width + w + 1)

@@ -460,7 +460,7 @@ def _cuda_factory(constants: Masks | None) -> Callable[[Any], Callable[..., None
             next_one = np.uint32(me)
             while next_one < min(np.uint32(waiting[0]), np.uint32(QUEUE)):
                 entry = np.int64(queue[next_one])
-                kind, bit, x = entry & 15, np.uint64(entry >> 4 & 63), entry >> 10 & 2**15 - 1
+                kind, bit, x = entry & 15, np.uint64(entry >> 4 & 63), int(entry >> 10 & 2**15 - 1)
                 y, w = split(i - me + (entry >> 25), words)
                 member = key[1] + (groups[w] << np.uint64(6)) + bit
                 site = np.uint64(site_counter(y, x))
