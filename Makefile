@@ -1,5 +1,5 @@
 # make help lists the targets. Everything runs from .venv, which jobs/setup.sh makes and keeps current.
-.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-lower test-mpich test-openmpi-5 test-python-3.12 test-python-3.13 test-reliability mutants bench bench-gpu results docs docs-links dist lint format clean distclean
+.PHONY: help setup demo test test-serial test-cudasim test-mpi-2 test-mpi-4 test-validate test-ptx test-gpu test-slurm test-lower test-mpich test-openmpi-5 test-python-3.12 test-python-3.13 test-reliability mutants bench bench-gpu results docs docs-links docs-versions dist lint format clean distclean
 .DEFAULT_GOAL := help
 # In order, also under make -j: the parts share two cores.
 .NOTPARALLEL:
@@ -120,6 +120,9 @@ docs: setup ## the documentation site, in docs/_build/html; tutorials are run
 	$(ONE_THREAD) PYTHONPATH=$(CURDIR) .venv-docs/bin/python -m sphinx -q -W --keep-going -a -b html -d docs/_build/doctrees docs docs/_build/html \
 	  2> >(grep -v '^\[IPKernelApp\]' >&2)
 	@echo "docs/_build/html/index.html"
+
+docs-versions: docs ## the site of this version beside those built before, with a list to choose from
+	@$(PY) docs/versions.py
 
 docs-links: setup ## addresses of others that the pages name still answer (needs the network)
 	@jobs/docs.sh

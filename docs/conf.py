@@ -61,6 +61,18 @@ html_theme = "furo"
 # A clone without a tag has no number.
 html_title = "mpiflow" if release.endswith("+source") else f"mpiflow {release}"
 html_static_path = ["_static"]
+templates_path = ["_templates"]
+# Those of the theme, which has a list of versions for Read the Docs only, and ours of versions.py.
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/search.html",
+        "versions.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_css_files = ["mpiflow.css"]
 html_copy_source = False
 html_show_sourcelink = False

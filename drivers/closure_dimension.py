@@ -293,7 +293,7 @@ def draw(
         axes.set(xlabel="closures", ylabel=label, yscale="log")
         if name == "error":
             axes.axhline(floor, color="0.6", lw=0.8)
-            axes.legend(fontsize=7)
+            axes.legend()
     page.savefig(path, dpi=130)
 
 

@@ -319,7 +319,7 @@ def draw(
     axes[0].axhline(exact.as_published(exact.mean, exact.std), color="0.6", lw=0.8)
     axes[0].set(xscale="log", yscale="log", xlabel="side of a patch", ylabel=SAMPLED)
     axes[0].set_xticks(options.patches, [f"{p}" for p in options.patches], minor=False)
-    axes[0].legend(fontsize=7)
+    axes[0].legend()
     patch = 16 if 16 in options.patches else options.patches[0]
     early = exact.times <= 25.0
     for panel, method in zip(axes[1:], METHODS, strict=True):
@@ -334,10 +334,9 @@ def draw(
             panel.plot(exact.times[early], mean, "k--", lw=1)
             for sign in (-1, 1):
                 panel.plot(exact.times[early], mean + sign * std, "k:", lw=0.6)
-        panel.set(xlabel="time (attempts per spin)", ylim=(-0.6, 0.8))
-        panel.set_title(f"{method}, from {patch}^2", fontsize=9)
-    axes[1].set_ylabel("magnetization")
-    page.suptitle("Curie-Weiss 64^2, T=1.1, h=0.1   shaded: exact, black: learned", fontsize=10)
+        panel.set(xlabel="time (attempts per spin)", ylabel="magnetization", ylim=(-0.6, 0.8))
+        panel.set_title(f"{method}, from {patch}^2")
+    page.suptitle("Curie-Weiss 64^2, T=1.1, h=0.1   shaded: exact, black: learned")
     page.savefig(path, dpi=130)
 
 

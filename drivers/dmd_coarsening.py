@@ -40,7 +40,7 @@ from mpiflow.experiments.results import (
     results_directory,
     with_error,
 )
-from mpiflow.experiments.style import figure
+from mpiflow.experiments.style import COLOURS, DASHES, figure
 from mpiflow.initial.chain import perturbed
 from mpiflow.solvers.binary_chain.mean_field import MOBILITIES, MeanFieldChains
 from mpiflow.systems.binary_chain import BinaryChain
@@ -214,22 +214,21 @@ def draw(path: Path, parts: Parts, options: argparse.Namespace) -> None:
     rows = picture.subplots(len(options.betas), 4, squeeze=False)
     names = ("first_minimum", "strain", "ab_bonds", "phases")
     labels = ("first minimum of C(d)", "strain", "A-B bonds / N", "phases / N")
-    lines = ("-", "--", "-.", ":")
     for row, beta in zip(rows, options.betas, strict=True):
         for number, size in enumerate(options.sizes):
             for colour, model in enumerate(MODELS):
                 part = first(parts, model, beta, size, options)
                 seen = part["time"] >= EARLIEST
-                style = {"color": f"C{colour}", "ls": lines[number % len(lines)], "lw": 1}
+                look = {"color": COLOURS[colour], "ls": DASHES[number % len(DASHES)], "lw": 1}
                 for panel, name in zip(row, names, strict=True):
                     values = part[name] / (size if name in ("ab_bonds", "phases") else 1)
                     label = f"{model}, N = {size}"
-                    panel.plot(part["time"][seen], values[seen], label=label, **style)
+                    panel.plot(part["time"][seen], values[seen], label=label, **look)
         for panel, label in zip(row, labels, strict=True):
             panel.set(xscale="log", xlabel="t", ylabel=label, title=f"beta = {beta:g}")
         row[0].set_yscale("log")
         row[3].set_yscale("log")
-    rows[0][0].legend(fontsize=6)
+    picture.legend(*rows[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     picture.savefig(path, dpi=130)
 
 

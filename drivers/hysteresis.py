@@ -130,8 +130,8 @@ def draw(path: Path, parts: Parts, rates: list[float]) -> None:
         values, errors = np.transpose([area(parts[case, rate]) for rate in rates])
         last.errorbar(rates, values, errors, fmt="o-", ms=4, lw=1, label=case)
     last.set(xlabel="R", ylabel="area", xscale="log", yscale="log")
-    panels[0].legend(fontsize=7)
-    last.legend(fontsize=8)
+    panels[0].legend()
+    last.legend()
     picture.savefig(path, dpi=130)
 
 

@@ -444,8 +444,8 @@ def draw(path: Path, values: Values, options: argparse.Namespace) -> None:
             axes[1, q].errorbar(x, guess * scale, bar * scale, fmt="o", ms=4, color=colour)
         axes[0, q].set(xlabel="T", ylabel=name, yscale="log" if q == 1 else "linear")
         axes[1, q].set(xlabel="(T - T_c) L", ylabel=f"{name} L^{power:g}")
-    axes[0, 0].legend(title="L; lines: reference", fontsize=7)
-    page.suptitle("Ising at the critical point; dots: learned with lambda = K", fontsize=10)
+    axes[0, 0].legend(title="L; lines: reference")
+    page.suptitle("Ising at the critical point; dots: learned with lambda = K")
     page.savefig(path, dpi=130)
 
 

@@ -248,7 +248,7 @@ def draw_curves(path: Path, results: dict[Case, dict[Method, Runs]]) -> None:
     axes = made.subplots(len(gammas), len(columns), squeeze=False)
     for case, runs in results.items():
         panel = axes[gammas.index(case[2]), columns.index(case[:2])]
-        panel.set_title(f"T = {case[0]:g}, h = {case[1]:g}, gamma = {ratio(case[2])}", fontsize=9)
+        panel.set_title(f"T = {case[0]:g}, h = {case[1]:g}, gamma = {ratio(case[2])}")
         panel.set(xlabel="time (attempts per spin)", ylabel="magnetization")
         for i, ((name, step), run) in enumerate(runs.items()):
             m = run.values[:, :, 0]
@@ -262,7 +262,7 @@ def draw_curves(path: Path, results: dict[Case, dict[Method, Runs]]) -> None:
                 panel.errorbar(
                     shifted, mean, spread, fmt=kind, ms=3, lw=0.8, label=f"{name} {step:g}"
                 )
-    axes[0, 0].legend(fontsize=6)
+    made.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     made.savefig(path, dpi=130)
 
 
@@ -285,7 +285,7 @@ def draw_cost(path: Path, compared: dict[tuple[Case, Method], Comparison]) -> No
         panel.axvline(20, color="0.5", lw=0.8)
         panel.set(xlim=(0.2, 300), ylim=(0.5, 100), title=name)
         panel.set(xlabel="times fewer operations", ylabel="largest |z| of means")
-    axes[0].legend(fontsize=6)
+    made.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     made.savefig(path, dpi=130)
 
 

@@ -24,7 +24,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import Report, farm, results_directory
-from mpiflow.experiments.style import figure
+from mpiflow.experiments.style import COLOURS, figure
 from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
@@ -409,7 +409,7 @@ def draw(path: Path, found: dict[Task, dict[str, Any]], options: argparse.Namesp
     sources = [f"{options.noise[-1]:g}", "micro"]
     for row, source in zip(axes, sources, strict=True):
         label = "microscopic runs" if source == "micro" else f"{100 * float(source):g} % noise"
-        for prior, colour in (("strong", "C0"), ("linear", "C1"), ("mlp", "C2")):
+        for prior, colour in zip(("strong", "linear", "mlp"), COLOURS, strict=False):
             r = found[source, gamma, prior, kernel]
             reach = int(4 * gamma / BLOCK) + 1
             x = np.arange(len(r["profile"]))[:reach]

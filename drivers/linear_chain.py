@@ -224,7 +224,7 @@ def draw(
     slope, bias, _ = system.macroscopic()
     left.plot(slope, bias, "k+", ms=12, label="exact")
     left.set(xlabel="slope a", ylabel="bias b", title=f"{system.sites} sites")
-    left.legend(fontsize=8)
+    left.legend()
     t = times(options)
     exact, variance = system.moments(t, 0.0)
     right.fill_between(t, exact - variance**0.5, exact + variance**0.5, color="0.85")
@@ -236,7 +236,7 @@ def draw(
     ):
         right.errorbar(t[::3], m.mean(1)[::3], m.std(1)[::3], fmt=style, ms=3, lw=0.8, label=name)
     right.set(xlabel="time", ylabel="mean displacement", ylim=(-0.4, 4.0))
-    right.legend(fontsize=8)
+    right.legend()
     page.savefig(path, dpi=130)
 
 

@@ -403,7 +403,7 @@ def draw(
     of_ising.set(xlabel="m", ylabel="K / beta", title="nearest neighbours")
     of_ratio.set(xlabel="m", ylabel="K / beta (1 - m^2)", ylim=(0, None))
     for ax in (of_k, of_s, of_j, of_v, of_ising):
-        ax.legend(fontsize=8)
+        ax.legend()
     page.savefig(path, dpi=120)
 
 

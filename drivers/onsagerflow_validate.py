@@ -32,6 +32,7 @@ from scipy.stats import ks_2samp
 from mpiflow import initial, metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
+from mpiflow.experiments import style
 from mpiflow.experiments.options import driver_parser, list_of
 from mpiflow.experiments.results import Report, farm, results_directory
 from mpiflow.experiments.style import figure
@@ -439,8 +440,8 @@ def passage_distance(
 
 # -- picture -------------------------------------------------------------------------------
 
-COLOURS = {"spins": "k", "langevin": "#2b78c8", "cosh": "#d7263d", "exact law": "#57a773",
-           "nonlocal equation": "#f2a52c", "Allen-Cahn": "#9a5fb0"}  # fmt: skip
+LABELS = ("langevin", "cosh", "exact law", "Allen-Cahn", "nonlocal equation")
+COLOURS = {"spins": "k", **dict(zip(LABELS, style.COLOURS, strict=False))}
 
 
 def draw(
@@ -454,24 +455,23 @@ def draw(
         times, series = picture["times"], picture["series"]
         middle = np.sqrt(RINGS[1:] * RINGS[:-1])[: len(series["spins"]["modes"])]
         for label, found in series.items():
-            style: dict[str, Any] = {"color": COLOURS[label], "label": label, "lw": 1.2}
+            look: dict[str, Any] = {"color": COLOURS[label], "label": label, "lw": 1.2}
             if label == "spins":
-                style |= {"lw": 4, "alpha": 0.3}
-            if label in DETERMINISTIC:
-                style["ls"] = "--"
+                look |= {"lw": 4, "alpha": 0.3}
+            look["ls"] = "--" if label in DETERMINISTIC else "-"
             for ax, key in zip(axes, ("magnetization", "free energy"), strict=False):
-                ax.plot(times, found[key].mean(axis=1), **style)
+                ax.plot(times, found[key].mean(axis=1), **look)
                 ax.set(xlabel="time (attempts per spin)", ylabel=key, title=name)
-            axes[2].loglog(middle, found["S"][-1].mean(axis=0), **style)
-            axes[3].plot(found["correlation"][-1].mean(axis=0), **style)
+            axes[2].loglog(middle, found["S"][-1].mean(axis=0), **look)
+            axes[3].plot(found["correlation"][-1].mean(axis=0), **look)
             last = series["spins"]["last"]
             span = last.min() - 0.2 * np.ptp(last), last.max() + 0.2 * np.ptp(last)
             hist, edges = np.histogram(found["last"][0], 60, span, density=True)
-            axes[4].step(edges[:-1], hist, where="post", **style)
+            axes[4].step(edges[:-1], hist, where="post", **look)
         axes[2].set(xlabel="k (waves a side)", ylabel="S(k) at the end", ylim=(1e-10, None))
         axes[3].set(xlabel="distance (blocks)", ylabel="correlation at the end")
         axes[4].set(xlabel="m of a block", ylabel="density at the end", yscale="log")
-        axes[0].legend(fontsize=7)
+        axes[0].legend()
     below = rows[-1]
     temperatures = sorted(passages)
     for k in ("spins", *LEARNED):
@@ -480,7 +480,7 @@ def draw(
         below[0].errorbar(temperatures, value, error, fmt="o-" if k == "spins" else ".--",
                          color=COLOURS[k], label=k, lw=1)  # fmt: skip
     below[0].set(xlabel="T", ylabel="mean first passage", yscale="log")
-    below[0].legend(fontsize=7)
+    below[0].legend()
     for ax, t in zip(below[1:], temperatures, strict=False):
         for k in ("spins", *LEARNED):
             waited, passed = passages[t][k]
@@ -488,6 +488,8 @@ def draw(
             ax.step(order, 1 - np.arange(1, len(order) + 1) / len(waited), where="post",
                     color=COLOURS[k], lw=1)  # fmt: skip
         ax.set(xlabel="time", ylabel="not yet passed", yscale="log", title=f"T = {t:g}")
+    for ax in below[1 + len(temperatures) :]:
+        ax.remove()
     page.savefig(path, dpi=110)
 
 

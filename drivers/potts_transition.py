@@ -197,7 +197,7 @@ def draw(path: Path, parts: Parts, options: argparse.Namespace) -> None:
         row[0].set(xlabel="T / T_c", ylabel="energy", title=f"q = {states}")
         row[1].set(xlabel="T / T_c", ylabel="order parameter")
         row[2].set(xlabel="energy at T_c", ylabel="density")
-        row[0].legend(fontsize=8)
+        row[0].legend()
     picture.savefig(path, dpi=130)
 
 

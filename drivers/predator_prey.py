@@ -321,7 +321,7 @@ def draw(path: Path, found: Results[Arrays], options: argparse.Namespace) -> Non
     for factor, values in zip(LAMBDAS, in_time, strict=True):
         axes[0].plot(frames(options) * DT, values, lw=1, label=f"{factor:g}")
     axes[0].set(xlabel="time", ylabel="squared MMD, published form", title=CASES[0])
-    axes[0].legend(title="lambda", fontsize=7)
+    axes[0].legend(title="lambda")
     for case in CASES:
         each = [found["compare", case, seed] for seed in range(options.seeds)]
         values = np.array([one["table"] for one in each])
@@ -333,13 +333,13 @@ def draw(path: Path, found: Results[Arrays], options: argparse.Namespace) -> Non
                 floor = np.mean([one["floor"][0] for one in each])
                 axis.axhline(floor, color=line.get_color(), lw=0.7, ls=":")
     axes[1].set(xscale="log", yscale="log", xlabel="lambda", ylabel="mean squared MMD")
-    axes[1].set_title("dotted: two halves of the truth", fontsize=9)
+    axes[1].set_title("dotted: two halves of the truth")
     theory = np.array(LAMBDAS)
     axes[2].plot(theory, np.sqrt(5.0 / theory), "k--", lw=1, label="sqrt(K / lambda)")
     axes[2].set(xscale="log", yscale="log", xlabel="lambda", ylabel="spread, predicted / true")
     for axis in axes[1:]:
         axis.axvline(5.0, color="0.7", lw=0.8)
-        axis.legend(fontsize=7)
+        axis.legend()
     page.savefig(path, dpi=130)
 
 

@@ -347,13 +347,13 @@ def draw(
                     panel.plot(i, j, "k.", ms=4)
             image = panel.imshow(np.maximum(values, low), norm=LogNorm(low, high), cmap="viridis_r",
                                  aspect="auto", origin="lower")  # fmt: skip
-            panel.set_xticks(range(len(options.betas)), [f"{b:g}" for b in options.betas], size=7)
-            panel.set_yticks(range(len(epsilons)), [f"{e:g}" for e in epsilons], size=7)
+            panel.set_xticks(range(len(options.betas)), [f"{b:g}" for b in options.betas])
+            panel.set_yticks(range(len(epsilons)), [f"{e:g}" for e in epsilons])
         row[0].set_ylabel(f"{name}\nepsilon")
         label = "|ln(t / t of process)|" if name == "nucleation" else "rms difference"
         picture.colorbar(image, ax=row, label=label, extend="both")
     for panel, model in zip(panels[0], columns, strict=True):
-        panel.set_title(model, fontsize=9)
+        panel.set_title(model)
     for panel in panels[-1]:
         panel.set_xlabel("beta")
     picture.suptitle(f"Differences from the process, N = {size}; dots: none beyond two errors")

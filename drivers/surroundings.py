@@ -370,8 +370,7 @@ def draw(
             panel.axhline(1.0, color="0.6", lw=0.8)
     axes[0, 0].set_ylabel("lambda for the variance of M / K")
     axes[1, 0].set_ylabel("rate of the drift of M / true")
-    axes[1, 0].legend(fontsize=7)
-    axes[0, 0].legend(fontsize=7)
+    page.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     page.savefig(path, dpi=130)
 
 

@@ -430,7 +430,7 @@ def generator_table(kinds: dict[str, Part]) -> str:
 
 def draw(path: Path, kinds: dict[str, Part], names: list[str]) -> None:
     """Errors against dt for each kind of states: drift and diffusion of M."""
-    page = figure(4.2 * len(kinds), 7.5)
+    page = figure(4.2 * len(kinds) + 2.4, 7.5)
     axes = page.subplots(2, len(kinds), squeeze=False)
     for column, (kind, data) in enumerate(kinds.items()):
         for row, i in enumerate((0, 2)):
@@ -449,8 +449,8 @@ def draw(path: Path, kinds: dict[str, Part], names: list[str]) -> None:
             panel.plot(TIMES, 0.03 * TIMES, ":", color="0.6", label="first order")
             panel.set(xscale="log", yscale="log", xlabel="dt", ylim=(1e-4, 3), title=kind)
             panel.set_ylabel(f"relative error of the {QUANTITIES[i]}")
-    axes[0, 0].legend(fontsize=6, loc="lower right")
-    axes[1, 0].legend(fontsize=6, loc="lower right", ncols=2)
+    # Of the lower row, which has them all; beside the panels, which are full of curves.
+    page.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside right center")
     page.suptitle("Patches of 16^2 against the whole lattice at the same dt")
     page.savefig(path, dpi=130)
 

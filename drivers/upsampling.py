@@ -616,10 +616,10 @@ def draw(
         row[1].axhline(0.0, color="0.6", lw=0.8)
         row[0].set_ylabel("worst class [spreads]")
         row[1].set_ylabel("domain walls [%]")
-        row[0].set_title(f"{case.title}: whole lattice relaxed", fontsize=9)
-        row[1].set_title("difference from direct states at the same M", fontsize=9)
-        row[0].legend(fontsize=6)
-        row[1].legend(fontsize=6, ncols=2)
+        row[0].set_title(f"{case.title}: whole lattice relaxed")
+        row[1].set_title("difference from direct states at the same M")
+        row[0].legend()
+        row[1].legend(ncols=2)
     empty.savefig(path, dpi=130)
 
 

@@ -46,6 +46,7 @@ def main() -> None:
     """Entry point of ``mpiflow``: exit code 0, 2 for a bad input, else another."""
     parallel.leave_srun()
     streams.forgive()
+    streams.plain_warnings()
     parallel.install_abort_hook()
     parallel.mute_other_ranks()
     # Paths need not be UTF-8: their bytes are shown as they are.

@@ -9,13 +9,16 @@ import ast
 import builtins
 import inspect
 import re
+import runpy
 import shlex
 import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib import pyplot
 
@@ -79,6 +82,63 @@ def test_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         invoke(shlex.split(command))
 
 
+# What tutorials say of their outcomes, asked of what their cells have left. Seeds are fixed.
+
+
+def _patches(left: dict[str, Any]) -> None:
+    """The learned law predicts mean and spread of m, and keeps within the range of its data."""
+    truth, learned = left["truth"][-1, 0], left["predicted"][-1, :, 0]
+    assert left["held"] == 0
+    assert abs(learned.mean() - truth.mean()) < 4 * left["errors"]
+    assert abs(learned.std() / truth.std() - 1) < 0.2
+
+
+def _own_data(left: dict[str, Any]) -> None:
+    """No doubts, Kramers' rate, a straight line over ln t, and opinions that are conserved."""
+    assert left["law"].card["doubts"] == []
+    kramers = np.sqrt(2) / np.pi * np.exp(-0.25 / (0.25 / 2))
+    assert abs(left["rate"] / kramers - 1) < 0.15
+    off = (left["inverse"] - np.polyval(left["line"], np.log(left["t"]))) / left["error"]
+    assert np.sqrt(np.mean(off**2)) < 1.5
+    end = left["end"]
+    assert np.all(abs(end.mean(axis=0) - 1 / 3) < 3 * end.std(axis=0, ddof=1) / 4)
+
+
+def _first_plot(left: dict[str, Any]) -> None:
+    """A slope a little smaller than 1/2; energies about an error from Onsager's, some two."""
+    assert -0.5 < left["slope"] < -0.35
+    off = (left["table"]["energy"] - left["exact"]) / left["table"]["energy_error"]
+    assert np.all(abs(off) < 3)
+
+
+def _kac_to_field(left: dict[str, Any]) -> None:
+    """Most of the difference is noise; s' is found, and what was learned shows the pattern."""
+    assert left["noise"] < left["difference"] < 1.5 * left["noise"]
+    assert abs(left["off"]).max() < 0.02
+    one, other = left["one"].ravel(), left["other"].ravel()
+    assert np.corrcoef(one, other)[0, 1] > 0.8
+    assert abs(other.std() / one.std() - 1) < 0.1
+
+
+def _alloy(left: dict[str, Any]) -> None:
+    """Mo and Ta attract each other, Ta avoids Ta, at 1000 K more than at 2000 K."""
+    names, late = left["pairs"], {}
+    for T in (1000, 2000):
+        with mpiflow.open(f"alloy{T}.h5") as run:
+            values = run["warren_cowley"][len(run.time) // 2 :].mean(axis=0)
+        late[T] = dict(zip(names, values, strict=True))
+    assert late[1000]["MoTa"] < 1.5 * late[2000]["MoTa"] < -0.1
+    assert late[1000]["TaTa"] > 1.5 * late[2000]["TaTa"] > 0.1
+
+
+OUTCOMES = {
+    "patches": _patches,
+    "own-data": _own_data,
+    "first-plot": _first_plot,
+    "kac-to-field": _kac_to_field,
+    "alloy": _alloy,
+}
+
 #: Tutorials, and whether they are left to ``make test-validate``, which bounds the time of a suite.
 TUTORIALS = {
     "patches": False,
@@ -109,6 +169,7 @@ def test_tutorial(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             code = compile(cell, f"{name}, cell {number}", "exec", dont_inherit=True)
             exec(code, names)  # noqa: S102 - our own page
             pyplot.close("all")
+    OUTCOMES[name](names)
 
 
 def test_all_tutorials_are_tested() -> None:
@@ -124,6 +185,23 @@ def test_each_page_has_a_place_in_the_contents() -> None:
             listed |= {index.parent / f"{name}.md" for name in names}
     built = DOCS / "_build"
     assert listed == {page for page in DOCS.rglob("*.md") if built not in page.parents}
+
+
+def test_versions_of_the_site(tmp_path: Path) -> None:
+    """Each keeps its place, the newest comes first, and the first page leads to the newest tag."""
+    versions = runpy.run_path(str(DOCS / "versions.py"))
+    html, site = tmp_path / "html", tmp_path / "site"
+    html.mkdir()
+    for name in ("0.9.0", "latest", "0.10.0", "latest"):
+        (html / "index.html").write_text(name)
+        names = versions["publish"](html, site, name)
+    assert names == ["latest", "0.10.0", "0.9.0"]
+    assert (site / "versions.js").read_text() == (
+        'window.mpiflow_versions = ["latest", "0.10.0", "0.9.0"];\n'
+    )
+    assert [(site / name / "index.html").read_text() for name in names] == names
+    assert "url=0.10.0/index.html" in (site / "index.html").read_text()
+    assert versions["name_here"]()
 
 
 def headings(page: Path) -> set[str]:

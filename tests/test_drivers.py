@@ -201,6 +201,7 @@ def test_smoke(ranks: int, mpirun: Run, tmp_path: Path) -> None:
     runner = ROOT / "tests" / "tools" / "smoke.py"
     done = mpirun(ranks, "python", runner, tmp_path, json.dumps(jobs), timeout=800, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr  # type: ignore[attr-defined]
+    assert "!! " not in done.stdout, [t for t in done.stdout.splitlines() if t[:2] == "!!"]  # type: ignore[attr-defined]
     for name in LEAVES:
         require_results(name, tmp_path / name)
     for name in WITHOUT_TORCH:

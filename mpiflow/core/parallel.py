@@ -82,6 +82,7 @@ def start() -> MPI.Intracomm:
     MissingPackage : there is no MPI here
     """
     streams.forgive()
+    streams.plain_warnings()
     install_abort_hook()
     mpi.require_for_program()
     check_launcher()
@@ -98,6 +99,7 @@ def start_reading() -> MPI.Intracomm:
     :data:`~mpiflow.core.mpi.ALONE`
     """
     streams.forgive()
+    streams.plain_warnings()
     install_abort_hook()
     if mpi.by_itself():
         return ALONE

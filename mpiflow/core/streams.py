@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from typing import Any
 
 
@@ -63,3 +64,23 @@ def forgive() -> None:
             setattr(sys, name, open(os.devnull, "w"))
         elif not isinstance(stream, Forgiving):
             setattr(sys, name, Forgiving(stream))
+
+
+def plain_warnings() -> None:
+    """Let this program show each warning for its users as one line, like its other messages.
+
+    Warnings for developers, such as deprecations, stay as Python shows them.
+    """
+    warnings.formatwarning = _line
+
+
+_AS_EVER = warnings.formatwarning
+
+
+def _line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    line: str | None = None,
+) -> str:  # fmt: skip
+    if issubclass(category, UserWarning):
+        return f"mpiflow: warning: {message}\n"
+    return _AS_EVER(message, category, filename, lineno, line)

@@ -302,7 +302,8 @@ def draw(
         for values, style in ((true[title], {"color": "0.8"}), (m, {"histtype": "step"})):
             both = np.concatenate([values.ravel(), -values.ravel()])
             axis.hist(both[np.isfinite(both)], np.linspace(-1, 1, 61), density=True, **style)
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=8)  # of three lines and more
+        axis.set_ylabel("density")
     for axis in axes[-1]:
-        axis.set_xlabel("magnetization", fontsize=8)
+        axis.set_xlabel("magnetization")
     page.savefig(path, dpi=130)

@@ -72,9 +72,6 @@ def power_law_figure(
     ----------
     panels : (name of the quantity, times, values (runs, times), law (times), label of the law)
     """
-
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
     page = figure(5.2 * len(panels), 3.8)
     for axes, (name, times, values, law, label) in zip(
         page.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
@@ -83,13 +80,6 @@ def power_law_figure(
             axes.loglog(times, run, "o", markersize=3, alpha=0.5, color=style.line(i)["color"])
         axes.loglog(times, law, "k--", label=label)
         axes.set(xlabel="time (sweeps)", ylabel=name)
-        # Less than a decade has no tick of a power of ten: a few others, with plain numbers.
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = axis.get_view_interval()
-            if high < 10 * low:
-                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0, 7.0)))
-                axis.set_major_formatter(ScalarFormatter())
-            axis.set_minor_formatter(NullFormatter())
         axes.legend()
     page.savefig(path, dpi=150)
 

@@ -7,6 +7,7 @@ Needs matplotlib, which is imported where a figure is made.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def settings() -> Any:
         "axes.prop_cycle": cycler(
             color=[one["color"] for one in lines], linestyle=[one["linestyle"] for one in lines]
         ),
+        "figure.titlesize": 11,
         "axes.titlesize": 10,
         "axes.labelsize": 10,
         "xtick.labelsize": 9,
@@ -46,16 +48,60 @@ def settings() -> Any:
 def figure(width: float, height: float) -> Figure:
     """An empty figure of a size in inches that needs no screen; save it with ``savefig(path)``."""
     from matplotlib import rc_context
+    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    look = settings()
+
+    class Panel(Axes):
+        """Has the style, whatever the caller has set for figures of his own."""
+
+        def __init__(self, *given: Any, **options: Any) -> None:
+            with rc_context(look):
+                super().__init__(*given, **options)
+
+        def legend(self, *given: Any, **options: Any) -> Any:
+            with rc_context(look):
+                return super().legend(*given, **options)
+
+        def set_title(self, *given: Any, **options: Any) -> Any:
+            with rc_context(look):
+                return super().set_title(*given, **options)
+
     class Page(Figure):
-        """Its panels have the style, whatever the caller has set for figures of his own."""
+        """Of panels."""
 
         def add_subplot(self, *given: Any, **options: Any) -> Any:
-            with rc_context(settings()):
-                return super().add_subplot(*given, **options)
+            return super().add_subplot(*given, axes_class=Panel, **options)
+
+        def legend(self, *given: Any, **options: Any) -> Any:
+            with rc_context(look):
+                return super().legend(*given, **options)
+
+        def suptitle(self, *given: Any, **options: Any) -> Any:
+            with rc_context(look):
+                return super().suptitle(*given, **options)
+
+        def savefig(self, *given: Any, **options: Any) -> None:
+            for panel in self.axes:
+                for axis in (panel.xaxis, panel.yaxis):
+                    if axis.get_scale() == "log":
+                        _ticks(axis)
+            super().savefig(*given, **options)
 
     page = Page(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(page)
     return page
+
+
+def _ticks(axis: Any) -> None:
+    """Plain numbers along a logarithmic axis that has fewer than two powers of ten."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter, ScalarFormatter
+
+    axis.set_minor_formatter(NullFormatter())
+    low, high = sorted(axis.get_view_interval())
+    if math.floor(math.log10(high)) > math.ceil(math.log10(low)):
+        return
+    axis.set_major_locator(AutoLocator() if high < 3 * low else LogLocator(subs=(1, 2, 4, 7)))
+    axis.set_major_formatter(ScalarFormatter())

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+
+#: Points of the smallest letters: figures are shown at half of their width.
+SMALLEST = 8
 
 
 def faults(figure: Any) -> list[str]:
-    """Texts that overlap, axes without labels, and legends over data; nothing if all is well."""
+    """Texts that overlap or are small, axes without labels, legends over data; nothing if fine."""
     figure.canvas.draw()
+    return seen(figure)
+
+
+def seen(figure: Any) -> list[str]:
+    """:func:`faults` of a figure that has just been drawn."""
     renderer = figure.canvas.get_renderer()
     out = []
     found = {id(text): text for text in figure.findobj(Text)}
@@ -21,6 +32,8 @@ def faults(figure: Any) -> list[str]:
         for key, text in found.items()
         if text.get_text().strip() and _shown(text) and key not in hidden
     ]
+    sizes = ((text.get_fontsize(), text.get_text()) for text in found.values() if text.get_text())
+    out += [f"{words!r} in letters of {size:g} points" for size, words in sizes if size < SMALLEST]
     for (one, a), (other, b) in combinations(texts, 2):
         wide = min(a.x1, b.x1) - max(a.x0, b.x0)
         high = min(a.y1, b.y1) - max(a.y0, b.y0)
@@ -73,3 +86,20 @@ def _shown(artist: Any) -> bool:
             return True  # titles of such axes are seen
         artist = getattr(artist, "axes", None) if not hasattr(artist, "axison") else None
     return True
+
+
+@contextmanager
+def watched(say: Callable[[str], object]) -> Iterator[None]:
+    """Whatever is drawn in the block is looked at, once it is; ``say`` is called for each fault."""
+    draw = FigureCanvasAgg.draw
+
+    def drawn(canvas: Any) -> None:
+        draw(canvas)
+        for fault in seen(canvas.figure):
+            say(fault)
+
+    FigureCanvasAgg.draw = drawn  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        FigureCanvasAgg.draw = draw  # type: ignore[method-assign]

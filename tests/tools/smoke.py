@@ -1,6 +1,6 @@
 """Runs drivers with --smoke, one after the other in the same processes. No test by itself.
 
-Says after each driver if torch has been loaded by then.
+Says after each driver if torch has been loaded by then, and what is wrong with its figures.
 
 mpirun -n 2 python tests/tools/smoke.py OUT '[["demo", []], ["alloy_report", ["--truth", "OUT/x"]]]'
 """
@@ -12,6 +12,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import layout
 from mpi4py import MPI
 
 DRIVERS = Path(__file__).resolve().parents[2] / "drivers"
@@ -23,7 +24,8 @@ def main() -> None:
         driver = str(DRIVERS / f"{name}.py")
         print(f"== {name}", flush=True)  # the last one is the one that failed
         sys.argv = [driver, "--smoke", *options, "--out", str(out / name)]
-        runpy.run_path(driver, run_name="__main__")
+        with layout.watched(lambda fault, name=name: print(f"!! {name}: {fault}", flush=True)):
+            runpy.run_path(driver, run_name="__main__")
         if "torch" in sys.modules:
             print(f"-- torch after {name}", flush=True)
         MPI.COMM_WORLD.Barrier()
