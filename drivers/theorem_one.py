@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -437,14 +438,14 @@ def draw(path: Path, kinds: dict[str, Part], names: list[str]) -> None:
             panel = axes[row, column]
             value = abs(jackknife(data, rooted(generator_squares(None)))[0][:, i])
             panel.plot(TIMES, value, "k-", lw=1, label="whole lattice, against dt = 0")
-            for name in names:
+            for mark, name in zip(cycle("osD^v"), names):
                 if name.endswith("joint") and row == 0:
                     continue  # the same for M
                 value, error = jackknife(data, curves(f"16 {name}"))
                 seen = abs(value[:, i]) > 2.0 * error[:, i]
                 panel.errorbar(
                     TIMES[seen], abs(value[seen, i]), error[seen, i],
-                    fmt="s--" if name.endswith("joint") else "o-", ms=3, lw=1, label=name,
+                    fmt=mark + ("--" if name.endswith("joint") else "-"), ms=3, lw=1, label=name,
                 )  # fmt: skip
             panel.plot(TIMES, 0.03 * TIMES, ":", color="0.6", label="first order")
             panel.set(xscale="log", yscale="log", xlabel="dt", ylim=(1e-4, 3), title=kind)

@@ -21,7 +21,7 @@ class PyMpiflow(PythonPackage):
     depends_on("py-setuptools-scm@8:", type="build")
     depends_on("py-numpy@2:", type=("build", "run"))
     depends_on("py-scipy@1.13:", type=("build", "run"))
-    depends_on("py-numba@0.61:", type=("build", "run"))
+    depends_on("py-numba@0.62:", type=("build", "run"))
     depends_on("py-mpi4py@4.1:", type=("build", "run"))
     depends_on("py-h5py@3.11: +mpi", type=("build", "run"))
     depends_on("py-pydantic@2.7:", type=("build", "run"))
