@@ -15,7 +15,7 @@ from mpiflow.core import gpu
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
-from mpiflow.learn.closure import lanes, plans
+from mpiflow.learn.closure import equilibrium, lanes, plans
 from mpiflow.learn.closure.dataset import DataPlan, PairData, generate_pairs
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.lane_block import LaneBlock
@@ -148,6 +148,23 @@ def test_pairs_are_those_of_the_cpu(
     assert here is not None
     for field in vars(PairData)["__dataclass_fields__"]:
         assert np.array_equal(getattr(there, field), getattr(here, field)), field
+
+
+@pytest.mark.usefixtures("on_device")
+def test_increments_of_equilibrium_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight repeats of four states, three at a time."""
+    monkeypatch.setattr(equilibrium, "PAIRS", 12)
+
+    def made() -> equilibrium.Pairs:
+        states = lattices(4, 8, 8)
+        how = {"patch": 4, "repeats": 8, "duration": 0.25, "seed": 2}
+        return equilibrium.evolve(SYSTEM, states, kind="partial", **how)  # type: ignore[arg-type]
+
+    there = made()
+    with gpu.computing_on("cpu", MPI.COMM_SELF):
+        here = made()
+    for name, values in vars(here).items():
+        assert np.array_equal(getattr(there, name), values), name
 
 
 @pytest.mark.validate

@@ -12,6 +12,7 @@ so that 2 d increments :math:`\bar\Delta \pm \sqrt d\, L e_k`, :math:`L L^T = C`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,8 +23,10 @@ from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import uniforms
+from mpiflow.learn.closure.lanes import PAIRS, partial_evolutions
 from mpiflow.scaleup import spins as scaleup
 from mpiflow.simulation.ising.simulation import Simulation
+from mpiflow.solvers.spins.lane_block import LaneBlock
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
 
@@ -178,20 +181,13 @@ def evolve(
         number = np.zeros((len(x), patches))
         first = np.zeros((len(x), patches, y.shape[1]))
         second = np.zeros((len(x), y.shape[1], y.shape[1]))
-        for repeat in range(repeats):
-            keys = repeat * len(states) + members  # neighbours share vectors of lanes
-            index = np.zeros(len(x), np.int64)
-            if kind == "full":
-                block = Block.periodic(x, keys)
-                solver = Sublattice(system, DT)
-                solver.advance(block, round(duration / DT), seed=seed, stream="partial")
-                d = features(block.spins(), patch) - y
-            else:
-                done = scaleup.partial_evolution(
-                    x, keys, system, patch, seed=seed, duration=duration, dt=DT
-                )
-                index = done.index
-                d = _increments(done, own[rows, index], patch)
+        # Neighbours share vectors of lanes.
+        keys = np.arange(repeats)[:, None] * len(states) + members
+        if kind == "full":
+            done = _of_lattices(system, x, y, keys, patch, duration, seed)
+        else:
+            done = _of_patches(system, x, own, keys, patch, duration, seed)
+        for index, d in done:
             number[rows, index] += 1
             first[rows, index] += d
             second += d[:, :, None] * d[:, None]
@@ -201,13 +197,58 @@ def evolve(
     return Pairs(z, mean, covariance, within, duration)
 
 
-def _increments(done: scaleup.Patches, before: np.ndarray, patch: int) -> np.ndarray:
-    """Increments of the features of one patch of each state, (B, 12)."""
-    inner = np.ascontiguousarray(done.after[:, 1:-1, 1:-1])
-    after = observables.class_counts(inner, patch)[:, 0]
-    # From sums of spins and of bonds to M and to the density of walls.
-    changes = done.changes() / (patch**2 * np.array([1.0, -4.0]))
-    return np.concatenate([changes, (after - before) / (patch - 2) ** 2], axis=1)
+#: Of one repeat: which patch of each state, (B,), and the increments of its features, (B, 12).
+_Repeats = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+def _of_lattices(
+    system: Ising, x: np.ndarray, y: np.ndarray, keys: np.ndarray, patch: int, duration: float,
+    seed: int,
+) -> _Repeats:  # fmt: skip
+    """Whole lattices, repeat by repeat."""
+    for of_repeat in keys:
+        block = Block.periodic(x, of_repeat)
+        solver = Sublattice(system, DT)
+        solver.advance(block, round(duration / DT), seed=seed, stream="partial")
+        yield np.zeros(len(x), np.int64), features(block.spins(), patch) - y
+
+
+def _of_patches(
+    system: Ising, x: np.ndarray, own: np.ndarray, keys: np.ndarray, patch: int, duration: float,
+    seed: int,
+) -> _Repeats:  # fmt: skip
+    """One patch of each state, repeat by repeat; on a GPU many of them together."""
+    count, rows = len(x), np.arange(len(x))
+
+    def increments(
+        index: np.ndarray, changes: np.ndarray, after: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # From sums of spins and of bonds to M and to the density of walls.
+        sums = changes / (patch**2 * np.array([1.0, -4.0]))
+        classes = (after - own[rows, index]) / (patch - 2) ** 2
+        return index, np.concatenate([sums, classes], axis=1)
+
+    device = scaleup.device()
+    if device is None or patch % 2 or not scaleup.fits_lanes((patch, patch)):
+        for of_repeat in keys:
+            done = scaleup.partial_evolution(
+                x, of_repeat, system, patch, seed=seed, duration=duration, dt=DT
+            )
+            inner = np.ascontiguousarray(done.after[:, 1:-1, 1:-1])
+            after = observables.class_counts(inner, patch)[:, 0]
+            yield increments(done.index, done.changes(), after)
+        return
+    lattices = LaneBlock.periodic(x, np.arange(count), device)
+    solver, together = Sublattice(system, DT), max(1, PAIRS // count)
+    for first in range(0, len(keys), together):
+        some = keys[first : first + together]
+        of = np.tile(rows, len(some))
+        all_of = partial_evolutions(
+            lattices, of, some.ravel(), solver, patch, seed=seed, duration=duration
+        )
+        for start in range(0, len(of), count):
+            one = slice(start, start + count)
+            yield increments(all_of.patch[one], all_of.changes[one], all_of.classes[one])
 
 
 def _moments(
