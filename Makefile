@@ -51,8 +51,9 @@ test: setup lint test-serial test-cudasim test-mpi-2 test-mpi-4 ## lint, then th
 test-serial: setup ## the whole suite on one rank, two processes side by side
 	$(ONE_THREAD) OMPI_MCA_mpi_yield_when_idle=1 timeout -k 10 1800 $(PYTEST) -q -n 2 --dist worksteal
 
-test-cudasim: setup ## kernels in the CUDA simulator
+test-cudasim: setup ## kernels in the CUDA simulator, those of several ranks on two
 	NUMBA_ENABLE_CUDASIM=1 timeout -k 10 900 $(PYTEST) -q -m kernel -n 2 --dist worksteal $(call with_mark,kernel)
+	NUMBA_ENABLE_CUDASIM=1 $(ONE_THREAD) timeout -k 10 900 $(MPIRUN) -n 2 $(PYTEST) -q -m "kernel and mpi" --color=no -p no:cacheprovider $(filter $(call with_mark,kernel),$(call with_mark,mpi))
 
 # Ranks above 0 report to test-logs/. timeout is the last guard should the ones in the suite fail.
 test-mpi-2 test-mpi-4: test-mpi-%: setup ## the tests marked mpi on 2 (4) ranks

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -258,6 +259,31 @@ def compiler() -> dict[str, Any]:
 MOST_THREADS = 2**32 - 128
 
 
+def called(module: ModuleType, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for the threads of a CUDA kernel, made in the factory of a kernel."""
+    return function if simulated() else module.jit(device=True)(function)
+
+
+def bare(argument: Any) -> Any:
+    """An argument of a kernel in the simulator, as compiled rules take it: without its wrapping."""
+    if isinstance(argument, tuple):
+        parts = [bare(part) for part in argument]
+        return type(argument)(*parts) if hasattr(argument, "_fields") else tuple(parts)
+    while type(argument).__name__ in ("FakeWithinKernelCUDAArray", "FakeCUDAArray"):
+        argument = vars(argument).get("_item", vars(argument).get("_ary"))
+    return argument
+
+
+def to_bare() -> Callable[[Any], Any]:
+    """:func:`bare` in the simulator; on a GPU rules take arguments of kernels as they are."""
+    return bare if simulated() else _as_it_is
+
+
+@rule
+def _as_it_is(argument: Any) -> Any:
+    return argument
+
+
 class CudaKernel:
     """A CUDA kernel, made and compiled at its first launch.
 
@@ -276,7 +302,16 @@ class CudaKernel:
         ------
         InputError : more threads than 32 bits can number
         """
-        if threads < 1:
+        per_block = 8 if simulated() else 128
+        self._launch(-(-threads // per_block), per_block, arguments)
+
+    def launch_blocks(self, blocks: int, *arguments: Any) -> None:
+        """Run so many blocks of threads, each of which works on one thing together."""
+        self._launch(blocks, 3 if simulated() else 128, arguments)
+
+    def _launch(self, blocks: int, per_block: int, arguments: tuple[Any, ...]) -> None:
+        threads = blocks * per_block
+        if blocks < 1:
             return
         if threads > MOST_THREADS:
             allowed = f"work for at most {MOST_THREADS} threads at once on a GPU"
@@ -284,13 +319,15 @@ class CudaKernel:
         if self._compiled is None:
             function = self._in_simulator() if simulated() else self.factory(cuda())
             self._compiled = cuda().jit(function)
-        per_block = 8 if simulated() else 128
-        self._compiled[-(-threads // per_block), per_block](*arguments)
+        self._compiled[blocks, per_block](*arguments)
 
     def _in_simulator(self) -> Callable[..., None]:
         """The kernel made anew in each thread: the simulator's ``cuda.grid`` exists only there."""
         global _numba_cuda
         _numba_cuda = cuda()
+        # Its threads ask in turn whether the others are there: unless they give way soon, each of
+        # these turns takes Python's 5 ms.
+        sys.setswitchinterval(1e-4)
         return lambda *arguments: self.factory(_numba_cuda)(*arguments)
 
 

@@ -226,6 +226,16 @@ def exponential(word: Word) -> float:
     return -(low - half + f + k * 6.93147180369123816490e-01)
 
 
+@rule
+def wait_and_choice(keys: tuple[Word, Word, Word], counter: Word) -> tuple[float, float]:
+    """Of an event: its wait in units of the mean one, and the uniform number that chooses it.
+
+    ``keys`` are the two words of the key and the first one of the counter.
+    """
+    w0, w1 = threefry(keys[0], keys[1], keys[2], counter)
+    return exponential(w0), to_unit(w1)
+
+
 _inlined_exponential = inlined(exponential.py_func)
 
 

@@ -33,6 +33,7 @@ from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.kac.options import KacConfig
 from mpiflow.simulation.options import RunConfig
 from mpiflow.simulation.sizes import COMPRESSED_FROM, CONTEXT, _size, interpreter
+from mpiflow.solvers.spins.tiled import TiledNFold
 
 ALONE = MPI.COMM_SELF
 
@@ -226,6 +227,7 @@ def test_warnings_are_about_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_pa
 ON_GPU = {
     "packed": ising(size=(8, 64), dt=0.25, time=0.5),
     "plain": ising(size=(8, 12), dt=float("inf"), time=1.0),
+    "tiles": ising(size=(8, 16), solver="tiled-nfold", tile=4, time=1.0),
     "sums": kac(size=(12, 16), gamma=1, time=0.1),
     "midpoint": kac(size=(12, 16), gamma=1, solver="midpoint", time=0.1),
 }
@@ -243,9 +245,25 @@ def test_a_gpu_has_the_bytes_planned(config: RunConfig) -> None:
     if sites is not None:
         kept = (sites._padded, sites._along_y, sites._sums, sites._before, sites._half)
         arrays += [a for a in kept if a is not None]
+    if isinstance(sim.solver, TiledNFold):
+        sim.solver.attempt(block, 1, seed=1)
+        arrays.append(sim.solver._before)
     of_frames = made.on_device.get("looking at a frame", 0)  # made while one is looked at
     assert made.device_bytes - CONTEXT - of_frames == sum(a.nbytes for a in arrays)
     assert (of_frames > 0) == (made.config.model_dump().get("dt") == 0.25)
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(not simulated(), reason="needs NUMBA_ENABLE_CUDASIM=1")
+def test_a_gpu_has_about_the_bytes_planned_of_an_alloy() -> None:
+    """No more, and without the largest model of barriers most of them."""
+    config = alloy(cells=12, tile=6, vacancies=8, solver="tiled", device="cuda")
+    made, sim = plan(config), build(config, MPI.COMM_SELF)
+    sim.solver.prepare(sim.block)
+    sim.solver.keep(sim.block)
+    there = sim.solver._plan.cuda.bytes
+    planned = made.device_bytes - CONTEXT
+    assert planned - made.on_device["barriers"] < 1.2 * there < 1.2 * planned
 
 
 def test_more_than_a_gpu_has_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact import has_cuda
 from mpi4py import MPI
 
 from mpiflow.core.errors import InputError
@@ -18,7 +19,9 @@ from mpiflow.simulation.alloy.barrier_model import load_barrier_model
 from mpiflow.simulation.alloy.layout import default_tile
 from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.simulation.alloy.state import AlloyFrame
+from mpiflow.solvers.vacancy import window_choice
 from mpiflow.solvers.vacancy.hop_log import Tracers
+from mpiflow.solvers.vacancy.tiled import TiledKMC
 from mpiflow.systems import alloy, barriers
 from mpiflow.systems.alloy import ATTEMPT_FREQUENCY, Alloy, is_site
 from mpiflow.systems.barriers import Barriers
@@ -373,6 +376,28 @@ def test_simulations_that_cannot_be(options: dict[str, Any], name: str, says: st
         made(**options)
     assert caught.value.name == name
     assert says in str(caught.value)
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(not has_cuda(), reason="no CUDA device, no simulator")
+def test_cuda_chooses_the_same_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two lattices, with windows that are taken back, and from one advance to the next."""
+    monkeypatch.setattr(window_choice, "LIMIT", 0.1)
+    taken, take_back = [], TiledKMC.take_back
+    monkeypatch.setattr(
+        TiledKMC, "take_back", lambda *given: taken.append(given) or take_back(*given)
+    )
+    options: dict[str, Any] = {"cells": 6, "vacancies": 4, "members": 2, "tile": (6, 12, 12)}
+    one, other = (tiled(window=None, device=device, **options) for device in ("cpu", "cuda"))
+    for sim in (one, other):
+        for end in (HOP, 1.3 * HOP):
+            sim.advance(end - sim.time)
+    assert len(taken) > 1
+    assert one.choice is not None
+    assert other.choice is not None
+    np.testing.assert_array_equal(one.block.array, other.block.array)
+    assert one.choice.numbers() == other.choice.numbers()
+    assert one.local_hops == other.local_hops > 4
 
 
 @pytest.mark.mpi(min_size=2)

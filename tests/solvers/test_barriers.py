@@ -7,14 +7,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from exact import has_cuda
 
-from mpiflow.core.device import Device, cpu_has, simulated
+from mpiflow.core.device import CudaKernel, Device, cpu_has, to_bare
 from mpiflow.core.errors import InputError
 from mpiflow.solvers.vacancy import barrier_kernels, dense
 from mpiflow.systems import barriers
@@ -327,14 +328,23 @@ def test_pairwise_barriers_differ_by_the_change_of_energy() -> None:
 def test_cuda_gives_the_same_bits(model: Barriers) -> None:
     device, types = Device("cuda"), some_types(3, vacancies=0.2)
     out = device.put(np.full((3, 8), np.nan, np.float32))
-    barrier_kernels.evaluate_many_cuda(
-        barrier_kernels.on_device(model, device), device.put(types), out
+    _barriers_on_blocks.launch_blocks(
+        3, barrier_kernels.on_device(model, device), device.put(types), out
     )
-    got, wanted = device.get(out), evaluated(model, types)
-    if simulated() and model.kind == barriers.NETWORK:  # it rounds products too
-        np.testing.assert_allclose(got, wanted, atol=1e-6)
-    else:
-        assert np.array_equal(got, wanted)
+    assert np.array_equal(device.get(out), evaluated(model, types))
+
+
+@CudaKernel
+def _barriers_on_blocks(cuda: Any) -> Callable[..., None]:
+    evaluate, bare = barrier_kernels.on_block(cuda), to_bare()
+
+    def barriers_of(model: Any, types: Any, out: Any) -> None:
+        model, types, out = bare(model), bare(types), bare(out)
+        shared = cuda.shared.array(barrier_kernels.BLOCK_FLOATS, np.float32)
+        b, me, threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        evaluate(model, types[b], shared, me, threads, out[b])
+
+    return barriers_of
 
 
 @pytest.mark.kernel

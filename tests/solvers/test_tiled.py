@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from exact import (
     energies,
     fitted_slope,
     gibbs,
+    has_cuda,
     index,
     law_p_value,
     magnetizations,
@@ -39,6 +39,7 @@ from scipy.sparse.linalg import expm_multiply
 from mpiflow import initial, observables
 from mpiflow.core import signals
 from mpiflow.core.block import Block
+from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, factorisations
 from mpiflow.core.noise import STREAMS
@@ -576,11 +577,28 @@ def test_frozen_surroundings() -> None:
         TiledNFold(HOT, 0.5, 4).advance(block, 1, seed=0)
 
 
-def test_no_cuda() -> None:
-    block = Block.periodic(np.ones((1, 16, 16), np.int8), np.arange(1))
-    block.device = SimpleNamespace(is_cuda=True)  # type: ignore[assignment]
-    with pytest.raises(InputError, match=r"^device='cuda': allowed is 'cpu'.*sublattice"):
-        TiledNFold(HOT, 0.5, 4).check(block)
+@pytest.mark.kernel
+@pytest.mark.mpi
+@pytest.mark.skipif(not has_cuda(), reason="no CUDA device, no simulator")
+@pytest.mark.parametrize("model", MODELS[:2], ids=["hot", "cold"])
+def test_cuda_makes_the_same_flips(comm: MPI.Intracomm, model: Ising) -> None:
+    """On any ranks, with more events of a tile than are drawn at once, and steps taken back."""
+    layout = Layout.balanced(Lattice((16, 16)), comm.size, 4)
+    blocks = [Block.tile(layout, comm, halo=1, device=Device(name)) for name in ("cpu", "cuda")]
+    for block in blocks:
+        initial.independent(block, magnetization=0.0, seed=5)
+    here, there = blocks
+    solvers = [TiledNFold(model, 6.0, 4) for _ in blocks]
+    solvers[1].attempt(there, 1, over=lambda: comm.rank == 0, seed=2)
+    assert solvers[1].abandoned == (comm.rank == 0)
+    solvers[1].settle(there, back=True)
+    np.testing.assert_array_equal(there.host(), here.array)
+    flips = [
+        solver.advance(block, 1, seed=2) for solver, block in zip(solvers, blocks, strict=True)
+    ]
+    assert comm.allreduce(int(flips[0][0])) > 200
+    np.testing.assert_array_equal(*flips)
+    np.testing.assert_array_equal(there.host(), here.array)
 
 
 def test_an_empty_batch_is_allowed() -> None:

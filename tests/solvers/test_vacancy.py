@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from itertools import pairwise
 
@@ -19,6 +20,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.observables import bond_counts
 from mpiflow.solvers.vacancy import barrier_kernels, events, lists, rates
+from mpiflow.solvers.vacancy import cuda as vacancy_cuda
 from mpiflow.solvers.vacancy.hop_log import Tracers
 from mpiflow.solvers.vacancy.rates import decay, hop_rates
 from mpiflow.solvers.vacancy.serial import VacancyKMC, total_rates, whole_lattice
@@ -349,13 +351,14 @@ def tiled_run(
     windows: float = 8.0,
     side: int = 24,
     steps: int = 5,
+    model: barriers.Barriers = MODEL,
 ) -> tuple[np.ndarray, int, list]:
     """The whole lattice after a few steps, its hops, and this rank's log."""
     grid = random_grid((side,) * 3, vacancies, seed=11)
     layout = Layout(Lattice(grid.shape[1:]), ranks_grid, tile)
     block = Block.tile(layout, comm, halo=TiledKMC.halo)
     block.load(grid[(slice(None), *layout.slices(comm.rank))])
-    solver = TiledKMC(SYSTEM, MODEL, windows * HOP, tile, Device(device))
+    solver = TiledKMC(SYSTEM, model, windows * HOP, tile, Device(device))
     solver.log = [] if log else None
     hops = solver.advance(block, 1, seed=10)
     hops = hops + solver.advance(block, steps - 1, seed=10, first_step=1)
@@ -396,15 +399,25 @@ def test_tiled_log_replays():
 @pytest.mark.kernel
 @pytest.mark.mpi
 @pytest.mark.skipif(not has_cuda(), reason="no CUDA device, no simulator")
-def test_cuda_batches_make_the_same_hops(comm):
-    """Dense, so that vacancies see each other; in the simulator barriers differ in rounding."""
-    grid, tile = (comm.size, 1, 1), (6, 6, 12)
-    some = {"vacancies": 5, "windows": 0.5, "side": 12, "steps": 1}
-    alone, hops, _ = tiled_run(comm, grid, tile, **some)
-    batched, theirs, log = tiled_run(comm, grid, tile, log=True, device="cuda", **some)
-    assert theirs == hops > 2
-    np.testing.assert_array_equal(batched, alone)
-    assert comm.allreduce(sum(len(events.hop) for events in log)) == hops
+@pytest.mark.parametrize("kind", ["pairwise", "network"])
+def test_cuda_makes_the_same_hops(comm, kind, monkeypatch):
+    """Dense, so that vacancies see each other; in several launches, and with rates known before."""
+    monkeypatch.setattr(vacancy_cuda, "_KEPT", 3)
+    tile, known = (6, 6, 12), MODEL
+    if kind == "network":
+        rng = np.random.default_rng(3)
+        layers = [(rng.normal(0, 0.05, (112, 3)), np.zeros(3)), (np.ones((3, 1)), np.array([1.0]))]
+        known = barrier_kernels.network(layers, np.array([[0], [1], [-1]]))
+    some = {"vacancies": 6, "windows": 0.5, "side": 12, "steps": 2, "model": known, "log": True}
+    alone, hops, log = tiled_run(MPI.COMM_SELF, (1, 1, 1), tile, **some)
+    blocks, theirs, kept = tiled_run(comm, (comm.size, 1, 1), tile, device="cuda", **some)
+    assert theirs == hops > 8
+    np.testing.assert_array_equal(blocks, alone)
+    rows, logged = (
+        sorted((time, *hop.tolist()) for events in part for time, hop in zip(*events, strict=True))
+        for part in (itertools.chain(*comm.allgather(kept)), log)
+    )
+    assert rows == logged
 
 
 def test_random_walk_of_a_vacancy():

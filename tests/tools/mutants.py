@@ -367,8 +367,8 @@ MUTANTS: list[list[Mutant]] = [
             (
                 Change(
                     "solvers/vacancy/barrier_kernels.py",
-                    "out[d] = model.base[atom] + 0.5",
-                    "out[d] = model.base[atom] - 0.5",
+                    "return base[atom] + 0.5",
+                    "return base[atom] - 0.5",
                 ),
             ),
             (Named(f"{VACANCY_TESTS}_serial_stationary_law_is_gibbs"),),

@@ -17,16 +17,17 @@ import re
 import subprocess
 import sys
 import tempfile
+import typing
 from collections import Counter
 from importlib.metadata import distribution
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import gpu_budget
 from gpu_budget import Budget
 from numba import types
-from numba.core.types import Tuple, UniTuple
+from numba.core.types import NamedTuple, Tuple, UniTuple
 from numba.cuda import dispatcher
 from rule_law import Voter
 
@@ -40,9 +41,12 @@ from mpiflow.solvers.spins import (
     rule_compiled,
     rule_kernels,
     sliced,
+    tiled_cuda,
 )
 from mpiflow.solvers.spins.bitplanes import PLANES, Thresholds
-from mpiflow.solvers.vacancy import barrier_kernels
+from mpiflow.solvers.vacancy import cuda as vacancy_cuda
+from mpiflow.solvers.vacancy import events, lists, rates
+from mpiflow.systems.barriers import Barriers
 from mpiflow.systems.ising import Ising
 from mpiflow.systems.potts import Potts
 
@@ -74,7 +78,23 @@ PACKED = (*[LIST] * 3, i64, i64, i64, UniTuple(i64, 3), UniTuple(i64, 2), i64, a
 SLICED = (LIST, LIST, *[i64] * 5, LIST, LIST)
 PLAIN = (SPINS, SPINS, i64, array(i64, 2), LIST, i64, i64, LIST, u64, i64, UniTuple(u64, 10))
 RULE = (SPINS, *PLAIN[2:9], i64, i64, i64, i64)
-MODEL = (i64, array(f64, 1), array(f64, 2), array(f32, 2), array(u16, 2), array(i64, 2), i64, i64)
+MODEL = NamedTuple(
+    (
+        i64, array(f64, 1), array(f64, 2), array(f32, 2), array(u16, 2), array(i64, 2), i64, i64,
+        array(f32, 1),
+    ),
+    Barriers,
+)  # fmt: skip
+TRIPLE, ROWS, NUMBERS = UniTuple(i64, 3), array(i64, 2), array(f64, 1)
+LISTS = (ROWS, array(i64, 1), array(f64, 2), array(i64, 1), NUMBERS, array(i64, 1))
+VACANCIES = (
+    SPINS, array(i8, 1), TRIPLE, NamedTuple((ROWS, TRIPLE, TRIPLE), lists.Tiles),
+    NamedTuple((MODEL, f64, LIST, TRIPLE, i64), rates.Law), array(u64, 4), array(f64, 4),
+    NamedTuple(LISTS, lists.Lists),
+    NamedTuple((ROWS, NUMBERS, array(i64, 1)), vacancy_cuda.Progress),
+    NamedTuple((ROWS, ROWS, NamedTuple((NUMBERS, ROWS), events.Events)), vacancy_cuda.Notes),
+    UniTuple(u64, 3), f64, f64, i64, i64, types.boolean, types.boolean, i64,
+)  # fmt: skip
 WALK = (UniTuple(i64, 4), array(i32, 1), array(i64, 1), array(i32, 1), i64, i64)
 SUMS, FIELD = array(i32, 3), (i64, array(i32, 2), i64, i64)
 TABLE = (array(i64, 1), array(i64, 2), i64, i64)
@@ -131,9 +151,30 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
     "close packed": (packed.close_cuda, (WORDS, i64, i64, i64)),
     "edges of packed": (packed.copy_edges_cuda, (WORDS, i64, i64, array(u64, 2), i64)),
     "copy box": (device._copy_box, (array(i8, 3, "A"), array(i8, 3, "A"))),
-    "barriers": (
-        barrier_kernels._evaluate_cuda,
-        (*MODEL, array(f32, 1), array(u8, 2), array(f32, 2)),
+    "n-fold way in tiles": (
+        tiled_cuda._evolve,
+        (
+            SPINS,
+            i64,
+            i64,
+            UniTuple(i64, 2),
+            UniTuple(i64, 2),
+            ROWS,
+            UniTuple(i64, 2),
+            LIST,
+            u64,
+            u64,
+            u64,
+            f64,
+            NUMBERS,
+            NUMBERS,
+            array(i64, 1),
+        ),
+    ),
+    "vacancies in tiles": (vacancy_cuda._evolve, VACANCIES),
+    "sites of other ranks": (
+        vacancy_cuda._obey,
+        (SPINS, UniTuple(i64, 3), UniTuple(i64, 3), array(i64, 2)),
     ),
     "Kac sums along y": (kac_cuda._walk, (array(i8, 1), *WALK, array(i16, 1))),
     "Kac sums along x": (kac_cuda._walk, (array(i16, 1), *WALK, array(i32, 1))),
@@ -229,7 +270,7 @@ TYPES = {
 _OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
 
 
-class Assembled(NamedTuple):
+class Assembled(typing.NamedTuple):
     """What the assembler says of a kernel, and how many instructions of each type it has."""
 
     registers: int

@@ -18,6 +18,8 @@ from mpiflow.systems.barriers import SITES
 
 #: Cells a side and vacancies: the sizes of arXiv:2511.12842, a vacancy for each 1024 sites.
 SIZES = ((8, 1), (16, 8), (64, 512))
+#: Points along each axis of a tile on a GPU.
+TILE_ON_GPU = 8
 #: Hops, or stays in basins, before anything is measured, so that vacancies have left their random
 #: places.
 WARM_UP = 20_000
@@ -48,6 +50,8 @@ def cases(comm: MPI.Intracomm, model: BarrierModel, device: str, small: bool) ->
     cells, vacancies = (8 * comm.size, comm.size) if small else SIZES[-1]
     for temperature in (2000.0, 800.0):
         tiled: dict[str, Any] = {"solver": "tiled", "device": device}
+        if device == "cuda":  # slabs would be too few to keep it busy
+            tiled["tile"] = TILE_ON_GPU
         sim = _start(comm, model, temperature, cells, vacancies, **tiled)
         sim.advance_hops((1 if small else 5) * 2 * vacancies)
         name = f"tiled, {sim.sites} sites, {vacancies} vacancies, {temperature:g} K"

@@ -44,7 +44,7 @@ from mpiflow.solvers.spins.tiled import TiledNFold
 from mpiflow.systems.ising import Ising
 
 #: Benchmarks that a GPU may take.
-ON_GPUS = ("ising", "partial-evolution", "kac", "alloy", "field", "learning")
+ON_GPUS = ("ising", "ising-exact", "partial-evolution", "kac", "alloy", "field", "learning")
 REPEATS = 5
 #: Seconds that one repeat should take at least.
 LONG_ENOUGH = 0.2
@@ -169,7 +169,8 @@ def _ising_exact(meter: Meter, device: str, small: bool) -> None:
 
     The tiled solver in windows of one unit of time, at Tc and in a cold lattice that coarsens.
     """
-    for side in (8,) if small else (64, 256, 1024):
+    on = Device(device, chosen().gpu)
+    for side in () if on.is_cuda else (8,) if small else (64, 256, 1024):
         block = Block.periodic(np.ones((1, side, side), np.int8), np.array([meter.comm.rank]))
         initial.independent(block, seed=1)
         solver = NFold(Ising(temperature=2.269))
@@ -181,9 +182,10 @@ def _ising_exact(meter: Meter, device: str, small: bool) -> None:
             return events
 
         meter.rate(f"{side}^2, T=2.269", "events/us", 1e-6, work)
-    side, warm = (8, 1) if small else (2048, 20)
+    side, warm = (8, 1) if small else (16384 if on.is_cuda else 2048, 20)
     for temperature in (2.269, 1.0):
-        block = Block.periodic(np.ones((1, side, side), np.int8), np.array([meter.comm.rank]))
+        member = np.array([meter.comm.rank])
+        block = Block.periodic(np.ones((1, side, side), np.int8), member, device=on)
         initial.independent(block, seed=1)
         tiled = TiledNFold(Ising(temperature), window=1.0, tile=4 if small else 64)
         step = warm

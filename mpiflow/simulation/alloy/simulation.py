@@ -54,7 +54,7 @@ class AlloySimulation(AlloyWindows):
     members : number of independent lattices
     comm : communicator, ``COMM_WORLD`` unless given; every method is collective on it
     ranks_grid : ranks along each axis, slabs along x if left out and possible
-    device : where the tiled solver evaluates barriers, ``cpu`` or ``cuda``; as the program has
+    device : where the tiled solver computes, ``cpu`` or ``cuda``; as the program has
         chosen (:mod:`mpiflow.core.gpu`), or the CPU, unless given
     barriers_name : of the model, for the log
 

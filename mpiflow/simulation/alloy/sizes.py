@@ -23,9 +23,9 @@ from mpiflow.simulation.sizes import (
     share,
 )
 from mpiflow.solvers.vacancy.absorbing import KEPT_BYTES, STATE_BYTES
+from mpiflow.solvers.vacancy.cuda import KNOWN, LISTED
+from mpiflow.solvers.vacancy.rates import table_sets
 from mpiflow.solvers.vacancy.tiled import TiledKMC
-from mpiflow.systems.alloy import NEIGHBOURS
-from mpiflow.systems.barriers import SITES
 
 #: Bytes of the largest barrier models, and more.
 MODEL = 16_000_000
@@ -44,6 +44,20 @@ def alloy_memory(config: AlloyConfig, tile: Shape, batch: int) -> dict[str, int]
         "vacancies": lists * (160 * mine + 1536 * min(1024, 4 * mine)),
         # States, links and rates of basins; who can be at a site, and the grid that was left.
         "basins": absorbing * batch * (STATE_BYTES * mine + 5 * padded),
+    }
+
+
+def _on_device(
+    config: AlloyConfig, box: Shape, tile: Shape, batch: int, cut: bool
+) -> dict[str, int]:
+    """Bytes on a GPU of the boxes, twice where windows are tried, and of what is known of tiles."""
+    padded = batch * math.prod(n + 2 * TiledKMC.halo for n in box)
+    tiles, everyone = math.prod(box) // math.prod(tile), max(1, config.vacancies or 1)
+    return {
+        "field": padded * 2,
+        "vacancies": LISTED * everyone + tiles * (48 + KNOWN * table_sets(-(-everyone // tiles))),
+        "sites for other ranks": cut * 32 * tiles * math.prod(n // 2 + 1 for n in tile),
+        "barriers": MODEL,
     }
 
 
@@ -108,8 +122,7 @@ def plan(config: AlloyConfig, ranks: int) -> Plan:
         steps=far + windows,
         # A window of the tiled solver may hold more hops than lie between frames.
         exact=serial or config.hops is None,
-        # Surroundings and barriers of all vacancies at once; the state stays on the host.
-        on_device={"barriers": MODEL + (SITES + 4 * NEIGHBOURS) * memory["vacancies"] // 160},
+        on_device=_on_device(config, largest, tile, batch, layout.ranks > 1),
         unit="points",
         **cut_as(layout),
     )

@@ -31,7 +31,6 @@ class AlloyWindows(AlloyState):
     barriers: Barriers
     _clock: Clock
     _rest: float
-    _before: np.ndarray
 
     def content(self, *, species: bool = False) -> Content:
         if self.chooses and self.choice is None:
@@ -103,9 +102,9 @@ class AlloyWindows(AlloyState):
             self.choose_windows()
         if self.block.batch:  # more ranks than members leave some with none
             self.solver.prepare(self.block)
-        self._before = np.empty_like(self.block.array)
         yield
-        del self._before
+        if self.block.batch:
+            self.solver.finish(self.block)
 
     def _given_window(self, over: Callable[[], bool]) -> int | None:
         """A window of the length that was given; the hops of all lattices, None if taken back."""
@@ -153,9 +152,9 @@ class AlloyWindows(AlloyState):
         """
         solver = self.solver
         assert isinstance(solver, TiledKMC)  # noqa: S101 - for the type checker
-        np.copyto(self._before, self.block.array)
         known, hops, share = len(solver.log or ()), np.zeros(0, np.int64), 1.0
         if self.block.batch:
+            solver.keep(self.block)
             hops = solver.step(
                 self.block, self.step, start, window, seed=self.seed, limit=limit, over=over
             )
@@ -164,13 +163,16 @@ class AlloyWindows(AlloyState):
         made, stopped = self.comm.allreduce(np.array([hops.sum(), share < 1.0], np.int64))
         if stopped:
             share = float(self.comm.allreduce(share, op=MPI.MIN))
-            np.copyto(self.block.array, self._before)
+            if self.block.batch:
+                solver.take_back(self.block)
             if solver.log is not None:
                 del solver.log[known:]
         self.taken_back = int(made) if share == 0.0 else None
         return hops, int(made), share
 
     def _can_hop(self) -> bool:
+        if self.block.batch and isinstance(self.solver, TiledKMC):
+            self.solver.finish(self.block)
         rates = total_rates(self.system, self.barriers, self.block)
         return bool(self.comm.allreduce(bool(rates.any()), op=MPI.LOR))
 

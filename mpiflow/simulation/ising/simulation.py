@@ -137,7 +137,7 @@ class Simulation(SpinSimulation):
         require_rule(system, Ising)
         self._set_drive(system, schedule)
         system, drive = self.system, self.drive
-        self._set_up_square(size, seed, members, comm, device, solver == "sublattice")
+        self._set_up_square(size, seed, members, comm, device, solver != "nfold")
         self.solver: Sublattice | NFold | TiledNFold | SiteFieldSublattice
         if solver == "sublattice":
             self.lattice.require_bipartite()

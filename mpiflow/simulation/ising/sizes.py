@@ -52,7 +52,8 @@ def _on_device(memory: dict[str, int], kernel: str) -> dict[str, int]:
     there = {"field": state, "fields of sites": memory.get("fields of sites", 0)}
     bits = state // 8 if kernel == "sliced" else 0
     looks = bits or memory.get("looking at a frame", 0) // 2
-    return there | {"bits": bits, "looking at a frame": looks}
+    back = state * (kernel == "tiled-nfold")
+    return there | {"bits": bits, "looking at a frame": looks, "steps taken back": back}
 
 
 def kernel_of(config: IsingConfig, lattice: Lattice) -> tuple[str, Shape]:

@@ -12,11 +12,9 @@ import numpy as np
 from mpiflow.core.block import Block
 from mpiflow.core.device import copy_line, kernel
 from mpiflow.core.errors import InputError
-from mpiflow.systems.ising import CLASSES, rate_class
+from mpiflow.solvers.spins.tile_rules import class_at, in_words
+from mpiflow.systems.ising import CLASSES
 
-# While counting: bits for each class of one spin in a word.
-_BITS = np.uint64(12)
-_MASK = np.uint64(2**12 - 1)
 _UP = np.uint8(128)
 
 
@@ -65,7 +63,7 @@ def count(fields: np.ndarray, halo: int, side: int, rows: np.ndarray, totals: np
             for j in range(tx):
                 tile = y // side * tx + j
                 for c in range(CLASSES):
-                    n = words[j, c // 5] >> _BITS * np.uint64(c % 5) & _MASK
+                    n = in_words(words[j, 0], words[j, 1], c)
                     rows[b, tile, c, y % side] = n
                     totals[b, tile, c] += np.int64(n)
     return True
@@ -84,9 +82,7 @@ def _shift(
 ) -> None:
     """Correct the counts for a site whose neighbour sum has become 2 * step larger."""
     tile = y // side * ((field.shape[1] - 2 * halo) // side) + x // side
-    i, j = y + halo, x + halo
-    k = field[i - 1, j] + field[i + 1, j] + field[i, j - 1] + field[i, j + 1]
-    new = rate_class(field[i, j], k)
+    new = class_at(field, y + halo, x + halo)
     rows[tile, new - step, y % side] -= 1
     rows[tile, new, y % side] += 1
     totals[tile, new - step] -= 1

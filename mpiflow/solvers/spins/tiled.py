@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -33,12 +34,20 @@ from mpiflow.core.device import kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import divisors
-from mpiflow.core.noise import exponential, stream_key, threefry, to_unit
+from mpiflow.core.noise import exponential, stream_key, threefry, wait_and_choice
 from mpiflow.core.schedule import Clock
 from mpiflow.solvers.spins.nfold import choose, normal_rates
 from mpiflow.solvers.spins.tile_counts import TileCounts
+from mpiflow.solvers.spins.tile_rules import (
+    class_at,
+    is_match,
+    nth_site,
+    shares_of,
+    tile_number,
+)
+from mpiflow.solvers.spins.tiled_cuda import CudaTiles
 from mpiflow.systems.drive import Drive, stretches
-from mpiflow.systems.ising import CLASSES, Ising, rate_class
+from mpiflow.systems.ising import CLASSES, Ising
 
 #: Passes of a step: parity of the tile's row and column, and the window as a share of W.
 PASSES = (
@@ -87,10 +96,9 @@ def _awake(
     """
     n = 0
     for i in range((parity[0] + corner[0]) % 2, shape[0], 2):
-        gy = (corner[0] + i) % grid[0]
         for j in range((parity[1] + corner[1]) % 2, shape[1], 2):
             tile = i * shape[1] + j
-            number = np.uint64(gy * grid[1] + (corner[1] + j) % grid[1])
+            number = np.uint64(tile_number(corner[0] + i, corner[1] + j, grid))
             total = 0.0
             for c in range(CLASSES):
                 total += totals[tile, c] * rates[c]
@@ -108,11 +116,8 @@ def _match(
     field: np.ndarray, y: np.uint64, x0: np.uint64, spin: np.int8, sums: np.int8, match: np.ndarray
 ) -> None:
     """1 for each site of a tile's row that has this spin and neighbour sum, else 0."""
-    one = np.uint64(1)  # unsigned: a test for negative indices would keep this from vectorising
     for i in range(match.size):
-        x = x0 + np.uint64(i)
-        k = field[y - one, x] + field[y + one, x] + field[y, x - one] + field[y, x + one]
-        match[i] = np.uint8(np.int8(k) == sums) & np.uint8(field[y, x] == spin)
+        match[i] = is_match(field, y, x0 + np.uint64(i), spin, sums)
 
 
 @kernel
@@ -158,28 +163,17 @@ def _evolve(
             if flips == most:
                 at[2], at[3], since[0] = n, at[3] + flips - before, time
                 return flips
-            shares = (
-                totals[tile, 0] * rates[0],
-                totals[tile, 1] * rates[1],
-                totals[tile, 2] * rates[2],
-                totals[tile, 3] * rates[3],
-                totals[tile, 4] * rates[4],
-                totals[tile, 5] * rates[5],
-                totals[tile, 6] * rates[6],
-                totals[tile, 7] * rates[7],
-                totals[tile, 8] * rates[8],
-                totals[tile, 9] * rates[9],
-            )
-            w0, w1 = threefry(keys[0], keys[1], keys[2], counter)
+            shares = shares_of(totals, tile, rates)
+            wait, choice = wait_and_choice(keys, counter)
             counter += np.uint64(1)
-            total, chosen, rest = choose(to_unit(w1), shares)
-            time += exponential(w0) / total
+            total, chosen, rest = choose(choice, shares)
+            time += wait / total
             if not time <= window:  # a total of zero waits for ever
                 break
             flips += 1
             old = np.int64(chosen)
             # The n-th site of the class: first the row that holds it, then the column.
-            left = min(np.int64(rest * inverse[old]), totals[tile, old] - 1)
+            left = nth_site(rest, inverse[old], totals[tile, old])
             y = 0
             while left >= rows[tile, old, y]:
                 left -= rows[tile, old, y]
@@ -205,9 +199,7 @@ def _evolve(
                 t, r = _place(y + dy, x + dx, side, ti, tj, ty, tx)
                 if t < 0:  # in the halo, of another rank or a copy: see _see_halo
                     continue
-                v, h = i + dy, j + dx
-                k = field[v - 1, h] + field[v + 1, h] + field[v, h - 1] + field[v, h + 1]
-                new = rate_class(field[v, h], k)
+                new = class_at(field, i + dy, j + dx)
                 old = new + wanted
                 rows[t, old, r] -= 1
                 rows[t, new, r] += 1
@@ -278,7 +270,7 @@ def _pass(
 
 
 class TiledNFold:
-    """Event-driven solver for large, cold lattices on any number of ranks, on the CPU.
+    """Event-driven solver for large, cold lattices on any number of ranks, on CPUs and GPUs.
 
     The result is a pure function of (spins, seed, stream, member, step): the same bits on
     any number of ranks. To go on with a run bit for bit, keep the spins and the step.
@@ -290,7 +282,8 @@ class TiledNFold:
     none found with W <= 1 (error 0.08 %); for tiles of 8, where every site is near an edge,
     1.40(6), 0.47(6), 0.16(6) and 0.06(6) % with W = 4, 2, 1 and 0.5.
 
-    Besides the spins it keeps 0.3 bytes a site (tiles of 64).
+    Besides the spins it keeps 0.3 bytes a site (tiles of 64); on a GPU, where each pass counts
+    anew, a copy of the spins to take steps back.
 
     Parameters
     ----------
@@ -318,6 +311,7 @@ class TiledNFold:
         self.system, self.window, self.tile = system, float(window), int(tile)
         self.drive, self.clock = drive, Clock(self.window)
         self._counts: TileCounts | None = None
+        self._before: Any = None  # the boxes before an attempt on a device
         self.abandoned = False
 
     @property
@@ -366,6 +360,8 @@ class TiledNFold:
         """
         self.check(block)
         block.require_spins()
+        if block.device.is_cuda:
+            return self._on_device(block, steps, over, seed, first_step, stream)
         with block.agreed():
             counts = self._counts_of(block)
         flips = np.zeros(block.batch, np.int64)
@@ -381,9 +377,7 @@ class TiledNFold:
         self.abandoned = False
         for step in range(first_step, first_step + steps):
             self.abandoned = self.abandoned or (step > first_step and over())
-            law, _, _ = next(stretches(self.drive, self.system, self.clock, step, 1))
-            rates = normal_rates(law)
-            inverse = np.divide(1.0, rates, out=np.zeros_like(rates), where=rates > 0)
+            rates, inverse = self._rates(step)
             for number, (row, column, share) in enumerate(PASSES, len(PASSES) * step):
                 at[...], since[...] = (0, -1, 0, 0), 0.0
                 while not self.abandoned and not _pass(
@@ -397,8 +391,42 @@ class TiledNFold:
         self._counts = counts
         return flips
 
+    def _rates(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the classes in a step, and what 1 / r is of each, 0 of those that never flip."""
+        law, _, _ = next(stretches(self.drive, self.system, self.clock, step, 1))
+        rates = normal_rates(law)
+        return rates, np.divide(1.0, rates, out=np.zeros_like(rates), where=rates > 0)
+
+    def _on_device(
+        self,
+        block: Block,
+        steps: int,
+        over: Callable[[], bool],
+        seed: int,
+        first_step: int,
+        stream: str,
+    ) -> np.ndarray:
+        """:meth:`attempt` of a block on a CUDA device."""
+        tiles, self.abandoned = CudaTiles(block, self.tile, stream_key(seed, stream)), False
+        self._before = block.device.duplicate(block.array)
+        for step in range(first_step, first_step + steps):
+            if self.drive is not None or step == first_step:
+                tiles.follow(*self._rates(step))
+            for number, (row, column, share) in enumerate(PASSES, len(PASSES) * step):
+                begun = number > len(PASSES) * first_step
+                self.abandoned = self.abandoned or (begun and over())
+                if not self.abandoned:
+                    tiles.evolve((row, column), np.uint64(number), share * self.window)
+                block.fill_halo()
+        return tiles.flips()
+
     def settle(self, block: Block, back: bool = False) -> None:
         """Keep the steps of an attempt, or take them back. Collective for ``exchange`` blocks."""
+        if block.device.is_cuda:
+            if back:
+                block.array.copy_to_device(self._before)
+            self._before = None
+            return
         assert self._counts is not None  # noqa: S101 - for the type checker
         if back:
             self._counts.restore(block)
@@ -415,10 +443,6 @@ class TiledNFold:
 
     def check(self, block: Block) -> None:
         """Raise, on all ranks alike, if the blocks cannot be advanced by this solver."""
-        if block.device.is_cuda:
-            raise InputError(
-                "device", "cuda", "'cpu' for the tiled n-fold solver", "Use --solver sublattice."
-            )
         if block.policy == "frozen":
             raise InputError(
                 "policy",

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow.core.device import CudaKernel, Device, kernel
+from mpiflow.core.device import Device, called, kernel, rule, simulated
 from mpiflow.core.errors import InputError
 from mpiflow.core.instructions import LANES
 from mpiflow.solvers.vacancy import dense
 from mpiflow.systems.alloy import NEIGHBOURS, ORIENTATIONS
-from mpiflow.systems.barriers import _BEYOND, CONSTANT, NETWORK, PAIRWISE, SITES, Barriers, _model
+from mpiflow.systems.barriers import _BEYOND, NETWORK, PAIRWISE, SITES, Barriers, _model
 
 
 def network(
@@ -108,19 +108,26 @@ def evaluate(model: Barriers, types: np.ndarray, work: np.ndarray, out: np.ndarr
         atom = types[d]
         if atom == 0:
             out[d] = np.inf
-        elif model.kind == CONSTANT:
-            out[d] = model.base[atom]
-        elif model.kind == PAIRWISE:
-            change = 0.0
-            for i in range(NEIGHBOURS):
-                if i != d:  # around the vacancy, where the atom goes
-                    change += model.bonds[atom, types[i]] - model.bonds[0, types[i]]
-                site = _BEYOND[d, i]
-                if site >= 0:  # around the atom, where the vacancy goes
-                    change += model.bonds[0, types[site]] - model.bonds[atom, types[site]]
-            out[d] = model.base[atom] + 0.5 * change
-        else:
+        elif model.kind == NETWORK:
             out[d] = work[found + d]
+        else:
+            out[d] = plain_barrier(model.kind, model.base, model.bonds, types, d)
+
+
+@rule
+def plain_barrier(
+    kind: int, base: np.ndarray, bonds: np.ndarray, types: np.ndarray, d: int
+) -> float:
+    """The barrier of a hop without a network."""
+    atom, change = types[d], 0.0
+    if kind == PAIRWISE:
+        for i in range(NEIGHBOURS):
+            if i != d:  # around the vacancy, where the atom goes
+                change += bonds[atom, types[i]] - bonds[0, types[i]]
+            site = _BEYOND[d, i]
+            if site >= 0:  # around the atom, where the vacancy goes
+                change += bonds[0, types[site]] - bonds[atom, types[site]]
+    return base[atom] + 0.5 * change
 
 
 @kernel
@@ -169,18 +176,13 @@ def _evaluate_rows(model: Barriers, types: np.ndarray, work: np.ndarray, out: np
         evaluate(model, types[i], work, out[i])
 
 
+# -- CUDA ----------------------------------------------------------------------------------
+
 #: Floats of the widest layer on CUDA: two copies for eight hops share a block's fast memory.
 _WIDEST_CUDA = 512
-
-
 _HALF = NEIGHBOURS * _WIDEST_CUDA
-
-
-_SHARED = 2 * _HALF
-
-
-#: Threads of a block as CudaKernel launches it; another number gives the same results.
-_BLOCK_CUDA = 128
+#: Floats of that memory which :func:`on_block` needs.
+BLOCK_FLOATS = 2 * _HALF
 
 
 def on_device(model: Barriers, device: Device) -> Barriers:
@@ -196,96 +198,95 @@ def on_device(model: Barriers, device: Device) -> Barriers:
     return model._replace(**arrays)
 
 
-def evaluate_many_cuda(model: Barriers, types: Any, out: Any) -> None:
-    """:func:`evaluate_many` on CUDA: a model of :func:`on_device`, and arrays there.
+def on_block(cuda: Any) -> Callable[..., None]:
+    """:func:`evaluate` for the threads of a block together, a function of their kernel.
 
-    The same arithmetic in the same order, so the same bits as on a CPU.
+    The same arithmetic in the same order, so the same bits as on a CPU: a thread does a column of a
+    layer for all eight hops. Its ``shared`` are :data:`BLOCK_FLOATS` of the block; all threads see
+    what it writes to ``out``.
     """
-    _evaluate_cuda.launch(_BLOCK_CUDA * types.shape[0], *model, types, out)
 
+    twice = simulated()
 
-@CudaKernel
-def _evaluate_cuda(cuda: Any) -> Callable[..., None]:
-    def evaluate_block(  # type: ignore[no-untyped-def]
-        kind, base, bonds, codes, gather, layers, stride, pool, weights, types, out
+    def fused(a, b, c):  # type: ignore[no-untyped-def]
+        if twice:  # there it would round twice: in float64 the product is exact
+            return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
+        return cuda.fma(a, b, c)
+
+    fma = called(cuda, fused)
+
+    def layer_of(  # type: ignore[no-untyped-def]
+        shared, x, y, weights, at, count, panels, me, threads
     ):
-        """One block of threads for each vacancy, one thread for a column of a layer."""
-        # Value k of hop d is at 8 k + d of the half that holds the inputs, or outputs, of a layer.
-        shared = cuda.shared.array(_SHARED, np.float32)
-        me, threads = cuda.threadIdx.x, cuda.blockDim.x
-        for e in range(cuda.blockIdx.x, types.shape[0], cuda.gridDim.x):
-            x, y = 0, _HALF
-            if kind == NETWORK:
-                channels, inputs = codes.shape[1], gather.shape[1]
-                for i in range(me, NEIGHBOURS * inputs, threads):
-                    source = int(gather[i % NEIGHBOURS, i // NEIGHBOURS])
-                    shared[i] = codes[types[e, source // channels], source % channels]
-                cuda.syncthreads()
-                last = layers.shape[0] - 1
-                for layer in range(last):
-                    count, panels, at = layers[layer, 0], layers[layer, 1], layers[layer, 2]
-                    for column in range(me, panels * LANES, threads):
-                        w = at + column // LANES * (count + 1) * LANES + column % LANES
-                        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = weights[w]
-                        for k in range(x, x + 8 * count, 8):
-                            w += LANES
-                            factor = weights[w]
-                            s0 = cuda.fma(shared[k], factor, s0)
-                            s1 = cuda.fma(shared[k + 1], factor, s1)
-                            s2 = cuda.fma(shared[k + 2], factor, s2)
-                            s3 = cuda.fma(shared[k + 3], factor, s3)
-                            s4 = cuda.fma(shared[k + 4], factor, s4)
-                            s5 = cuda.fma(shared[k + 5], factor, s5)
-                            s6 = cuda.fma(shared[k + 6], factor, s6)
-                            s7 = cuda.fma(shared[k + 7], factor, s7)
-                        to = y + 8 * column
-                        shared[to] = max(s0, np.float32(0))
-                        shared[to + 1] = max(s1, np.float32(0))
-                        shared[to + 2] = max(s2, np.float32(0))
-                        shared[to + 3] = max(s3, np.float32(0))
-                        shared[to + 4] = max(s4, np.float32(0))
-                        shared[to + 5] = max(s5, np.float32(0))
-                        shared[to + 6] = max(s6, np.float32(0))
-                        shared[to + 7] = max(s7, np.float32(0))
-                    cuda.syncthreads()
-                    x, y = y, x
-                    if layer == 0 and pool > 1:
-                        part = 8 * (panels * LANES // pool)
-                        for i in range(x + me, x + part, threads):
-                            for other in range(1, pool):
-                                shared[i] += shared[i + other * part]
-                        cuda.syncthreads()
-                # The lanes of the output, then their sum for each hop.
-                count, at = layers[last, 0], layers[last, 2]
-                for i in range(me, 8 * LANES, threads):
-                    total = np.float32(0)
-                    for k in range(i // 8, count, LANES):
-                        total = cuda.fma(shared[x + 8 * k + i % 8], weights[at + k], total)
-                    shared[y + i] = total
-                cuda.syncthreads()
-            for d in range(me, NEIGHBOURS, threads):
-                atom = types[e, d]
-                if kind == NETWORK:
-                    half = LANES // 2
-                    while half > 0:
-                        for lane in range(half):
-                            shared[y + 8 * lane + d] += shared[y + 8 * (lane + half) + d]
-                        half //= 2
-                    out[e, d] = shared[y + d] + weights[at + count]
-                elif kind == CONSTANT:
-                    out[e, d] = base[atom]
-                else:
-                    change = 0.0
-                    for i in range(NEIGHBOURS):
-                        near = types[e, i]
-                        if i != d:
-                            change += bonds[atom, near] - bonds[0, near]
-                        if _BEYOND[d, i] >= 0:
-                            near = types[e, _BEYOND[d, i]]
-                            change += bonds[0, near] - bonds[atom, near]
-                    out[e, d] = base[atom] + 0.5 * change
-                if atom == 0:
-                    out[e, d] = np.inf
-            cuda.syncthreads()
+        for column in range(me, panels * LANES, threads):
+            w = at + column // LANES * (count + 1) * LANES + column % LANES
+            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = weights[w]
+            for k in range(x, x + 8 * count, 8):
+                w += LANES
+                factor = weights[w]
+                s0 = fma(shared[k], factor, s0)
+                s1 = fma(shared[k + 1], factor, s1)
+                s2 = fma(shared[k + 2], factor, s2)
+                s3 = fma(shared[k + 3], factor, s3)
+                s4 = fma(shared[k + 4], factor, s4)
+                s5 = fma(shared[k + 5], factor, s5)
+                s6 = fma(shared[k + 6], factor, s6)
+                s7 = fma(shared[k + 7], factor, s7)
+            to = y + 8 * column
+            shared[to] = max(s0, np.float32(0))
+            shared[to + 1] = max(s1, np.float32(0))
+            shared[to + 2] = max(s2, np.float32(0))
+            shared[to + 3] = max(s3, np.float32(0))
+            shared[to + 4] = max(s4, np.float32(0))
+            shared[to + 5] = max(s5, np.float32(0))
+            shared[to + 6] = max(s6, np.float32(0))
+            shared[to + 7] = max(s7, np.float32(0))
 
-    return evaluate_block
+    layer_on_block = called(cuda, layer_of)
+
+    def evaluate_on_block(model, types, shared, me, threads, out):  # type: ignore[no-untyped-def]
+        # Value k of hop d is at 8 k + d of the half that holds the inputs, or outputs, of a layer.
+        x, y = 0, _HALF
+        layers, weights, last = model.layers, model.weights, model.layers.shape[0] - 1
+        count, at = layers[last, 0], layers[last, 2]
+        if model.kind == NETWORK:
+            channels, inputs = model.codes.shape[1], model.gather.shape[1]
+            for i in range(me, NEIGHBOURS * inputs, threads):
+                source = int(model.gather[i % NEIGHBOURS, i // NEIGHBOURS])
+                shared[i] = model.codes[types[source // channels], source % channels]
+            cuda.syncthreads()
+            for layer in range(last):
+                panels = layers[layer, 1]
+                layer_on_block(
+                    shared, x, y, weights, layers[layer, 2], layers[layer, 0], panels, me, threads
+                )
+                cuda.syncthreads()
+                x, y = y, x
+                if layer == 0 and model.pool > 1:
+                    part = 8 * (panels * LANES // model.pool)
+                    for i in range(x + me, x + part, threads):
+                        for other in range(1, model.pool):
+                            shared[i] += shared[i + other * part]
+                    cuda.syncthreads()
+            # The lanes of the output, then their sum for each hop.
+            for i in range(me, 8 * LANES, threads):
+                total = np.float32(0)
+                for k in range(i // 8, count, LANES):
+                    total = fma(shared[x + 8 * k + i % 8], weights[at + k], total)
+                shared[y + i] = total
+            cuda.syncthreads()
+        for d in range(me, NEIGHBOURS, threads):
+            if types[d] == 0:
+                out[d] = np.inf
+            elif model.kind == NETWORK:
+                half = LANES // 2
+                while half > 0:
+                    for lane in range(half):
+                        shared[y + 8 * lane + d] += shared[y + 8 * (lane + half) + d]
+                    half //= 2
+                out[d] = shared[y + d] + weights[at + count]
+            else:
+                out[d] = plain_barrier(model.kind, model.base, model.bonds, types, d)
+        cuda.syncthreads()
+
+    return called(cuda, evaluate_on_block)

@@ -30,7 +30,7 @@ from mpiflow.core.block import Block
 from mpiflow.core.device import inlined, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import no_state, require_rule
-from mpiflow.core.noise import exponential, threefry, to_unit
+from mpiflow.core.noise import wait_and_choice
 from mpiflow.solvers.vacancy.lists import (
     Lists,
     Region,
@@ -220,19 +220,19 @@ def evolve(
             looked += 1
             if looked == 1 and hops > 0 and n > 1 and near + nearby[u] > 0:
                 # This one has hopped: those that see the place it left, or the one it came to.
-                count = others_near(x, y, z, u, n, grid, law, region, lists, count)
+                count = others_near(x, y, z, u, n, grid, flat, law, region, lists, count)
                 i, j, k = place[u, 0], place[u, 1], place[u, 2]
-                count = others_near(i, j, k, u, n, grid, law, region, lists, count)
+                count = others_near(i, j, k, u, n, grid, flat, law, region, lists, count)
         total = tree[1]
         if hops >= most or not total > 0.0:
             break
-        w0, w1 = threefry(keys[0], keys[1], keys[2], counter)
-        time = clock + exponential(w0) / total
+        wait, choice = wait_and_choice(keys, counter)
+        time = clock + wait / total
         if not time <= until:
             break
         clock = time
         counter += np.uint64(1)
-        v, d = choose_hop(tree, rates, to_unit(w1) * total)
+        v, d = choose_hop(tree, rates, choice * total)
         near = nearby[v]
         x, y, z, atom = hop(grid, halo, sides, whole, place, at, v, d)
         if logged + hops < room:

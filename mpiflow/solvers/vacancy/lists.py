@@ -46,6 +46,28 @@ class Region(NamedTuple):
     whole: Triple
 
 
+class Tiles(NamedTuple):
+    """Tiles of one class on a rank.
+
+    Attributes
+    ----------
+    table : (n, 4) int64, first index in the padded box along each axis, number in the lattice
+    shape, whole : points of a tile along each axis, and whether it spans the axis
+    """
+
+    table: np.ndarray
+    shape: Triple
+    whole: Triple
+
+
+@kernel
+def region_of(tiles: Tiles, t: int) -> Region:
+    """The region of a tile: row t of the table."""
+    low = tiles.table[t, 0], tiles.table[t, 1], tiles.table[t, 2]
+    shape = tiles.shape
+    return Region(low, (low[0] + shape[0], low[1] + shape[1], low[2] + shape[2]), tiles.whole)
+
+
 def lists(capacity: int) -> Lists:
     """Room for a number of vacancies."""
     leaves = 1 << max(0, capacity - 1).bit_length()
@@ -67,6 +89,21 @@ def first_of(lists: Lists, n: int) -> Lists:
         leaves *= 2
     tree = lists.tree[: 2 * leaves]
     return Lists(lists.place, lists.flat, lists.rates, lists.near, tree, lists.found)
+
+
+@kernel
+def part_of(lists: Lists, first: int, n: int) -> Lists:
+    """Those of n vacancies from a number on. Trees lie apart, each in 4 n from 4 first on."""
+    end = first + n
+    part = Lists(
+        lists.place[first:end],
+        lists.flat[first:end],
+        lists.rates[first:end],
+        lists.near[first:end],
+        lists.tree[4 * first : 4 * end],
+        lists.found[first:end],
+    )
+    return first_of(part, n)
 
 
 @inlined
@@ -112,13 +149,13 @@ def accept(
 
 
 @kernel
-def _first(region: Region, axis: int, law: Law) -> int:
+def first_in(region: Region, axis: int, law: Law) -> int:
     """The first index along an axis at which a vacancy may use a bond of the region."""
     return law.halo if region.whole[axis] == 1 else region.low[axis] - 1
 
 
 @kernel
-def _last(region: Region, axis: int, law: Law) -> int:
+def last_in(region: Region, axis: int, law: Law) -> int:
     """One beyond the last index at which it may."""
     return law.halo + law.sides[axis] if region.whole[axis] == 1 else region.high[axis]
 
@@ -129,28 +166,35 @@ def scan(grid: np.ndarray, law: Law, region: Region, lists: Lists) -> int:
 
     Returns their number; if it is above the room in the lists, only so many are listed.
     """
-    n, most = 0, lists.flat.size
-    ny, nz = grid.shape[1], grid.shape[2]
-    place, flat, halo = lists.place, lists.flat, law.halo
-    y0, z0 = _first(region, 1, law), _first(region, 2, law)
-    y1, z1 = _last(region, 1, law), _last(region, 2, law)
-    for x in range(_first(region, 0, law), _last(region, 0, law)):
+    n, place, flat, halo = 0, lists.place, lists.flat, law.halo
+    y0, z0 = first_in(region, 1, law), first_in(region, 2, law)
+    y1, z1 = last_in(region, 1, law), last_in(region, 2, law)
+    for x in range(first_in(region, 0, law), last_in(region, 0, law)):
         odd = (x - halo) % 2
         for y in range(y0 + (y0 - halo + odd) % 2, y1, 2):
             row = grid[x, y, z0:z1]
             low = np.uint8(255)
             for i in range(row.size):  # a byte that is no site is 255
                 low = min(low, np.uint8(row[i]))
-            if low != VACANCY:
-                continue
-            for i in range(row.size):
-                if row[i] == VACANCY:
-                    if n < most:
-                        place[n, 0] = x
-                        place[n, 1] = y
-                        place[n, 2] = z0 + i
-                        flat[n] = (x * ny + y) * nz + z0 + i
-                    n += 1
+            if low == VACANCY:
+                n = list_row(grid, x, y, z0, z1, n, place, flat)
+    return n
+
+
+@kernel
+def list_row(
+    grid: np.ndarray, x: int, y: int, z0: int, z1: int, n: int, place: np.ndarray, flat: np.ndarray
+) -> int:
+    """List the vacancies of a row from the number n on, as far as there is room; the next n."""
+    ny, nz = grid.shape[1], grid.shape[2]
+    for z in range(z0, z1):
+        if grid[x, y, z] == VACANCY:
+            if n < flat.size:
+                place[n, 0] = x
+                place[n, 1] = y
+                place[n, 2] = z
+                flat[n] = (x * ny + y) * nz + z
+            n += 1
     return n
 
 
@@ -180,14 +224,17 @@ def others_near(
     v: int,
     n: int,
     grid: np.ndarray,
+    flat: np.ndarray,
     law: Law,
     region: Region,
     lists: Lists,
     count: int,
 ) -> int:
-    """Add the listed vacancies but v around a point to the first ``count`` of ``found``."""
+    """Add the listed vacancies but v around a point to the first ``count`` of ``found``.
+
+    ``flat`` is the grid as a line.
+    """
     ny, nz = grid.shape[1], grid.shape[2]
-    flat = grid.reshape(-1)
     at = np.uint64((x * ny + y) * nz + z)
     offsets, known, found = law.offsets, lists.flat, lists.found
     halo, sides, whole = law.halo, law.sides, region.whole

@@ -8,17 +8,18 @@ IEEE everywhere, in fixed order.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import inlined, kernel
+from mpiflow.core.device import inlined, kernel, rule
 from mpiflow.solvers.vacancy.barrier_kernels import evaluate, work_size
 from mpiflow.systems.alloy import ATTEMPT_FREQUENCY, NEIGHBOURS, SURROUNDINGS, VACANCY, Alloy
 from mpiflow.systems.barriers import NETWORK, SITES, Barriers
 
-_WAYS, _WORDS, _PER_WORD = 4, 4, 28
+_WAYS, WORDS, _PER_WORD = 4, 4, 28
 #: Entries of the table of rates for each vacancy; more only cost memory traffic.
 _ENTRIES = 16
 #: The largest table: 4096 sets of four entries of 96 bytes.
@@ -79,13 +80,18 @@ def table(model: Barriers, vacancies: int) -> Table:
     """An empty table of rates, of no size where it would not pay or the key not be exact."""
     sets = 0
     if model.kind == NETWORK and len(model.codes) <= 4:
-        wanted = max(_ENTRIES * vacancies // _WAYS, 4)
-        sets = min(1 << (wanted - 1).bit_length(), _MOST_SETS)
+        sets = table_sets(vacancies)
     return Table(
-        np.zeros((sets, _WAYS, _WORDS), np.uint64),
+        np.zeros((sets, _WAYS, WORDS), np.uint64),
         np.zeros((sets, _WAYS, NEIGHBOURS)),
         np.zeros(2, np.int64),
     )
+
+
+def table_sets(vacancies: int) -> int:
+    """Sets of a table for so many vacancies."""
+    wanted = max(_ENTRIES * vacancies // _WAYS, 4)
+    return min(1 << (wanted - 1).bit_length(), _MOST_SETS)
 
 
 def scratch(model: Barriers) -> Scratch:
@@ -94,7 +100,7 @@ def scratch(model: Barriers) -> Scratch:
         np.zeros(work_size(model), np.float32),
         np.zeros(NEIGHBOURS, np.float32),
         np.zeros(NEIGHBOURS),
-        np.zeros(_WORDS, np.uint64),
+        np.zeros(WORDS, np.uint64),
     )
 
 
@@ -111,14 +117,14 @@ def evaluator(system: Alloy, model: Barriers, block: Block, vacancies: int) -> E
     return Evaluator(law(system, model, block), table(model, vacancies), scratch(model))
 
 
-@kernel
+@rule
 def decay(x: float) -> float:
     r"""exp(-x) for \|x\| < 700, by arithmetic that is IEEE everywhere.
 
     2^k e^r with \|r\| <= ln 2 / 2 and the Taylor series of e^r to the 13th power; the error is
     below two units in the last place.
     """
-    k = np.floor(0.5 - x * 1.4426950408889634)
+    k = np.float64(math.floor(0.5 - x * 1.4426950408889634))
     r = (-x - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10
     s = 1.0 / 6227020800.0
     s = s * r + 1.0 / 479001600.0
@@ -137,12 +143,24 @@ def decay(x: float) -> float:
     return s * np.int64((np.int64(k) + 1023) << 52).view(np.float64)
 
 
+@rule
+def hop_rate(beta: float, barrier: np.float32) -> float:
+    """k0 exp(-E / k_B T); 0 for an infinite barrier and beyond the range of decay."""
+    x = beta * np.float64(barrier)
+    return ATTEMPT_FREQUENCY * decay(x) if abs(x) < 700.0 else 0.0
+
+
 @kernel
 def hop_rates(beta: float, barriers: np.ndarray, rates: np.ndarray) -> None:
-    """k0 exp(-E / k_B T) of eight barriers; 0 for infinite ones and beyond the range of decay."""
+    """The rates of eight barriers."""
     for d in range(NEIGHBOURS):
-        x = beta * np.float64(barriers[d])
-        rates[d] = ATTEMPT_FREQUENCY * decay(x) if abs(x) < 700.0 else 0.0
+        rates[d] = hop_rate(beta, barriers[d])
+
+
+@rule
+def species_near(flat: np.ndarray, start: np.uint64, offsets: np.ndarray, i: int) -> np.int8:
+    """The species of a site of the surroundings of a point."""
+    return flat[start + offsets[i]]
 
 
 @inlined
@@ -151,34 +169,31 @@ def look(flat: np.ndarray, at: int, offsets: np.ndarray, types: np.ndarray) -> i
     start = np.uint64(at)
     near = 0
     for i in range(SITES):
-        t = flat[start + offsets[i]]
+        t = species_near(flat, start, offsets, i)
         types[i] = t
         near += t == VACANCY
     return near
 
 
 @inlined
-def _pack(types: np.ndarray, w: int) -> np.uint64:
-    """A word of the key: 28 species at two bits each."""
-    word = np.uint64(0)
+def packed(types: np.ndarray, w: int) -> np.uint64:
+    """A word of the key: 28 species at two bits each; the first one has the mark of an entry."""
+    word = np.uint64(w == 0) << np.uint64(63)
     for i in range(_PER_WORD):
         word |= np.uint64(types[w * _PER_WORD + i]) << np.uint64(2 * i)
     return word
 
 
 @inlined
-def recall(
-    types: np.ndarray, keys: np.ndarray, known: np.ndarray, key: np.ndarray, rates: np.ndarray
+def entry_of(
+    k0: np.uint64, k1: np.uint64, k2: np.uint64, k3: np.uint64, keys: np.ndarray
 ) -> tuple[np.uint64, int]:
-    """Set rates to those of the table, if it has these surroundings; the set, and entry or -1."""
-    k0, k1 = _pack(types, 0) | np.uint64(1) << np.uint64(63), _pack(types, 1)
-    k2, k3 = _pack(types, 2), _pack(types, 3)
+    """The set of the table in which a key would be, and its entry there or -1."""
     h = k0 * np.uint64(0x9E3779B97F4A7C15)
     h = (h ^ (h >> np.uint64(32)) ^ k1) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(32)) ^ k2) * np.uint64(0x94D049BB133111EB)
     h = (h ^ (h >> np.uint64(32)) ^ k3) * np.uint64(0x9E3779B97F4A7C15)
     bucket = (h >> np.uint64(40)) & np.uint64(keys.shape[0] - 1)  # a power of two
-    key[0], key[1], key[2], key[3] = k0, k1, k2, k3
     entry = -1
     for w in range(_WAYS):
         i = np.uint64(w)
@@ -189,9 +204,21 @@ def recall(
             & (keys[bucket, i, 3] == k3)
         ):
             entry = w
-            for d in range(NEIGHBOURS):
-                rates[d] = known[bucket, i, d]
             break
+    return bucket, entry
+
+
+@inlined
+def recall(
+    types: np.ndarray, keys: np.ndarray, known: np.ndarray, key: np.ndarray, rates: np.ndarray
+) -> tuple[np.uint64, int]:
+    """Set rates to those of the table, if it has these surroundings; the set, and entry or -1."""
+    k0, k1, k2, k3 = packed(types, 0), packed(types, 1), packed(types, 2), packed(types, 3)
+    key[0], key[1], key[2], key[3] = k0, k1, k2, k3
+    bucket, entry = entry_of(k0, k1, k2, k3, keys)
+    if entry >= 0:
+        for d in range(NEIGHBOURS):
+            rates[d] = known[bucket, np.uint64(entry), d]
     return bucket, entry
 
 
@@ -207,11 +234,11 @@ def to_front(
     """Make these the first entry of a set, in place of one or of the last."""
     for w in range(entry if entry >= 0 else _WAYS - 1, 0, -1):
         i = np.uint64(w)
-        for d in range(_WORDS):
+        for d in range(WORDS):
             keys[bucket, i, d] = keys[bucket, i - np.uint64(1), d]
         for d in range(NEIGHBOURS):
             known[bucket, i, d] = known[bucket, i - np.uint64(1), d]
-    for d in range(_WORDS):
+    for d in range(WORDS):
         keys[bucket, 0, d] = key[d]
     for d in range(NEIGHBOURS):
         known[bucket, 0, d] = rates[d]

@@ -42,10 +42,9 @@ from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Shape
 from mpiflow.core.noise import stream_key
 from mpiflow.solvers.event_limits import NO_LIMIT
-from mpiflow.solvers.vacancy.batched import Tiles, region_of
-from mpiflow.solvers.vacancy.changed_sites import apply, fill_species, note, note_all
+from mpiflow.solvers.vacancy.changed_sites import fill_all, note, obey_all
 from mpiflow.solvers.vacancy.events import HALO, Events, check, events, evolve, require_species
-from mpiflow.solvers.vacancy.lists import Lists, first_of, scan
+from mpiflow.solvers.vacancy.lists import Lists, Tiles, first_of, region_of, scan
 from mpiflow.solvers.vacancy.rates import Evaluator
 from mpiflow.solvers.vacancy.tiles import Plan, check_tiles
 from mpiflow.systems.alloy import VACANCY, Alloy
@@ -119,7 +118,7 @@ def _pass(
             left -= made
             for r in range(min(made, room)):
                 row = recent.hop[r]
-                noted = note(origin, law.sides, near, row, first, noted, records)
+                noted = note(origin, law.sides, near, row, first, noted, records, 1)
                 if logged < log.time.size:
                     log.time[logged] = recent.time[r]
                     log.hop[logged] = row
@@ -182,6 +181,7 @@ class TiledKMC:
         self.abandoned = False
         self._over: Callable[[], bool] = lambda: False
         self._plan: Any = None
+        self._before: Any = None
 
     @property
     def time_per_step(self) -> float:
@@ -213,6 +213,7 @@ class TiledKMC:
         for step in range(first_step, first_step + steps):
             out += self.step(block, step, step * width, width, seed=seed, stream=stream)
         self.settle(block)
+        self.finish(block)
         return out
 
     def prepare(self, block: Block) -> None:
@@ -220,6 +221,30 @@ class TiledKMC:
         self.check(block)
         require_species(block, len(self.system.elements))
         self._plan = self._planned(block)
+        if self._plan.cuda is not None:
+            self._plan.cuda.load()
+
+    def keep(self, block: Block) -> None:
+        """Remember the boxes, settled, so that steps can be taken back."""
+        if self._plan.cuda is not None:
+            self._plan.cuda.keep()
+        elif self._before is None or self._before.shape != block.array.shape:
+            self._before = block.array.copy()
+        else:
+            np.copyto(self._before, block.array)
+
+    def take_back(self, block: Block) -> None:
+        """Give the boxes what :meth:`keep` found there."""
+        if self._plan.cuda is not None:
+            self._plan.cuda.back()
+        else:
+            np.copyto(block.array, self._before)
+
+    def finish(self, block: Block) -> None:
+        """Make the block what the steps have made of it, for others to read."""
+        self._before = None
+        if self._plan.cuda is not None:
+            self._plan.cuda.save()
 
     def step(
         self,
@@ -233,7 +258,7 @@ class TiledKMC:
         limit: int = NO_LIMIT,
         over: Callable[[], bool] = lambda: False,
     ) -> np.ndarray:
-        """One step of any window, after :meth:`prepare`; :meth:`settle` follows the last.
+        """One step of any window, after :meth:`prepare`; after the last, settle and finish.
 
         Parameters
         ----------
@@ -295,16 +320,16 @@ class TiledKMC:
         if not len(tiles.table) or self._told():
             return 0, plan.records[:0]
         begin = time.perf_counter()
-        if plan.batches is not None:
-            made, noted, logs = self._in_step(block, b, tiles, keys, start, window)
+        if plan.cuda is not None:
+            made, records, logs = self._on_device(b, tiles, keys, start, window)
         else:
-            made, noted, logs = self._in_turn(block, b, tiles, keys, start, window)
+            made, records, logs = self._in_turn(block, b, tiles, keys, start, window)
         if self.log is not None:
             self.log += logs
         self.load["hops"] += made
         self.load["looks"], self.load["evaluations"] = plan.counts()
         self.load["seconds"] += time.perf_counter() - begin
-        return made, plan.records[:noted]
+        return made, records
 
     def _in_turn(
         self,
@@ -314,7 +339,7 @@ class TiledKMC:
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
-    ) -> tuple[int, int, list[Events]]:
+    ) -> tuple[int, np.ndarray, list[Events]]:
         """Tile after tile on the CPU; hops, records, log."""
         plan = self._plan
         noting = self.log is not None or plan.messages is not None
@@ -338,48 +363,46 @@ class TiledKMC:
             log = events(2 * logged)
         self.share = min(self.share, float(since[1]))
         if plan.messages is not None:
-            fill_species(block.array[b], origin, plan.evaluator.law.sides, plan.records, noted)
-        return int(hops.sum()), noted, [Events(log.time[:logged], log.hop[:logged])]
+            fill_all(block.array[b], origin, plan.evaluator.law.sides, plan.records, noted)
+        return int(hops.sum()), plan.records[:noted], [Events(log.time[:logged], log.hop[:logged])]
 
     def _told(self) -> bool:
         """Whether the step is to be left; it stays so."""
         self.abandoned = self.abandoned or self._over()
         return self.abandoned
 
-    def _in_step(
+    def _on_device(
         self,
-        block: Block,
         b: int,
         tiles: Tiles,
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
-    ) -> tuple[int, int, list[Events]]:
-        """All tiles together, barriers on the device; hops, records, log."""
-        plan, origin = self._plan, block.origins[b] - block.halo
-        sides, near, records = plan.evaluator.law.sides, plan.near, plan.records
-        logs, share = plan.batches.evolve(
-            block.array[b], origin, tiles, keys, start, window, self._limit, self._told
+    ) -> tuple[int, np.ndarray, list[Events]]:
+        """All tiles at once on the device; hops, records, log."""
+        plan = self._plan
+        logs: list[Events] | None = None if self.log is None else []
+        notes = plan.messages is not None and any(tiles is group for group in plan.border)
+        made, records, share = plan.cuda.evolve(
+            b, tiles, keys, start, window, self._limit, STRETCH, self._told, logs, notes
         )
         self.share = min(self.share, share)
-        noted = 0
-        if plan.messages is not None:
-            for log in logs:
-                noted = note_all(origin, sides, near, log.hop, noted, records)
-            fill_species(block.array[b], origin, sides, records, noted)
-        return sum(len(log.time) for log in logs), noted, logs
+        return made, records, logs or []
 
     def _read(self, block: Block) -> None:
         """Bring the box up to date with the messages of other ranks."""
-        messages = self._plan.messages
+        messages, cuda = self._plan.messages, self._plan.cuda
         if messages is None:
             return
         begin = time.perf_counter()
         for records in messages.collect():
             if len(records):
                 for b in range(block.batch):
-                    origin = block.origins[b] - block.halo
-                    apply(block.array[b], origin, self._plan.evaluator.law.sides, records)
+                    origin, sides = block.origins[b] - block.halo, self._plan.evaluator.law.sides
+                    if cuda is None:
+                        obey_all(block.array[b], origin, sides, records)
+                    else:
+                        cuda.obey(b, records)
         self.load["waiting"] += time.perf_counter() - begin
 
     def _planned(self, block: Block) -> Plan:

@@ -11,9 +11,9 @@ from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Shape, divisors
 from mpiflow.core.messages import NeighbourMessages
-from mpiflow.solvers.vacancy.batched import Batches, Tiles
+from mpiflow.solvers.vacancy.cuda import CudaTiles
 from mpiflow.solvers.vacancy.events import HALO
-from mpiflow.solvers.vacancy.lists import lists
+from mpiflow.solvers.vacancy.lists import Tiles, lists
 from mpiflow.solvers.vacancy.rates import evaluator
 from mpiflow.systems.alloy import Alloy
 from mpiflow.systems.barriers import Barriers
@@ -71,9 +71,7 @@ class Plan:
         self.block, self.vacancies = block, vacancies
         room = max(1, vacancies)
         self.evaluator, self.lists = evaluator(system, model, block, room), lists(room)
-        law = self.evaluator.law
-        self.batches = Batches(law, room, device) if device.is_cuda else None
-        sides, halo, shape = np.array(law.sides), block.halo, np.array(tile)
+        sides, halo, shape = np.array(self.evaluator.law.sides), block.halo, np.array(tile)
         points = tile[0], tile[1], tile[2]
         x, y, z = (int(n) for n in shape == sides)
         ranks = block.layout.ranks_grid if block.layout is not None else (1, 1, 1)
@@ -105,11 +103,19 @@ class Plan:
                 into.append(Tiles(np.array(group, np.int64).reshape(-1, 4), points, (x, y, z)))
         most = max(len(tiles.table) for tiles in self.border)
         sites = int(np.prod(shape // 2 + 1) * 2)
-        self.records = np.zeros((most * sites if self.messages else 0, 4), np.int64)
+        room_of_records = most * sites if self.messages else 0
+        self.cuda: CudaTiles | None = None
+        if device.is_cuda:
+            everyone = [*self.inner, *self.border]
+            self.cuda = CudaTiles(
+                self.evaluator, block, room, everyone, self.near, room_of_records, device
+            )
+            room_of_records = 0
+        self.records = np.zeros((room_of_records, 4), np.int64)
 
     def counts(self) -> tuple[float, float]:
         """Vacancies looked at, and barriers of them computed, so far."""
-        if self.batches is not None:
-            return float(self.batches.evaluations), float(self.batches.evaluations)
+        if self.cuda is not None:
+            return self.cuda.counts
         looks, done = self.evaluator.table.counts
         return float(looks), float(done)
