@@ -25,11 +25,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mpiflow.core.device import Device, kernel
+from mpiflow.core.device import Device, cuda, kernel, simulated
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import is_spins, no_state, spin_fault
 from mpiflow.core.lattice import Lattice, Layout, Shape
-from mpiflow.core.messages import Messages
+from mpiflow.core.messages import DeviceMessages, Messages
 from mpiflow.core.mpi import MPI, datatype
 from mpiflow.core.noise import MAX_MEMBER
 from mpiflow.core.parallel import agreed
@@ -212,13 +212,12 @@ class Block(Boxes):
                 "members", int(self.members.max()), f"below {MAX_MEMBER}", "Number them from 0."
             )
         self._sound = False  # of a CUDA field, which is slow to look at: seen to be spins
-        self._exchange: HaloExchange | None = None
+        self._exchange: HaloExchange | _DeviceHaloExchange | None = None
         if self.cart is not None and self.cart.size > 1:
-            # MPI needs host memory. Of a CUDA field, only the strips of this copy are used.
-            host = (
-                np.zeros(self.array.shape, self.array.dtype) if self.device.is_cuda else self.array
-            )
-            self._exchange = HaloExchange(self.cart, host, self.halo)
+            if self.device.is_cuda:
+                self._exchange = _DeviceHaloExchange(self)
+            else:
+                self._exchange = HaloExchange(self.cart, self.array, self.halo)
 
     # -- making blocks ---------------------------------------------------------
 
@@ -406,29 +405,40 @@ class Block(Boxes):
         if self._exchange is None:
             for axis in range(1, len(self.array.shape)):
                 _wrap_axis(self.device, self.array, axis, self.halo)
-        elif self.device.is_cuda:
-            self._exchange_through_host(self._exchange)
         else:
             self._exchange()
 
-    def _exchange_through_host(self, exchange: HaloExchange) -> None:
-        """Move the edge strips of a CUDA field through host memory."""
-        staging = exchange.array
-        strips = [
-            (axis, start)
-            for axis in range(1, len(staging.shape))
-            for start in _strip_starts(staging.shape[axis], self.halo)
-        ]
-        edges, halos = strips[1::4] + strips[2::4], strips[0::4] + strips[3::4]
-        for axis, start in edges:
-            view = _strip(staging, axis, start, self.halo)
-            packed = self.device.put(np.empty(view.shape, view.dtype))
-            self.device.copy_box(packed, _strip(self.array, axis, start, self.halo))
-            view[...] = self.device.get(packed)
-        exchange()
-        for axis, start in halos:
-            packed = self.device.put(_strip(staging, axis, start, self.halo))
-            self.device.copy_box(_strip(self.array, axis, start, self.halo), packed)
+
+class _DeviceHaloExchange:
+    """:class:`HaloExchange` of a CUDA field: strips are packed on the device."""
+
+    def __init__(self, block: Block) -> None:
+        assert block.cart is not None  # noqa: S101 - for the type checker
+        self.device, self.array, self.halo = block.device, block.array, block.halo
+        self.messages: list[DeviceMessages | None] = []
+        stream = cuda().default_stream() if not simulated() else cuda().stream()
+        for axis, ranks in enumerate(block.cart.dims):
+            shape = _strip(self.array, axis + 1, 0, self.halo).shape
+            strips = {axis: tuple(shape)} if ranks > 1 else {}
+            one = (block.cart, self.device, strips, self.array.dtype, stream)
+            self.messages.append(DeviceMessages(*one) if strips else None)
+
+    def __call__(self) -> None:
+        for axis, messages in enumerate(self.messages):
+            if messages is None:
+                _wrap_axis(self.device, self.array, axis + 1, self.halo)
+                continue
+            low_halo, low_edge, high_edge, high_halo = (
+                _strip(self.array, axis + 1, start, self.halo)
+                for start in _strip_starts(self.array.shape[axis + 1], self.halo)
+            )
+            copy, edges, halos = self.device.copy_box, messages.edges[axis], messages.halos[axis]
+            copy(edges[0], low_edge)
+            copy(edges[1], high_edge)
+            messages.start()
+            messages.finish()
+            copy(low_halo, halos[0])
+            copy(high_halo, halos[1])
 
 
 def gather_records(rows: np.ndarray, comm: MPI.Intracomm) -> np.ndarray | None:

@@ -295,21 +295,23 @@ class CudaKernel:
         self.factory = factory
         self._compiled: Any = None
 
-    def launch(self, threads: int, *arguments: Any) -> None:
+    def launch(self, threads: int, *arguments: Any, stream: Any = 0) -> None:
         """Run on at least ``threads`` threads; the kernel checks its own bound.
+
+        ``stream``: whose turn it is; by default after all that was begun before.
 
         Raises
         ------
         InputError : more threads than 32 bits can number
         """
         per_block = 8 if simulated() else 128
-        self._launch(-(-threads // per_block), per_block, arguments)
+        self._launch(-(-threads // per_block), per_block, stream, arguments)
 
     def launch_blocks(self, blocks: int, *arguments: Any) -> None:
         """Run so many blocks of threads, each of which works on one thing together."""
-        self._launch(blocks, 3 if simulated() else 128, arguments)
+        self._launch(blocks, 3 if simulated() else 128, 0, arguments)
 
-    def _launch(self, blocks: int, per_block: int, arguments: tuple[Any, ...]) -> None:
+    def _launch(self, blocks: int, per_block: int, stream: Any, arguments: tuple[Any, ...]) -> None:
         threads = blocks * per_block
         if blocks < 1:
             return
@@ -319,7 +321,7 @@ class CudaKernel:
         if self._compiled is None:
             function = self._in_simulator() if simulated() else self.factory(cuda())
             self._compiled = cuda().jit(function)
-        self._compiled[blocks, per_block](*arguments)
+        self._compiled[blocks, per_block, stream](*arguments)
 
     def _in_simulator(self) -> Callable[..., None]:
         """The kernel made anew in each thread: the simulator's ``cuda.grid`` exists only there."""
@@ -359,6 +361,27 @@ def gpus() -> list[str]:
 def gpu_capabilities() -> list[str]:
     """Compute capability of each device of :func:`gpus`, such as "9.0"."""
     return [".".join(map(str, gpu.compute_capability)) for gpu in cuda().gpus] if gpus() else []
+
+
+class Streams:
+    """Two queues of a GPU's work: on the inside of a box, and on its edges and what travels.
+
+    What is begun without a stream waits for both, and both for it.
+    """
+
+    def __init__(self) -> None:
+        self.inside, self.edges = cuda().stream(), cuda().stream()
+        self._events = cuda().event(timing=False) if not simulated() else cuda().event()
+
+    def wait(self, waiting: Any, other: Any) -> None:
+        """Have one of the two wait for what the other has been given so far."""
+        self._events.record(other)
+        self._events.wait(waiting)
+
+    def join(self) -> None:
+        """Have each wait for what the other has been given so far."""
+        self.wait(self.inside, self.edges)
+        self.wait(self.edges, self.inside)
 
 
 class Device:
@@ -403,6 +426,18 @@ class Device:
         out = cuda().device_array_like(array)
         out.copy_to_device(array)
         return out
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
+        """A new array on this device."""
+        return cuda().device_array(tuple(shape), dtype) if self.is_cuda else np.empty(shape, dtype)
+
+    def pinned(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
+        """A new host array that a GPU reads and writes while both go on."""
+        return np.asarray(cuda().pinned_array(tuple(shape), dtype))
+
+    def memory(self, array: Any) -> Any:
+        """An array of this device as MPI takes it that knows GPUs; of the simulator the host's."""
+        return array._ary if self.is_cuda and simulated() else array
 
     def copy_box(self, target: Any, source: Any) -> None:
         """``target[...] = source`` for equal 3-dimensional boxes, strided or not."""

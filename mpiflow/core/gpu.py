@@ -202,6 +202,24 @@ def memory(number: int = 0) -> int | None:
     return None
 
 
+def mpi_takes_device_memory() -> bool:
+    """Whether messages of a CUDA field go to MPI as they are on the GPU, not by way of the host.
+
+    Where MPI says that it can; MPIFLOW_CUDA_AWARE_MPI is 0 or 1 to decide it otherwise. In the
+    simulator only if that is 1.
+
+    Raises
+    ------
+    InputError : the variable is something else
+    """
+    said = os.environ.get("MPIFLOW_CUDA_AWARE_MPI", "")
+    if said not in ("", "0", "1"):
+        raise InputError("MPIFLOW_CUDA_AWARE_MPI", said, "0 or 1", "Unset it to let MPI say.")
+    from mpiflow.core.device import simulated
+
+    return said == "1" if said or simulated() else cuda_aware_mpi() is True
+
+
 def cuda_aware_mpi() -> bool | None:
     """Whether MPI reads and writes the memory of GPUs itself; None: the library does not say.
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow.core.device import intrinsic
+from mpiflow.core.device import Device, intrinsic
+from mpiflow.core.gpu import mpi_takes_device_memory
 from mpiflow.core.mpi import MPI
 
 #: Places in :attr:`Lines.numbers`; the handles of each group of messages follow.
@@ -54,6 +55,63 @@ class Messages:
 
     def finish(self) -> None:
         MPI.Prequest.Waitall(self.requests)
+
+
+class DeviceMessages:
+    """The same for the memory of a GPU: edges to be sent and halos that came, one box each.
+
+    MPI that knows GPUs takes them as they are; else they are copied to and from pinned host memory,
+    while kernels of other streams run.
+
+    Parameters
+    ----------
+    cart : periodic Cartesian communicator
+    shapes : for each axis the shape of an edge
+    dtype : of the numbers
+    stream : in which edges are packed and halos unpacked
+
+    Attributes
+    ----------
+    edges, halos : for each axis (2, *shape) on the device: low and high; what is written into the
+        first in ``stream`` is sent by :meth:`start`, and the second is there after :meth:`finish`
+    """
+
+    def __init__(
+        self, cart: MPI.Cartcomm, device: Device, shapes: Mapping[int, Any], dtype: Any, stream: Any
+    ) -> None:
+        self.stream, self.direct = stream, mpi_takes_device_memory()
+        pairs = {axis: (2, *shape) for axis, shape in shapes.items()}
+        self.edges, self.halos = (
+            {axis: device.empty(shape, dtype) for axis, shape in pairs.items()} for _ in range(2)
+        )
+        # For the host: as many in pinned memory.
+        self._sent, self._got = (
+            {} if self.direct else {axis: device.pinned(s, dtype) for axis, s in pairs.items()}
+            for _ in range(2)
+        )
+        buffers: dict[int, list[Any]] = {}
+        for axis in shapes:
+            if self.direct:
+                edges, halos = self.edges[axis], self.halos[axis]
+                ends = halos[0], edges[0], edges[1], halos[1]
+                buffers[axis] = [device.memory(end) for end in ends]
+            else:
+                sent, got = self._sent[axis], self._got[axis]
+                buffers[axis] = [got[0], sent[0], sent[1], got[1]]
+        self._messages = Messages(cart, buffers)
+
+    def start(self) -> None:
+        """Send the edges, once they are packed."""
+        for axis, host in self._sent.items():
+            self.edges[axis].copy_to_host(host, stream=self.stream)
+        self.stream.synchronize()
+        self._messages.start()
+
+    def finish(self) -> None:
+        """Wait for the halos."""
+        self._messages.finish()
+        for axis, host in self._got.items():
+            self.halos[axis].copy_to_device(host, stream=self.stream)
 
 
 class Lines:

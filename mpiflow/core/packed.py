@@ -16,7 +16,7 @@ inside of the other colour until :meth:`PackedBlock.finish_exchange`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.block import Boxes, HaloPolicy, cartesian
-from mpiflow.core.device import CudaKernel, Device, kernel, rule, split
+from mpiflow.core.device import CudaKernel, Device, Streams, kernel, rule, split
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import is_spins, no_state, spin_fault
 from mpiflow.core.lattice import Lattice, Layout, Shape
-from mpiflow.core.messages import Lines, Messages
+from mpiflow.core.messages import DeviceMessages, Lines, Messages
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import MAX_MEMBER, Word
 
@@ -84,7 +84,9 @@ class PackedBlock(Boxes):
             raise InputError(
                 "members", int(self.members.max()), f"below {MAX_MEMBER}", "Number them from 0."
             )
-        self._exchanges: tuple[_Edges, _Edges] | None = None
+        self._exchanges: tuple[_Edges | _DeviceEdges, _Edges | _DeviceEdges] | None = None
+        # Of a CUDA device, where edges travel.
+        self.streams: Streams | None = None
         # Of both colours: bits before the first, of the first, of the last column and after it.
         self.columns_sent = np.zeros((2, 4, 0), np.uint64)
         self._unset = np.ones(self.shape[0], bool)
@@ -108,9 +110,11 @@ class PackedBlock(Boxes):
             cart=cart,
         )
         if cart.size > 1:
-            if cart.dims[1] > 1:
+            block.streams = Streams() if block.device.is_cuda else None
+            if cart.dims[1] > 1 and not block.streams:
                 block.columns_sent = np.zeros((2, 4, -(-block.shape[0] // 64)), np.uint64)
-            black, white = (_Edges(block, colour) for colour in (0, 1))
+            kind = _DeviceEdges if block.streams else _Edges
+            black, white = (kind(block, colour) for colour in (0, 1))
             block._exchanges = black, white
         return block
 
@@ -222,9 +226,10 @@ class PackedBlock(Boxes):
     @cached_property
     def lines(self) -> Lines | None:
         """How kernels exchange edges of black and of white words; None where they cannot."""
-        if self._exchanges is None or self.device.is_cuda:
+        if self._exchanges is None:
             return None
-        return Lines.of([edges.messages for edges in self._exchanges])
+        edges = [edges for edges in self._exchanges if isinstance(edges, _Edges)]
+        return Lines.of([each.messages for each in edges]) if edges else None
 
     def start_exchange(self, colour: int, columns: bool = True) -> None:
         """Wrap one colour's edges onto itself, and begin to send those that other ranks need.
@@ -235,9 +240,13 @@ class PackedBlock(Boxes):
         wrap_x = wrap_x and columns
         if wrap_y or wrap_x:
             if self.device.is_cuda:
-                close_cuda.launch(
-                    array.shape[0] * max(array.shape[1:]), array, half, int(wrap_y), int(wrap_x)
-                )
+                stream: Any = 0
+                if self.streams:  # not for the edges: they are on their way sooner
+                    stream = self.streams.inside
+                    self.streams.wait(stream, self.streams.edges)
+                threads = array.shape[0] * max(array.shape[1:])
+                wraps = int(wrap_y), int(wrap_x)
+                close_cuda.launch(threads, array, half, *wraps, stream=stream)
             else:
                 close(array, half, wrap_y, wrap_x)
         if self._exchanges:
@@ -296,30 +305,22 @@ class _Edges:
 
     def __init__(self, block: PackedBlock, colour: int) -> None:
         assert block.cart is not None  # noqa: S101 - for the type checker
-        self.array, self.half, self.device = block.words[colour], block.columns // 2, block.device
-        dims, (_, rows, width) = block.cart.dims, self.array.shape
+        self.array, self.half = block.words[colour], block.columns // 2
+        dims, rows = block.cart.dims, self.array.shape[1]
         # For each axis: low halo, low edge, high edge, high halo.
         self.staged: dict[int, np.ndarray] = {}
         strips: dict[int, Sequence[np.ndarray]] = {}
         if dims[1] > 1:
             self.staged[1] = block.columns_sent[colour]
-        if dims[0] > 1 and self.device.is_cuda:
-            self.staged[0] = np.zeros((4, width), np.uint64)
-        elif dims[0] > 1:
+        if dims[0] > 1:
             strips[0] = [self.array[0, y] for y in (0, 1, rows - 2, rows - 1)]  # MPI's own way
         strips |= {axis: list(buffers) for axis, buffers in self.staged.items()}
         self.messages = Messages(block.cart, strips)
         self.on_their_way = False
 
     def start(self) -> None:
-        for axis, buffers in self.staged.items():
-            edges = buffers[1:3]
-            if self.device.is_cuda:
-                on_device = self.device.put(edges)
-                copy_edges_cuda.launch(edges.shape[1], self.array, self.half, axis, on_device, 1)
-                edges[...] = self.device.get(on_device)
-            else:
-                move_columns(self.array, self.half, buffers, False)
+        for buffers in self.staged.values():
+            move_columns(self.array, self.half, buffers, False)
         self.messages.start()
         self.on_their_way = True
 
@@ -328,12 +329,41 @@ class _Edges:
             return
         self.messages.finish()
         self.on_their_way = False
-        for axis, buffers in self.staged.items():
-            if self.device.is_cuda:
-                halos = self.device.put(np.ascontiguousarray(buffers[::3]))
-                copy_edges_cuda.launch(halos.shape[1], self.array, self.half, axis, halos, 0)
-            else:
-                move_columns(self.array, self.half, buffers, True)
+        for buffers in self.staged.values():
+            move_columns(self.array, self.half, buffers, True)
+
+
+class _DeviceEdges:
+    """The same on a CUDA device, in the stream of the edges: the inside goes on meanwhile."""
+
+    def __init__(self, block: PackedBlock, colour: int) -> None:
+        assert block.cart is not None  # noqa: S101 - as above
+        assert block.streams is not None  # noqa: S101
+        self.array, self.half = block.words[colour], block.columns // 2
+        dims, (_, rows, width) = block.cart.dims, self.array.shape
+        words = {0: width, 1: -(-(rows - 2) // 64)}  # rows as they are, columns as bits
+        shapes = {axis: (n,) for axis, n in words.items() if dims[axis] > 1}
+        stream = block.streams.edges
+        self.messages = DeviceMessages(block.cart, block.device, shapes, np.uint64, stream)
+        self.on_their_way = False
+
+    def _move(self, buffers: Mapping[int, Any], out: int) -> None:
+        for axis, edges in buffers.items():
+            copy_edges_cuda.launch(
+                edges.shape[1], self.array, self.half, axis, edges, out, stream=self.messages.stream
+            )
+
+    def start(self) -> None:
+        self._move(self.messages.edges, 1)
+        self.messages.start()
+        self.on_their_way = True
+
+    def finish(self) -> None:
+        if not self.on_their_way:
+            return
+        self.messages.finish()
+        self.on_their_way = False
+        self._move(self.messages.halos, 0)
 
 
 # -- rules and kernels -----------------------------------------------------------------------

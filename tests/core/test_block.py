@@ -145,13 +145,20 @@ def test_tiles_thinner_than_the_halo_are_refused(comm: MPI.Intracomm) -> None:
 @pytest.mark.mpi
 @pytest.mark.kernel
 @needs_cuda
-def test_exchange_of_a_cuda_field(comm: MPI.Intracomm) -> None:
-    """Strips travel through host memory; the inside of the field stays on the device."""
+@pytest.mark.parametrize("aware", ["0", "1"])
+def test_exchange_of_a_cuda_field(
+    comm: MPI.Intracomm, aware: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strips travel through pinned host memory, or as they are on the device."""
+    monkeypatch.setenv("MPIFLOW_CUDA_AWARE_MPI", aware)
     lattice = Lattice((5, 7))
     whole = (np.arange(35).reshape(lattice.shape) % 100).astype(np.int8)
     for grid in [g for g in grids(comm.size) if g[0] <= 2 and g[1] <= 3]:
         layout = Layout(lattice, grid)
         block = Block.tile(layout, comm, halo=1, device=Device("cuda"))
+        assert comm.size == 1 or any(
+            messages.direct == (aware == "1") for messages in block._exchange.messages if messages
+        )
         block.load(whole[layout.slices(comm.rank)][None])
         expected = padded_box(whole, layout.offset(comm.rank), block.shape, 1)
         assert np.array_equal(block.host()[0], expected), grid

@@ -133,6 +133,14 @@ def test_mpi_is_asked_for_cuda(answer: bool | None, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ctypes, "CDLL", Library)
     assert gpu.cuda_aware_mpi() is answer
+    monkeypatch.setattr(mpiflow.core.device, "simulated", lambda: False)
+    assert gpu.mpi_takes_device_memory() is (answer is True)
+    for said in (False, True):
+        monkeypatch.setenv("MPIFLOW_CUDA_AWARE_MPI", str(int(said)))
+        assert gpu.mpi_takes_device_memory() is said
+    monkeypatch.setenv("MPIFLOW_CUDA_AWARE_MPI", "yes")
+    with pytest.raises(InputError, match="^MPIFLOW_CUDA_AWARE_MPI='yes': .*0 or 1"):
+        gpu.mpi_takes_device_memory()
 
 
 def test_the_driver_says_how_much_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,8 +316,12 @@ def test_sums_and_coarse_sums_of_a_distributed_lattice(comm: MPI.Intracomm) -> N
 @pytest.mark.mpi
 @pytest.mark.kernel
 @needs_cuda
-def test_exchange_of_cuda_words(comm: MPI.Intracomm) -> None:
-    """Rows and packed columns travel through host memory."""
+@pytest.mark.parametrize("aware", ["0", "1"])
+def test_exchange_of_cuda_words(
+    comm: MPI.Intracomm, aware: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and packed columns travel through pinned host memory, or as they are on the device."""
+    monkeypatch.setenv("MPIFLOW_CUDA_AWARE_MPI", aware)
     for grid in grids(comm.size):
         for shape in ((8 * grid[0], 128 * grid[1]), (10 * grid[0], 128 * grid[1] - 54)):
             layout = Layout(Lattice(shape), grid, CUT, partial=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from mpiflow.commands.doctor import check as settings
 from mpiflow.commands.doctor.check import FAIL, OK, WARNING, Check, Site, count
 from mpiflow.core import gpu, mpi, parallel
+from mpiflow.core.errors import InputError
 from mpiflow.core.machine import machine_memory
 from mpiflow.core.mpi import MPI, Alone
 
@@ -212,4 +213,8 @@ def _cuda_mpi() -> Check:
     """Whether MPI itself reaches the memory of GPUs."""
     aware = gpu.cuda_aware_mpi()
     said = {True: "yes", False: "no", None: "not offered by this library"}[aware]
-    return Check("cuda mpi", OK, f"CUDA-aware: {said}; halos travel through host memory")
+    try:
+        way = "as they are" if gpu.mpi_takes_device_memory() else "through pinned host memory"
+    except InputError as error:
+        return Check("cuda mpi", FAIL, str(error), "Unset MPIFLOW_CUDA_AWARE_MPI.")
+    return Check("cuda mpi", OK, f"CUDA-aware: {said}; halos travel {way}")

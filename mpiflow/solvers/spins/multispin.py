@@ -115,10 +115,14 @@ class Work:
             rows, width = (int(n) for n in arrays[1].shape[1:])
             target, black, white = (array.reshape(-1) for array in arrays)
             colours = (target, black, white), (white, white, black)
+            stream: Any = 0
+            if self.block.streams:
+                streams = self.block.streams
+                stream = streams.edges if region.needs < BAND else streams.inside
 
             def launch(number: int) -> None:
-                of = colours[number % 2]
-                kernel.launch(threads, *of, rows - 2, width, number, bands, words, *rest, counts)
+                of, place = colours[number % 2], (rows - 2, width, number, bands, words)
+                kernel.launch(threads, *of, *place, *rest, counts, stream=stream)
 
             return launch
         places, columns, sent = _places([region]), self.block.wraps[1], self.block.columns_sent

@@ -461,6 +461,8 @@ class Sublattice:
                 first = [work.on(share) for region in inside for share in region.shares(workers)]
                 then = [work.on(region) for region in edges]
                 for number in range(run.first, run.first + run.passes):
+                    if block.streams:
+                        block.streams.join()
                     # The other colour's edges are on their way while the inside is updated.
                     in_threads(first, number)
                     block.finish_exchange(1 - number % 2)
