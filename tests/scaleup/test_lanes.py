@@ -121,7 +121,7 @@ def test_arrays_of_the_host(halo: str) -> None:
 
 
 PLANS = {
-    "lattices": DataPlan(8, 4, 10, 3, small_time=3.0, relax=0.5, relax_dt=1.0),
+    "lattices": DataPlan(8, 4, 10, 2, small_time=2.0, relax=0.5, relax_dt=1.0),
     "windows": DataPlan(
         8, 4, 10, 1, small_time=1.0, relax=0.5, relax_dt=0.5, relaxation="windows", buffer=1
     ),
@@ -136,8 +136,9 @@ def test_pairs_are_those_of_the_cpu(
     comm: MPI.Intracomm, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dealt to all ranks there, on one CPU here; states stop relaxing at different times."""
-    monkeypatch.setattr(plans, "GROWN_RELAX", (0.5, 1.0))
-    monkeypatch.setattr(plans, "RANDOM_RELAX", (0.0, 0.5))
+    few = name == "windows"  # which are many
+    monkeypatch.setattr(plans, "GROWN_RELAX", (0.5,) if few else (0.5, 1.0))
+    monkeypatch.setattr(plans, "RANDOM_RELAX", (0.0,) if few else (0.0, 0.5))
     plan = PLANS[name]
     assert lanes.fits(plan)
     there = generate_pairs(SYSTEM, plan, seed=5, comm=comm)

@@ -46,17 +46,17 @@ def _transforms_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.mpi
 @on_device
 @pytest.mark.filterwarnings("ignore:.*learned")
-@BOTH
 @pytest.mark.parametrize(
-    "options",
+    ("structure", "options"),
     [
-        {},
+        ("langevin", {"members": 2}),
+        ("langevin", {"law": bent, "dt": 0.02}),
+        ("cosh", {"law": bent, "dt": 0.02}),
         # One spin a block, which feels none of itself; binomials by rejection.
-        {"block": 1, "members": 2},
-        {"block": 64},
-        {"law": bent, "dt": 0.02},
+        ("cosh", {"block": 1, "members": 2}),
+        ("cosh", {"block": 64}),
     ],
-    ids=["small", "single", "large", "bent"],
+    ids=["members", "bent", "bent flips", "single", "large"],
 )
 def test_the_bits_of_the_cpu(
     comm: MPI.Intracomm, structure: Structure, options: dict[str, Any]
