@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gpu_budget
+import multispin_baseline
 from gpu_budget import Budget
 from numba import types
 from numba.core.types import NamedTuple, Tuple, UniTuple
@@ -134,6 +135,10 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
     "sliced, compiled in": (
         sliced.sliced_cuda_with(THRESHOLDS.masks),
         (*SLICED, NO_MASKS, LIST, u64, COUNTS),
+    ),
+    "NVIDIA's way": (
+        multispin_baseline.update_nibbles,
+        (LIST, LIST, i64, i64, i64, i64, i64, i64),
     ),
     "wrap sliced": (sliced.wrap_sliced_cuda, (WORDS, i64)),
     "lanes that stop": (lane_block._take, (WORDS, WORDS, LIST)),
@@ -248,6 +253,7 @@ BUDGETS = {
     "packed, flips compiled in": Budget(512, ROWS, 0.41),
     "sliced": Budget(2048, SITES, 0.41),
     "sliced, compiled in": Budget(2048, SITES, 0.41),
+    "NVIDIA's way": Budget(128, [(8, ())], 1.6),
     "plain": Budget(1, [], 4.0),
 }
 
