@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,11 @@ def test_json_for_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("learn", "one of onsagerflow"),
         ("learn onsagerflo", "Did you mean onsagerflow?"),
         ("learn onsagerflow --runs x.h5", "--out"),
-        ("learn onsagerflow --runs x.h5 --out m", "existing runs"),
+        pytest.param(
+            "learn onsagerflow --runs x.h5 --out m",
+            "existing runs",
+            marks=pytest.mark.skipif(find_spec("torch") is None, reason="needs PyTorch"),
+        ),
     ],
 )
 def test_bad_command_lines(line: str, says: str):

@@ -386,6 +386,7 @@ def alloy(path: Path, species: bool = True) -> list[np.ndarray]:
 
 
 def test_xdmf_of_an_alloy_is_its_sites(tmp_path: Path) -> None:
+    pytest.importorskip("vtkmodules")
     states = alloy(tmp_path / "run.h5")
     invoke(["export", str(tmp_path / "run.h5"), "--to", "xdmf"])
     from vtkmodules.util.numpy_support import vtk_to_numpy
