@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mpiflow.core.device import CudaKernel, rule
+from mpiflow.core.device import CudaKernel, rule, split
 from mpiflow.core.functions import log, turned
 from mpiflow.core.noise import Word, threefry, to_unit
 
@@ -45,7 +45,7 @@ def _draw(cuda: Any) -> Callable[..., None]:
         i = cuda.grid(1)
         pairs = (out.shape[1] + 1) // 2
         if i < out.shape[0] * pairs:
-            b, p = i // pairs, i % pairs
+            b, p = split(i, pairs)
             w0, w1 = threefry(k0, k1 + members[b], step, np.uint64(p))
             first, second = pair(np.uint64(w0), np.uint64(w1))
             out[b, 2 * p] = first

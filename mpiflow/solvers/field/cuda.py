@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpiflow.core.device import CudaKernel, Device, rule, simulated
+from mpiflow.core.device import CudaKernel, Device, rule, simulated, unravel
 from mpiflow.core.functions import artanh, cosine_of_root, exp, sinc_of_root, tanh
 from mpiflow.core.noise import site_counter, threefry, to_unit
 from mpiflow.solvers.field import binomials
@@ -135,12 +135,6 @@ def _blocks(state: Any) -> int:
 # -- rules and kernels ---------------------------------------------------------------------------
 
 
-@rule
-def _place(thread: int, n: int, nx: int) -> tuple[int, int, int]:
-    """Member, row and column of a thread."""
-    return thread // (n * nx), thread // nx % n, thread % nx
-
-
 def _of_arrays(function: Any) -> Any:
     """A rule that reads a table: in the simulator as Python, whose arrays compiled ones refuse."""
     return function.py_func if simulated() else function
@@ -149,8 +143,7 @@ def _of_arrays(function: Any) -> Any:
 @CudaKernel
 def _count_wrong(cuda: Any) -> Callable[..., None]:
     def count_wrong(state: Any, low: float, high: float, out: Any) -> None:
-        i = cuda.grid(1)
-        b, y, x = _place(i, state.shape[1], state.shape[2])
+        b, y, x = unravel(cuda.grid(1), state.shape[1], state.shape[2])
         if b < state.shape[0] and not (low <= state[b, y, x] <= high):
             cuda.atomic.add(out, 0, 1)
 
@@ -162,7 +155,7 @@ def _means(cuda: Any) -> Callable[..., None]:
     look_up = _of_arrays(rates_at)
 
     def means(z: Any, table: Any, m: Any) -> None:
-        b, y, x = _place(cuda.grid(1), z.shape[1], z.shape[2])
+        b, y, x = unravel(cuda.grid(1), z.shape[1], z.shape[2])
         if b < z.shape[0]:
             _, _, excess = look_up(table, artanh(z[b, y, x]))
             m[b, y, x] = mean_of(z[b, y, x], excess)
@@ -192,7 +185,7 @@ def _depart(cuda: Any) -> Callable[..., None]:
         z, table, width, halvings, part, k0, k1, members, top, step, start, a, by, m
     ):
         """Half a step of noise, and what the drift starts from: artanh z, its rates, and m."""
-        b, y, x = _place(cuda.grid(1), z.shape[1], z.shape[2])
+        b, y, x = unravel(cuda.grid(1), z.shape[1], z.shape[2])
         if b < z.shape[0]:
             site = np.uint64(site_counter(top + y, x))  # the simulator's rules return Python ints
             now = _turned(z[b, y, x], width, halvings, part, k0, k1 + members[b], step, site)
@@ -213,7 +206,7 @@ def _half_way(cuda: Any) -> Callable[..., None]:
         start, drive, table, dt, a, by, m
     ):
         """The rates after half a step of Euler, in place, and m there."""
-        b, y, x = _place(cuda.grid(1), start.shape[1], start.shape[2])
+        b, y, x = unravel(cuda.grid(1), start.shape[1], start.shape[2])
         if b < start.shape[0]:
             force = a[b, y, x] + by[b, y, x] * drive[b, y, x]
             place = start[b, y, x] + 0.5 * dt * force
@@ -229,7 +222,7 @@ def _arrive(cuda: Any) -> Callable[..., None]:
         start, a, by, drive, dt, width, halvings, part, k0, k1, members, top, step, z
     ):
         """z after a whole step at the rates of its middle, and half a step of noise."""
-        b, y, x = _place(cuda.grid(1), z.shape[1], z.shape[2])
+        b, y, x = unravel(cuda.grid(1), z.shape[1], z.shape[2])
         if b < z.shape[0]:
             force = a[b, y, x] + by[b, y, x] * drive[b, y, x]
             now = inside_ends(tanh(start[b, y, x] + dt * force))
@@ -242,7 +235,7 @@ def _arrive(cuda: Any) -> Callable[..., None]:
 @CudaKernel
 def _counted_means(cuda: Any) -> Callable[..., None]:
     def means(counts: Any, twice: float, m: Any) -> None:
-        b, y, x = _place(cuda.grid(1), counts.shape[1], counts.shape[2])
+        b, y, x = unravel(cuda.grid(1), counts.shape[1], counts.shape[2])
         if b < counts.shape[0]:
             m[b, y, x] = np.float64(counts[b, y, x]) * twice - 1.0
 
@@ -300,7 +293,7 @@ def _flip(cuda: Any) -> Callable[..., None]:
         k0, k1, members, step, top,
     ):  # fmt: skip
         """Every spin for dt at frozen rates; ``ahead`` extrapolates them from the old ones."""
-        b, y, x = _place(cuda.grid(1), counts.shape[1], counts.shape[2])
+        b, y, x = unravel(cuda.grid(1), counts.shape[1], counts.shape[2])
         if b < counts.shape[0]:
             spins, k = rates.shape[0], np.int64(counts[b, y, x])
             over, under = min(k, spins - 1), max(k - 1, 0)  # the jumps from k

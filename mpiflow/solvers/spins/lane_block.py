@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.block import Block, Boxes, HaloPolicy
-from mpiflow.core.device import CudaKernel, Device, rule
+from mpiflow.core.device import CudaKernel, Device, rule, split, unravel
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Shape
 from mpiflow.core.noise import MAX_MEMBER, Word
@@ -56,10 +56,11 @@ class LaneBlock(Boxes):
         origins: np.ndarray,
         policy: HaloPolicy,
         device: Device,
+        lanes: Lanes | None = None,
     ) -> None:
         self.lattice, self.policy, self.device = lattice, policy, device
         self.members, self.origins = _keys(members), origins
-        self.lanes: Lanes = all_lanes(self.members)
+        self.lanes = all_lanes(self.members) if lanes is None else lanes
         if np.any((origins - origins[:1]).sum(axis=1) % 2):
             allowed = "first sites of one colour"
             raise InputError("origins", "both colours", allowed, "Use an even side.")
@@ -71,10 +72,10 @@ class LaneBlock(Boxes):
     def of(cls, block: Block, device: Device) -> LaneBlock:
         """A copy of boxes on the host, which have a halo of one site."""
         block.require_spins()
-        boxes = block.array.reshape(block.batch, -1)
-        words = all_lanes(block.members).pack(boxes).reshape(*block.array.shape[1:], -1)
+        boxes, lanes = block.array.reshape(block.batch, -1), all_lanes(block.members)
+        words = lanes.pack(boxes).reshape(*block.array.shape[1:], -1)
         where = block.members, block.origins, block.policy
-        return cls(block.lattice, device.put(words), *where, device)
+        return cls(block.lattice, device.put(words), *where, device, lanes)
 
     @classmethod
     def periodic(cls, states: np.ndarray, members: np.ndarray, device: Device) -> LaneBlock:
@@ -131,7 +132,8 @@ class LaneBlock(Boxes):
         return self._like(lattice, field, self.origins)
 
     def window(self, origin: Shape, shape: Shape, policy: HaloPolicy = "frozen") -> LaneBlock:
-        """The same window of every lattice, in its true surroundings or closed on itself."""
+        """The same window of every lattice, no larger than it, in its true surroundings or closed
+        on itself."""
         origins = np.broadcast_to(np.array(origin, np.int64), (self.batch, 2))
         out = self._like(self.lattice, self._window(origin, shape), origins, policy)
         out.fill_halo()
@@ -151,7 +153,7 @@ class LaneBlock(Boxes):
         members: np.ndarray,
         policy: HaloPolicy = "frozen",
     ) -> LaneBlock:
-        """Boxes from anywhere in these lattices, each with a noise key of its own.
+        """Boxes from anywhere in these lattices, no larger, each with a noise key of its own.
 
         Parameters
         ----------
@@ -167,7 +169,7 @@ class LaneBlock(Boxes):
         sides = np.array(self.lattice.shape)
         arguments = put(self.lanes.by_box()[of]), put(origins % sides), put(box), field
         _cut.launch(_size(field), self.field, *arguments)
-        out = LaneBlock(self.lattice, field, members, origins, policy, self.device)
+        out = LaneBlock(self.lattice, field, members, origins, policy, self.device, lanes)
         out.fill_halo()
         return out
 
@@ -176,7 +178,7 @@ class LaneBlock(Boxes):
     ) -> LaneBlock:
         """The same members."""
         policy = policy or self.policy
-        return LaneBlock(lattice, field, self.members, origins, policy, self.device)
+        return LaneBlock(lattice, field, self.members, origins, policy, self.device, self.lanes)
 
     def _empty(self, shape: Shape, words: int) -> Any:
         return self.device.put(np.zeros((shape[0] + 2, shape[1] + 2, words), np.uint64))
@@ -235,6 +237,14 @@ def _size(field: Any) -> int:
 
 
 @rule
+def inside(place: int, side: int) -> int:
+    """A place of a periodic lattice that is less than a lattice away from it."""
+    if place < 0:
+        return place + side
+    return place - side if place >= side else place
+
+
+@rule
 def spin_of(word: Word, bit: Word) -> np.int64:
     """The spin of a lane in a word of a site."""
     return np.int64(word >> bit & np.uint64(1)) * 2 - 1
@@ -247,7 +257,7 @@ def _take(cuda: Any) -> Callable[..., None]:
         i = cuda.grid(1)
         height, width, words = target.shape
         if i < height * width * words:
-            y, x, w = i // (width * words), i // words % width, i % words
+            y, x, w = unravel(i, width, words)
             m = mask[w]
             target[y, x, w] = (target[y, x, w] & ~m) | (source[y, x, w] & m)
 
@@ -261,10 +271,10 @@ def _window(cuda: Any) -> Callable[..., None]:
         i = cuda.grid(1)
         height, width, words = target.shape
         if i < height * width * words:
-            y, x, w = i // (width * words), i // words % width, i % words
+            y, x, w = unravel(i, width, words)
             ly, lx = source.shape[0] - 2, source.shape[1] - 2
-            gy = (top + y - 1 + factor * ly) // factor % ly
-            gx = (left + x - 1 + factor * lx) // factor % lx
+            gy, _ = split(inside(top + y - 1, factor * ly), factor)
+            gx, _ = split(inside(left + x - 1, factor * lx), factor)
             target[y, x, w] = source[gy + 1, gx + 1, w]
 
     return window
@@ -277,8 +287,9 @@ def _put_back(cuda: Any) -> Callable[..., None]:
         i = cuda.grid(1)
         ny, nx, words = window.shape[0] - 2, window.shape[1] - 2, window.shape[2]
         if i < ny * nx * words:
-            y, x, w = i // (nx * words), i // words % nx, i % words
-            gy, gx = (top + y) % (target.shape[0] - 2), (left + x) % (target.shape[1] - 2)
+            y, x, w = unravel(i, nx, words)
+            gy = inside(top + y, target.shape[0] - 2)
+            gx = inside(left + x, target.shape[1] - 2)
             target[gy + 1, gx + 1, w] = window[y + 1, x + 1, w]
 
     return put_back
@@ -291,13 +302,14 @@ def _cut(cuda: Any) -> Callable[..., None]:
         i = cuda.grid(1)
         height, width, words = target.shape
         if i < height * width * words:
-            y, x, w = i // (width * words), i // words % width, i % words
+            y, x, w = unravel(i, width, words)
             ly, lx = source.shape[0] - 2, source.shape[1] - 2
             word = np.uint64(0)
             for bit in range(64):
                 b = box[64 * w + bit]
                 if b >= 0:
-                    gy, gx = (origins[b, 0] + y - 1 + ly) % ly, (origins[b, 1] + x - 1 + lx) % lx
+                    gy = inside(origins[b, 0] + y - 1, ly)
+                    gx = inside(origins[b, 1] + x - 1, lx)
                     there = source[gy + 1, gx + 1, lanes[b] >> 6]
                     one = there >> np.uint64(lanes[b] & 63) & np.uint64(1)
                     word |= one << np.uint64(bit)
@@ -315,7 +327,7 @@ def _sums(cuda: Any) -> Callable[..., None]:
         i = cuda.grid(1)
         boxes = lane.size
         if i < boxes * ny:
-            b, row = i % boxes, i // boxes
+            row, b = split(i, boxes)
             y, w, bit = first + row, lane[b] >> 6, np.uint64(lane[b] & 63)
             spins, bonds = 0, 0
             here = spin_of(field[y, first, w], bit)
@@ -351,10 +363,11 @@ def _class_counts(cuda: Any) -> Callable[..., None]:
         i = cuda.grid(1)
         boxes, patches = out.shape[0], out.shape[1]
         if i < boxes * patches * (patch - 2):
-            b, p, row = i % boxes, i // boxes % patches, i // (boxes * patches)
+            row, p, b = unravel(i, patches, boxes)
             w, bit = lane[b] >> 6, np.uint64(lane[b] & 63)
-            y = first + p // across * patch + row + 1
-            left = first + p % across * patch + 1
+            down, aside = split(p, across)
+            y = first + down * patch + row + 1
+            left = first + aside * patch + 1
             for start in range(0, patch - 2, _COUNTED):
                 counts = np.uint64(0)
                 for x in range(left + start, left + min(start + _COUNTED, patch - 2)):

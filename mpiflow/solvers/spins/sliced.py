@@ -83,14 +83,15 @@ def all_lanes(members: np.ndarray) -> Lanes:
     """All boxes of a batch."""
     order = np.argsort(members, kind="stable")
     ordered = members[order]
-    if np.any(ordered[1:] == ordered[:-1]):
-        twice = ordered[1:][ordered[1:] == ordered[:-1]][0]
-        raise InputError(
-            "members", int(twice), "each number once in a batch", "Give every box its own."
-        )
-    groups, column = np.unique(ordered >> np.uint64(6), return_inverse=True)
+    same = ordered[1:] == ordered[:-1]
+    if np.any(same):
+        twice = int(ordered[1:][same][0])
+        raise InputError("members", twice, "each number once in a batch", "Give every box its own.")
+    group = ordered >> np.uint64(6)
+    new = np.ones(len(group), bool)  # of a million boxes np.unique would take longer than a GPU
+    new[1:] = group[1:] != group[:-1]
     bit = (ordered & np.uint64(63)).astype(np.int64)
-    return Lanes(groups, order, 64 * column + bit)
+    return Lanes(group[new], order, 64 * (np.cumsum(new) - 1) + bit)
 
 
 def lanes(members: np.ndarray, sites: int) -> Iterator[Lanes]:
