@@ -89,7 +89,7 @@ MODEL = NamedTuple(
 TRIPLE, ROWS, NUMBERS = UniTuple(i64, 3), array(i64, 2), array(f64, 1)
 LISTS = (ROWS, array(i64, 1), array(f64, 2), array(i64, 1), NUMBERS, array(i64, 1))
 VACANCIES = (
-    SPINS, array(i8, 1), TRIPLE, NamedTuple((ROWS, TRIPLE, TRIPLE), lists.Tiles),
+    array(i8, 4), array(i8, 2), ROWS, LIST, NamedTuple((ROWS, TRIPLE, TRIPLE), lists.Tiles),
     NamedTuple((MODEL, f64, LIST, TRIPLE, i64), rates.Law), array(u64, 4), array(f64, 4),
     NamedTuple(LISTS, lists.Lists),
     NamedTuple((ROWS, NUMBERS, array(i64, 1)), vacancy_cuda.Progress),
@@ -179,7 +179,7 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
     "vacancies in tiles": (vacancy_cuda._evolve, VACANCIES),
     "sites of other ranks": (
         vacancy_cuda._obey,
-        (SPINS, UniTuple(i64, 3), UniTuple(i64, 3), array(i64, 2)),
+        (SPINS, array(i64, 1), UniTuple(i64, 3), array(i64, 2)),
     ),
     "Kac sums along y": (kac_cuda._walk, (array(i8, 1), *WALK, array(i16, 1))),
     "Kac sums along x": (kac_cuda._walk, (array(i16, 1), *WALK, array(i32, 1))),

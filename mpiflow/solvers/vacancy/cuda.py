@@ -11,6 +11,7 @@ CUDA: simulated and assembled, not yet run on a GPU (docs/hpc.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -60,21 +61,22 @@ _KEPT = 64
 #: in this launch, its records, and whether it is done.
 _FIRST, _NUMBER, _HOPS, _NEW, _NOTED, _DONE, _FACTS = range(7)
 #: What all tiles count together, from launch to launch: places taken in the lists, tiles that are
-#: not done, tiles with too many hops, hops, vacancies looked at, barriers of them computed.
-_TAKEN, _WAITING, _STOPPED, _MADE, _LOOKS, _DONE_LOOKS, _SUMS = range(7)
+#: not done, tiles with too many hops, vacancies looked at, barriers of them computed; then the hops
+#: of each box.
+_TAKEN, _WAITING, _STOPPED, _LOOKS, _DONE_LOOKS, _MADE = range(6)
 #: What threads of a block tell each other: vacancies to look at, vacancies around the one that is
 #: looked at, whether the tile stops.
 _COUNT, _NEAR, _STOP, _TOLD = range(4)
 
 
 class Progress(NamedTuple):
-    """How far the tiles of a class are.
+    """How far the tiles of a class are, those of one box after those of another.
 
     Attributes
     ----------
     facts : (T, 6) int64
     clock : (T,) float64, time of the last hop
-    sums : (6,) int64
+    sums : (5 + B,) int64
     """
 
     facts: Any
@@ -125,31 +127,41 @@ class CudaTiles:
         # No vacancy is in two tiles of a class: each is listed once.
         room = lists(vacancies)._replace(tree=np.zeros(4 * vacancies))
         self._lists = Lists(*map(put, room))
-        most = max((len(tiles.table) for tiles in groups), default=0)
-        some = -(-vacancies // max(1, sum(len(tiles.table) for tiles in groups)))
+        most = block.batch * max((len(tiles.table) for tiles in groups), default=0)
+        everyone = block.batch * sum(len(tiles.table) for tiles in groups)
+        some = -(-vacancies // max(1, everyone))
         known = table(law.barriers, some)
         self._groups = {}
         for tiles in groups:
-            t = len(tiles.table)
+            t = block.batch * len(tiles.table)
             # Known rates are those of any tile, but two blocks must not write to one table.
             rates = [put(np.zeros((t, *part.shape), part.dtype)) for part in known[:2]]
             self._groups[id(tiles)] = tiles._replace(table=put(tiles.table)), *rates
         self._facts = np.zeros((most, _FACTS), np.int64)
         self._progress = Progress(
-            put(self._facts), put(np.zeros(most)), put(np.zeros(_SUMS, np.int64))
+            put(self._facts), put(np.zeros(most)), put(np.zeros(_MADE + block.batch, np.int64))
         )
-        self._sums = np.zeros(_SUMS, np.int64)
+        self._sums = np.zeros(_MADE + block.batch, np.int64)
         self._near, self._records = put(near), put(np.zeros((records, 4), np.int64))
         self._log = self._no_log = Events(put(np.zeros(0)), put(np.zeros((0, 5), np.int64)))
-        self._grids: list[tuple[Any, Any]] = []
+        self._origins = put(block.origins - block.halo)
+        self._members = put(block.members)
         self._whole: Any = None
+        self._flat: Any = None
         self._before: Any = None
 
     @property
     def bytes(self) -> int:
         """What it has on the device."""
         arrays: list[Any] = [self._whole, self._before, *self._lists, *self._progress]
-        arrays += [self._near, self._records, *self._log, self._law.offsets]
+        arrays += [
+            self._near,
+            self._records,
+            self._origins,
+            self._members,
+            *self._log,
+            self._law.offsets,
+        ]
         for tiles, *known in self._groups.values():
             arrays += [tiles.table, *known]
         arrays += [part for part in self._law.barriers if hasattr(part, "nbytes")]
@@ -158,11 +170,7 @@ class CudaTiles:
     def load(self) -> None:
         """Take the boxes of the host."""
         self._whole = self._device.put(self._block.array)
-        size = self._block.array[0].size
-        self._grids = [
-            (box, box.reshape(size))
-            for box in map(self._whole.__getitem__, range(self._block.batch))
-        ]
+        self._flat = self._whole.reshape(self._block.batch, math.prod(self._whole.shape[1:]))
 
     def save(self) -> None:
         """Give the host the boxes."""
@@ -184,19 +192,13 @@ class CudaTiles:
         """Vacancies looked at, and barriers of them computed, so far."""
         return float(self._sums[_LOOKS]), float(self._sums[_DONE_LOOKS])
 
-    def obey(self, b: int, records: np.ndarray) -> None:
+    def obey(self, records: np.ndarray) -> None:
         """Set the sites of records of other ranks."""
-        if len(records):
-            origin = self._origin(b)
-            rows = self._device.put(records)
-            _obey.launch(len(records), self._grids[b][0], origin, self._law.sides, rows)
-
-    def _origin(self, b: int) -> tuple[int, ...]:
-        return tuple((self._block.origins[b] - self._block.halo).tolist())
+        rows = self._device.put(records)
+        _obey.launch(len(records), self._whole[0], self._origins[0], self._law.sides, rows)
 
     def evolve(
         self,
-        b: int,
         tiles: Tiles,
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
@@ -206,11 +208,12 @@ class CudaTiles:
         told: Callable[[], bool],
         logs: list[Events] | None,
         notes: bool,
-    ) -> tuple[int, np.ndarray, float]:
-        """Let some tiles of one class of a box evolve for a time.
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Let some tiles of one class of all boxes evolve for a time.
 
         Parameters
         ----------
+        keys : of member 0
         most : hops of a tile between two questions
         told : whether to leave out what is left
         logs : to which hops are appended, in order within a tile; None: they are not kept
@@ -220,11 +223,11 @@ class CudaTiles:
 
         Returns
         -------
-        the hops, records (n, 4) for other ranks, and the part of the window after which the first
-        tile had to stop, 1 if none had to
+        the hops of each box, records (n, 4) for other ranks, and the part of the window after which
+        the first tile had to stop, 1 if none had to
         """
         on_device, *known = self._groups[id(tiles)]
-        number, before = len(tiles.table), self._sums
+        number, before = self._block.batch * len(tiles.table), self._sums
         if logs is not None:
             most = _KEPT
             if self._log is self._no_log:
@@ -237,16 +240,16 @@ class CudaTiles:
         while True:
             last = self._sums
             _evolve.launch_blocks(
-                number, *self._grids[b], self._origin(b), on_device, self._law, *known,
-                self._lists, self._progress, kept, keys, start, window, limit, most,
-                notes, fresh, int(before[_TAKEN]),
+                number, self._whole, self._flat, self._origins, self._members, on_device,
+                self._law, *known, self._lists, self._progress, kept, keys, start, window, limit,
+                most, notes, fresh, int(before[_TAKEN]),
             )  # fmt: skip
             fresh, self._sums = False, self._device.get(self._progress.sums)
             if logs is not None:
                 logs.append(self._logged(number, most))
             if self._sums[_WAITING] == last[_WAITING] or told():
                 break
-        made = int(self._sums[_MADE] - before[_MADE])
+        made = (self._sums - before)[_MADE:]
         noted = self._noted(number) if notes else np.empty((0, 4), np.int64)
         if self._sums[_STOPPED] > before[_STOPPED]:
             stopped = self._tell(number)[:, _HOPS] >= limit
@@ -279,7 +282,7 @@ def _obey(cuda: Any) -> Callable[..., None]:
     def set_sites(grid: Any, origin: Any, sides: Any, records: Any) -> None:
         r = cuda.grid(1)
         if r < records.shape[0]:
-            obey(bare(grid), origin, sides, bare(records), r)
+            obey(bare(grid), bare(origin), sides, bare(records), r)
 
     return set_sites
 
@@ -303,13 +306,18 @@ def _evolve(cuda: Any) -> Callable[..., None]:
     before_me = called(cuda, before)
 
     def evolve_tile(  # type: ignore[no-untyped-def]
-        grid, flat, origin, tiles, law, keys_met, rates_met, lists, progress, notes, keys, start,
-        window, limit, most, noting, fresh, taken,
+        grids, flats, origins, members, tiles, law, keys_met, rates_met, lists, progress, notes,
+        keys_of_0, start, window, limit, most, noting, fresh, taken,
     ):  # fmt: skip
         """A block of threads for each tile; ``fresh`` begins a pass, else it goes on with that."""
-        grid, flat, tiles, law = bare(grid), bare(flat), bare(tiles), bare(law)
+        origins, members, tiles, law = bare(origins), bare(members), bare(tiles), bare(law)
         lists, progress, notes = bare(lists), bare(progress), bare(notes)
         me, threads, t = cuda.threadIdx.x, cuda.blockDim.x, cuda.blockIdx.x
+        everyone = cuda.gridDim.x
+        b, row_of_tile = t // tiles.table.shape[0], t % tiles.table.shape[0]
+        grid, flat = bare(grids)[b], bare(flats)[b]
+        origin = origins[b, 0], origins[b, 1], origins[b, 2]
+        keys = keys_of_0[0], keys_of_0[1] + members[b], keys_of_0[2]
         shared = cuda.shared.array(BLOCK_FLOATS, np.float32)
         types = cuda.shared.array(SITES, np.uint8)
         barriers = cuda.shared.array(NEIGHBOURS, np.float32)
@@ -322,7 +330,7 @@ def _evolve(cuda: Any) -> Callable[..., None]:
         last_time = cuda.shared.array(1, np.float64)
         last_hop = cuda.shared.array((1, 5), np.int64)
         facts, sums = progress.facts, progress.sums
-        region, tiles_of_class = region_of(tiles, t), tiles.table.shape[0]
+        region = region_of(tiles, row_of_tile)
         halo, sides, whole, offsets = law.halo, law.sides, region.whole, law.offsets
         known_keys, known_rates = bare(keys_met)[t], bare(rates_met)[t]
         sets = known_keys.shape[0]
@@ -365,9 +373,9 @@ def _evolve(cuda: Any) -> Callable[..., None]:
             part = part_of(lists, facts[t, _FIRST], n)
             place, nearby, tree, found = part.place, part.near, part.tree, part.found
             some, until = min(most, limit - hops), start + window
-            counter = (np.uint64(tiles.table[t, 3]) << np.uint64(32)) + np.uint64(hops)
+            counter = (np.uint64(tiles.table[row_of_tile, 3]) << np.uint64(32)) + np.uint64(hops)
             clock, near, looks, computed = progress.clock[t], 0, 0, 0
-            noted = t + facts[t, _NOTED] * tiles_of_class
+            noted = t + facts[t, _NOTED] * everyone
             x, y, z, made = 0, 0, 0, 0
             if me == 0:
                 told[_COUNT] = n if hops == 0 else 0
@@ -442,7 +450,7 @@ def _evolve(cuda: Any) -> Callable[..., None]:
                                 write(last, 0, clock, origin, sides, x, y, z, d, atom)
                                 noted = note(
                                     origin, sides, notes.near, last_hop[0], t, noted,
-                                    notes.records, tiles_of_class,
+                                    notes.records, everyone,
                                 )  # fmt: skip
                             told[_STOP], told[_COUNT], found[0] = 0, 1, v
                 cuda.syncthreads()
@@ -453,19 +461,19 @@ def _evolve(cuda: Any) -> Callable[..., None]:
                 stopped = hops + made >= limit
                 waiting = made == some and not stopped
                 facts[t, _HOPS], facts[t, _NEW] = hops + made, made
-                facts[t, _NOTED], facts[t, _DONE] = (noted - t) // tiles_of_class, not waiting
+                facts[t, _NOTED], facts[t, _DONE] = (noted - t) // everyone, not waiting
                 progress.clock[t] = clock
                 if waiting:
                     cuda.atomic.add(sums, _WAITING, 1)
                 if stopped:
                     cuda.atomic.add(sums, _STOPPED, 1)
-                cuda.atomic.add(sums, _MADE, made)
+                cuda.atomic.add(sums, _MADE + b, made)
                 cuda.atomic.add(sums, _LOOKS, looks)
                 cuda.atomic.add(sums, _DONE_LOOKS, computed)
             cuda.syncthreads()
             if noting:
-                for r in range(t + me * tiles_of_class, t + facts[t, _NOTED] * tiles_of_class,
-                               threads * tiles_of_class):  # fmt: skip
+                last_row = t + facts[t, _NOTED] * everyone
+                for r in range(t + me * everyone, last_row, threads * everyone):
                     fill(grid, origin, sides, notes.records, r)
         elif me == 0:
             facts[t, _NEW] = 0

@@ -279,9 +279,9 @@ class TiledKMC:
         self.share, self._limit = 1.0, limit
         self.abandoned, self._over = False, over
         for number, (group, share) in enumerate(plan.passes, len(plan.passes) * step):
-            for b in range(block.batch):
-                keys = key[0], key[1] + block.members[b], np.uint64(number)
-                out[b] += self._one_pass(block, b, group, keys, start, share * window)
+            keys = key[0], key[1], np.uint64(number)
+            for boxes in plan.together:
+                out[boxes] += self._one_pass(block, boxes, group, keys, start, share * window)
         return out
 
     def settle(self, block: Block) -> None:
@@ -291,17 +291,20 @@ class TiledKMC:
     def _one_pass(
         self,
         block: Block,
-        b: int,
+        boxes: slice,
         group: int,
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
-    ) -> int:
-        """One class of tiles of one box: first those that need no messages; returns the hops."""
+    ) -> np.ndarray:
+        """One class of tiles of some boxes: first those that need no messages; their hops.
+
+        ``keys`` are those of member 0.
+        """
         plan = self._plan
-        hops, _ = self._tiles(block, b, plan.inner[group], keys, start, window)
+        hops, _ = self._tiles(block, boxes, plan.inner[group], keys, start, window)
         self._read(block)
-        made, records = self._tiles(block, b, plan.border[group], keys, start, window)
+        made, records = self._tiles(block, boxes, plan.border[group], keys, start, window)
         if plan.messages is not None:
             plan.messages.post(records)
         return hops + made
@@ -309,24 +312,24 @@ class TiledKMC:
     def _tiles(
         self,
         block: Block,
-        b: int,
+        boxes: slice,
         tiles: Tiles,
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
-    ) -> tuple[int, np.ndarray]:
-        """Let some tiles evolve; returns their hops and the records for other ranks."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Let some tiles evolve; returns the hops of boxes and the records for other ranks."""
         plan = self._plan
         if not len(tiles.table) or self._told():
-            return 0, plan.records[:0]
+            return np.zeros(1, np.int64), plan.records[:0]
         begin = time.perf_counter()
         if plan.cuda is not None:
-            made, records, logs = self._on_device(b, tiles, keys, start, window)
+            made, records, logs = self._on_device(tiles, keys, start, window)
         else:
-            made, records, logs = self._in_turn(block, b, tiles, keys, start, window)
+            made, records, logs = self._in_turn(block, boxes.start, tiles, keys, start, window)
         if self.log is not None:
             self.log += logs
-        self.load["hops"] += made
+        self.load["hops"] += int(made.sum())
         self.load["looks"], self.load["evaluations"] = plan.counts()
         self.load["seconds"] += time.perf_counter() - begin
         return made, records
@@ -339,9 +342,9 @@ class TiledKMC:
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
-    ) -> tuple[int, np.ndarray, list[Events]]:
-        """Tile after tile on the CPU; hops, records, log."""
-        plan = self._plan
+    ) -> tuple[np.ndarray, np.ndarray, list[Events]]:
+        """Tile after tile of one box on the CPU; hops, records, log."""
+        plan, keys = self._plan, (keys[0], keys[1] + block.members[b], keys[2])
         noting = self.log is not None or plan.messages is not None
         recent = events(_RECENT if noting else 0)
         log = events(0 if self.log is None else _RECENT * len(tiles.table))
@@ -364,7 +367,8 @@ class TiledKMC:
         self.share = min(self.share, float(since[1]))
         if plan.messages is not None:
             fill_all(block.array[b], origin, plan.evaluator.law.sides, plan.records, noted)
-        return int(hops.sum()), plan.records[:noted], [Events(log.time[:logged], log.hop[:logged])]
+        made = hops.sum(keepdims=True)
+        return made, plan.records[:noted], [Events(log.time[:logged], log.hop[:logged])]
 
     def _told(self) -> bool:
         """Whether the step is to be left; it stays so."""
@@ -373,18 +377,17 @@ class TiledKMC:
 
     def _on_device(
         self,
-        b: int,
         tiles: Tiles,
         keys: tuple[np.uint64, np.uint64, np.uint64],
         start: float,
         window: float,
-    ) -> tuple[int, np.ndarray, list[Events]]:
-        """All tiles at once on the device; hops, records, log."""
+    ) -> tuple[np.ndarray, np.ndarray, list[Events]]:
+        """Those tiles of all boxes at once on the device; hops, records, log."""
         plan = self._plan
         logs: list[Events] | None = None if self.log is None else []
         notes = plan.messages is not None and any(tiles is group for group in plan.border)
         made, records, share = plan.cuda.evolve(
-            b, tiles, keys, start, window, self._limit, STRETCH, self._told, logs, notes
+            tiles, keys, start, window, self._limit, STRETCH, self._told, logs, notes
         )
         self.share = min(self.share, share)
         return made, records, logs or []
@@ -396,13 +399,12 @@ class TiledKMC:
             return
         begin = time.perf_counter()
         for records in messages.collect():
-            if len(records):
-                for b in range(block.batch):
-                    origin, sides = block.origins[b] - block.halo, self._plan.evaluator.law.sides
-                    if cuda is None:
-                        obey_all(block.array[b], origin, sides, records)
-                    else:
-                        cuda.obey(b, records)
+            # Only a lattice that is cut has messages, and that is one box.
+            if len(records) and cuda is not None:
+                cuda.obey(records)
+            elif len(records):
+                origin, sides = block.origins[0] - block.halo, self._plan.evaluator.law.sides
+                obey_all(block.array[0], origin, sides, records)
         self.load["waiting"] += time.perf_counter() - begin
 
     def _planned(self, block: Block) -> Plan:

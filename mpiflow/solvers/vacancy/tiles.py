@@ -57,6 +57,7 @@ class Plan:
     passes : the class of tiles, and the share of the window, of each pass of a step
     inner, border : of each class, the tiles that see no site of other ranks, and the rest
     near : (3, 2) padded indices between which no other rank needs a site
+    together : the boxes that are done at once
     """
 
     def __init__(
@@ -111,6 +112,10 @@ class Plan:
                 self.evaluator, block, room, everyone, self.near, room_of_records, device
             )
             room_of_records = 0
+        batch = block.batch
+        self.together = [slice(b, b + 1) for b in range(batch)] if self.cuda is None else []
+        if self.cuda is not None and batch:
+            self.together = [slice(0, batch)]
         self.records = np.zeros((room_of_records, 4), np.int64)
 
     def counts(self) -> tuple[float, float]:
