@@ -336,11 +336,15 @@ def _evolve(cuda: Any) -> Callable[..., None]:
         sets = known_keys.shape[0]
         if fresh:
             x0, y0, z0 = (
-                first_in(region, 0, law),
-                first_in(region, 1, law),
-                first_in(region, 2, law),
+                first_in(region, 0, halo),
+                first_in(region, 1, halo),
+                first_in(region, 2, halo),
             )
-            x1, y1, z1 = last_in(region, 0, law), last_in(region, 1, law), last_in(region, 2, law)
+            x1, y1, z1 = (
+                last_in(region, 0, halo, sides),
+                last_in(region, 1, halo, sides),
+                last_in(region, 2, halo, sides),
+            )
             width, rows = y1 - y0, (x1 - x0) * (y1 - y0)
             place, listed = lists.place, lists.flat
             full = listed.size

@@ -149,15 +149,15 @@ def accept(
 
 
 @kernel
-def first_in(region: Region, axis: int, law: Law) -> int:
+def first_in(region: Region, axis: int, halo: int) -> int:
     """The first index along an axis at which a vacancy may use a bond of the region."""
-    return law.halo if region.whole[axis] == 1 else region.low[axis] - 1
+    return halo if region.whole[axis] == 1 else region.low[axis] - 1
 
 
 @kernel
-def last_in(region: Region, axis: int, law: Law) -> int:
+def last_in(region: Region, axis: int, halo: int, sides: Triple) -> int:
     """One beyond the last index at which it may."""
-    return law.halo + law.sides[axis] if region.whole[axis] == 1 else region.high[axis]
+    return halo + sides[axis] if region.whole[axis] == 1 else region.high[axis]
 
 
 @kernel
@@ -166,10 +166,10 @@ def scan(grid: np.ndarray, law: Law, region: Region, lists: Lists) -> int:
 
     Returns their number; if it is above the room in the lists, only so many are listed.
     """
-    n, place, flat, halo = 0, lists.place, lists.flat, law.halo
-    y0, z0 = first_in(region, 1, law), first_in(region, 2, law)
-    y1, z1 = last_in(region, 1, law), last_in(region, 2, law)
-    for x in range(first_in(region, 0, law), last_in(region, 0, law)):
+    n, place, flat, halo, sides = 0, lists.place, lists.flat, law.halo, law.sides
+    y0, z0 = first_in(region, 1, halo), first_in(region, 2, halo)
+    y1, z1 = last_in(region, 1, halo, sides), last_in(region, 2, halo, sides)
+    for x in range(first_in(region, 0, halo), last_in(region, 0, halo, sides)):
         odd = (x - halo) % 2
         for y in range(y0 + (y0 - halo + odd) % 2, y1, 2):
             row = grid[x, y, z0:z1]
