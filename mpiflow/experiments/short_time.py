@@ -35,6 +35,7 @@ import numpy as np
 from mpiflow import observables
 from mpiflow.core.block import Block, HaloPolicy
 from mpiflow.core.errors import InputError
+from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.sublattice import Sublattice
 from mpiflow.systems.ising import Ising
 
@@ -135,6 +136,7 @@ def patch_increments(
         (patch + 2 * buffer,) * 2,
         np.repeat(members, patches),
         policy="wrap" if whole else surroundings.halo,
+        device=scaleup.device(),
     )
     closed = block.closed
     frame = slice(buffer, buffer + patch + 2)
@@ -142,11 +144,13 @@ def patch_increments(
     def sums(of: np.ndarray, touching: bool) -> np.ndarray:
         return observables.patch_sums(of, touching=touching)
 
-    inner = block.array[:, frame, frame].copy()
-    start = sums(inner, not closed), sums(inner, False), sums(block.array, not closed)
+    first = block.host()
+    inner = first[:, frame, frame].copy()
+    start = sums(inner, not closed), sums(inner, False), sums(first, not closed)
     rows: list[list[np.ndarray]] = [[], [], []]
     for now in evolve(block, system, steps, seed):
-        window = now.array[:, frame, frame]
+        boxes = now.host()
+        window = boxes[:, frame, frame]
         seen = window
         if buffer:  # the frame as it was at the cut
             seen = inner.copy()
@@ -154,7 +158,7 @@ def patch_increments(
         touching = sums(seen, not closed) - start[0]
         rows[0].append(touching)
         rows[1].append(sums(window, False) - start[1] if buffer else touching)
-        rows[2].append(sums(now.array, not closed) - start[2] if buffer else touching)
+        rows[2].append(sums(boxes, not closed) - start[2] if buffer else touching)
     shape = (len(steps), count, patches, 2)
     return Increments(*(np.stack(row).reshape(shape) for row in rows))
 

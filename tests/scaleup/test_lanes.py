@@ -15,6 +15,7 @@ from mpiflow.core import gpu
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
+from mpiflow.experiments import short_time
 from mpiflow.learn.closure import equilibrium, lanes, plans
 from mpiflow.learn.closure.dataset import DataPlan, PairData, generate_pairs
 from mpiflow.scaleup import spins as scaleup
@@ -166,6 +167,22 @@ def test_increments_of_equilibrium_are_those_of_the_cpu(monkeypatch: pytest.Monk
         here = made()
     for name, values in vars(here).items():
         assert np.array_equal(getattr(there, name), values), name
+
+
+@pytest.mark.usefixtures("on_device")
+def test_increments_of_short_times_are_those_of_the_cpu() -> None:
+    """By the plain kernel; buffers that are thrown away."""
+
+    def made() -> short_time.Increments:
+        around, steps = short_time.Surroundings("frozen", 1), [(0.25, 1), (0.5, 1)]
+        members = np.array([2**40, 3])
+        return short_time.patch_increments(lattices(2, 6, 6), members, SYSTEM, 2, around, steps, 1)
+
+    there = made()
+    with gpu.computing_on("cpu", MPI.COMM_SELF):
+        here = made()
+    assert all(np.array_equal(a, b) for a, b in zip(there, here, strict=True))
+    assert any(a.any() for a in here)
 
 
 @pytest.mark.validate
