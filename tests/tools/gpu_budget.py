@@ -7,8 +7,9 @@ need more than 32 bits. Of an H200 is assumed (CUDA C++ Programming Guide, table
 "Throughput of Native Arithmetic Instructions", compute capability 9.0; its data sheet): 132
 multiprocessors at 1.755 GHz, of which each takes in a cycle four instructions of warps of 32, and
 of whole numbers 64 lanes of logic, additions and shifts, as many of multiplications, half as
-many of those with 64 bits of result, 16 of counts of bits, conversions and reciprocals, 32
-addresses of memory of up to 4 bytes; 4.8 TB/s from its memory.
+many of those with 64 bits of result, 64 of floats of 64 bits, 16 of counts of bits, conversions
+and reciprocals, 32 addresses of memory of up to 4 bytes; 4.8 TB/s from its memory. Code that is
+jumped over, such as the sine of a large number, counts as if it ran.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from typing import Any, NamedTuple
 
 MULTIPROCESSORS, GIGAHERTZ, BYTES_PER_NS = 132, 1.755, 4800.0
 #: Lanes of each pipe in a cycle.
-LANES = {"alu": 64, "multiply": 64, "count": 16, "memory": 32, "issue": 128}
+LANES = {"alu": 64, "multiply": 64, "float64": 64, "count": 16, "memory": 32, "issue": 128}
 _PIPES = {
     "count": ("POPC", "FLO", "BREV", "I2F", "F2I", "MUFU", "F2F", "I2FP"),
     "multiply": ("IMAD", "IMUL", "FADD", "FMUL", "FFMA"),
+    "float64": ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX"),
     "memory": ("LD", "ST", "ATOM", "RED"),
     "alu": ("LOP", "PLOP", "SHF", "PRMT", "SGXT", "IADD", "ISETP", "LEA", "SEL", "IMNMX", "VIMNMX",
             "VIADD", "IABS", "ISCADD", "MOV", "FSETP", "FSEL", "FMNMX", "P2R", "R2P"),

@@ -255,6 +255,14 @@ BUDGETS = {
     "sliced, compiled in": Budget(2048, SITES, 0.41),
     "NVIDIA's way": Budget(128, [(8, ())], 1.6),
     "plain": Budget(1, [], 4.0),
+    # Sites, numbers of a rollout's noise, and blocks of a field of means.
+    "copy box": Budget(8, [(0, ()), (2, ())], 2.0),
+    "nearest neighbours": Budget(1, [], 5.0),
+    "Kac flips": Budget(4, [(4, ())], 6.0),
+    "normals of rollouts": Budget(2, [], 8.0),
+    "field: noise, rates": Budget(1, [(0, ())] * 2, 48.0),
+    "field: middle": Budget(1, [], 48.0),
+    "field: end, noise": Budget(1, [(0, ())] * 2, 48.0),
 }
 
 #: Threads of a block, as of ``CudaKernel.launch``; registers and warps of a multiprocessor.
