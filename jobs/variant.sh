@@ -75,4 +75,4 @@ pytest=("$py" -m pytest -q -p no:cacheprovider)
 timeout -k 10 1200 "${pytest[@]}" tests/test_imports.py tests/commands/test_cli.py \
     tests/commands/test_exports.py tests/commands/test_plot_run.py tests/files/test_trajectory.py tests/files/test_readers.py
 timeout -k 10 600 "${MPIRUN:-mpirun}" -n 2 "${pytest[@]}" -m mpi --color=no tests/core/test_block.py \
-    tests/core/test_messages.py tests/files/test_trajectory.py tests/files/test_checkpoint.py tests/run/test_resume.py
+    tests/core/test_messages.py tests/files/test_trajectory.py tests/files/test_checkpoint.py tests/solvers/test_sublattice.py
