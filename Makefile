@@ -21,6 +21,9 @@ export PATH := $(PATH):$(CURDIR)/.venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 # Files with tests of a mark: to collect all others takes each rank seconds.
 with_mark = $(sort $(shell grep -rl --include='test_*.py' 'mark\.$(1)' tests))
+# Files with tests of both marks, one below the other, or that of kernels for all of the file.
+kernels_of_ranks = $(filter $(call with_mark,mpi),$(shell grep -rlzP --include='test_*.py' \
+	'pytestmark[^]]*mark\.kernel|mark\.kernel\n(@pytest.*\n)*@pytest\.mark\.mpi|mark\.mpi\n(@pytest.*\n)*@pytest\.mark\.kernel' tests))
 # Ranks are the parallelism: without this each one starts a thread per core.
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
@@ -53,7 +56,7 @@ test-serial: setup ## the whole suite on one rank, two processes side by side
 
 test-cudasim: setup ## kernels in the CUDA simulator, those of several ranks on two
 	NUMBA_ENABLE_CUDASIM=1 timeout -k 10 900 $(PYTEST) -q -m kernel -n 2 --dist worksteal $(call with_mark,kernel)
-	NUMBA_ENABLE_CUDASIM=1 $(ONE_THREAD) timeout -k 10 900 $(MPIRUN) -n 2 $(PYTEST) -q -m "kernel and mpi" --color=no -p no:cacheprovider $(filter $(call with_mark,kernel),$(call with_mark,mpi))
+	NUMBA_ENABLE_CUDASIM=1 $(ONE_THREAD) timeout -k 10 900 $(MPIRUN) -n 2 $(PYTEST) -q -m "kernel and mpi" --color=no -p no:cacheprovider $(kernels_of_ranks)
 
 # Ranks above 0 report to test-logs/. timeout is the last guard should the ones in the suite fail.
 test-mpi-2 test-mpi-4: test-mpi-%: setup ## the tests marked mpi on 2 (4) ranks
