@@ -101,16 +101,16 @@ def certify(
                 "Others have no partial evolution.",
             )  # fmt: skip
         sides = _patches(sim.lattice.shape, patch, isinstance(system, Alloy))
-    times, frames = [], []
-    for time, states in _frames(config, sim):
+    times, rows = [], []
+    for time, states in frames(config, sim):
         with agreed(comm):
             if isinstance(system, Alloy):
                 mine = alloy.terms(system, sim.barriers, states)
             else:
                 mine = spins.terms(system, states, sides)
         times.append(time)
-        frames.append(joined(comm.allgather(mine)))
-    found: Terms = joined(frames)
+        rows.append(joined(comm.allgather(mine)))
+    found: Terms = joined(rows)
     with agreed(comm):
         made = proposals(found, np.repeat(times, config.members), aim)
         return Certificate(config, aim, found.names, tuple(times), tuple(made), best(made))
@@ -159,7 +159,7 @@ def _patches(shape: tuple[int, ...], patch: int | None, atoms: bool) -> list[int
     return chosen
 
 
-def _frames(config: RunConfig, sim: Any) -> Iterator[tuple[float, np.ndarray]]:
+def frames(config: RunConfig, sim: Any) -> Iterator[tuple[float, np.ndarray]]:
     """Up to :data:`FRAMES` frames of the run: times, and the states of this rank's members."""
     motion = Motion.of(sim, **config.extent())
     last = motion.schedule.last

@@ -43,13 +43,47 @@ _NEIGHBOURS = ((1, 1), (2, 1), (2, -1), (1, -1))
 BUFFER = 2
 
 
+class Parts(NamedTuple):
+    """What observables are sums of.
+
+    Attributes
+    ----------
+    names : of the d observables
+    lowest, spacing : states are ``lowest + spacing n``, n = 0 to q - 1
+    site : (q, d) g, by the state of a site
+    bond : (q, q, d) e, by the states of its ends
+    """
+
+    names: tuple[str, ...]
+    lowest: int
+    spacing: int
+    site: np.ndarray
+    bond: np.ndarray
+
+    def number(self, states: np.ndarray) -> np.ndarray:
+        """n of some states, int64."""
+        return (states.astype(np.int64) - self.lowest) // self.spacing
+
+    def touching(self, windows: np.ndarray) -> np.ndarray:
+        """Sums over the sites of patches and every bond that touches them, (B, d) float64.
+
+        Parameters
+        ----------
+        windows : (B, n + 2, n + 2), patches with one site of surroundings
+        """
+        number = self.number(windows)
+        inner, rows, columns = number[:, 1:-1, 1:-1], number[:, 1:-1], number[:, :, 1:-1]
+        total = self.site[inner].sum(axis=(1, 2))
+        total += self.bond[rows[:, :, 1:], rows[:, :, :-1]].sum(axis=(1, 2))
+        return np.asarray(total + self.bond[columns[:, 1:], columns[:, :-1]].sum(axis=(1, 2)))
+
+
 class Tables(NamedTuple):
     """A rule and its observables by neighbourhood; q states, d observables.
 
     Attributes
     ----------
-    names : of the observables
-    lowest, spacing : states are ``lowest + spacing n``, n = 0 to q - 1
+    parts : of the observables
     rates : (q^4, q, q) from own to new, 0 on the diagonal; the first index is
         ((north q + west) q + east) q + south
     drift, square : (q^4, q, d) f, and the same with the square of v
@@ -57,52 +91,53 @@ class Tables(NamedTuple):
         neighbour in the state n
     """
 
-    names: tuple[str, ...]
-    lowest: int
-    spacing: int
+    parts: Parts
     rates: np.ndarray
     drift: np.ndarray
     square: np.ndarray
     bond: np.ndarray
 
 
-def tables(system: Ising | SpinRule) -> Tables:
-    """The tables of a system.
-
-    Its observables are M and rho of the Ising model, the fractions of the sites in each state and,
-    where there is one, the energy per site of a rule.
-
-    Raises
-    ------
-    InputError : more than :data:`MOST_STATES` states
-    """
+def parts_of(system: Ising | SpinRule) -> Parts:
+    """The observables of a system: M and rho of the Ising model, the fractions of the sites in each
+    state and, where there is one, the energy per site of a rule."""
     if isinstance(system, Ising):
         spin = np.array([-1.0, 1.0])
         bond = np.stack([np.zeros((2, 2)), 0.25 * (1.0 - np.outer(spin, spin))], axis=-1)
         site = np.stack([spin, np.zeros(2)], axis=-1)
-        of_spins = ("magnetization", "domain_wall_density")
-        return _tables(of_spins, -1, 2, _ising_rates(system), site, bond)
-    if system.states > MOST_STATES:
-        allowed = f"at most {MOST_STATES}, of which a certificate has tables"
-        raise InputError("states", system.states, allowed, "Try a model of fewer states.")
+        return Parts(("magnetization", "domain_wall_density"), -1, 2, site, bond)
     values, q = system.values.tolist(), int(system.states)
     names = tuple(f"fraction of {value}" for value in values)
     site, bond = np.eye(q), np.zeros((q, q, q))
     try:
         pairs = [[system.pair_energy(a, b) for b in values] for a in values]
     except NotImplementedError:  # a rule need not have an energy
-        pass
-    else:
-        names = (*names, "energy")
-        alone = [system.site_energy(a) for a in values]
-        site = np.concatenate([site, np.reshape(alone, (q, 1))], axis=-1)
-        bond = np.concatenate([bond, np.reshape(pairs, (q, q, 1))], axis=-1)
+        return Parts(names, int(system.lowest), 1, site, bond)
+    alone = [system.site_energy(a) for a in values]
+    site = np.concatenate([site, np.reshape(alone, (q, 1))], axis=-1)
+    bond = np.concatenate([bond, np.reshape(pairs, (q, q, 1))], axis=-1)
+    return Parts((*names, "energy"), int(system.lowest), 1, site, bond)
+
+
+def tables(system: Ising | SpinRule) -> Tables:
+    """The tables of a system.
+
+    Raises
+    ------
+    InputError : more than :data:`MOST_STATES` states
+    """
+    if isinstance(system, Ising):
+        return _tables(parts_of(system), _ising_rates(system))
+    q = int(system.states)
+    if q > MOST_STATES:
+        allowed = f"at most {MOST_STATES}, of which a certificate has tables"
+        raise InputError("states", system.states, allowed, "Try a model of fewer states.")
     if system.by_rate:
         rates = table(system).copy()
     else:
         rates = np.repeat(shares(system)[:, None], q, axis=1)
     rates[:, np.arange(q), np.arange(q)] = 0.0
-    return _tables(names, int(system.lowest), 1, rates, site, bond)
+    return _tables(parts_of(system), rates)
 
 
 def _ising_rates(system: Ising) -> np.ndarray:
@@ -114,15 +149,8 @@ def _ising_rates(system: Ising) -> np.ndarray:
     return rates
 
 
-def _tables(
-    names: tuple[str, ...],
-    lowest: int,
-    spacing: int,
-    rates: np.ndarray,
-    site: np.ndarray,
-    bond: np.ndarray,
-) -> Tables:
-    q = len(site)
+def _tables(parts: Parts, rates: np.ndarray) -> Tables:
+    site, bond, q = parts.site, parts.bond, len(parts.site)
     near = np.stack(np.unravel_index(np.arange(q**4), (q,) * 4), axis=-1)
     # What a site in each state has, with its four bonds: (q^4, q, d).
     value = site + np.moveaxis(bond[:, near].sum(axis=2), 0, 1)
@@ -134,7 +162,7 @@ def _tables(
         drift += rate * change
         square += rate * change**2
         of_bond += rate[..., None] * (bond[new] - bond)
-    return Tables(names, lowest, spacing, rates, drift, square, of_bond)
+    return Tables(parts, rates, drift, square, of_bond)
 
 
 def terms(system: Ising | SpinRule, states: np.ndarray, patches: Sequence[int]) -> Terms:
@@ -163,7 +191,7 @@ def terms(system: Ising | SpinRule, states: np.ndarray, patches: Sequence[int]) 
 def _of_state(made: Tables, states: np.ndarray, patches: Sequence[int]) -> Terms:
     ly, lx = states.shape[1:]
     sites, q = ly * lx, made.rates.shape[-1]
-    own = (states.astype(np.int64) - made.lowest) // made.spacing
+    own = made.parts.number(states)
     near = np.zeros_like(own)
     for axis, shift in _NEIGHBOURS:
         near = near * q + np.roll(own, shift, axis)
@@ -212,4 +240,4 @@ def _of_state(made: Tables, states: np.ndarray, patches: Sequence[int]) -> Terms
             if k == 1:  # the whole lattice has no surroundings
                 break
     square = made.square[near, own].sum(axis=(1, 2)) / sites**2
-    return Terms(made.names, mean / sites, square, second / sites, tuple(cuts))
+    return Terms(made.parts.names, mean / sites, square, second / sites, tuple(cuts))
