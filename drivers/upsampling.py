@@ -4,9 +4,10 @@ Beyond arXiv:2511.12842, whose section IV doubts the scheme for many levels and 
 two: 16^2 states are doubled six times. After each doubling: nothing; the published LocalRelax
 (windows of 16^2 at a stride of 8, 256 flips each; closed on themselves at T = 2.5, in frozen
 surroundings at 2.27); frozen windows for a time t (ours, mpiflow.scaleup.spins); the whole lattice
-for a time t. Two cases: T = 2.5, h = 0.1, on the way from M = -0.75 to equilibrium; T = 2.27, h =
-0, critical. The truth of every row has the row's own size: direct trajectories from shuffled spins,
-or equilibrium states by Wolff's clusters, which have the engine's law.
+for a time t, or by t checkerboard sweeps. Two cases: T = 2.5, h = 0.1, on the way from M = -0.75 to
+equilibrium; T = 2.27, h = 0, critical. The truth of every row has the row's own size: direct
+trajectories from shuffled spins, or equilibrium states by Wolff's clusters, which have the engine's
+law.
 
 All differences are at fixed magnetisation (mpiflow.experiments.upsampling), since relaxation
 changes M slowly. "Spreads" are standard deviations of direct states at fixed M and of that size:
@@ -129,6 +130,7 @@ def schemes(case: Case, options: argparse.Namespace) -> dict[str, Relaxation]:
     """Relaxations by their names in the tables."""
     timed = [Relaxation("windows", t) for t in options.window_times]
     timed += [Relaxation("lattice", t) for t in options.times]
+    timed += [Relaxation("sweeps", t) for t in options.sweeps]
     named = {"none": Relaxation("none"), "published": case.published}
     return named | {how.name.replace(" ", "-"): how for how in timed}
 
@@ -160,6 +162,9 @@ def check(options: argparse.Namespace) -> None:
         for t in getattr(options, name):
             if not t > 0 or t % DT:
                 raise InputError(name, t, f"multiples of {DT:g} above 0", "Try 8.")
+    for t in options.sweeps:
+        if not t >= 1 or t % 1:
+            raise InputError("sweeps", t, "whole numbers from 1 on", "Try 64.")
     if options.shown not in options.times:
         raise InputError("shown", options.shown, f"one of {options.times}", "Name one of them.")
 
@@ -299,37 +304,61 @@ def once(case: Case, side: int, options: argparse.Namespace) -> dict[str, np.nda
     return out
 
 
-def beyond(options: argparse.Namespace, comm: MPI.Intracomm) -> list[tuple[int, float, float]]:
-    """(side, M, domain-wall density) of one lattice cut over ranks, T = 2.5. Collective."""
-    case, how = CASES["quench"], Relaxation("lattice", options.shown)
-    seed = number(options, 5, 0, 0)
+@dataclass(frozen=True)
+class Far:
+    """A lattice beyond the direct ones: M, domain-wall density, and CPU ns a site of its level."""
+
+    scheme: str
+    side: int
+    magnetization: float
+    walls: float
+    cost: float
+
+
+def beyond(options: argparse.Namespace, comm: MPI.Intracomm) -> list[Far]:
+    """One lattice cut over ranks for each of some relaxations, T = 2.5. Collective."""
     first = min(options.largest, 1024)
-    rows: list[tuple[int, float, float]] = []
     tiles = first // max(BAND, 16)
     if options.beyond <= first or first < WORD_SITES:
-        return rows
+        return []
     # Tiles double only if they are equal: the largest power of two of ranks.
     ranks = min(2 ** int(math.log2(comm.size)), tiles)
     part = MPI.Intracomm(comm.Split(0 if comm.rank < ranks else MPI.UNDEFINED))
+    rows: list[Far] = []
     if part:
-        counts = {side: 1 for side in sides(options)}
-        small, one = ancestors(case, 1, seed), np.arange(1)
-        levels = upsampling.hierarchy(small, one, case.system, how, counts, seed=seed, dt=DT)
-        *_, (_, states) = levels
-        layout = Layout(Lattice((first, first)), (ranks, 1), (BAND, WORD_SITES))
-        block = PackedBlock.tile(layout, part)
-        rows_here, columns = layout.slices(part.rank)
-        block.store(slice(0, block.shape[0]), states[:, rows_here, columns])
-        side = first
-        while side < options.beyond:
-            side *= 2
-            block = upsampling.double_tile(block)
-            upsampling.relax_block(
-                block, case.system, how.duration, seed=seed, level=side // SMALL, dt=DT
-            )
-            m, walls = observables.intensive(observables.spin_sums(block), side**2)[0]
-            rows.append((side, float(m), float(walls)))
+        schemes_here = [Relaxation("lattice", options.shown)]
+        schemes_here += [Relaxation("sweeps", t) for t in options.sweeps]
+        for how in schemes_here:
+            rows += _far(how, first, options, part)
         part.Free()
+    return rows
+
+
+def _far(
+    how: Relaxation, first: int, options: argparse.Namespace, part: MPI.Intracomm
+) -> list[Far]:
+    """The levels of one relaxation."""
+    case, seed, rows = CASES["quench"], number(options, 5, 0, 0), []
+    counts = {side: 1 for side in sides(options)}
+    small, one = ancestors(case, 1, seed), np.arange(1)
+    levels = upsampling.hierarchy(small, one, case.system, how, counts, seed=seed, dt=DT)
+    *_, (_, states) = levels
+    layout = Layout(Lattice((first, first)), (part.size, 1), (BAND, WORD_SITES))
+    block = PackedBlock.tile(layout, part)
+    rows_here, columns = layout.slices(part.rank)
+    block.store(slice(0, block.shape[0]), states[:, rows_here, columns])
+    side, step = first, math.inf if how.kind == "sweeps" else DT
+    while side < options.beyond:
+        side *= 2
+        start = clock.process_time()
+        block = upsampling.double_tile(block)
+        upsampling.relax_block(
+            block, case.system, how.duration, seed=seed, level=side // SMALL, dt=step
+        )
+        spent = part.allreduce(clock.process_time() - start) / side**2
+        m, walls = observables.intensive(observables.spin_sums(block), side**2)[0]
+        name = how.name.replace(" ", "-")
+        rows.append(Far(name, side, float(m), float(walls), 1e9 * spent))
     return rows
 
 
@@ -401,7 +430,7 @@ def text_of(values: tuple[int, ...], which: np.ndarray) -> str:
 def finish(
     out: Path,
     results: Results[dict[str, Any]],
-    far: list[tuple[int, float, float]],
+    far: list[Far],
     options: argparse.Namespace,
 ) -> None:
     """Print and write the tables, results.json and the figure."""
@@ -434,7 +463,7 @@ def finish(
     text, more = recommended(found, options)
     report.say(text)
     if far:
-        report.say(f"Beyond, one lattice cut over ranks, T=2.5, {t}; truth: {last}^2 at its M.")
+        report.say(f"Beyond, one lattice cut over ranks, T=2.5; truth: {last}^2 at its M.")
         text, beyond_entries = far_table(results, far, last, options)
         report.say(text)
         more += beyond_entries
@@ -566,7 +595,7 @@ def recommended(found: Found, options: argparse.Namespace) -> tuple[str, list[En
 
 def far_table(
     results: Results[dict[str, Any]],
-    far: list[tuple[int, float, float]],
+    far: list[Far],
     last: int,
     options: argparse.Namespace,
 ) -> tuple[str, list[Entry]]:
@@ -574,20 +603,22 @@ def far_table(
     case = CASES["quench"]
     truth = truth_of(results, case, last, options)
     rows, entries = [], []
-    for side, m, walls in far:
+    for one in far:
         state = np.full((2, upsampling.WIDTH), np.nan)
-        state[:, :2] = m, walls
+        state[:, :2] = one.magnetization, one.walls
         d = upsampling.difference(state, truth, degree=case.degree, window=case.window)
-        spread = d.spread[1] * last / side
+        spread = d.spread[1] * last / one.side
         error = math.hypot(d.error[1], spread)
         percent = 100.0 / d.truth[1]
         known = f"{d.truth[1]:.5f} ± {d.error[1]:.5f}"
         off_by = f"{d.mean[1] * percent:+.2f} ± {error * percent:.2f}"
-        cells = [f"{m:+.4f}", f"{walls:.5f}", known, off_by, f"{d.mean[1] / spread:+.1f}"]
-        rows.append([f"{side}^2", *cells])
-        quantity = f"walls quench beyond {side} [%]"
+        cells = [f"{one.magnetization:+.4f}", f"{one.walls:.5f}", known, off_by]
+        cells += [f"{d.mean[1] / spread:+.1f}", f"{one.cost:.1f}"]
+        rows.append([one.scheme, f"{one.side}^2", *cells])
+        quantity = f"walls quench beyond {one.scheme} {one.side} [%]"
         entries.append(entry(quantity, d.mean[1] * percent, stderr=error * percent, exact=0.0))
-    return table(["level", "M", "walls", "truth", "off [%]", "off [spreads]"], rows), entries
+    titles = ["relaxation", "level", "M", "walls", "truth", "off [%]", "off [spreads]"]
+    return table([*titles, "CPU ns per site"], rows), entries
 
 
 def draw(
@@ -671,6 +702,7 @@ def parse() -> argparse.Namespace:
     add("--beyond", type=int, default=8192, help="sites a side of one lattice cut over ranks")
     add("--times", type=float, nargs="+", default=times, help="relaxation of whole lattices")
     add("--window-times", type=float, nargs="+", default=windows, help="of frozen windows")
+    add("--sweeps", type=float, nargs="+", default=[16, 64, 256], help="checkerboard sweeps")
     add("--shown", type=float, default=16, help="the time of the tables of G(r) and S(k)")
     add("--groups", type=int, default=8, help="independent groups of direct states")
     add("--thin", type=int, default=1, help="divide the numbers of states by this")
@@ -678,7 +710,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.smoke:
         options.largest, options.beyond, options.times, options.window_times = 128, 256, [1, 4], [1]
-        options.shown, options.groups, options.thin = 4, 3, 64
+        options.shown, options.groups, options.thin, options.sweeps = 4, 3, 64, [2]
     return options
 
 

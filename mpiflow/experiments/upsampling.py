@@ -25,7 +25,7 @@ from mpiflow.scaleup import spins as scaleup
 from mpiflow.solvers.spins.sublattice import SLICED_SITES, Sublattice
 from mpiflow.systems.ising import CLASSES, Ising
 
-Kind = Literal["none", "closed flips", "frozen flips", "windows", "lattice"]
+Kind = Literal["none", "closed flips", "frozen flips", "windows", "lattice", "sweeps"]
 #: Side of the patches whose classes are counted, and of the windows of a local relaxation.
 PATCH = 16
 #: Distances of the two-point correlation, along an axis.
@@ -55,17 +55,19 @@ class Relaxation:
     ----------
     kind : ``none``; ``closed flips`` or ``frozen flips``, the published windows of 16 x 16 at a
         stride of 8 for 256 flips each, closed on themselves or in frozen surroundings;
-        ``windows``, frozen ones for a time; ``lattice``, the whole lattice for a time
-    duration : time, of the last two
+        ``windows``, frozen ones for a time; ``lattice``, the whole lattice for a time; ``sweeps``,
+        the whole lattice by so many checkerboard sweeps, which leave the same Gibbs measure
+        invariant and resample every site each time
+    duration : time, of the last three; a sweep counts as one unit
     """
 
     kind: Kind
     duration: float = 0.0
 
     def __post_init__(self) -> None:
-        timed = self.kind in ("windows", "lattice")
+        timed = self.kind in ("windows", "lattice", "sweeps")
         if timed != (self.duration > 0):
-            allowed = "above 0 for windows and lattice, else 0"
+            allowed = "above 0 for windows, lattice and sweeps, else 0"
             raise InputError("duration", self.duration, allowed, "Try 8.")
 
     @property
@@ -77,6 +79,8 @@ class Relaxation:
         share = (PATCH / (PATCH // 2)) ** 2  # windows that a site is in
         if self.kind == "none":
             return 0.0
+        if self.kind == "sweeps":
+            return self.duration
         return (
             share
             if self.duration == 0
@@ -105,9 +109,10 @@ def relax(
     """
     if how.kind == "none":
         return
-    if how.kind == "lattice":
+    if how.kind in ("lattice", "sweeps"):
         block = whole_lattices(states, members)
-        relax_block(block, system, how.duration, seed=seed, level=level, dt=dt)
+        step = math.inf if how.kind == "sweeps" else dt
+        relax_block(block, system, how.duration, seed=seed, level=level, dt=step)
         states[...] = block.spins()
         return
     timed = how.kind == "windows"
@@ -147,10 +152,12 @@ def relax_block(
 ) -> None:
     """Relax a block as a whole, in place: also one cut into tiles over ranks. Collective then.
 
-    The spins of a packed block are the same however it is cut.
+    ``dt`` may be inf, for sweeps of one unit of time each. The spins of a packed block are the same
+    however it is cut.
     """
-    steps = round(duration / dt)
-    if steps < 1 or not np.isclose(steps * dt, duration, rtol=1e-9):
+    unit = dt if math.isfinite(dt) else 1.0
+    steps = round(duration / unit)
+    if steps < 1 or not np.isclose(steps * unit, duration, rtol=1e-9):
         raise InputError("duration", duration, f"a multiple of dt={dt:g}", "Change one of them.")
     solver = Sublattice(system, dt)
     solver.advance(block, steps, seed=seed, first_step=level << 32, stream="relax")

@@ -153,7 +153,7 @@ def test_published_windows_are_those_of_local_relax() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("how", [LATTICE, Relaxation("windows", 0.5)])
+@pytest.mark.parametrize("how", [LATTICE, Relaxation("windows", 0.5), Relaxation("sweeps", 2.0)])
 def test_equilibrium_stays(how: Relaxation) -> None:
     """Relaxed equilibrium states have no difference from others; doubled ones have."""
     truth = np.stack([upsampling.measure(x) for x in equilibrium(WARM, 40, 32, 8, samples=8)])
@@ -285,5 +285,6 @@ def test_what_cannot_be_is_refused() -> None:
 def test_costs_are_trials_of_a_site() -> None:
     assert Relaxation("none").updates(0.25) == 0
     assert Relaxation("lattice", 8.0).updates(0.25) == 32
+    assert Relaxation("sweeps", 8.0).updates(0.25) == 8
     assert Relaxation("windows", 2.0).updates(0.25) == 32  # a site lies in four windows
     assert Relaxation("closed flips").updates(0.25) == 4
