@@ -119,9 +119,7 @@ def measure(task: Task, options: argparse.Namespace) -> dict[str, np.ndarray]:
     return {"share": share}
 
 
-def of_patches(
-    system: Any, states: np.ndarray, dt: float, replicas: int, seed: int
-) -> np.ndarray:
+def of_patches(system: Any, states: np.ndarray, dt: float, replicas: int, seed: int) -> np.ndarray:
     """Drift that all patches of each state show together over dt, (B, d), the mean of replicas."""
     count, side = len(states), states.shape[1]
     corners = PATCH * np.stack(np.divmod(np.arange((side // PATCH) ** 2), side // PATCH), axis=1)
