@@ -16,7 +16,8 @@ from mpiflow.core.block import Block
 from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, divisors, factorisations
-from mpiflow.core.packed import BAND, CUT, WORD_SITES, PackedBlock, fits, popcount
+from mpiflow.core.packed import BAND, CUT, WORD_SITES, PackedBlock, fits
+from mpiflow.core.packed_words import popcount
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

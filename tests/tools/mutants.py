@@ -246,7 +246,9 @@ MUTANTS: list[list[Mutant]] = [
             "the site beyond the edge is that beside it, packed",
             (
                 Change(
-                    "core/packed.py", "at = np.uint64(half & 63)", "at = np.uint64((half - 1) & 63)"
+                    "core/packed_words.py",
+                    "at = np.uint64(half & 63)",
+                    "at = np.uint64((half - 1) & 63)",
                 ),
             ),
             (Named(f"{REFERENCE}[part of the last word and band-inf]"),),
@@ -295,7 +297,7 @@ MUTANTS: list[list[Mutant]] = [
             "row counted twice in the energy, packed",
             (
                 Change(
-                    "core/packed.py",
+                    "core/packed_words.py",
                     "        for y in range(1, ny + 1):\n            even",
                     "        for y in range(1, ny + 2):\n            even",
                 ),

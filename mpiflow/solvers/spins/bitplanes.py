@@ -32,7 +32,7 @@ import numpy as np
 
 from mpiflow.core.device import cpu_has, inlined, intrinsic, rule
 from mpiflow.core.noise import Word, threefry
-from mpiflow.core.packed import popcount
+from mpiflow.core.packed_words import popcount
 
 #: Bit planes before the residual (measured: the optimum is flat from 11 to 13).
 PLANES = 12

@@ -12,17 +12,14 @@ import numpy as np
 from mpiflow.core.device import inlined, kernel
 from mpiflow.core.messages import CODE, NO_LINES, call_mpi
 from mpiflow.core.noise import Word, site_counter, threefry
-from mpiflow.core.packed import (
-    BAND,
-    WORD_SITES,
-    PackedBlock,
+from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, words_across
+from mpiflow.core.packed_words import (
     close,
     last_site,
     move_columns,
     popcount,
     sites_of_last,
     with_next,
-    words_across,
 )
 from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     BELOW,

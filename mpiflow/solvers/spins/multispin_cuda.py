@@ -16,7 +16,8 @@ import numpy as np
 
 from mpiflow.core.device import CudaKernel, rule, split
 from mpiflow.core.noise import Word, site_counter, threefry
-from mpiflow.core.packed import BAND, WORD_SITES, sites_of_last
+from mpiflow.core.packed import BAND, WORD_SITES
+from mpiflow.core.packed_words import sites_of_last
 from mpiflow.solvers.spins.bitplanes import (
     PLANES,
     QUEUE,
