@@ -42,7 +42,15 @@ def test_every_benchmark_reports(comm: MPI.Intracomm, name: str):
 
 @pytest.mark.kernel
 @pytest.mark.skipif(not simulated(), reason="needs NUMBA_ENABLE_CUDASIM=1")
-@pytest.mark.parametrize("name", ["ising", "ising-exact", "partial-evolution", "field"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ising",
+        "ising-exact",
+        "partial-evolution",
+        pytest.param("field", marks=pytest.mark.validate),  # 11 s in the simulator
+    ],
+)
 def test_benchmarks_run_on_cuda(name: str):
     assert bench.run(name, MPI.COMM_SELF, device="cuda", small=True)
 

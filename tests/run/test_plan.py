@@ -467,7 +467,7 @@ if comm.rank == 0:
     [
         pytest.param(1, "cosh", 1, marks=pytest.mark.validate),
         pytest.param(2, "langevin", 1, marks=pytest.mark.validate),
-        (2, "cosh", 2),
+        pytest.param(2, "cosh", 2, marks=pytest.mark.validate),
     ],
 )
 def test_memory_of_a_learned_field(
