@@ -41,6 +41,14 @@ app.add_typer(learn_app, name="learn")
 app.add_typer(experiments.experiment_app, name="experiment")
 experiments.add(app, "demo", "The whole method in a quarter of a minute. On 2 ranks.")
 
+#: A run that is asked about: a file or a name, and options.
+CONFIG: Any = typer.Argument(
+    ..., metavar="CONFIG", help="TOML file as of --config, a Trajectory, or a system's name."
+)
+CHANGES: Any = typer.Argument(
+    None, metavar="[NAME=VALUE]...", help="Options, which replace those of the file."
+)
+
 
 def main() -> None:
     """Entry point of ``mpiflow``: exit code 0, 2 for a bad input, else another."""
@@ -485,12 +493,8 @@ def watch(
 
 @app.command()
 def plan(
-    path: str = typer.Argument(
-        ..., metavar="CONFIG", help="TOML file as of --config, a Trajectory, or a system's name."
-    ),
-    options: list[str] | None = typer.Argument(
-        None, metavar="[NAME=VALUE]...", help="Options, which replace those of the file."
-    ),
+    path: str = CONFIG,
+    options: list[str] | None = CHANGES,
     ranks: int | None = typer.Option(
         None, "--ranks", metavar="N", help="Ranks to plan for.  [default: those that run this]"
     ),
@@ -523,18 +527,12 @@ def plan(
 
 @app.command()
 def certify(
-    path: str = typer.Argument(
-        ..., metavar="CONFIG", help="TOML file as of --config, a Trajectory, or a system's name."
-    ),
-    options: list[str] | None = typer.Argument(
-        None, metavar="[NAME=VALUE]...", help="Options, which replace those of the file."
-    ),
+    path: str = CONFIG,
+    options: list[str] | None = CHANGES,
     system: str | None = typer.Option(
         None, "--system", metavar="ising|potts|alloy|...", help="Where the file does not say it."
     ),
-    error: float = typer.Option(
-        0.01, "--error", help="Of the learned drift, as a share of it.  [default: 0.01]"
-    ),
+    error: float = typer.Option(0.01, "--error", help="Of the learned drift, as a share of it."),
     drift: str = typer.Option(
         "generator",
         "--drift",
@@ -566,7 +564,11 @@ def certify(
 @app.command()
 def doctor(
     folder: Path = typer.Option(
-        Path(), "--folder", metavar="DIR", help="Where runs will write.  [default: here]"
+        Path(),
+        "--folder",
+        metavar="DIR",
+        help="Where runs will write.  [default: here]",
+        show_default=False,
     ),
     device: str = typer.Option("cpu", "--device", metavar=METAVAR, help="Where they compute."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object."),

@@ -16,7 +16,7 @@ inside of the other colour until :meth:`PackedBlock.finish_exchange`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -314,6 +314,9 @@ class _Edges:
     neighbour needs one bit a row: these go as packed bits.
     """
 
+    #: With ``start`` and ``finish``: :class:`Messages`, or those of device memory.
+    messages: Any
+
     def __init__(self, block: PackedBlock, colour: int) -> None:
         assert block.cart is not None  # noqa: S101 - for the type checker
         self.array, self.half = block.words[colour], block.columns // 2
@@ -329,9 +332,13 @@ class _Edges:
         self.messages = Messages(block.cart, strips)
         self.on_their_way = False
 
-    def start(self) -> None:
+    def _move(self, into: bool) -> None:
+        """Take the edges out of the array, or put what has come into its halo."""
         for buffers in self.staged.values():
-            move_columns(self.array, self.half, buffers, False)
+            move_columns(self.array, self.half, buffers, into)
+
+    def start(self) -> None:
+        self._move(False)
         self.messages.start()
         self.on_their_way = True
 
@@ -340,11 +347,10 @@ class _Edges:
             return
         self.messages.finish()
         self.on_their_way = False
-        for buffers in self.staged.values():
-            move_columns(self.array, self.half, buffers, True)
+        self._move(True)
 
 
-class _DeviceEdges:
+class _DeviceEdges(_Edges):
     """The same on a CUDA device, in the stream of the edges: the inside goes on meanwhile."""
 
     def __init__(self, block: PackedBlock, colour: int) -> None:
@@ -358,20 +364,9 @@ class _DeviceEdges:
         self.messages = DeviceMessages(block.cart, block.device, shapes, np.uint64, stream)
         self.on_their_way = False
 
-    def _move(self, buffers: Mapping[int, Any], out: int) -> None:
-        for axis, edges in buffers.items():
+    def _move(self, into: bool) -> None:
+        messages, out = self.messages, int(not into)
+        for axis, edges in (messages.halos if into else messages.edges).items():
             copy_edges_cuda.launch(
-                edges.shape[1], self.array, self.half, axis, edges, out, stream=self.messages.stream
+                edges.shape[1], self.array, self.half, axis, edges, out, stream=messages.stream
             )
-
-    def start(self) -> None:
-        self._move(self.messages.edges, 1)
-        self.messages.start()
-        self.on_their_way = True
-
-    def finish(self) -> None:
-        if not self.on_their_way:
-            return
-        self.messages.finish()
-        self.on_their_way = False
-        self._move(self.messages.halos, 0)

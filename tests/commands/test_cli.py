@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,6 +64,18 @@ def test_no_command_is_described_by_half(
     lines = capsys.readouterr().out.splitlines()
     assert {"Commands:", "Experiments:"} & set(lines)
     assert not [line for line in lines[1:] if line.endswith("...")]
+
+
+def test_a_default_is_told_once(capsys: pytest.CaptureFixture[str]):
+    """Where the text of an option has its default, nothing adds it again."""
+    from mpiflow import cli
+
+    made = {c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback}
+    for name in made - {"demo"}:  # whose help is that of its driver
+        invoke([name, "-h"])
+        words = " ".join(capsys.readouterr().out.split())
+        twice = re.findall(r"\[default: [^]]*\] \[default: [^]]*\]", words)
+        assert not twice, (name, twice)
 
 
 @pytest.mark.parametrize(
