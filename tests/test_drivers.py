@@ -72,6 +72,7 @@ LEAVES = {
         "table.md",
         "model/model.safetensors",
     ],
+    "published_protocol": ["results.json", "table.md", "published_protocol.png"],
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
     "potts_transition": ["results.json", "table.md", "potts_transition.png"],
     "hysteresis": ["results.json", "table.md", "hysteresis.png", "loops.npz"],
@@ -118,6 +119,7 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 ENTRIES = {
     "demo": 2 * 2,
     "ising_closure": 6,
+    "published_protocol": 3 * 2 * 2,
     "large_ising": 2,
     "potts_transition": 2 * (7 * 4 + 2) + 1,
     "hysteresis": 5 * 3 + 1 + 3,

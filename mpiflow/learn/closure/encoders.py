@@ -337,7 +337,8 @@ def train_encoder(
     observed, patch = pairs.observables, pairs.plan.patch
     if kind == "published":
         # Few states: more and smaller batches, larger steps than the published 512 and 2e-4.
-        published = PublishedEncoder(closures, patch, pairs.plan.large)
+        channels = CHANNELS[: max(1, round(np.log2(patch)) - 1)]  # down to 2^2, as published
+        published = PublishedEncoder(closures, patch, pairs.plan.large, channels)
         published.observable_mean.copy_(torch.as_tensor(observed.mean(axis=0)))
         published.observable_std.copy_(torch.as_tensor(observed.std(axis=0)))
         published.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
