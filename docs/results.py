@@ -1,8 +1,10 @@
-"""Run the commands of docs/results.md and put their tables into the page: ``make results``.
+"""Run the commands of the pages of results and put in their tables and figures: ``make results``.
 
 A table stands between ``<!-- results/NAME -->`` and ``<!-- end -->``; the command above it, in
-a fence, has ``--out results/NAME`` and leaves table.md there. Drivers keep what is finished, so
-that a run which was stopped goes on; a complete one is reported again in seconds.
+a fence, has ``--out results/NAME`` and leaves table.md there. A figure with
+``<!-- results/NAME/FILE.png -->`` behind it is a copy of that file. Drivers keep what is finished,
+so that a run which was stopped goes on; a complete one is reported again in seconds. The commit that
+a run began with is said below its table.
 
     .venv/bin/python docs/results.py [--paste] [NAME ...]
 """
@@ -12,14 +14,16 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "results.md"
+PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("results", "kac", "onsagerflow"))
 TABLE = re.compile(r"(?P<start><!-- results/(?P<name>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.S)
+FIGURE = re.compile(r"\]\((images/[\w.-]+\.png)\)<!-- results/([\w-]+/[\w.-]+\.png) -->")
 #: Lines of a table that are shown at once.
 LONG = 45
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.S | re.M)
@@ -44,7 +48,7 @@ def sections(text: str) -> list[Section]:
     found = []
     for match in TABLE.finditer(text):
         if match["name"] not in commands:
-            raise SystemExit(f"{PAGE.name}: no command with --out results/{match['name']}")
+            raise SystemExit(f"no command with --out results/{match['name']}")
         found.append(Section(match["name"], commands[match["name"]]))
     return found
 
@@ -54,12 +58,17 @@ def run(section: Section) -> None:
     out = ROOT / "results" / section.name
     new = not (out / "results.json").exists()
     print(f"$ {section.command}", flush=True)
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(
+        git, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()  # noqa: S603 - fixed
     start = time.monotonic()
     subprocess.run(shlex.split(section.command), cwd=ROOT, check=True)  # noqa: S603 - our page
     clock = out / "seconds"
     if new:
         before = float(clock.read_text()) if clock.exists() else 0.0
         clock.write_text(f"{before + time.monotonic() - start:.0f}\n")
+        (out / "commit").write_text(commit + "\n")
 
 
 def paste(text: str, results: Path) -> str:
@@ -69,9 +78,20 @@ def paste(text: str, results: Path) -> str:
         path = results / match["name"] / "table.md"
         if not path.exists():
             return match[0]
-        return f"{match['start']}\n{_folded(path.read_text().strip())}\n\n{match['end']}"
+        text = _folded(path.read_text().strip())
+        commit = path.with_name("commit")
+        if commit.exists():
+            text += f"\n\nMade by commit {commit.read_text().strip()}."
+        return f"{match['start']}\n{text}\n\n{match['end']}"
 
     return TABLE.sub(table, text)
+
+
+def copy_figures(text: str, results: Path, docs: Path) -> None:
+    """Put the figures of a page that there are beside it."""
+    for image, source in FIGURE.findall(text):
+        if (results / source).exists():
+            shutil.copyfile(results / source, docs / image)
 
 
 def _folded(table: str) -> str:
@@ -91,15 +111,23 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="tables, all unless given")
     parser.add_argument("--paste", action="store_true", help="only put the tables into the page")
     options = parser.parse_args()
-    known = sections(PAGE.read_text())
-    unknown = set(options.names) - {section.name for section in known}
+    pages = {page: sections(page.read_text()) for page in PAGES}
+    names = [section.name for known in pages.values() for section in known]
+    unknown = set(options.names) - set(names)
     if unknown:
-        raise SystemExit(f"no table {sorted(unknown)}; there are {[s.name for s in known]}")
-    for section in known:
-        if not options.paste and (not options.names or section.name in options.names):
-            run(section)
-            PAGE.write_text(paste(PAGE.read_text(), ROOT / "results"))
-    PAGE.write_text(paste(PAGE.read_text(), ROOT / "results"))
+        raise SystemExit(f"no table {sorted(unknown)}; there are {names}")
+    for page, known in pages.items():
+        for section in known:
+            if not options.paste and (not options.names or section.name in options.names):
+                run(section)
+                put(page)
+        put(page)
+
+
+def put(page: Path) -> None:
+    """The tables and figures that there are, into a page."""
+    page.write_text(paste(page.read_text(), ROOT / "results"))
+    copy_figures(page.read_text(), ROOT / "results", page.parent)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: windows at two times; 13 errors of barriers and seven averages at two temperatures; 18
 #: quantities of two sizes and six pairs at two temperatures; what learning cost; the truth's,
 #: and pairs at three; 12 quantities of two windows. Five errors of four laws, eight of two
-#: structures, four of nearest neighbours at three T; eight of five equations in two cases, and
+#: structures, seven of nearest neighbours at three T; eight of five equations in two cases, and
 #: two passages at two T. Three exponents of four kinds, three moments at two sides and five T;
 #: three cases of predator-prey; qualities of upsampled states; errors of three kinds of states;
 #: eight surroundings at two T; two quantities of two starts at seven T, and jumps, of two q. Areas
@@ -132,7 +132,7 @@ ENTRIES = {
     "learn_generator": 24,
     "curie_weiss": 3 * 6 + 1,
     "linear_chain": 6,
-    "onsagerflow_learn": 4 * 5 + 8 + 3 * 4,
+    "onsagerflow_learn": 4 * 5 + 8 + 3 * (5 + 2),
     "onsagerflow_validate": 2 * 5 * 8 + 2 * 2,
     "ising_critical": 4 * 3 + 2 * 5 * 3,
     "predator_prey": 3 * (7 * 6 + 2),
