@@ -115,7 +115,7 @@ bench-gpu: setup ## all that a GPU computes, in less than 8 minutes; results/ben
 	$(call on_gpus,cuda)
 	$(PYCUDA) tests/tools/bench_gpu.py --out results/bench-gpu.json
 
-results: setup ## every table of docs/results.md, a few hours; goes on where it was stopped
+results: setup ## every table of docs/results.md, kac.md and onsagerflow.md, a few hours; goes on where it was stopped
 	$(ONE_THREAD) $(PY) docs/results.py $(NAMES)
 
 # Warnings are errors: a dead link, a name in a docstring that is gone, a cell that fails.

@@ -3,8 +3,8 @@
 A table stands between ``<!-- results/NAME -->`` and ``<!-- end -->``; the command above it, in
 a fence, has ``--out results/NAME`` and leaves table.md there. A figure with
 ``<!-- results/NAME/FILE.png -->`` behind it is a copy of that file. Drivers keep what is finished,
-so that a run which was stopped goes on; a complete one is reported again in seconds. The commit that
-a run began with is said below its table.
+so that a run which was stopped goes on; a complete one is reported again in seconds. The commit
+that a run began with is said below its table.
 
     .venv/bin/python docs/results.py [--paste] [NAME ...]
 """
@@ -59,16 +59,14 @@ def run(section: Section) -> None:
     new = not (out / "results.json").exists()
     print(f"$ {section.command}", flush=True)
     git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(
-        git, cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.strip()  # noqa: S603 - fixed
+    commit = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S603
     start = time.monotonic()
     subprocess.run(shlex.split(section.command), cwd=ROOT, check=True)  # noqa: S603 - our page
     clock = out / "seconds"
     if new:
         before = float(clock.read_text()) if clock.exists() else 0.0
         clock.write_text(f"{before + time.monotonic() - start:.0f}\n")
-        (out / "commit").write_text(commit + "\n")
+        (out / "commit").write_text(commit)
 
 
 def paste(text: str, results: Path) -> str:
