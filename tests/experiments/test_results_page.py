@@ -21,7 +21,7 @@ spec.loader.exec_module(page)
 ELSEWHERE = {
     "alloy_barriers", "alloy_learn", "alloy_report", "alloy_truth", "alloy_window", "demo",
     "dmd_coarsening", "dmd_mobility", "spin_diffusion_vs_meanfield",
-    "hysteresis", "large_ising", "learn_generator", "onsagerflow_validate", "published_protocol",
+    "hysteresis", "large_ising", "learn_generator", "onsagerflow_validate",
     "potts_transition", "window_bias",
 }  # fmt: skip
 
