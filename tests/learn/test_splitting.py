@@ -84,7 +84,7 @@ def box(seed: int, members: int = 100) -> FieldSimulation:
     coupling = np.zeros((4, 3))
     coupling[0, 0] = 1.0
     field = StochasticField(
-        ExactLaw(1.25, "cosh"), coupling, (4, 4), block=2, dt=0.25, seed=seed, members=members,
+        ExactLaw(1.15, "cosh"), coupling, (4, 4), block=2, dt=0.25, seed=seed, members=members,
         comm=MPI.COMM_SELF,
     )  # fmt: skip
     field.set(1.0)
@@ -101,9 +101,9 @@ def test_of_a_learned_field_as_direct_runs_have_it() -> None:
         passed |= direct.state.mean(axis=(1, 2)) <= 0.0
     sim = box(2)
     found = first_passage(
-        step_of(sim, 0.25), lambda m: -m.mean(axis=(1, 2)), sim.state[0].copy(), home=-0.7,
+        step_of(sim, 0.25), lambda m: -m.mean(axis=(1, 2)), sim.state[0].copy(), home=-0.6,
         goal=0.0, trials=100, repeats=5, seed=2,
     )  # fmt: skip
     truth, error = waited.mean(), waited.std() / 10
-    assert truth > 50
+    assert truth > 20
     assert abs(found.mean - truth) < 4 * np.hypot(found.error, error)
