@@ -132,9 +132,7 @@ def _mean_known(on: np.ndarray, chance: np.ndarray) -> float:
     return float((on * chance).sum() / chance.sum())
 
 
-def _without(
-    i: int, chance: np.ndarray, up: np.ndarray, back: np.ndarray, on: np.ndarray
-) -> float:
+def _without(i: int, chance: np.ndarray, up: np.ndarray, back: np.ndarray, on: np.ndarray) -> float:
     """The mean first passage without one repeat, for the jackknife."""
     chance, up, back, on = (np.delete(a, i) for a in (chance, up, back, on))
     p = chance.mean()
