@@ -27,7 +27,8 @@ import numba
 import numba.extending
 import numpy as np
 from numba.core.dispatcher import Dispatcher
-from numba.np import linalg
+from numba.core.typing.typeof import typeof_impl
+from numba.np import linalg, numpy_support
 
 from mpiflow.core import kernel_cache
 from mpiflow.core.errors import InputError
@@ -46,6 +47,19 @@ def _load_arrays_of_numba() -> None:
 
 
 _load_arrays_of_numba()
+
+
+@typeof_impl.register(np.ndarray)
+def _kind_of(
+    array: np.ndarray, context: Any, others: Any = typeof_impl.dispatch(np.ndarray)
+) -> Any:
+    """Of an array given to a kernel. Numba imports numpy.ma to ask whether it is masked."""
+    if type(array) is not np.ndarray:
+        return others(array, context)
+    layout = numpy_support.map_layout(array)
+    dtype = numpy_support.from_dtype(array.dtype)
+    return numba.types.Array(dtype, array.ndim, layout, readonly=not array.flags.writeable)
+
 
 # IEEE arithmetic everywhere: results must not depend on the target.
 _OPTIONS: dict[str, Any] = {

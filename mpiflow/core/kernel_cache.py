@@ -22,15 +22,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding  # type: ignore[import-untyped]
 from numba.core import caching, event
 from numba.core.dispatcher import Dispatcher
+from numba.core.runtime import _nrt_python  # type: ignore[attr-defined]
 
 from mpiflow.core.compiling import CLOCK
 
 _IMPORTS = re.compile(rb"from mpiflow(?:\.([\w.]+))? import (\([^)]*\)|[^\n]*)")
 _COMPILES = re.compile(rb"\n@(?:kernel|rule|inlined)\b|\b(?:rule|kernel|inlined|intrinsic)\(")
 
-
+#: Folder of this package, whose functions all come from a file.
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 #: Seconds for which a process waits for another one that compiles what it needs.
 PATIENCE = 20.0
 
@@ -157,8 +160,14 @@ class Cache(caching.FunctionCache):
     _impl_class = _Kept
 
     def __init__(self, function: Any, kind: str) -> None:
-        super().__init__(function)
-        self._kind = kind
+        self._function, self._kind = function, kind
+
+    def __getattr__(self, name: str) -> Any:
+        """What Numba keeps of a function, made when it is first wanted: few of all are called."""
+        if name.startswith("__") or "_impl" in vars(self):
+            raise AttributeError(name)
+        super().__init__(self._function)
+        return getattr(self, name)
 
     def _index_key(self, signature: Any, codegen: Any) -> Any:
         return (*super()._index_key(signature, codegen), self._kind)
@@ -177,7 +186,9 @@ class Cache(caching.FunctionCache):
 
     def _load(self, signature: Any, context: Any) -> Any:
         try:
-            return super().load_overload(signature, context)
+            # Numba would first learn all that it can compile: longer than to load ten kernels.
+            _add_symbols()
+            return self._load_overload(signature, context)
         except OSError:  # cannot be read: as if it were not there
             return None
         except Exception:  # emptied, cut off, of another world: pickles raise anything
@@ -199,6 +210,13 @@ class Cache(caching.FunctionCache):
             self.flush()
         except OSError as error:
             _warn(error)
+
+
+@lru_cache(maxsize=1)
+def _add_symbols() -> None:
+    """Tell LLVM where what kernels call of Numba is, which allocates and returns arrays."""
+    for name, address in _nrt_python.c_helpers.items():
+        llvmlite.binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 _warned: list[str] = []
@@ -252,5 +270,7 @@ def attach(dispatcher: Any, kind: str = "") -> Any:
     """
     if isinstance(dispatcher, Dispatcher):  # else NUMBA_DISABLE_JIT is set
         with contextlib.suppress(RuntimeError, OSError):
-            vars(dispatcher)["_cache"] = Cache(dispatcher.py_func, kind)
+            vars(dispatcher)["_cache"] = made = Cache(dispatcher.py_func, kind)
+            if not dispatcher.py_func.__code__.co_filename.startswith(_PACKAGE):
+                made.enable()
     return dispatcher

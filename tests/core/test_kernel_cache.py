@@ -231,3 +231,45 @@ def test_no_search_for_cycles_while_something_is_compiled() -> None:
             finally:
                 (gc.enable if before else gc.disable)()
     assert seen == [False, False]
+
+
+def test_what_kernels_call_has_no_machine_code() -> None:
+    """It is copied into the kernel; a function that Python calls has its own."""
+    rule: Any = device.rule(tripled)
+
+    def twice(n: int) -> int:
+        return rule(rule(n))
+
+    kernel: Any = device.outside(twice)
+    assert kernel(2) == 18
+    assert not rule.overloads
+    assert rule(2) == 6
+    (own,) = rule.overloads.values()
+    (whole,) = kernel.overloads.values()
+    assert own.library._emitted
+    assert whole.library._emitted
+    callees = [c for c in whole.library._linking_libraries if "tripled" in c.name]
+    assert callees
+    assert not any(callee._emitted for callee in callees)
+
+
+def test_a_kernel_is_loaded_without_what_compiles(tmp_path: Path) -> None:
+    """Neither what Numba can compile nor masked arrays are imported by what only loads."""
+    program = """
+import sys
+import numpy as np
+from mpiflow.core.device import copy_line
+target = np.zeros(3)
+copy_line(target, np.arange(3.0))
+assert target.tolist() == [0.0, 1.0, 2.0]
+print([name for name in ("numba.cpython.setobj", "numpy.ma") if name in sys.modules])
+"""
+    given = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    given.pop("NUMBA_DISABLE_JIT", None)
+    command = [sys.executable, "-c", program]
+    said = [
+        subprocess.run(command, env=given, cwd=ROOT, check=True, capture_output=True, text=True)
+        for _ in range(2)
+    ]
+    assert "setobj" in said[0].stdout
+    assert said[1].stdout == "[]\n"
