@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpiflow.core.device import kernel, rule, unravel
+from mpiflow.core.device import kernel, rule, split, unravel
 from mpiflow.core.noise import Word, site_counter, threefry
 
 
@@ -49,6 +49,9 @@ def site_of(
     iy: int, j: int, origin_y: int, origin_x: int, ly: int, lx: int, colour: int
 ) -> tuple[int, int, int]:
     """Global row and column of site j of a colour in a box's row, and its column in the box."""
-    gy = (origin_y + iy) % ly
-    ix = 2 * j + ((origin_x % lx + gy + colour) & 1)
-    return gy, (origin_x + ix) % lx, ix
+    # Remainders of 32 bits, of numbers that are not negative: origins are -ly, -lx or above.
+    _, gy = split(origin_y + ly + iy, ly)
+    _, left = split(origin_x + lx, lx)
+    ix = 2 * j + ((left + gy + colour) & 1)
+    gx = left + ix
+    return gy, gx - lx if gx >= lx else gx, ix
