@@ -149,8 +149,8 @@ def intrinsic(emit: Callable[..., None]) -> Any:
     """A part of CPU kernels written one instruction after the other, where a loop is too slow.
 
     ``emit(ir, builder, *arguments)`` gets llvmlite's types, the builder of the place that calls,
-    the address of the first element of each array, each whole number as 64 bits, and a tuple of
-    such numbers as a list.
+    the address of the first element of each array, each whole number as 64 bits, and each tuple as
+    a list.
     """
 
     def typed(context: Any, *given: Any) -> Any:
@@ -158,17 +158,16 @@ def intrinsic(emit: Callable[..., None]) -> Any:
             return None  # an address says nothing about strides
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            arguments: list[Any] = []
-            i64 = numba.types.int64
-            for kind, value in zip(signature.args, values, strict=True):
+            def argument(kind: Any, value: Any) -> Any:
                 if isinstance(kind, numba.types.Array):
-                    arguments.append(context.make_array(kind)(context, builder, value).data)
-                elif isinstance(kind, numba.types.BaseTuple):
+                    return context.make_array(kind)(context, builder, value).data
+                if isinstance(kind, numba.types.BaseTuple):
                     kinds: Any = kind
-                    parts = zip(numba.core.cgutils.unpack_tuple(builder, value), kinds, strict=True)
-                    arguments.append([context.cast(builder, v, k, i64) for v, k in parts])
-                else:
-                    arguments.append(context.cast(builder, value, kind, i64))
+                    parts = numba.core.cgutils.unpack_tuple(builder, value)
+                    return [argument(k, v) for k, v in zip(kinds, parts, strict=True)]
+                return context.cast(builder, value, kind, numba.types.int64)
+
+            arguments = map(argument, signature.args, values)
             emit(llvmlite.ir, builder, *arguments)
             return context.get_dummy_value()
 

@@ -39,7 +39,7 @@ from mpiflow.core.lattice import Lattice, Layout, factorisations
 from mpiflow.core.packed import PackedBlock
 from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.simulation.spins.simulation import Frame
-from mpiflow.solvers.spins import multispin, multispin_cuda, sublattice
+from mpiflow.solvers.spins import multispin, multispin_cuda, multispin_whole, sublattice
 from mpiflow.solvers.spins.bitplanes import PLANES, Thresholds, _sfc64, count_neighbours
 from mpiflow.solvers.spins.sublattice import Kind, Run, Sublattice
 from mpiflow.systems.ising import Ising
@@ -154,7 +154,7 @@ def documented_steps(
         ((8 * 130, 128), 1),
         ((10, 64), 3),
         ((22, 330), 2),
-        ((8 * 17 + 4, 128 * 8 - 2), 1),
+        ((8 * 22 + 4, 128 * 6 - 2), 1),
     ],
     ids=[
         "8x128",
@@ -169,17 +169,27 @@ def documented_steps(
 def test_steps_equal_the_plain_reference(
     dt: float, shape: tuple[int, int], steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Streams, planes, residual, merged passes, looks and flips, written again."""
+    """Streams, planes, residual, merged passes, looks and flips, written again.
+
+    Where rows are short: of the kernel for whole lattices, and of that for all others.
+    """
     solver, first = Sublattice(Ising(2.2, 0.15), dt), 5
     members = np.array([7]) if shape[0] * shape[1] > 10_000 else np.array([0, 2**48 - 1])
     before = random_spins(1, len(members), *shape)
-    block = filled(before, members)
-    flips = solver.advance(block, steps, seed=SEED, first_step=first)
+    found = []
+    for short in {multispin_whole.fits(filled(before)), False}:
+        monkeypatch.setattr(multispin_whole, "fits", lambda block, whole=short: whole)
+        block = filled(before, members)
+        found.append((block, solver.advance(block, steps, seed=SEED, first_step=first)))
+        words = [words.copy() for words in block.words]
+        block.fill_halo()
+        assert all(map(np.array_equal, block.words, words))
     for b, member in enumerate(members.tolist()):
         expected = before[b].copy()
         count = documented_steps(solver, expected, first, steps, SEED, member)
-        assert np.array_equal(block.spins()[b], expected)
-        assert flips[b] == count > 0
+        for block, flips in found:
+            assert np.array_equal(block.spins()[b], expected)
+            assert flips[b] == count > 0
 
 
 @on_each_device
@@ -302,26 +312,32 @@ def test_same_bits_with_any_number_of_threads(
         assert_same(outcome(dt, members=members), expected)
 
 
-@pytest.mark.parametrize("dt", [0.25, math.inf])
-def test_same_bits_with_thresholds_compiled_in(monkeypatch: pytest.MonkeyPatch, dt: float) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "columns", "dt"),
+    [(multispin, 896, 0.25), (multispin, 896, math.inf), (multispin_whole, 640, math.inf)],
+    ids=["0.25", "inf", "whole lattices"],
+)
+def test_same_bits_with_thresholds_compiled_in(
+    monkeypatch: pytest.MonkeyPatch, kernel: Any, columns: int, dt: float
+) -> None:
     """Those of the benchmarks: their tests compile them once for all."""
-    expected = outcome(dt, system=bench.CRITICAL)
+    case: Any = {"size": (48, columns), "system": bench.CRITICAL}
+    expected = outcome(dt, **case)
     monkeypatch.setattr(sublattice, "COMPILE_IN_AFTER", 0)
     compiled = []
     monkeypatch.setattr(
-        multispin,
-        "packed_with",
-        lambda masks, f=multispin.packed_with: compiled.append(1) or f(masks),
+        kernel, "packed_with", lambda masks, f=kernel.packed_with: compiled.append(1) or f(masks)
     )
-    assert_same(outcome(dt, system=bench.CRITICAL), expected)
+    assert_same(outcome(dt, **case), expected)
     assert compiled
 
 
 def test_thresholds_are_compiled_in_during_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Part of a run before, part after: the same as neither."""
-    expected = outcome(system=bench.CRITICAL)
-    monkeypatch.setattr(sublattice, "COMPILE_IN_AFTER", 4 * 48 * 640)
-    assert_same(outcome(system=bench.CRITICAL), expected)
+    case: Any = {"size": (48, 896), "system": bench.CRITICAL}
+    expected = outcome(**case)
+    monkeypatch.setattr(sublattice, "COMPILE_IN_AFTER", 4 * 48 * 896)
+    assert_same(outcome(**case), expected)
 
 
 HASH = """

@@ -54,6 +54,7 @@ ENDS = "solvers/test_absorbing.py::test_every_end_of_a_stay_is_one_hop"
 BASIN, STAYS = (f"solvers/vacancy/{name}.py" for name in ("basin", "stays"))
 
 PACKED, PLAIN, SLICED = (f"solvers/spins/{name}.py" for name in ("multispin", "heatbath", "sliced"))
+WHOLE = "solvers/spins/multispin_whole.py"
 SOLVER, PLANES = "solvers/spins/sublattice.py", "solvers/spins/bitplanes.py"
 WORDS = "solvers/spins/half_lattice.py"
 
@@ -239,6 +240,20 @@ MUTANTS: list[list[Mutant]] = [
             "what lies beyond the last site of a row is not masked, packed",
             (Change(PACKED, "if ragged and start + n == across:", "if n < 0:"),),
             (Named(f"{REFERENCE}[part of the last word and band-inf]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "the first band has itself above it, whole lattices",
+            (Change(WHOLE, "north += whole - 1", "north += whole"),),
+            (Named(f"{REFERENCE}[16x256-inf]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "undecided sites are flipped with those that are decided, whole lattices",
+            (Change(WHOLE, "(bits[at] & setting)) & undecided", "(bits[at] & setting))"),),
+            (Named(f"{REFERENCE}[16x256-inf]"),),
         ),
     ],
     [

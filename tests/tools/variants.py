@@ -100,9 +100,4 @@ def fewer_planes(planes: int) -> list[Change]:
     return [
         Change(file, "PLANES = 12\n", f"PLANES = {planes}\n"),
         *(Change(file, line, "") for line in lines),
-        # Arguments that are not looked at.
-        *(
-            Change(file, f"            masks[{i}],\n", "            masks[0],\n")
-            for i in range(planes, 12)
-        ),
     ]

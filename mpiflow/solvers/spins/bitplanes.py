@@ -267,53 +267,84 @@ SPACE = 9 * CHUNK
 WIDE = 16 if cpu_has("avx512f") else 8
 
 
-@intrinsic
-def _compare_wide(  # type: ignore[no-untyped-def]
-    ir, builder, space, at, count, m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11
-):
-    """:func:`compare` of :data:`WIDE` words of the working space from ``at`` on."""
-    i32, i64 = ir.IntType(32), ir.IntType(64)
-    vector = ir.VectorType(i64, WIDE)
+class Vectors:
+    """Vectors of a number of words, in the place that calls an intrinsic.
 
-    def every(value: Any) -> Any:
+    Rows of the working space are named by where they begin in it.
+    """
+
+    def __init__(self, ir: Any, builder: Any, words: int) -> None:
+        self.ir, self.builder, self.words = ir, builder, words
+        self.kind = ir.VectorType(ir.IntType(64), words)
+
+    def every(self, value: Any) -> Any:
+        """A word, a number or a value of the place that calls, in all of a vector."""
         if isinstance(value, int):
-            return ir.Constant(vector, [value] * WIDE)
-        first = ir.Constant(ir.VectorType(i32, WIDE), [0] * WIDE)
-        one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, i32(0))
-        return builder.shuffle_vector(one, one, first)
+            return self.ir.Constant(self.kind, [value] * self.words)
+        i32 = self.ir.IntType(32)
+        first = self.ir.Constant(self.ir.VectorType(i32, self.words), [0] * self.words)
+        nothing = self.ir.Constant(self.kind, self.ir.Undefined)
+        one = self.builder.insert_element(nothing, value, i32(0))
+        return self.builder.shuffle_vector(one, one, first)
 
-    def pointer(row: Any) -> Any:
-        place = builder.add(at, i64(int(row)))
-        return builder.bitcast(builder.gep(space, [place]), vector.as_pointer())
+    def _pointer(self, array: Any, at: Any, row: Any) -> Any:
+        if row is not None:
+            at = self.builder.add(at, self.ir.IntType(64)(int(row)))
+        return self.builder.bitcast(self.builder.gep(array, [at]), self.kind.as_pointer())
 
-    def load(row: Any) -> Any:
-        return builder.load(pointer(row), align=8)
+    def load(self, array: Any, at: Any, row: Any = None) -> Any:
+        return self.builder.load(self._pointer(array, at, row), align=8)
 
-    a, b, c = load(STATE_A), load(STATE_B), load(STATE_C)
-    s0, s1, s2, spin = load(S0), load(S1), load(S2), load(SPIN)
-    s01 = builder.and_(s0, s1)
-    shift = [every(n) for n in (11, 3, 24, 40)]
-    ones = every(2**64 - 1)
-    below, equal = every(0), ones
-    for i, m in enumerate((m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11)[:PLANES]):
-        number = builder.add(count, i64(i))
-        v = builder.add(builder.add(a, b), every(number))
-        a = builder.xor(b, builder.lshr(b, shift[0]))
-        b = builder.add(c, builder.shl(c, shift[1]))
-        c = builder.add(builder.or_(builder.shl(c, shift[2]), builder.lshr(c, shift[3])), v)
-        terms = []
-        for first in range(0, len(m), 5):
-            part = every(m[first])
-            for digit, mask in zip((s0, s1, s01, s2), m[first + 1 : first + 5], strict=True):
-                part = builder.xor(part, builder.and_(every(mask), digit))
-            terms.append(part)
-        t = terms[0] if len(m) == 5 else builder.xor(terms[0], builder.and_(spin, terms[1]))
-        differ = builder.xor(v, t)
-        same = builder.xor(differ, ones)
-        below = builder.or_(builder.and_(below, same), builder.and_(t, differ))
-        equal = builder.and_(equal, same)
-    for row, value in ((STATE_A, a), (STATE_B, b), (STATE_C, c), (BELOW, below), (EQUAL, equal)):
-        builder.store(value, pointer(row), align=8)
+    def store(self, value: Any, array: Any, at: Any, row: Any = None) -> None:
+        self.builder.store(value, self._pointer(array, at, row), align=8)
+
+    def popcount(self, value: Any) -> Any:
+        """Number of bits that are set, of each word."""
+        kind = self.ir.FunctionType(self.kind, [self.kind])
+        count = self.builder.module.declare_intrinsic(f"llvm.ctpop.v{self.words}i64", (), kind)
+        return self.builder.call(count, [value])
+
+    def compare(self, state: Any, count: Any, masks: Any, classes: Any) -> tuple[Any, Any, Any]:
+        """:func:`compare` of vectors: the streams' next state, below threshold, undecided.
+
+        ``state`` is (a, b, c), ``classes`` (s0, s1, s2, spin).
+        """
+        builder, every = self.builder, self.every
+        (a, b, c), (s0, s1, s2, spin) = state, classes
+        s01 = builder.and_(s0, s1)
+        shift = [every(n) for n in (11, 3, 24, 40)]
+        ones = every(2**64 - 1)
+        below, equal = every(0), ones
+        for i, m in enumerate(masks):
+            number = builder.add(count, self.ir.IntType(64)(i))
+            v = builder.add(builder.add(a, b), every(number))
+            a = builder.xor(b, builder.lshr(b, shift[0]))
+            b = builder.add(c, builder.shl(c, shift[1]))
+            c = builder.add(builder.or_(builder.shl(c, shift[2]), builder.lshr(c, shift[3])), v)
+            terms = []
+            for first in range(0, len(m), 5):
+                part = every(m[first])
+                for digit, mask in zip((s0, s1, s01, s2), m[first + 1 : first + 5], strict=True):
+                    part = builder.xor(part, builder.and_(every(mask), digit))
+                terms.append(part)
+            t = terms[0] if len(m) == 5 else builder.xor(terms[0], builder.and_(spin, terms[1]))
+            differ = builder.xor(v, t)
+            same = builder.xor(differ, ones)
+            below = builder.or_(builder.and_(below, same), builder.and_(t, differ))
+            equal = builder.and_(equal, same)
+        return (a, b, c), below, equal
+
+
+@intrinsic
+def _compare_wide(ir, builder, space, at, count, masks):  # type: ignore[no-untyped-def]
+    """:func:`compare` of :data:`WIDE` words of the working space from ``at`` on."""
+    vectors = Vectors(ir, builder, WIDE)
+    state = [vectors.load(space, at, row) for row in (STATE_A, STATE_B, STATE_C)]
+    classes = [vectors.load(space, at, row) for row in (S0, S1, S2, SPIN)]
+    state, below, equal = vectors.compare(state, count, masks, classes)
+    rows = STATE_A, STATE_B, STATE_C, BELOW, EQUAL
+    for row, value in zip(rows, (*state, below, equal), strict=True):
+        vectors.store(value, space, at, row)
 
 
 @inlined
@@ -321,20 +352,4 @@ def compare_words(space, n, count, masks):  # type: ignore[no-untyped-def]
     """Compare n words of the working space with their thresholds, and some beyond: to fill the
     last vectors costs less than a loop over what is left of them."""
     for i in range(0, n, WIDE):
-        _compare_wide(
-            space,
-            i,
-            count,
-            masks[0],
-            masks[1],
-            masks[2],
-            masks[3],
-            masks[4],
-            masks[5],
-            masks[6],
-            masks[7],
-            masks[8],
-            masks[9],
-            masks[10],
-            masks[11],
-        )
+        _compare_wide(space, i, count, masks)

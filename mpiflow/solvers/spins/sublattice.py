@@ -48,7 +48,7 @@ from mpiflow.core.lattice import Lattice
 from mpiflow.core.noise import stream_key
 from mpiflow.core.packed import PackedBlock
 from mpiflow.core.schedule import Clock
-from mpiflow.solvers.spins import heatbath, multispin, multispin_cuda, sliced
+from mpiflow.solvers.spins import heatbath, multispin, multispin_cuda, multispin_whole, sliced
 from mpiflow.solvers.spins.bitplanes import Masks, Thresholds
 from mpiflow.solvers.spins.lane_block import LaneBlock
 from mpiflow.systems.drive import Drive
@@ -443,6 +443,8 @@ class Sublattice:
         workers = 1 if cuda else max(1, min(threads(), sites // SITES_PER_THREAD))
         inside, edges = multispin.inside_and_edges(block)
         alone = workers == 1 and not cuda
+        whole = alone and multispin_whole.fits(block)
+        cpu: Any = multispin_whole if whole else multispin
         black = target = block.words[BLACK]
         for run in runs:
             if run.looks and target is black:
@@ -450,10 +452,18 @@ class Sublattice:
             kernel, masks, thresholds = self._compared_with(
                 run,
                 run.passes * sites // 2,
-                multispin_cuda.packed_cuda_with if cuda else multispin.packed_with,
-                multispin_cuda.update_packed_cuda if cuda else multispin.update_packed,
+                multispin_cuda.packed_cuda_with if cuda else cpu.packed_with,
+                multispin_cuda.update_packed_cuda if cuda else cpu.update_packed,
                 cuda,
             )
+            if whole:
+                counts = np.zeros_like(flips)
+                kernel(
+                    target, *block.words, run.first, run.passes, run.looks, block.columns // 2,
+                    key, block.members, masks, thresholds.residual, thresholds.setting, counts,
+                )  # fmt: skip
+                flips += run.sign * counts
+                continue
             work = multispin.Work(block, target, kernel, masks, thresholds, key)
             if alone and (run.looks or block.closed or block.lines is not None):
                 work.all_of(multispin.in_turn(block), run.first, run.passes, run.looks)
