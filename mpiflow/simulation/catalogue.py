@@ -68,7 +68,7 @@ _OWN = {
         simulation=f"{_HERE}.ising.simulation:Simulation",
         short=(
             {"size": 64, "temperature": 2.3, "time": 1, "coarse": 8},
-            {"size": 256, "temperature": 2.3, "time": 1, "coarse": 8},
+            {"size": 1024, "temperature": 2.3, "time": 1, "coarse": 8},
             {"size": 8, "temperature": 2.3, "time": 1, "solver": "nfold"},
         ),
     ),
