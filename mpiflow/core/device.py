@@ -30,7 +30,7 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.typing.typeof import typeof_impl
 from numba.np import linalg, numpy_support
 
-from mpiflow.core import kernel_cache
+from mpiflow.core import kernel_cache, machine_code
 from mpiflow.core.errors import InputError
 
 
@@ -47,6 +47,7 @@ def _load_arrays_of_numba() -> None:
 
 
 _load_arrays_of_numba()
+machine_code.use()
 
 
 @typeof_impl.register(np.ndarray)

@@ -50,5 +50,7 @@ def _set_env(codegen: Any, name: str, env: Any, told: Any = JITCPUCodegen.set_en
         told(codegen, name, env)
 
 
-JITCPUCodegen._library_class = Library
-JITCPUCodegen.set_env = _set_env  # type: ignore[method-assign]
+def use() -> None:
+    """Have Numba compile in this way from now on."""
+    JITCPUCodegen._library_class = Library
+    JITCPUCodegen.set_env = _set_env  # type: ignore[method-assign]
