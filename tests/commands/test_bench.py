@@ -18,6 +18,7 @@ from mpi4py import MPI
 import mpiflow.core.device
 from mpiflow.cli import invoke
 from mpiflow.commands.bench import spins as bench
+from mpiflow.commands.bench import start
 from mpiflow.core.device import simulated
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import stream_key, words
@@ -171,3 +172,15 @@ def test_threefry_benchmark_draws_the_noise_of_mpiflow():
     out = np.zeros((2, 5), np.uint64)
     bench.fill_threefry(stream_key(3, "sublattice"), np.uint64(7), 1, sites, out)
     np.testing.assert_array_equal(out.T, words(3, "sublattice", 0, 7, sites))
+
+
+def test_memory_of_a_run_is_not_that_of_the_program_that_starts_it(tmp_path: Path) -> None:
+    def memory() -> float:
+        return start._run(
+            tmp_path, "curie-weiss", {"size": 8, "temperature": 1.1, "time": 1}
+        ).memory
+
+    alone = memory()
+    ballast = np.ones(int(2 * alone * 2**20 / 8))
+    assert memory() < 1.5 * alone
+    assert ballast.all()

@@ -192,6 +192,17 @@ def test_steps_equal_the_plain_reference(
             assert flips[b] == count > 0
 
 
+def test_kernel_of_whole_lattices_takes_short_rows_that_stay_in_the_cache() -> None:
+    for shape, whole in (
+        ((8, 64), True),
+        ((768, 768), True),
+        ((8, 770), False),
+        ((2**15, 64), False),
+    ):
+        block = PackedBlock.periodic(Lattice(shape), np.arange(1))
+        assert multispin_whole.fits(block) == whole, shape
+
+
 @on_each_device
 @pytest.mark.parametrize("kind", ["opening", "full", "upper", "lower"])
 def test_each_kind_of_pass_equals_the_plain_reference(where: str, kind: Kind) -> None:

@@ -212,7 +212,7 @@ def in_turn(block: PackedBlock) -> list[Region]:
 
 
 @kernel
-def _seed_streams(space: np.ndarray, n: int, key0: Word, key1: Word, step: Word) -> None:
+def seed_streams(space: np.ndarray, n: int, key0: Word, key1: Word, step: Word) -> None:
     """Start the streams whose numbers are in the place of their third word."""
     for i in range(n):
         w = np.uint64(i)
@@ -371,7 +371,7 @@ def _cpu_kernel(constants: Masks | None) -> Any:
                             base = STATE_C + np.uint64((i - low) * n)
                             for j in range(n):
                                 space[base + np.uint64(j)] = stream + np.uint64(j)
-                        _seed_streams(space, (high - low) * n, key[0], key1, step)
+                        seed_streams(space, (high - low) * n, key[0], key1, step)
                         begin = bands[0] + low * bands[2]
                         for row in range(BAND):
                             if coming and row == needs:

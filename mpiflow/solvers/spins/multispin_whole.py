@@ -11,6 +11,7 @@ that the planes leave undecided.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -38,16 +39,19 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     Vectors,
     settle,
 )
-from mpiflow.solvers.spins.multispin import _seed_streams
+from mpiflow.solvers.spins.multispin import seed_streams
 
 #: Words of a colour in a row up to which this is faster.
 MOST_WORDS = 6
+#: Sites of a lattice up to which the copies in the order of this module stay in the cache.
+MOST_SITES = 2**20
 
 
 def fits(block: PackedBlock) -> bool:
     """Whether a block is whole lattices of short rows, on the CPU."""
     whole = block.closed and not block.device.is_cuda
-    return whole and words_across(block.columns) <= MOST_WORDS
+    short = words_across(block.columns) <= MOST_WORDS and math.prod(block.shape) <= MOST_SITES
+    return whole and short
 
 
 def _updating(words: int) -> Any:
@@ -192,7 +196,7 @@ def _kernel(constants: Masks | None) -> Any:
                         for i in range(wide):
                             stream = np.uint64(low + i) << np.uint64(32) | np.uint64(w)
                             space[STATE_C + np.uint64(w * wide + i)] = stream
-                    _seed_streams(space, words * wide, key[0], key1, step)
+                    seed_streams(space, words * wide, key[0], key1, step)
                     for row in range(BAND):
                         odd = (row + colour) & 1
                         for w in range(words):
