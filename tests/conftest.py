@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import simulator
 from mpi4py import MPI
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # Ranks that shared pytest's numbered folders would remove each other's.
         made = tempfile.mkdtemp(prefix="mpiflow-tests-") if WORLD.rank == 0 else None
         config.option.basetemp = Path(WORLD.bcast(made)) / f"rank{WORLD.rank}"
+    simulator.wait_in_turn()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

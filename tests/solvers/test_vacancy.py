@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import simulator
 from exact import has_cuda
 from lattice_gas import PairOnLattice
 from mpi4py import MPI
@@ -19,7 +20,7 @@ from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout
 from mpiflow.observables import bond_counts
-from mpiflow.solvers.vacancy import barrier_kernels, events, lists, rates
+from mpiflow.solvers.vacancy import barrier_kernels, events, lists, rates, tiled
 from mpiflow.solvers.vacancy import cuda as vacancy_cuda
 from mpiflow.solvers.vacancy.hop_log import Tracers
 from mpiflow.solvers.vacancy.rates import decay, hop_rates
@@ -418,6 +419,40 @@ def test_cuda_makes_the_same_hops(comm, kind, monkeypatch):
         for part in (itertools.chain(*comm.allgather(kept)), log)
     )
     assert rows == logged
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(not has_cuda(), reason="no CUDA device, no simulator")
+@pytest.mark.parametrize("part", ["own room", "room of all", "too many hops"])
+def test_whole_steps_in_one_launch(part, monkeypatch):
+    """Tiles that wait for their neighbours only, whichever block of threads is the fastest; the
+    CPU's bits, too, if more vacancies or hops come together than there is room or time for."""
+    some = {"own room": (3, 2**11), "room of all": (-3, 2**11), "too many hops": (3, 2)}[part]
+    monkeypatch.setattr(vacancy_cuda, "BLOCKS", 3)
+    monkeypatch.setattr(vacancy_cuda, "OWN", some[0])
+    monkeypatch.setattr(tiled, "_STEPS", 3)
+    monkeypatch.setattr(tiled, "STRETCH", some[1])
+    launches, steps = [], vacancy_cuda.CudaTiles.steps
+    monkeypatch.setattr(
+        vacancy_cuda.CudaTiles,
+        "steps",
+        lambda self, *given: launches.append(steps(self, *given)) or launches[-1],
+    )
+    if part == "own room":
+        simulator.blocks_at_once(monkeypatch, seed=5)
+    grids = np.concatenate([random_grid((24, 12, 12), 8, seed=seed) for seed in (1, 2)])
+    blocks = [boxes(grids) for _ in range(2)]
+    hops = [
+        TiledKMC(SYSTEM, MODEL, 0.5 * HOP, (6, 6, 12), Device(name)).advance(
+            block, 4, seed=3, first_step=5
+        )
+        for block, name in zip(blocks, ("cpu", "cuda"), strict=True)
+    ]
+    np.testing.assert_array_equal(blocks[0].array, blocks[1].array)
+    assert hops[0].min() > 20
+    np.testing.assert_array_equal(*hops)
+    made = [launch and launch[0] for launch in launches]
+    assert made == ([None, None] if part == "too many hops" else [3, 1])
 
 
 def test_random_walk_of_a_vacancy():

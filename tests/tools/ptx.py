@@ -45,7 +45,7 @@ from mpiflow.solvers.spins import (
     tiled_cuda,
 )
 from mpiflow.solvers.spins.bitplanes import PLANES, Thresholds
-from mpiflow.solvers.vacancy import cuda as vacancy_cuda
+from mpiflow.solvers.vacancy import cuda_kernels as vacancy_cuda
 from mpiflow.solvers.vacancy import events, lists, rates
 from mpiflow.systems.barriers import Barriers
 from mpiflow.systems.ising import Ising
@@ -92,9 +92,10 @@ VACANCIES = (
     array(i8, 4), array(i8, 2), ROWS, LIST, NamedTuple((ROWS, TRIPLE, TRIPLE), lists.Tiles),
     NamedTuple((MODEL, f64, LIST, TRIPLE, i64), rates.Law), array(u64, 4), array(f64, 4),
     NamedTuple(LISTS, lists.Lists),
-    NamedTuple((ROWS, NUMBERS, array(i64, 1)), vacancy_cuda.Progress),
+    NamedTuple((ROWS, NUMBERS, COUNTS, NUMBERS, COUNTS), vacancy_cuda.Progress),
     NamedTuple((ROWS, ROWS, NamedTuple((NUMBERS, ROWS), events.Events)), vacancy_cuda.Notes),
     UniTuple(u64, 3), f64, f64, i64, i64, types.boolean, types.boolean, i64,
+    NamedTuple((*[i64] * 6, TRIPLE, i64, i64, i64), vacancy_cuda.Work),
 )  # fmt: skip
 WALK = (UniTuple(i64, 4), array(i32, 1), array(i64, 1), array(i32, 1), i64, i64)
 SUMS, FIELD = array(i32, 3), (i64, array(i32, 2), i64, i64)
@@ -176,9 +177,9 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
             array(i64, 1),
         ),
     ),
-    "vacancies in tiles": (vacancy_cuda._evolve, VACANCIES),
+    "vacancies in tiles": (vacancy_cuda.evolve_tiles, VACANCIES),
     "sites of other ranks": (
-        vacancy_cuda._obey,
+        vacancy_cuda.set_sites_of_others,
         (SPINS, array(i64, 1), UniTuple(i64, 3), array(i64, 2)),
     ),
     "Kac sums along y": (kac_cuda._walk, (array(i8, 1), *WALK, array(i16, 1))),

@@ -1,102 +1,52 @@
-r"""Tiles of vacancies on a CUDA device: a block of threads lets a tile evolve for a whole window.
+r"""Tiles of vacancies on a CUDA device: what is kept there, and launches.
 
-What :func:`mpiflow.solvers.vacancy.events.evolve` does for tile after tile, blocks of threads do
-here for all tiles of a class at once, by the same rules in the same order: the same bits. The first
-thread chooses hops and makes them, all of them read surroundings and evaluate barriers. Species,
-lists, known rates and the network stay on the device; a pass costs one launch, and the host reads a
-few numbers after it.
-
-CUDA: simulated and assembled, not yet run on a GPU (docs/hpc.md).
+Species, lists, known rates and the network stay on the device. Where a lattice is not cut between
+ranks, a launch makes whole steps, many of them if the caller wants that; else a pass. The host
+reads a few numbers after it. What tiles do, and who waits for whom, is told in
+:mod:`mpiflow.solvers.vacancy.cuda_kernels`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import CudaKernel, Device, called, to_bare
-from mpiflow.core.noise import wait_and_choice
-from mpiflow.solvers.vacancy.barrier_kernels import BLOCK_FLOATS, on_block, on_device
-from mpiflow.solvers.vacancy.changed_sites import fill, note, obey
-from mpiflow.solvers.vacancy.events import Events, hop, write
-from mpiflow.solvers.vacancy.lists import (
-    Lists,
-    Tiles,
-    accept,
-    choose_hop,
-    first_in,
-    last_in,
-    list_row,
-    lists,
-    others_near,
-    part_of,
-    region_of,
+from mpiflow.core.device import MOST_THREADS, Device
+from mpiflow.solvers.vacancy.barrier_kernels import on_device
+from mpiflow.solvers.vacancy.cuda_kernels import (
+    DONE_LOOKS,
+    FACTS,
+    LOOKS,
+    MADE,
+    NEW,
+    NOTED,
+    STOPPED,
+    TAKEN,
+    TASKS,
+    UNDONE,
+    WAITING,
+    Notes,
+    Progress,
+    Work,
+    evolve_tiles,
+    set_sites_of_others,
 )
-from mpiflow.solvers.vacancy.rates import (
-    WORDS,
-    Evaluator,
-    entry_of,
-    hop_rate,
-    packed,
-    species_near,
-    table,
-    to_front,
-)
-from mpiflow.systems.alloy import NEIGHBOURS, VACANCY
-from mpiflow.systems.barriers import SITES
+from mpiflow.solvers.vacancy.events import Events
+from mpiflow.solvers.vacancy.lists import Tiles, lists
+from mpiflow.solvers.vacancy.rates import Evaluator, table
 
-#: Events of a tile whose noise is drawn at once, an event a thread.
-_AHEAD = 32
 #: Bytes of a vacancy in the lists, and of a set of known rates.
 LISTED, KNOWN = 144, 384
-#: Threads of a block at most.
-_THREADS = 128
 #: Hops of a tile that are kept in a launch; more of them take another.
 _KEPT = 64
-#: What is known of a tile: its first vacancy in the lists, their number, its hops in this pass and
-#: in this launch, its records, and whether it is done.
-_FIRST, _NUMBER, _HOPS, _NEW, _NOTED, _DONE, _FACTS = range(7)
-#: What all tiles count together, from launch to launch: places taken in the lists, tiles that are
-#: not done, tiles with too many hops, vacancies looked at, barriers of them computed; then the hops
-#: of each box.
-_TAKEN, _WAITING, _STOPPED, _LOOKS, _DONE_LOOKS, _MADE = range(6)
-#: What threads of a block tell each other: vacancies to look at, vacancies around the one that is
-#: looked at, whether the tile stops.
-_COUNT, _NEAR, _STOP, _TOLD = range(4)
-
-
-class Progress(NamedTuple):
-    """How far the tiles of a class are, those of one box after those of another.
-
-    Attributes
-    ----------
-    facts : (T, 6) int64
-    clock : (T,) float64, time of the last hop
-    sums : (5 + B,) int64
-    """
-
-    facts: Any
-    clock: Any
-    sums: Any
-
-
-class Notes(NamedTuple):
-    """What is written down of hops.
-
-    Attributes
-    ----------
-    near : (3, 2) padded indices between which no other rank needs a site
-    records : (room T, 4) sites that other ranks must know, every T-th of one tile; or none
-    log : the hops of this launch, as many places for each tile; or none
-    """
-
-    near: Any
-    records: Any
-    log: Events
+#: Blocks of threads of a launch: as many as the largest GPUs run at once, or more.
+BLOCKS = 640
+#: Vacancies beyond four times the mean of a tile that a block has room for.
+OWN = 32
 
 
 class CudaTiles:
@@ -124,24 +74,32 @@ class CudaTiles:
         law, put = evaluator.law, device.put
         self._device, self._block = device, block
         self._law = law._replace(barriers=on_device(law.barriers, device), offsets=put(law.offsets))
+        sizes = [len(tiles.table) for tiles in groups]
+        self._rows = dict(zip(map(id, groups), np.cumsum([0, *sizes]).tolist(), strict=False))
+        rows = np.concatenate([tiles.table for tiles in groups])
+        self._tiles = groups[0]._replace(table=put(rows))
+        x, y, z = (s // n for s, n in zip(law.sides, groups[0].shape, strict=True))
+        self._grid = x, y, z
+        # A class of the whole lattice, if no rank has a part of it.
+        self._count = sizes[0] if len(rows) == math.prod(self._grid) else 0
+        everyone = block.batch * len(rows)
+        most = block.batch * max(sizes)
         # No vacancy is in two tiles of a class: each is listed once.
-        room = lists(vacancies)._replace(tree=np.zeros(4 * vacancies))
-        self._lists = Lists(*map(put, room))
-        most = block.batch * max((len(tiles.table) for tiles in groups), default=0)
-        everyone = block.batch * sum(len(tiles.table) for tiles in groups)
-        some = -(-vacancies // max(1, everyone))
-        known = table(law.barriers, some)
-        self._groups = {}
-        for tiles in groups:
-            t = block.batch * len(tiles.table)
-            # Known rates are those of any tile, but two blocks must not write to one table.
-            rates = [put(np.zeros((t, *part.shape), part.dtype)) for part in known[:2]]
-            self._groups[id(tiles)] = tiles._replace(table=put(tiles.table)), *rates
-        self._facts = np.zeros((most, _FACTS), np.int64)
+        blocks = min(BLOCKS, most)
+        self._room, self._own = vacancies, min(vacancies, OWN + 4 * -(-vacancies // everyone))
+        places = vacancies + self._own * blocks
+        room = lists(places)._replace(tree=np.zeros(4 * places))
+        self._lists, self._blocks = type(room)(*map(put, room)), blocks
+        # Known rates are those of any tile, but two blocks must not write to one table.
+        known = table(law.barriers, -(-vacancies // everyone))
+        self._known = [put(np.zeros((everyone, *part.shape), part.dtype)) for part in known[:2]]
+        self._most = most
+        self._sums = np.zeros(MADE + block.batch, np.int64)
         self._progress = Progress(
-            put(self._facts), put(np.zeros(most)), put(np.zeros(_MADE + block.batch, np.int64))
-        )
-        self._sums = np.zeros(_MADE + block.batch, np.int64)
+            put(np.zeros((everyone, FACTS), np.int64)), put(np.zeros(everyone)),
+            put(np.zeros(everyone, np.int64)), put(np.ones(1)), put(self._sums),
+        )  # fmt: skip
+        self._stamp = 0
         self._near, self._records = put(near), put(np.zeros((records, 4), np.int64))
         self._log = self._no_log = Events(put(np.zeros(0)), put(np.zeros((0, 5), np.int64)))
         self._origins = put(block.origins - block.halo)
@@ -162,8 +120,7 @@ class CudaTiles:
             *self._log,
             self._law.offsets,
         ]
-        for tiles, *known in self._groups.values():
-            arrays += [tiles.table, *known]
+        arrays += [self._tiles.table, *self._known]
         arrays += [part for part in self._law.barriers if hasattr(part, "nbytes")]
         return sum(part.nbytes for part in arrays if part is not None)
 
@@ -190,12 +147,14 @@ class CudaTiles:
     @property
     def counts(self) -> tuple[float, float]:
         """Vacancies looked at, and barriers of them computed, so far."""
-        return float(self._sums[_LOOKS]), float(self._sums[_DONE_LOOKS])
+        return float(self._sums[LOOKS]), float(self._sums[DONE_LOOKS])
 
     def obey(self, records: np.ndarray) -> None:
         """Set the sites of records of other ranks."""
         rows = self._device.put(records)
-        _obey.launch(len(records), self._whole[0], self._origins[0], self._law.sides, rows)
+        set_sites_of_others.launch(
+            len(records), self._whole[0], self._origins[0], self._law.sides, rows
+        )
 
     def evolve(
         self,
@@ -226,260 +185,125 @@ class CudaTiles:
         the hops of each box, records (n, 4) for other ranks, and the part of the window after which
         the first tile had to stop, 1 if none had to
         """
-        on_device, *known = self._groups[id(tiles)]
-        number, before = self._block.batch * len(tiles.table), self._sums
+        count, before = len(tiles.table), self._sums
+        number, first = self._block.batch * count, self._rows[id(tiles)]
         if logs is not None:
             most = _KEPT
             if self._log is self._no_log:
-                rows = len(self._facts) * most
+                rows = self._most * most
                 put = self._device.put
                 self._log = Events(put(np.zeros(rows)), put(np.zeros((rows, 5), np.int64)))
         log = self._no_log if logs is None else self._log
-        kept = Notes(self._near, self._records, log)
-        fresh, share = True, 1.0
+        fresh, taken = True, before[TAKEN]
         while True:
             last = self._sums
-            _evolve.launch_blocks(
-                number, self._whole, self._flat, self._origins, self._members, on_device,
-                self._law, *known, self._lists, self._progress, kept, keys, start, window, limit,
-                most, notes, fresh, int(before[_TAKEN]),
-            )  # fmt: skip
-            fresh, self._sums = False, self._device.get(self._progress.sums)
+            work = self._work(first, count, 0, 1, last, -1)
+            self._launch(number, keys, start, window, limit, most, notes, fresh, taken, log, work)
+            fresh = False
             if logs is not None:
-                logs.append(self._logged(number, most))
-            if self._sums[_WAITING] == last[_WAITING] or told():
+                logs.append(self._logged(first, count, most))
+            if self._sums[WAITING] == last[WAITING] or told():
                 break
-        made = (self._sums - before)[_MADE:]
-        noted = self._noted(number) if notes else np.empty((0, 4), np.int64)
-        if self._sums[_STOPPED] > before[_STOPPED]:
-            stopped = self._tell(number)[:, _HOPS] >= limit
-            clocks = self._device.get(self._progress.clock)[:number][stopped]
-            share = float(((clocks - start) / window).min())
-        return made, noted, share
+        made = (self._sums - before)[MADE:]
+        noted = self._noted(first, count) if notes else np.empty((0, 4), np.int64)
+        return made, noted, self._share(before)
 
-    def _tell(self, number: int) -> np.ndarray:
-        return self._device.get(self._progress.facts)[:number]
+    def steps(
+        self,
+        first: int,
+        number: int,
+        keys: tuple[np.uint64, np.uint64, np.uint64],
+        start: float | None,
+        window: float,
+        limit: int,
+        most: int,
+    ) -> tuple[int, np.ndarray, float] | None:
+        """Whole steps in one launch, if no other rank has a part of the lattice.
 
-    def _logged(self, number: int, most: int) -> Events:
+        Parameters
+        ----------
+        first, number : of the steps, of which there may be fewer made
+        keys : of member 0, and of the first pass
+        start : of the only step; None: a step begins at its number times the window
+        most : hops of a tile in a pass; with more than that, nothing is changed
+
+        Returns
+        -------
+        steps made, the hops of each box, and the part of a window after which the first tile had to
+        stop; None if this is to be done pass by pass
+        """
+        classes, boxes = 2 ** sum(n > 1 for n in self._grid), self._block.batch
+        # Tasks have numbers of 32 bits.
+        number = min(number, MOST_THREADS // max(1, boxes * self._count * (2 * classes - 1)))
+        if not self._count or not number:
+            return None
+        passes, before = (2 * classes - 1) * number, self._sums
+        self.keep()
+        work = self._work(0, self._count, classes, passes, before, first if start is None else -1)
+        self._stamp += passes
+        self._launch(
+            boxes * self._count, keys, start or 0.0, window, limit, most, False, True,
+            before[TAKEN], self._no_log, work,
+        )  # fmt: skip
+        share = self._share(before)
+        if self._sums[UNDONE] > before[UNDONE]:
+            self.back()
+            return None
+        return number, (self._sums - before)[MADE:], share
+
+    def _work(
+        self, first: int, count: int, classes: int, passes: int, sums: np.ndarray, step: int
+    ) -> Work:
+        return Work(
+            first, count, classes, passes, int(sums[TASKS]), self._stamp, self._grid, step,
+            self._room, self._own,
+        )  # fmt: skip
+
+    def _launch(
+        self,
+        tiles: int,
+        keys: tuple[np.uint64, np.uint64, np.uint64],
+        start: float,
+        window: float,
+        limit: int,
+        most: int,
+        notes: bool,
+        fresh: bool,
+        taken: int,
+        log: Events,
+        work: Work,
+    ) -> None:
+        kept = Notes(self._near, self._records, log)
+        evolve_tiles.launch_blocks(
+            min(tiles, self._blocks), self._whole, self._flat, self._origins, self._members,
+            self._tiles, self._law, *self._known, self._lists, self._progress, kept, keys, start,
+            window, limit, most, notes, fresh, int(taken), work,
+        )  # fmt: skip
+        self._sums = self._device.get(self._progress.sums)
+
+    def _share(self, before: np.ndarray) -> float:
+        """The part of the window after which a tile first had too many hops since then, or 1."""
+        if self._sums[STOPPED] == before[STOPPED]:
+            return 1.0
+        share = float(self._device.get(self._progress.share)[0])
+        self._progress.share.copy_to_device(np.ones(1))
+        return share
+
+    def _facts(self, first: int, count: int) -> np.ndarray:
+        """What is known of the tiles of a class, those of one box after those of another."""
+        facts = self._device.get(self._progress.facts).reshape(self._block.batch, -1, FACTS)
+        return facts[:, first : first + count].reshape(-1, FACTS)
+
+    def _logged(self, first: int, count: int, most: int) -> Events:
         """The hops of the last launch."""
-        made = np.arange(most) < self._tell(number)[:, _NEW, None]
+        made = np.arange(most) < self._facts(first, count)[:, NEW, None]
         time, hops = map(self._device.get, self._log)
-        rows = number * most
+        rows = self._block.batch * count * most
         return Events(time[:rows].reshape(-1, most)[made], hops[:rows].reshape(-1, most, 5)[made])
 
-    def _noted(self, number: int) -> np.ndarray:
+    def _noted(self, first: int, tiles: int) -> np.ndarray:
         """The records of all tiles."""
-        count = self._tell(number)[:, _NOTED]
-        rows = int(count.max(initial=0))
+        count = self._facts(first, tiles)[:, NOTED]
+        number, rows = len(count), int(count.max(initial=0))
         records = self._device.get(self._records[: rows * number]).reshape(rows, number, 4)
         return records[np.arange(rows)[:, None] < count]
-
-
-@CudaKernel
-def _obey(cuda: Any) -> Callable[..., None]:
-    bare = to_bare()
-
-    def set_sites(grid: Any, origin: Any, sides: Any, records: Any) -> None:
-        r = cuda.grid(1)
-        if r < records.shape[0]:
-            obey(bare(grid), bare(origin), sides, bare(records), r)
-
-    return set_sites
-
-
-@CudaKernel
-def _evolve(cuda: Any) -> Callable[..., None]:
-    evaluate, bare = on_block(cuda), to_bare()
-
-    def before(counts, me, threads, mine):  # type: ignore[no-untyped-def]
-        """The sum of a number of each thread before this one, and of all."""
-        counts[me] = mine
-        cuda.syncthreads()
-        first, total = 0, 0
-        for i in range(threads):
-            if i == me:
-                first = total
-            total += counts[i]
-        cuda.syncthreads()
-        return first, total
-
-    before_me = called(cuda, before)
-
-    def evolve_tile(  # type: ignore[no-untyped-def]
-        grids, flats, origins, members, tiles, law, keys_met, rates_met, lists, progress, notes,
-        keys_of_0, start, window, limit, most, noting, fresh, taken,
-    ):  # fmt: skip
-        """A block of threads for each tile; ``fresh`` begins a pass, else it goes on with that."""
-        origins, members, tiles, law = bare(origins), bare(members), bare(tiles), bare(law)
-        lists, progress, notes = bare(lists), bare(progress), bare(notes)
-        me, threads, t = cuda.threadIdx.x, cuda.blockDim.x, cuda.blockIdx.x
-        everyone = cuda.gridDim.x
-        b, row_of_tile = t // tiles.table.shape[0], t % tiles.table.shape[0]
-        grid, flat = bare(grids)[b], bare(flats)[b]
-        origin = origins[b, 0], origins[b, 1], origins[b, 2]
-        keys = keys_of_0[0], keys_of_0[1] + members[b], keys_of_0[2]
-        shared = cuda.shared.array(BLOCK_FLOATS, np.float32)
-        types = cuda.shared.array(SITES, np.uint8)
-        barriers = cuda.shared.array(NEIGHBOURS, np.float32)
-        rates = cuda.shared.array(NEIGHBOURS, np.float64)
-        key = cuda.shared.array(WORDS, np.uint64)
-        waits = cuda.shared.array(_AHEAD, np.float64)
-        choices = cuda.shared.array(_AHEAD, np.float64)
-        counts = cuda.shared.array(_THREADS, np.int64)
-        told = cuda.shared.array(_TOLD, np.int64)
-        last_time = cuda.shared.array(1, np.float64)
-        last_hop = cuda.shared.array((1, 5), np.int64)
-        facts, sums = progress.facts, progress.sums
-        region = region_of(tiles, row_of_tile)
-        halo, sides, whole, offsets = law.halo, law.sides, region.whole, law.offsets
-        known_keys, known_rates = bare(keys_met)[t], bare(rates_met)[t]
-        sets = known_keys.shape[0]
-        if fresh:
-            x0, y0, z0 = (
-                first_in(region, 0, halo),
-                first_in(region, 1, halo),
-                first_in(region, 2, halo),
-            )
-            x1, y1, z1 = (
-                last_in(region, 0, halo, sides),
-                last_in(region, 1, halo, sides),
-                last_in(region, 2, halo, sides),
-            )
-            width, rows = y1 - y0, (x1 - x0) * (y1 - y0)
-            place, listed = lists.place, lists.flat
-            full = listed.size
-            n = 0
-            for row in range(0, rows, threads):  # there is no room from ``full`` on: it counts
-                r, mine = row + me, 0
-                if r < rows:
-                    x, y = x0 + r // width, y0 + r % width
-                    mine = list_row(grid, x, y, z0, z1, full, place, listed) - full
-                n += before_me(counts, me, threads, mine)[1]
-            if me == 0:
-                first = cuda.atomic.add(sums, _TAKEN, n) - taken
-                facts[t, _FIRST], facts[t, _NUMBER], facts[t, _HOPS] = first, n, 0
-                facts[t, _NOTED], facts[t, _DONE] = 0, n == 0
-                progress.clock[t] = start
-            cuda.syncthreads()
-            at = facts[t, _FIRST]
-            for row in range(0, rows, threads):
-                r, mine = row + me, 0
-                x, y = x0 + r // width, y0 + r % width
-                if r < rows:
-                    mine = list_row(grid, x, y, z0, z1, full, place, listed) - full
-                ahead, total = before_me(counts, me, threads, mine)
-                if mine > 0:
-                    list_row(grid, x, y, z0, z1, at + ahead, place, listed)
-                at += total
-            cuda.syncthreads()
-        n, hops = facts[t, _NUMBER], facts[t, _HOPS]
-        if facts[t, _DONE] == 0:
-            part = part_of(lists, facts[t, _FIRST], n)
-            place, nearby, tree, found = part.place, part.near, part.tree, part.found
-            some, until = min(most, limit - hops), start + window
-            counter = (np.uint64(tiles.table[row_of_tile, 3]) << np.uint64(32)) + np.uint64(hops)
-            clock, near, looks, computed = progress.clock[t], 0, 0, 0
-            noted = t + facts[t, _NOTED] * everyone
-            x, y, z, made = 0, 0, 0, 0
-            if me == 0:
-                told[_COUNT] = n if hops == 0 else 0
-                told[_NEAR] = 0
-            if hops == 0:
-                for i in range(me, tree.size, threads):
-                    tree[i] = 0.0
-                for i in range(me, n, threads):
-                    found[i] = i
-            while True:
-                cuda.syncthreads()
-                looked = 0
-                while looked < told[_COUNT]:
-                    u = found[looked]
-                    here = np.uint64(part.flat[u])
-                    for i in range(me, SITES, threads):
-                        species = species_near(flat, here, offsets, i)
-                        types[i] = species
-                        if species == VACANCY:
-                            cuda.atomic.add(told, _NEAR, 1)
-                    cuda.syncthreads()
-                    bucket, entry = np.uint64(0), -1
-                    if sets > 0:
-                        for w in range(me, WORDS, threads):
-                            key[w] = packed(types, w)
-                        cuda.syncthreads()
-                        bucket, entry = entry_of(key[0], key[1], key[2], key[3], known_keys)
-                        bucket = np.uint64(bucket)  # in the simulator a number of Python
-                    if entry < 0:
-                        evaluate(law.barriers, types, shared, me, threads, barriers)
-                        for d in range(me, NEIGHBOURS, threads):
-                            rates[d] = hop_rate(law.beta, barriers[d])
-                    else:
-                        for d in range(me, NEIGHBOURS, threads):
-                            rates[d] = known_rates[bucket, np.uint64(entry), d]
-                    cuda.syncthreads()
-                    if me == 0:
-                        if sets > 0 and entry != 0:
-                            to_front(bucket, entry, known_keys, known_rates, key, rates)
-                        accept(u, halo, region, place, part.rates, tree, rates)
-                        nearby[u] = told[_NEAR]
-                        told[_NEAR] = 0
-                        looks += 1
-                        computed += entry < 0
-                        if looked == 0 and made > 0 and n > 1 and near + nearby[u] > 0:
-                            # This one has hopped: those that see where it was, or where it is.
-                            count = others_near(x, y, z, u, n, grid, flat, law, region, part, 1)
-                            x, y, z = place[u, 0], place[u, 1], place[u, 2]
-                            count = others_near(x, y, z, u, n, grid, flat, law, region, part, count)
-                            told[_COUNT] = count
-                    looked += 1
-                    cuda.syncthreads()
-                if made % _AHEAD == 0:
-                    for i in range(me, _AHEAD, threads):
-                        waits[i], choices[i] = wait_and_choice(keys, counter + np.uint64(made + i))
-                    cuda.syncthreads()
-                if me == 0:  # if others still ask: they have looked at one vacancy or more
-                    told[_STOP] = 1
-                    total = tree[1]
-                    if made < some and total > 0.0:
-                        time = clock + waits[made % _AHEAD] / total
-                        if time <= until:
-                            clock = time
-                            v, d = choose_hop(tree, part.rates, choices[made % _AHEAD] * total)
-                            near = nearby[v]
-                            x, y, z, atom = hop(grid, halo, sides, whole, place, part.flat, v, d)
-                            if notes.log.time.size > 0:
-                                row = t * most + made
-                                write(notes.log, row, clock, origin, sides, x, y, z, d, atom)
-                            if noting:
-                                last = Events(last_time, last_hop)
-                                write(last, 0, clock, origin, sides, x, y, z, d, atom)
-                                noted = note(
-                                    origin, sides, notes.near, last_hop[0], t, noted,
-                                    notes.records, everyone,
-                                )  # fmt: skip
-                            told[_STOP], told[_COUNT], found[0] = 0, 1, v
-                cuda.syncthreads()
-                if told[_STOP] == 1:
-                    break
-                made += 1
-            if me == 0:
-                stopped = hops + made >= limit
-                waiting = made == some and not stopped
-                facts[t, _HOPS], facts[t, _NEW] = hops + made, made
-                facts[t, _NOTED], facts[t, _DONE] = (noted - t) // everyone, not waiting
-                progress.clock[t] = clock
-                if waiting:
-                    cuda.atomic.add(sums, _WAITING, 1)
-                if stopped:
-                    cuda.atomic.add(sums, _STOPPED, 1)
-                cuda.atomic.add(sums, _MADE + b, made)
-                cuda.atomic.add(sums, _LOOKS, looks)
-                cuda.atomic.add(sums, _DONE_LOOKS, computed)
-            cuda.syncthreads()
-            if noting:
-                last_row = t + facts[t, _NOTED] * everyone
-                for r in range(t + me * everyone, last_row, threads * everyone):
-                    fill(grid, origin, sides, notes.records, r)
-        elif me == 0:
-            facts[t, _NEW] = 0
-
-    return evolve_tile

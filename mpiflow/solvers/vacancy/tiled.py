@@ -52,8 +52,14 @@ from mpiflow.systems.barriers import Barriers
 
 #: Hops of a tile that are kept before they are noted.
 _RECENT = 256
+#: Steps of a launch on a GPU at most.
+_STEPS = 64
 #: Hops between two looks at whether a window is still wanted.
 STRETCH = 2**11
+
+
+def _never() -> bool:
+    return False
 
 
 @kernel
@@ -179,7 +185,7 @@ class TiledKMC:
         self.load = dict.fromkeys(("hops", "looks", "evaluations", "seconds", "waiting"), 0.0)
         self.share, self._limit = 1.0, NO_LIMIT
         self.abandoned = False
-        self._over: Callable[[], bool] = lambda: False
+        self._over: Callable[[], bool] = _never
         self._plan: Any = None
         self._before: Any = None
 
@@ -210,8 +216,16 @@ class TiledKMC:
         """
         self.prepare(block)
         width, out = self.time_per_step, np.zeros(block.batch, np.int64)
-        for step in range(first_step, first_step + steps):
-            out += self.step(block, step, step * width, width, seed=seed, stream=stream)
+        key, step, end = stream_key(seed, stream), first_step, first_step + steps
+        self.share, self._limit, self.abandoned, self._over = 1.0, NO_LIMIT, False, _never
+        while step < end:
+            number = min(end - step, _STEPS)
+            if made := self._in_one_launch(step, number, key, None, width):
+                out, step = out + made[1], step + made[0]
+                continue
+            for _ in range(number):
+                out += self._pass_by_pass(block, step, key, step * width, width)
+                step += 1
         self.settle(block)
         self.finish(block)
         return out
@@ -256,7 +270,7 @@ class TiledKMC:
         seed: int,
         stream: str = "tiled-vacancy",
         limit: int = NO_LIMIT,
-        over: Callable[[], bool] = lambda: False,
+        over: Callable[[], bool] = _never,
     ) -> np.ndarray:
         """One step of any window, after :meth:`prepare`; after the last, settle and finish.
 
@@ -274,15 +288,41 @@ class TiledKMC:
         -------
         (B,) int64, hops on this rank
         """
-        plan, key = self._plan, stream_key(seed, stream)
-        out = np.zeros(block.batch, np.int64)
+        key = stream_key(seed, stream)
         self.share, self._limit = 1.0, limit
         self.abandoned, self._over = False, over
+        if made := self._in_one_launch(step, 1, key, start, window):
+            return made[1]
+        return self._pass_by_pass(block, step, key, start, window)
+
+    def _pass_by_pass(
+        self, block: Block, step: int, key: np.ndarray, start: float, window: float
+    ) -> np.ndarray:
+        plan, out = self._plan, np.zeros(block.batch, np.int64)
         for number, (group, share) in enumerate(plan.passes, len(plan.passes) * step):
             keys = key[0], key[1], np.uint64(number)
             for boxes in plan.together:
                 out[boxes] += self._one_pass(block, boxes, group, keys, start, share * window)
         return out
+
+    def _in_one_launch(
+        self, step: int, number: int, key: np.ndarray, start: float | None, window: float
+    ) -> tuple[int, np.ndarray] | None:
+        """At most so many whole steps on a device; how many, and their hops; None: none of them."""
+        plan = self._plan
+        if plan.cuda is None or plan.messages is not None or self.log is not None:
+            return None
+        if self._told():
+            return None
+        begin = time.perf_counter()
+        keys = key[0], key[1], np.uint64(len(plan.passes) * step)
+        found = plan.cuda.steps(step, number, keys, start, window, self._limit, STRETCH)
+        if found is not None:
+            self.share = min(self.share, found[2])
+            self.load["hops"] += int(found[1].sum())
+        self.load["looks"], self.load["evaluations"] = plan.counts()
+        self.load["seconds"] += time.perf_counter() - begin
+        return None if found is None else found[:2]
 
     def settle(self, block: Block) -> None:
         """Bring the halo up to date. Collective for ``exchange`` blocks."""
