@@ -6,7 +6,8 @@ each temperature runs begin with
 - **random**: a random mixture, quenched, as the published runs are;
 - **ordered**: Mo on one sublattice, Ta on the other, Nb in the places that are left on both, the
   order of the B2 kind with the fewest pairs MoMo and TaTa, -8 / 3 both;
-- **cooled**: the last state of the next higher temperature, from a random one at --cool-from.
+- **cooled**: the last state of the next higher temperature, the first that of the random run at
+  --cool-from.
 
 The work of a run is counted in stays of vacancies, which cost much the same at all temperatures;
 frames lie k^2 stays after the start. Where runs from both sides end with the same order, that is
@@ -51,8 +52,11 @@ REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "referenc
 STARTS = ("random", "ordered", "cooled")
 #: Temperatures in K; stays of a run and number of runs at each, where nothing else is asked for.
 TEMPERATURES = (400, 500, 600, 700, 800, 900, 1000, 1200, 1600, 2000, 3000)
-STAYS = {500: 3_000_000, 800: 5_000_000, 900: 4_000_000, 1000: 2_000_000, 1200: 1_000_000}
-SEEDS = {900: 2}
+STAYS = {
+    500: 2_000_000, 700: 3_000_000, 900: 10_000_000, 1000: 8_000_000, 1200: 4_000_000,
+    1600: 1_200_000,
+}  # fmt: skip
+SEEDS = {1200: 2}
 HOT_STAYS, HOT_SEEDS = 400_000, 4
 #: Frames of a run, and blocks of its second half.
 FRAMES, BLOCKS = 160, 4
@@ -81,7 +85,8 @@ def main() -> None:
         parts |= farm(tasks, lambda task: work.kept(*task), comm)
         cold = [t for t in hot if t <= options.cool_from]
         if cold:  # each begins where the one before ended
-            chain = farm([seed], lambda seed, cold=cold: work.chain(cold, seed), comm)
+            first = parts[cold[0], "random", seed]["grid"]
+            chain = farm([seed], lambda s, t=cold[1:], g=first: work.chain(t, s, g), comm)
             parts |= {(t, "cooled", seed): part for t, part in chain[seed].items()}
     if comm.rank == 0:
         write(out, options, model, parts)
@@ -131,9 +136,11 @@ class Runs:
             print(f"{temperature:g} K, {start}, seed {seed}", flush=True)
         return part
 
-    def chain(self, temperatures: list[float], seed: int) -> dict[float, dict[str, np.ndarray]]:
+    def chain(
+        self, temperatures: list[float], seed: int, grid: np.ndarray
+    ) -> dict[float, dict[str, np.ndarray]]:
         """Runs at falling temperatures, each from the last state of the one before."""
-        done, grid = {}, None
+        done = {}
         for temperature in temperatures:
             done[temperature] = self.kept(temperature, "cooled", seed, grid)
             grid = done[temperature]["grid"]
@@ -291,7 +298,7 @@ def parse() -> argparse.Namespace:
     kelvin = [float(t) for t in TEMPERATURES]
     add("--temperatures", type=list_of(float), default=kelvin, help="K")
     add("--work", type=float, default=1.0, help="stays of a run, 1 for the default")
-    add("--seeds", type=int, default=HOT_SEEDS, help="runs from each start, half up to 900 K")
+    add("--seeds", type=int, default=HOT_SEEDS, help="runs from each start, half up to 1200 K")
     add("--cool-from", type=float, default=1000.0, help="K, where slow cooling begins")
     add("--budget", type=float, default=620_000, help="hops of a vacancy that the published have")
     add_barriers(parser)
