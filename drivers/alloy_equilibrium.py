@@ -53,8 +53,7 @@ STARTS = ("random", "ordered", "cooled")
 #: Temperatures in K; stays of a run and number of runs at each, where nothing else is asked for.
 TEMPERATURES = (400, 500, 600, 700, 800, 900, 1000, 1200, 1600, 2000, 3000)
 STAYS = {
-    500: 2_000_000, 700: 3_000_000, 900: 10_000_000, 1000: 8_000_000, 1200: 4_000_000,
-    1600: 1_200_000,
+    700: 1_500_000, 800: 5_000_000, 1000: 6_000_000, 1200: 4_000_000, 1600: 1_200_000,
 }  # fmt: skip
 SEEDS = {1200: 2}
 HOT_STAYS, HOT_SEEDS = 400_000, 4

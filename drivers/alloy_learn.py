@@ -1,7 +1,7 @@
-"""Learn the dynamics of NbMoTa's short-range order from 1024-site lattices.
+"""Learn the dynamics of NbMoTa's short-range order from small lattices.
 
-At each temperature small lattices relax from random states, are assembled into states of 8192
-sites, relaxed in windows, and one vacancy of each hops for a short time; one temperature
+At each temperature small lattices (1024 sites, or --cells) relax from random states, are assembled
+into states of 8192 sites (or --factor), relaxed in windows, and one vacancy of each hops for a short time; one temperature
 dependent OnsagerNet SDE is trained on the pairs of all temperatures at which vacancies get away
 from their place within a pair's time. Writes into --out: model/, table.md,
 results.json (losses and cost) and alloy_learn.png (the paths of the small lattices).
@@ -48,7 +48,13 @@ def main() -> None:
         if not options.budget > 0:
             raise InputError("budget", options.budget, "above 0", "Leave it out.")
         model = load_barrier_model(options.barriers, options.axis_order)
-        plan = AlloyPlan(seeds=options.seeds, states=options.states, repeats=options.repeats)
+        plan = AlloyPlan(
+            cells=options.cells,
+            factor=options.factor,
+            seeds=options.seeds,
+            states=options.states,
+            repeats=options.repeats,
+        )
     out = results_directory(options.out, comm, options.device)
     start = clock.monotonic()
 
@@ -117,6 +123,8 @@ def parse() -> argparse.Namespace:
     parser = driver_parser(__doc__, "results/alloy_learn")
     add = parser.add_argument
     add("--temperatures", type=list_of(float), default=[float(t) for t in TEMPERATURES], help="K")
+    add("--cells", type=int, default=8, help="cells a side of the small lattices")
+    add("--factor", type=int, default=2, help="large lattice / small lattice, a side")
     add("--budget", type=float, default=1.0, help="hops of the small lattices, 1 for the default")
     add("--seeds", type=int, default=40, help="small lattices at each temperature")
     add("--states", type=int, default=4000, help="large states at each temperature")

@@ -251,8 +251,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--cells", type=int, default=256, help="cells a side")
     add("--temperature", type=float, default=2000.0, help="K")
-    add("--time", type=float, default=1e-6, help="s: half-times are 4e-7 to 5e-7")
-    add("--looks", type=int, default=4, help="looks after the first")
+    add("--time", type=float, default=2e-7, help="s; half-times are 4e-7 to 5e-7")
+    add("--looks", type=int, default=2, help="looks after the first")
     add("--members", type=int, default=512, help="closed lattices of 8192 sites")
     add_barriers(parser)
     options = parser.parse_args()
