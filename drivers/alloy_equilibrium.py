@@ -35,7 +35,6 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
@@ -106,9 +105,7 @@ class Runs:
 
     def stays(self, temperature: float) -> int:
         """Stays of a run at a temperature."""
-        return max(
-            FRAMES**2 // 4, round(self.options.work * up_to(STAYS, temperature, HOT_STAYS))
-        )
+        return max(FRAMES**2 // 4, round(self.options.work * up_to(STAYS, temperature, HOT_STAYS)))
 
     def seeds(self, temperature: float) -> int:
         """Number of runs from each start at a temperature."""
@@ -303,7 +300,7 @@ def parse() -> argparse.Namespace:
     add_barriers(parser)
     options = parser.parse_args()
     if options.smoke:
-        options.cells, options.temperatures, options.work = 8, [700.0, 1000.0], 1e-9
+        options.cells, options.temperatures, options.work = 8, [700.0, 1000.0, 2000.0], 1e-9
         options.seeds, options.budget = 2, 1000
     return options
 

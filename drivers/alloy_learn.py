@@ -1,10 +1,11 @@
 """Learn the dynamics of NbMoTa's short-range order from small lattices.
 
 At each temperature small lattices (1024 sites, or --cells) relax from random states, are assembled
-into states of 8192 sites (or --factor), relaxed in windows, and one vacancy of each hops for a short time; one temperature
-dependent OnsagerNet SDE is trained on the pairs of all temperatures at which vacancies get away
-from their place within a pair's time. Writes into --out: model/, table.md,
-results.json (losses and cost) and alloy_learn.png (the paths of the small lattices).
+into states of 8192 sites (or --factor), relaxed in windows, and one vacancy of each hops for a
+short time; one temperature dependent OnsagerNet SDE is trained on the pairs of all temperatures at
+which vacancies get away from their place within a pair's time. Writes into --out: model/, table.md,
+results.json (losses and cost), alloy_learn.png (the paths of the small lattices) and parts/ (a
+stopped driver goes on).
 
     mpirun -n 2 .venv/bin/python drivers/alloy_learn.py --out results/alloy_learn
 """
@@ -20,7 +21,7 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.figures import relaxation_figure
 from mpiflow.experiments.options import add_barriers, driver_parser, list_of
-from mpiflow.experiments.results import Report, farm, results_directory
+from mpiflow.experiments.results import FinishedParts, Report, farm, results_directory
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.alloy.data import AlloyPlan, joined, moving, pairs_at, save_pairs
 from mpiflow.learn.alloy.model import default_schedule, train_alloy
@@ -30,13 +31,13 @@ from mpiflow.systems.alloy import Alloy, pair_names
 
 #: The 18 temperatures of arXiv:2511.12842, in K.
 TEMPERATURES = [*range(300, 1001, 100), *range(1200, 3001, 200)]
-#: Hops of a small lattice: more where it relaxes slowly, nowhere many more than it needs, for
-#: what counts are snapshots on the way.
+#: Hops of a vacancy of a small lattice: more where it relaxes slowly, nowhere many more than it
+#: needs, for what counts are snapshots on the way.
 HOPS = {900: 5_000_000, 1200: 1_000_000, 1600: 100_000}
 
 
 def hops_at(temperature: float, budget: float) -> int:
-    """Hops of a small lattice at a temperature, ``budget`` times the default."""
+    """Hops of a vacancy at a temperature, ``budget`` times the default."""
     hops = next((n for limit, n in HOPS.items() if temperature <= limit), 50_000)
     return max(100, round(hops * budget))
 
@@ -69,14 +70,17 @@ def main() -> None:
         print(f"{temperature:g} K after {clock.monotonic() - start:.0f} s", flush=True)
         return part
 
+    facts = {"plan": repr(plan), "budget": options.budget, "seed": options.seed}
+    facts |= {"barriers": model.sha256, "axes": model.axis_order}
+    kept = FinishedParts(out / "parts", facts)
     # Cold runs take longest: begin with them, alternating over the ranks.
-    data = farm(sorted(options.temperatures), work, comm)
+    data = farm(sorted(options.temperatures), work, comm, kept)
     made = clock.monotonic() - start
-    kept = moving(data)
+    used = moving(data)
     with parallel.agreed(comm):
-        if not kept:
+        if not used:
             raise InputError("temperatures", min(data), "some at which vacancies move", "Raise.")
-    pairs = joined(kept, plan)
+    pairs = joined(used, plan)
     schedule = default_schedule(len(pairs.z0))
     if options.epochs:
         schedule = Schedule(
@@ -99,7 +103,7 @@ def main() -> None:
     ):
         report.add(name, value)
         report.row(name, f"{value:.6g}")
-    still = ", ".join(f"{t:g}" for t in data if t not in kept)
+    still = ", ".join(f"{t:g}" for t in data if t not in used)
     if still:
         report.say(f"Left out, for vacancies hardly move in a pair's time: {still} K.")
     report.say(
@@ -125,7 +129,7 @@ def parse() -> argparse.Namespace:
     add("--temperatures", type=list_of(float), default=[float(t) for t in TEMPERATURES], help="K")
     add("--cells", type=int, default=8, help="cells a side of the small lattices")
     add("--factor", type=int, default=2, help="large lattice / small lattice, a side")
-    add("--budget", type=float, default=1.0, help="hops of the small lattices, 1 for the default")
+    add("--budget", type=float, default=1.0, help="hops of a vacancy of these, 1 for the default")
     add("--seeds", type=int, default=40, help="small lattices at each temperature")
     add("--states", type=int, default=4000, help="large states at each temperature")
     add("--repeats", type=int, default=24, help="pairs of each state")

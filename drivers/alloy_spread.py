@@ -145,7 +145,7 @@ def write(out: Path, options: argparse.Namespace, memory: float, seconds: float)
     with Trajectory(out / "run.h5") as file, Trajectory(out / "closed.h5") as closed:
         times, hops = file.time, int(file["hops"][-1])
         spreads: list[dict[int, np.ndarray]] = []
-        memories, whole = [], []
+        memories, whole, start = [], [], np.zeros(0)
         for look in range(len(times)):
             bonds, side = None, LEAST
             found: dict[int, np.ndarray] = {}
