@@ -4,7 +4,9 @@ A table stands between ``<!-- results/NAME -->`` and ``<!-- end -->``; the comma
 a fence, has ``--out results/NAME`` and leaves table.md there. A figure with
 ``<!-- results/NAME/FILE.png -->`` behind it is a copy of that file. Drivers keep what is finished,
 so that a run which was stopped goes on; a complete one is reported again in seconds. The commit
-that a run began with is said below its table.
+that a run began with is said below its table. Commands above one of a table in its fence, without
+a table of their own, make what it needs. Those that take the published barriers, weights.npy, which
+do not come with mpiflow, are left out unless the file is there.
 
     .venv/bin/python docs/results.py [--paste] [NAME ...]
 """
@@ -21,9 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("results", "kac", "onsagerflow"))
+PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("results", "kac", "onsagerflow", "alloy"))
 TABLE = re.compile(r"(?P<start><!-- results/(?P<name>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.S)
 FIGURE = re.compile(r"\]\((images/[\w.-]+\.png)\)<!-- results/([\w-]+/[\w.-]+\.png) -->")
+#: The published barriers.
+WEIGHTS = "weights.npy"
 #: Lines of a table that are shown at once.
 LONG = 45
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.S | re.M)
@@ -31,30 +35,39 @@ FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.S | re.M)
 
 @dataclass(frozen=True)
 class Section:
-    """A table of the page: its name and the command that makes it."""
+    """A table of the page: its name, the command that makes it, and those that come before it."""
 
     name: str
     command: str
+    needs: tuple[Section, ...] = ()
 
 
 def sections(text: str) -> list[Section]:
     """The tables of a page with their commands, in its order."""
-    commands = {}
+    tables = [match["name"] for match in TABLE.finditer(text)]
+    known: dict[str, Section] = {}
     for fence in FENCE.findall(text):
+        needs: tuple[Section, ...] = ()
         for line in fence.splitlines():
             out = re.search(r"--out results/([\w-]+)", line)
-            if out:
-                commands[out[1]] = line.strip()
-    found = []
-    for match in TABLE.finditer(text):
-        if match["name"] not in commands:
-            raise SystemExit(f"no command with --out results/{match['name']}")
-        found.append(Section(match["name"], commands[match["name"]]))
-    return found
+            if out and out[1] in tables:
+                known[out[1]] = Section(out[1], line.strip(), needs)
+            elif out:
+                needs += (Section(out[1], line.strip()),)
+    unknown = [name for name in tables if name not in known]
+    if unknown:
+        raise SystemExit(f"no command with --out results/{unknown[0]}")
+    return [known[name] for name in tables]
 
 
 def run(section: Section) -> None:
     """Run a command; what it took, over all restarts, is kept beside its results."""
+    if WEIGHTS in section.command.split() and not (ROOT / WEIGHTS).exists():
+        print(f"{section.name}: left out, there is no {WEIGHTS}", flush=True)
+        return
+    for need in section.needs:
+        if not (ROOT / "results" / need.name / "results.json").exists():
+            run(need)
     out = ROOT / "results" / section.name
     new = not (out / "results.json").exists()
     print(f"$ {section.command}", flush=True)

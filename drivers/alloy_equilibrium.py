@@ -26,7 +26,6 @@ driver goes on). Full cost: --
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from itertools import product
 from pathlib import Path
@@ -36,18 +35,18 @@ import numpy as np
 from mpi4py import MPI
 
 from mpiflow.core import parallel
-from mpiflow.core.block import Block
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.alloy import PAIRS
+from mpiflow.experiments.alloy import PAIRS, ordered, published_temperatures
 from mpiflow.experiments.figures import temperature_figure
 from mpiflow.experiments.options import add_barriers, at_least, driver_parser, list_of
 from mpiflow.experiments.results import FinishedParts, Report, farm, results_directory
 from mpiflow.initial.alloy import counts_of, random_alloy
 from mpiflow.simulation.alloy.barrier_model import BarrierModel, load_barrier_model
 from mpiflow.simulation.alloy.simulation import AlloySimulation
-from mpiflow.systems.alloy import NOT_A_SITE, Alloy, short_range_order
+from mpiflow.systems.alloy import Alloy, long_range_order, short_range_order
 
-REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "reference"
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.csv"
 STARTS = ("random", "ordered", "cooled")
 #: Temperatures in K; stays of a run and number of runs at each, where nothing else is asked for.
 TEMPERATURES = (400, 500, 600, 700, 800, 900, 1000, 1200, 1600, 2000, 3000)
@@ -174,23 +173,6 @@ class Runs:
         }  # fmt: skip
 
 
-def ordered(block: Block, seed: int, counts: tuple[int, ...]) -> None:
-    """Mo on the corners, Ta in the centres, Nb and vacancies by chance in what is left of both."""
-    vacancies, _, mo, ta = counts
-    rng = np.random.default_rng(seed)
-    state = np.full(block.lattice.shape, NOT_A_SITE, np.int8)
-    for first, atoms, species, empty in (
-        (0, mo, 2, vacancies // 2),
-        (1, ta, 3, vacancies - vacancies // 2),
-    ):
-        part = state[first::2, first::2, first::2]
-        kinds = np.ones(part.size, np.int8)
-        kinds[:atoms], kinds[atoms : atoms + empty] = species, 0
-        part[...] = rng.permutation(kinds).reshape(part.shape)
-    block.load(state[None])
-    block.fill_halo()
-
-
 # -- what is left behind -------------------------------------------------------------------
 
 
@@ -204,6 +186,12 @@ def means(part: dict[str, np.ndarray]) -> np.ndarray:
         weights = np.where(which == block, lasted, 0.0)
         found.append((weights[:, None] * sro).sum(axis=0) / weights.sum())
     return np.array(found)
+
+
+def b2_of(part: dict[str, np.ndarray]) -> float:
+    """How much more Mo is on one sublattice than on the other, mean of the second half of a run."""
+    late = part["bonds"][FRAMES - FRAMES // 4 :]
+    return float(abs(long_range_order(late)[:, 1]).mean())
 
 
 def mean_of(runs: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -231,7 +219,7 @@ def meet(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray
 def write(out: Path, options: argparse.Namespace, model: BarrierModel, parts: Parts) -> None:
     """Print and write the tables, results.json and the figure."""
     report = Report(out)
-    published = published_temperatures()
+    published = published_temperatures(PUBLISHED)
     budget = options.budget * max(1, 2 * options.cells**3 // 1024)
     series: dict[str, tuple[list[float], list[np.ndarray]]] = {s: ([], []) for s in STARTS}
     found: dict[tuple[float, str], tuple[np.ndarray, np.ndarray]] = {}
@@ -262,6 +250,15 @@ def write(out: Path, options: argparse.Namespace, model: BarrierModel, parts: Pa
             cells.append("" if theirs is None else f"{theirs[i]:.3f}")
             both = found[temperature, "random"], found[temperature, "ordered"]
             report.row(f"{temperature:g}", *cells, "yes" if meet(*both) else "no")
+    report.table("T [K]", *(f"B2 order of Mo, {start}" for start in STARTS))
+    for temperature in sorted(options.temperatures):
+        cells = []
+        for start in STARTS:
+            runs = [part for key, part in parts.items() if key[:2] == (temperature, start)]
+            value = float(np.mean([b2_of(part) for part in runs])) if runs else math.nan
+            cells.append(f"{value:.3f}" if runs else "")
+            report.add(f"{temperature:g} K B2 order {start}", value)
+        report.row(f"{temperature:g}", *cells)
     report.say(
         f"{2 * options.cells**3} sites, barriers {model.name} ({model.axis_order or 'symmetric'}), "
         f"budget {options.budget:g} hops of a vacancy; cooled from {options.cool_from:g} K; runs: "
@@ -275,16 +272,6 @@ def write(out: Path, options: argparse.Namespace, model: BarrierModel, parts: Pa
     report.write()
     lines = {s: (np.array(t), np.array(v)) for s, (t, v) in series.items() if t}
     temperature_figure(out / "alloy_equilibrium.png", lines, PAIRS)
-
-
-def published_temperatures() -> dict[float, list[float]]:
-    """The published order at each temperature, 8192 sites; none without the table."""
-    path = REFERENCE / "paper_alloy_sro_vs_T_8192.csv"
-    if not path.is_file():
-        return {}
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    return {float(row["T"]): [float(row[pair]) for pair in PAIRS] for row in rows}
 
 
 def parse() -> argparse.Namespace:

@@ -11,7 +11,6 @@ results.json, table.md, sizes.png, temperatures.png, and each rollout as a Traje
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from mpiflow import metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.alloy import LARGE, PAIRS, published_order
+from mpiflow.experiments.alloy import LARGE, PAIRS, published_order, published_temperatures
 from mpiflow.experiments.figures import relaxation_figure, temperature_figure
 from mpiflow.experiments.options import driver_parser
 from mpiflow.experiments.results import Report, results_directory, trajectory
@@ -29,6 +28,10 @@ from mpiflow.learn.alloy.model import AlloyModel, load_alloy_model
 from mpiflow.systems.alloy import row_sums
 
 REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "reference"
+
+#: Pairs in the table of temperatures, and what is known where there are no microscopic runs.
+ENDS = ("MoMo", "TaTa")
+UNKNOWN = ([np.nan] * len(PAIRS),) * 2
 
 
 def main() -> None:
@@ -72,9 +75,6 @@ class Comparison:
     ) -> None:
         self.options, self.model, self.truth, self.out = options, model, truth, out
         self.report = Report(out)
-        self.report.table(
-            "sites", "quantity", "learned (ours)", "microscopic truth", "published model", "off"
-        )
 
     def add(
         self,
@@ -85,7 +85,7 @@ class Comparison:
         unit: float = 1.0,
         absolute: bool = False,
     ) -> None:
-        """A row of the table and an entry; ``off`` is relative, or absolute."""
+        """A row of the table of sizes and an entry; ``off`` is relative, or absolute."""
 
         def text(value: float | None) -> str:
             return "" if value is None or np.isnan(value) else f"{value / unit:.4f}"
@@ -101,8 +101,11 @@ class Comparison:
         self.report.add(name, learned, error, published=published, exact=value)
 
     def write(self) -> None:
-        held = self.sizes()
         self.temperatures()
+        self.report.table(
+            "sites", "quantity", "learned (ours)", "microscopic truth", "published model", "off"
+        )
+        held = self.sizes()
         self.report.say(
             f"At {self.options.temperature:g} K; stationary from {self.options.stationary:g} s; "
             f"{self.options.members} learned trajectories of each size. The error bars are those "
@@ -172,7 +175,7 @@ class Comparison:
     def temperatures(self) -> None:
         """Order against temperature, 8192 sites; Fig. 7 (b)."""
         low, high = self.model.temperatures
-        other = published_temperatures()
+        other = published_temperatures(REFERENCE / "paper_alloy_sro_vs_T_8192.csv")
         grid = [t for t in other or np.linspace(low, high, 7) if low <= t <= high]
         # As long as the published runs: 5000 pairs of 124 hops a vacancy. The last fifth counts.
         members = np.repeat(np.array(grid), 20)
@@ -181,17 +184,20 @@ class Comparison:
         path, _ = self.model.rollout(members, None, times, size=8192, seed=self.options.seed)
         means = path[40:].mean(axis=0).reshape(len(grid), 20, -1).mean(axis=1)
         counted = counted_runs(Path(self.options.hops or self.options.truth))
+        titles = [f"{p} {what}" for p in ENDS for what in ("learned", "microscopic", "published")]
+        self.report.table("T [K]", *titles)
         for temperature, mean in zip(grid, means, strict=True):
+            cells = []
             for i, pair in enumerate(PAIRS):
                 published = other[temperature][i] if other else None
-                exact = counted.get(temperature)
-                self.add(
-                    f"8192 {temperature:g} K {pair}",
-                    mean[i],
-                    None if exact is None else (exact[0][i], exact[1][i]),
-                    published,
-                    absolute=True,
-                )
+                value, error = (np.array(x)[i] for x in counted.get(temperature, UNKNOWN))
+                name = f"8192 {temperature:g} K {pair}"
+                self.report.add(name, mean[i], error, published=published, exact=value)
+                if pair in ENDS:
+                    shown = f"{value:.4f} ± {error:.4f}" if np.isfinite(value) else ""
+                    theirs = "" if published is None else f"{published:.4f}"
+                    cells += [f"{mean[i]:.4f}", shown, theirs]
+            self.report.row(f"{temperature:g}", *cells)
         series = {"learned, 8192": (np.array(grid), np.array(means))}
         if other:
             series["published, 8192"] = np.array(list(other)), np.array(list(other.values()))
@@ -255,16 +261,6 @@ def published_sizes(sites: int) -> dict[str, np.ndarray] | None:
     """Means, spreads and half-times of the published model of a size."""
     found = published_order(REFERENCE / "paper_alloy_T2000_sizes.csv", sites, PAIRS)
     return None if found is None else dict(zip(("mean", "spread", "half_time"), found, strict=True))
-
-
-def published_temperatures() -> dict[float, list[float]] | None:
-    """The published order at each temperature, 8192 sites."""
-    path = REFERENCE / "paper_alloy_sro_vs_T_8192.csv"
-    if not path.is_file():
-        return None
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    return {float(row["T"]): [float(row[pair]) for pair in PAIRS] for row in rows}
 
 
 def parse() -> argparse.Namespace:

@@ -29,13 +29,12 @@ from mpi4py import MPI
 
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
-from mpiflow.experiments.alloy import PAIRS
+from mpiflow.experiments.alloy import PAIRS, bonds_of_blocks, joined, left_over, spread_of
 from mpiflow.experiments.options import add_barriers, at_least, driver_parser
 from mpiflow.experiments.results import FinishedParts, Report, results_directory
 from mpiflow.experiments.style import figure
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.run.simulate import simulate
-from mpiflow.systems.alloy import NEIGHBOURS, neighbour_numbers
 
 LIKE = [PAIRS.index(name) for name in ("NbNb", "MoMo", "TaTa")]
 #: Cells a side of the least blocks, and of the closed lattices, which all sizes are compared with.
@@ -82,52 +81,6 @@ def run(
 def peak_memory() -> float:
     """Most memory of this process so far, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-# -- blocks --------------------------------------------------------------------------------
-
-
-def bonds_of_blocks(species: np.ndarray, cells: int, side: int, kinds: int) -> np.ndarray:
-    """Bonds whose corners lie in each block, (blocks, blocks, blocks, kinds, kinds) int64.
-
-    Parameters
-    ----------
-    species : of all sites of cells^3 cells in C order
-    side : cells a side of a block
-    """
-    planes = species.reshape(2 * cells, cells, cells)
-    corners, centres = planes[::2], planes[1::2]
-    along, number = np.arange(cells) // side, cells // side
-    first = (along[:, None, None] * number + along[:, None]) * number + along
-    first = (first * kinds**2).astype(np.int32) + corners.astype(np.int32) * kinds
-    counts = np.zeros(number**3 * kinds**2, np.int64)
-    for shift in np.ndindex(2, 2, 2):
-        ends = first + np.roll(centres, shift, axis=(0, 1, 2))
-        counts += np.bincount(ends.ravel(), minlength=counts.size)
-    return counts.reshape(number, number, number, kinds, kinds)
-
-
-def joined(bonds: np.ndarray) -> np.ndarray:
-    """Bonds of blocks of twice the side."""
-    n = len(bonds) // 2
-    parts = bonds[: 2 * n, : 2 * n, : 2 * n].reshape(n, 2, n, 2, n, 2, *bonds.shape[3:])
-    return np.asarray(parts.sum(axis=(1, 3, 5)))
-
-
-def left_over(bonds: np.ndarray) -> np.ndarray:
-    """Order of the like pairs that the numbers of atoms of a block do not explain, (blocks, 3)."""
-    kinds = bonds.shape[-1]
-    flat = bonds.reshape(-1, kinds, kinds)
-    atoms = (flat.sum(axis=1) + flat.sum(axis=2)) / NEIGHBOURS  # whole only of the whole lattice
-    like = np.diagonal(neighbour_numbers(flat), axis1=1, axis2=2)[:, 1:] / atoms.mean(axis=0)[1:]
-    # All kinds but the last and a constant: together they are the number of sites.
-    given = np.column_stack([np.ones(len(flat)), atoms[:, :-1] - atoms[:, :-1].mean(axis=0)])
-    return np.asarray(like - given @ np.linalg.lstsq(given, like, rcond=None)[0])
-
-
-def spread_of(rest: np.ndarray, kinds: int = 4) -> np.ndarray:
-    """Spread (3,) of what is left, a degree of freedom lost for each number that was fitted."""
-    return np.asarray(np.sqrt((rest**2).sum(axis=0) / (len(rest) - kinds)))
 
 
 # -- what is left behind -------------------------------------------------------------------

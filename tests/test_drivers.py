@@ -23,6 +23,9 @@ LEAVES = {
     "alloy_barriers": ["barriers.safetensors", "results.json", "table.md"],
     "alloy_truth": ["truth_128_0.h5", "hops_800_1.h5", "results.json", "table.md"],
     "alloy_learn": ["model/model.safetensors", "pairs.npz", "results.json", "alloy_learn.png"],
+    "alloy_equilibrium": ["results.json", "table.md", "alloy_equilibrium.png"],
+    "alloy_sizes": ["results.json", "table.md", "alloy_sizes.png"],
+    "alloy_spread": ["run.h5", "closed.h5", "results.json", "table.md", "alloy_spread.png"],
     "alloy_report": ["rollout_128_2000.h5", "results.json", "sizes.png", "temperatures.png"],
     "alloy_window": ["results.json", "table.md"],
     "kac_solvers": ["results.json", "table.md", "kac_solvers.png", "cost.png"],
@@ -115,7 +118,9 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: at five rates, and an exponent, of three cases, and one slope. Times of
 #: five models of chains, and two mobilities; bonds and strain of ten kinds, three differences of
 #: three processes and seven kinds but of one from itself, times of nucleation of twelve. Six
-#: quantities of four models, and 10 events.
+#: quantities of four models, and 10 events. Orders from two starts at three T and of a cooled one,
+#: after a budget, and of sublattices; three pairs of one model; spreads of three cases at two
+#: times.
 ENTRIES = {
     "demo": 2 * 2,
     "ising_closure": 6,
@@ -146,16 +151,22 @@ ENTRIES = {
     "alloy_barriers": 27,
     "alloy_truth": 2 * 18 + 2 * 6,
     "alloy_learn": 4,
+    "alloy_equilibrium": 7 * 6 + 2 * 3 + 3 * 3,
+    "alloy_sizes": 2 * 3,
+    "alloy_spread": 2 * (3 * 4 + 1 + 6),
     "alloy_report": 2 * 18 + (3 if PUBLISHED.is_file() else 7) * 6,
     "alloy_window": 2 * 12,
 }
 #: Options of a driver that name the results of others.
 NEEDS = {
     "alloy_report": {"--truth": "alloy_truth", "--model": "alloy_learn"},
+    "alloy_sizes": {"--equilibrium": "alloy_equilibrium", "--models": "alloy_learn"},
     "onsagerflow_validate": {"--model": "onsagerflow_learn/models/cosh-radial"},
 }
 #: Drivers that learn nothing: torch would take them 200 MB a rank.
 WITHOUT_TORCH = (
+    "alloy_equilibrium",
+    "alloy_spread",
     "alloy_truth",
     "alloy_window",
     "certificate",
@@ -174,6 +185,8 @@ WITHOUT_TORCH = (
     "window_bias",
 )
 TITLES = (
+    "| T [K] |",
+    "| time [s] |",
     "| N |",
     "| beta |",
     "| T / T_c |",

@@ -94,7 +94,7 @@ def test_resume_says_that_there_is_none(without_gpu: Path) -> None:
 DRIVERS = sorted(
     path.stem
     for path in (ROOT / "drivers").glob("*.py")
-    if path.stem not in ("alloy_report", "onsagerflow_validate")
+    if path.stem not in ("alloy_report", "alloy_sizes", "onsagerflow_validate")
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +20,8 @@ spec.loader.exec_module(page)
 
 #: Drivers whose tables are elsewhere in docs/.
 ELSEWHERE = {
-    "alloy_barriers", "alloy_learn", "alloy_report", "alloy_truth", "alloy_window", "demo",
+    "alloy_barriers", "alloy_equilibrium", "alloy_learn", "alloy_sizes", "alloy_spread",
+    "alloy_truth", "alloy_window", "demo",
     "dmd_coarsening", "dmd_mobility", "spin_diffusion_vs_meanfield",
     "hysteresis", "large_ising", "learn_generator", "onsagerflow_validate",
     "potts_transition", "window_bias",
@@ -98,3 +100,32 @@ def test_long_tables_are_folded(tmp_path: Path) -> None:
 def test_a_table_without_a_command_is_refused() -> None:
     with pytest.raises(SystemExit, match="results/c"):
         page.sections("<!-- results/c -->\n<!-- end -->\n")
+
+
+def test_what_a_table_needs_is_made_first_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands above it without a table; none of them without the published barriers."""
+    (table,) = page.sections(TEXT.replace("results/a -->", "none -->"))
+    assert [need.name for need in table.needs] == ["a"]
+    asked: list[str] = []
+
+    def answer(words: list[str], **options: object) -> object:
+        asked.append(" ".join(words))
+        return subprocess.CompletedProcess(words, 0, stdout="abc1234\n")
+
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    monkeypatch.setattr(page.subprocess, "run", answer)
+    for name in ("a", "b-2"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+    page.run(table)
+    made = [words for words in asked if "git" not in words]
+    assert [re.search(r"results/(\S+)", words)[1] for words in made] == ["a", "b-2"]  # type: ignore[index]
+    (tmp_path / "results" / "a" / "results.json").touch()
+    asked.clear()
+    page.run(table)
+    assert sum("git" not in words for words in asked) == 1
+    asked.clear()
+    page.run(page.Section("a", f"python a.py --barriers {page.WEIGHTS}", table.needs))
+    assert not asked
+    assert "a: left out, there is no weights.npy" in capsys.readouterr().out

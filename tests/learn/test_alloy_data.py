@@ -38,6 +38,9 @@ def plan(**options: Any) -> AlloyPlan:
 def test_sizes_of_a_plan() -> None:
     assert (AlloyPlan().patches, AlloyPlan().sites) == (8, 8192)
     assert (plan(factor=3).patches, plan(factor=3).sites) == (27, 2 * 24**3)
+    large = plan(cells=16, factor=4)
+    assert (large.vacancies, large.patches, large.sites) == (8, 512, 524288)
+    assert (plan().together, large.together) == (256, 32)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,19 @@ def test_small_runs_go_on_for_the_same_time() -> None:
     made = sim.measure().hops
     assert np.all(abs(made - 2000) < (Z_CEILING + 1) * np.sqrt(2 * 2000))
     assert made.max() not in (1999, 2000)
+
+
+def test_small_lattices_have_a_vacancy_for_each_1024_sites() -> None:
+    """Three in 12 cells a side, and hops and waiting times are those of one of them."""
+    chosen = plan(cells=12, factor=1)
+    snapshots, times, waiting = small_runs(SYSTEM, CONSTANT, chosen, 500, seed=1)
+    assert ((snapshots == VACANCY).sum(axis=(2, 3, 4)) == 3).all()
+    hop = np.exp(SYSTEM.beta) / 8e13
+    assert -(Z_CEILING + 1) * np.sqrt(500 / 3) < times[-1] / hop - 500 < Z_CEILING * np.sqrt(500)
+    assert abs(waiting / hop - 1) < Z_CEILING / np.sqrt(9 * 0.75 * 500)
+    pairs = pairs_at(SYSTEM, CONSTANT, chosen, 500, seed=1)
+    steps = pairs["increments"] / (2 * 3 / 1151)  # of V vacancies whole bonds
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
 
 
 def test_small_runs_without_hops_are_refused() -> None:

@@ -411,6 +411,7 @@ def launch(tree: Path, folder: Path, ranks: int, *command: str | Path, says: Any
 #: Options of a driver that name the results of others.
 NEEDS = {
     "alloy_report": {"--truth": "alloy_truth", "--model": "alloy_learn"},
+    "alloy_sizes": {"--equilibrium": "alloy_equilibrium", "--models": "alloy_learn"},
     "onsagerflow_validate": {"--model": "onsagerflow_learn/models/cosh-radial"},
 }
 #: Quantities of results.json that are times, or made of times.
