@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import alloy_budget
 import bench_gpu
 import multispin_baseline
 import numpy as np
@@ -79,6 +80,23 @@ def test_benchmarks_of_gpus_go_to_one_file(tmp_path: Path, monkeypatch: pytest.M
     assert found["facts"]["capabilities"] == ["9.0"]
     assert sum(bench_gpu.SHARES.values()) < 480
     assert set(bench_gpu.SHARES) == {"baseline", *bench.ON_GPUS}
+
+
+def test_work_is_laid_out_in_time(monkeypatch: pytest.MonkeyPatch):
+    """A hop takes a cycle, a tile one more: two long tiles far apart, in passes 0 and 2."""
+    only = {name: float(name in ("task", "hop")) for name in alloy_budget.CYCLES}
+    monkeypatch.setattr(alloy_budget, "CYCLES", only)
+    passes = [
+        np.array([(0, 0, 100 * (number == at), number) for number in range(first, 8, 2)])
+        for first, at in ((0, 0), (1, -1), (0, 4))
+    ]
+    work = alloy_budget.Counted(passes, 1, (8, 1, 1), (8, 8, 8))
+    for members in (1, 2):
+        cycles = (
+            alloy_budget.seconds(work, members, neighbours=how) * alloy_budget.GIGAHERTZ * 1e9
+            for how in (False, True)
+        )
+        assert tuple(cycles) == pytest.approx((101 + 1 + 101, 101 + 1 + 1))
 
 
 @pytest.mark.kernel
