@@ -6,11 +6,16 @@ initial states, temperatures and fields. Writes into --out: results.json, table.
 learn_generator.png and models/.
 
     mpirun -n 2 .venv/bin/python drivers/learn_generator.py --out results/learn_generator
+
+``--priors`` names what is learned, of PRIORS: beside the three forms ``joint``, the network and its
+kernel together after the two steps of ``mlp``, and for measured noise the strong form from smooth
+fields (``smooth``, ``band``) or by least squares without instruments (``squares``).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +28,16 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.options import at_least, driver_parser
-from mpiflow.experiments.results import Report, farm, results_directory
+from mpiflow.experiments.results import Report, farm, results_directory, with_error
 from mpiflow.experiments.style import COLOURS, figure
 from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
 from mpiflow.learn.generator.from_files import REACH
-from mpiflow.learn.generator.law import learn_weak
+from mpiflow.learn.generator.joint import train_together
+from mpiflow.learn.generator.law import BINS, find_kernel, train_network
 from mpiflow.learn.generator.model import Generator, in_gauge, true_kernel
+from mpiflow.learn.generator.smooth import smooth
 from mpiflow.learn.training import Schedule
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.kac import Kac, kac_kernel
@@ -42,7 +49,14 @@ HELD_OUT = ((1.2, 0.4), (0.8, 0.1), (1.7, 0.1), (4.0, 1.0))
 #: Correlation lengths of initial states in points; 1/4 is white.
 LENGTHS = (0.25, 1.0, 4.0)
 BLOCK, END, EVERY = 8, 5.0, 0.1
-Task = tuple[str, float, str, str]  # source or level of noise, gamma, prior, kernel
+#: What can be learned, and the prior of its model.
+PRIORS = {
+    "strong": "strong", "linear": "linear", "mlp": "mlp", "joint": "mlp",
+    "smooth": "strong", "band": "strong", "squares": "strong",
+}  # fmt: skip
+#: Of fields with measured noise only.
+OF_NOISE = ("smooth", "band", "squares")
+Task = tuple[str, float, str, str, int]  # source or level of noise, gamma, prior, kernel, seed
 
 
 def main() -> None:
@@ -53,18 +67,28 @@ def main() -> None:
     out = results_directory(options.out, comm, options.device)
     micro = microscopic(options, comm)
     tasks = [
-        (source, gamma, prior, kernel)
+        (source, gamma, prior, kernel, seed)
         for gamma in options.gammas
-        for source in [*(f"{level:g}" for level in options.noise), "micro"]
-        for prior in ("strong", "linear", "mlp")
+        for source in [*(f"{level:g}" for level in options.noise), *(["micro"] if micro else [])]
         for kernel in options.kernels
+        for seed in seeds(options)
+        for prior in options.priors
         if kernel == options.kernels[0] or gamma == options.gammas[0]
         # The network's law is nothing to a kernel of hundreds of weights but time.
-        if prior != "mlp" or (kernel != "spectral" and gamma == options.gammas[0])
+        if PRIORS[prior] != "mlp" or (kernel != "spectral" and gamma == options.gammas[0])
+        if prior not in OF_NOISE or source not in ("0", "micro")
     ]
-    every = farm(tasks, lambda task: attempted(task, options, micro, out), comm)
-    found = {task: result for task, result in every.items() if result is not None}
-    extra = farm(["order 1", "order 2", "order 4", "rollout", "least squares", "central"],
+    # Both ways to learn a network share their first steps.
+    units = [tuple(t for t in tasks if t[2] in ("mlp", "joint") and t[3:] == (k, s) and t[:2] == d)
+             for d in dict.fromkeys(t[:2] for t in tasks)
+             for k in options.kernels for s in seeds(options)]  # fmt: skip
+    units = [unit for unit in units if unit]
+    units += [(task,) for task in tasks if task[2] not in ("mlp", "joint")]
+    done = farm(units, lambda unit: attempted(unit, options, micro, out), comm)
+    every = {task: result for found in done.values() for task, result in found.items()}
+    found = {task: every[task] for task in tasks if every[task] is not None}
+    names = ["order 1", "order 2", "order 4", "rollout", "least squares", "central"]
+    extra = farm(names if "strong" in options.priors and micro else [],
                  lambda name: estimator(name, options, micro), comm)  # fmt: skip
     if comm.rank == 0:
         finish(out, found, extra, options, [task for task in tasks if task not in found])
@@ -74,45 +98,56 @@ def main() -> None:
 # -- data ----------------------------------------------------------------------------------
 
 
+def seeds(options: argparse.Namespace) -> range:
+    """Of initial states, noise and networks, for each its own."""
+    return range(options.seed, options.seed + options.seeds)
+
+
 def conditions(runs: int) -> tuple[np.ndarray, np.ndarray]:
     """Temperature and field of each run."""
     pairs = np.array([LEARNED[i % len(LEARNED)] for i in range(runs)])
     return pairs[:, 0], pairs[:, 1]
 
 
-_made: dict[float, FieldData] = {}
+_made: dict[tuple[float, int], FieldData] = {}
 
 
-def solutions(options: argparse.Namespace, gamma: float) -> FieldData:
+def solutions(options: argparse.Namespace, gamma: float, seed: int) -> FieldData:
     """Of the nonlocal equation: initial states of all lengths at all conditions."""
-    if gamma in _made:
-        return _made[gamma]
+    if (gamma, seed) in _made:
+        return _made[gamma, seed]
     lengths = np.repeat(LENGTHS, len(LEARNED))
-    starts = random_starts(options.runs, options.points, options.seed, lengths=lengths)
+    starts = random_starts(options.runs, options.points, seed, lengths=lengths)
     times = np.arange(round(options.end / EVERY) + 1) * EVERY
-    _made[gamma] = from_equation(
+    _made[gamma, seed] = from_equation(
         kac_kernel(gamma), starts, times, *conditions(options.runs), block=BLOCK,
         comm=MPI.COMM_SELF,
     )  # fmt: skip
-    return _made[gamma]
+    return _made[gamma, seed]
 
 
-def microscopic(options: argparse.Namespace, comm: MPI.Intracomm) -> dict[float, FieldData]:
-    """Block means of microscopic runs by gamma, on every rank. Collective."""
+Micro = dict[tuple[float, int], FieldData]
+
+
+def microscopic(options: argparse.Namespace, comm: MPI.Intracomm) -> Micro:
+    """Block means of microscopic runs by gamma and seed, on every rank. Collective."""
     if options.micro:
-        return {options.gammas[0]: from_files(options.micro)}
+        data = from_files(options.micro)
+        return {(options.gammas[0], seed): data for seed in seeds(options)}
+    if not options.micro_runs:
+        return {}
     # The last runs are held out.
     total = options.micro_runs + len(TESTED)
     learned_from = conditions(options.micro_runs)
     temperature, field = np.concatenate([learned_from, np.transpose(TESTED)], axis=1)
     frames = round(options.end / EVERY) + 1
 
-    def run(task: tuple[float, int]) -> np.ndarray:
-        gamma, i = task
+    def run(task: tuple[float, int, int]) -> np.ndarray:
+        gamma, seed, i = task
         system = Kac(temperature[i], gamma, field[i])
         sim = KacSimulation(
             system, options.micro_points * BLOCK, solver="midpoint", tau=0.05,
-            seed=1000 * options.seed + i, comm=MPI.COMM_SELF,
+            seed=1000 * seed + i, comm=MPI.COMM_SELF,
         )  # fmt: skip
         length = min(4.0, options.micro_points / 8) * BLOCK
         sim.set_spins(
@@ -128,66 +163,90 @@ def microscopic(options: argparse.Namespace, comm: MPI.Intracomm) -> dict[float,
             fields.append(sim.coarse_sums(BLOCK).reshape((options.micro_points,) * 2) / BLOCK**2)
         return np.stack(fields)
 
-    made = farm([(g, i) for g in options.gammas for i in range(total)], run, comm)
+    kinds = [(g, seed) for g in options.gammas for seed in seeds(options)]
+    made = farm([(*kind, i) for kind in kinds for i in range(total)], run, comm)
     times = np.arange(frames) * EVERY
     return {
-        g: FieldData(np.stack([made[g, i] for i in range(total)]), times, temperature, field)
-        for g in options.gammas
-    }
+        kind: FieldData(
+            np.stack([made[*kind, i] for i in range(total)]), times, temperature, field
+        )
+        for kind in kinds
+    }  # fmt: skip
 
 
-def rates_of(task: Task, options: argparse.Namespace, micro: dict[float, FieldData]) -> Rates:
+def rates_of(task: Task, options: argparse.Namespace, micro: Micro) -> Rates:
     """The right estimator for each kind of noise; see mpiflow.learn.generator.data."""
-    source, gamma, prior, _ = task
+    source, gamma, prior, _, seed = task
     if source == "micro":
-        whole = micro[gamma]
+        whole = micro[gamma, seed]
         data = whole.select(np.arange(len(whole.fields) - len(TESTED)))
     else:
-        data = solutions(options, gamma).with_noise(float(source), options.seed + 1)
+        data = solutions(options, gamma, seed).with_noise(float(source), seed + 1)
     if prior == "linear":  # has no temperature
         data = data.select(data.temperature == LEARNED[0][0])
     if source == "micro":
         return data.rates_of("dynamic")
-    return data.rates_of("measured" if float(source) else "none", options.window)
+    if prior == "squares":
+        return data.rates(window=options.window)
+    rates = data.rates_of("measured" if float(source) else "none", options.window)
+    return smooth(rates, "band" if prior == "band" else "gain") if prior in OF_NOISE else rates
 
 
 # -- learning ------------------------------------------------------------------------------
 
 
 def attempted(
-    task: Task, options: argparse.Namespace, micro: dict[float, FieldData], out: Path
-) -> dict[str, Any] | None:
-    """What :func:`learned` returns; None, and a word, where it finds no solution."""
+    unit: tuple[Task, ...], options: argparse.Namespace, micro: Micro, out: Path
+) -> dict[Task, dict[str, Any] | None]:
+    """What was found for each task; None, and a word, where there is no solution."""
+    found: dict[Task, dict[str, Any] | None] = dict.fromkeys(unit)
     try:
-        return learned(task, options, micro, out)
+        for task, model, errors in models(unit, options, micro):
+            found[task] = judged(model, errors, task, options, micro, out)
     except InputError as error:
-        print(*task, f"failed: {error}", flush=True)
-        return None
+        print(*unit[0], f"failed: {error}", flush=True)
+    return found
 
 
-def learned(
-    task: Task, options: argparse.Namespace, micro: dict[float, FieldData], out: Path
-) -> dict[str, Any]:
-    """Train one model and compare it with the truth."""
-    source, gamma, prior, kernel = task
-    rates = rates_of(task, options, micro)
+def models(
+    unit: tuple[Task, ...], options: argparse.Namespace, micro: Micro
+) -> Iterator[tuple[Task, Generator, dict[str, float]]]:
+    """Train the models of tasks that share their first steps; each with its expected errors."""
+    _, gamma, prior, kernel, seed = unit[0]
+    rates = rates_of(unit[0], options, micro)
     points = rates.state.shape[1]
     radius = min(REACH * gamma / BLOCK, points // 2)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     mirror = not options.no_mirror
-    model = Generator(prior, kernel, points, radius, mirror=mirror)  # type: ignore[arg-type]
-    result: dict[str, Any] = {}
-    if prior == "mlp":
-        schedule = Schedule(epochs=options.epochs, batch=256, patience=40)
-        solution = learn_weak(
-            model, rates, degree=options.degree, schedule=schedule, rounds=options.rounds,
-            seed=options.seed,
-        )  # fmt: skip
-        result = {"errors": learn.errors(model, solution)}
-    else:
+    model = Generator(PRIORS[prior], kernel, points, radius, mirror=mirror)  # type: ignore[arg-type]
+    if model.network is None:
         solution = learn.solve(model, rates, tolerance=1e-5)
-        result = {"constants": model.report(), "errors": learn.errors(model, solution)}
-    model.card |= {"source": source, "gamma": gamma, "block": BLOCK, "seed": options.seed}
+        yield unit[0], model, learn.errors(model, solution)
+        return
+    law, solution = find_kernel(model, rates, options.degree, 1e-4)
+    schedule = Schedule(epochs=options.epochs, batch=256, patience=40)
+    train_network(model, law, rates, BINS, schedule, options.rounds, seed)
+    for task in sorted(unit, key=lambda task: task[2] == "joint"):
+        if task[2] == "joint":
+            train_together(model, law, rates, options.rounds)
+        model.card |= generator_goodness.judge(model, rates)
+        yield task, model, learn.errors(model, solution)
+
+
+def judged(
+    model: Generator,
+    errors: dict[str, float],
+    task: Task,
+    options: argparse.Namespace,
+    micro: Micro,
+    out: Path,
+) -> dict[str, Any]:
+    """Save one model and compare it with the truth."""
+    source, gamma, _, _, seed = task
+    result: dict[str, Any] = {"errors": errors}
+    if model.network is None:
+        result["constants"] = model.report()
+    model.card |= {"source": source, "gamma": gamma, "block": BLOCK, "seed": seed}
     result |= {name: model.card[name] for name in ("goodness", "doubts")}
     model.save(out / "models" / "_".join(map(str, task)))
     result |= compared(model, task, options, micro)
@@ -197,10 +256,11 @@ def learned(
 
 
 def compared(
-    model: Generator, task: Task, options: argparse.Namespace, micro: dict[float, FieldData]
+    model: Generator, task: Task, options: argparse.Namespace, micro: Micro
 ) -> dict[str, Any]:
     """Errors of kernel, law and rollouts; profiles for the figure."""
-    source, gamma, prior, _ = task
+    source, gamma, _, _, seed = task
+    prior = model.prior
     points = model.points
     truth = true_kernel(Kac(1.0, gamma), points, BLOCK)
     shape, b, c = in_gauge(truth)
@@ -214,15 +274,15 @@ def compared(
     }
     held = list(TESTED[:2] if prior == "linear" else TESTED)
     lengths = (2.0, 4.0)
-    starts = random_starts(len(held), points, options.seed + 50, lengths=lengths)
+    starts = random_starts(len(held), points, seed + 50, lengths=lengths)
     if source == "micro":
-        starts = micro[gamma].fields[-len(TESTED) :, 0][: len(held)]
+        starts = micro[gamma, seed].fields[-len(TESTED) :, 0][: len(held)]
     pairs = np.array(held)
     times = np.linspace(0.0, options.end, 6)
     out["rollout"], test, guess = rollouts(model, gamma, starts, times, pairs)
     if source == "micro":
         # Against the spins themselves there is a floor: the noise of the block means.
-        seen = micro[gamma].fields[-len(TESTED) :, -1][: len(held)]
+        seen = micro[gamma, seed].fields[-len(TESTED) :, -1][: len(held)]
         out["floor"] = [distance(a, s) for a, s in zip(test.fields[:, -1], seen, strict=True)]
         out["against spins"] = [distance(a[-1], s) for a, s in zip(guess, seen, strict=True)]
     if prior != "linear":
@@ -293,12 +353,12 @@ def structure(
     return {"A": float(a), "B": slope, "C": slope * float(ratio), "unexplained": unexplained}
 
 
-def estimator(name: str, options: argparse.Namespace, micro: dict[float, FieldData]) -> float:
+def estimator(name: str, options: argparse.Namespace, micro: Micro) -> float:
     """Error of the radial kernel (strong prior, first gamma) by other estimates of the rates."""
     gamma = options.gammas[0]
-    data = solutions(options, gamma)
+    data = solutions(options, gamma, options.seed)
     if name == "central":  # of microscopic runs: wrong
-        data = micro[gamma]
+        data = micro[gamma, options.seed]
     noisy = data.with_noise(options.noise[-1], options.seed + 1)
     radius = min(REACH * gamma / BLOCK, data.points // 2)
     model = Generator("strong", "radial", data.points, radius)
@@ -337,32 +397,10 @@ def finish(
         *("data", "gamma", "prior", "kernel", "kernel error", "shape error", "A - 1", "B + C - 1"),
         *("D - 1", "F, rms", "rollout", "held out T, h"),
     )
-    for task, r in found.items():
-        source, gamma, prior, kernel = task
-        constants, errors = r.get("constants", r.get("structure", {})), r.get("errors", {})
-        last = [100 * run[-1] for run in r["rollout"]]
-        bar = 100 * errors["kernel"]
-        cells = [f"{100 * r['kernel']:.2f} ({bar:.2f})", f"{100 * r['shape']:.2f}"]
-        mass = "mass" if prior != "mlp" else "B + C"
-        values = {"A": constants["A"], mass: constants.get("mass", 0.0)}
-        if prior == "mlp":
-            values[mass] = constants["B"] + constants["C"]
-        if prior == "linear":
-            values["D"] = constants["D"]
-        for name in ("A", mass, "D"):
-            text = f"{100 * (values[name] - 1):+.2f}" if name in values else ""
-            cells.append(text + (f" ± {100 * errors[name]:.2f}" if name in errors else ""))
-        held = ", ".join(f"{100 * run[-1]:.2f}" for run in r.get("held out", []))
-        cells += [f"{r['law']:.1e}", f"{np.mean(last):.2f} ({max(last):.2f})", held or "-"]
-        source = source if source == "micro" else f"{100 * float(source):g} % noise"
-        report.row(source, f"{gamma:g}", prior, kernel, *cells)
-        name = f"{source}, gamma {gamma:g}, {prior}, {kernel}"
-        report.add(f"kernel error, {name}", r["kernel"], errors.get("kernel"))
-        report.add(f"worst rollout error, {name}", max(last) / 100)
-        report.add(f"rms of F, {name}", r["law"])
+    for kind in dict.fromkeys(task[:4] for task in found):
+        row(report, kind, [r for task, r in found.items() if task[:4] == kind])
     goodness = generator_goodness.table({", ".join(map(str, t)): r for t, r in found.items()})
     report.say("\n".join(goodness))
-    report.table("estimate of the rates", "kernel error")
     notes = {
         "order 1": "forward differences as they are, no noise",
         "order 2": "central differences, no noise",
@@ -371,14 +409,56 @@ def finish(
         "least squares": f"polynomials, no instruments, {100 * options.noise[-1]:g} % noise",
         "central": "central differences of microscopic runs",
     }
+    if extra:
+        report.table("estimate of the rates", "kernel error")
     for name, error in extra.items():
         report.row(notes[name], f"{100 * error:.2f}")
         report.add(f"kernel error, {notes[name]}", error)
-    verification(report, found)
+    verification(report, {task: r for task, r in found.items() if task[4] == options.seed})
     if failed:
         names = "; ".join(" ".join(map(str, task)) for task in failed)
         report.say(f"Without a solution, and left out: {names}.")
     report.write()
+
+
+def row(report: Report, kind: tuple[str, float, str, str], results: list[dict[str, Any]]) -> None:
+    """A line of the table, and its entries: means over the seeds, with standard errors."""
+    source, gamma, prior, kernel = kind
+    form = PRIORS[prior]
+
+    def of(values: list[float], form: str = ".2f") -> str:
+        return with_error(100 * np.array(values), form).replace("± +", "± ")
+
+    found = [constants(r, form) for r in results]
+    last = np.array([[run[-1] for run in r["rollout"]] for r in results])
+    bars = [r["errors"] for r in results]
+    kernels = [r["kernel"] for r in results]
+    bar = 100 * np.mean([e["kernel"] for e in bars])
+    cells = [f"{of(kernels)} ({bar:.2f})", of([r["shape"] for r in results])]
+    for name in ("A", "mass", "D"):
+        text = of([c[name] - 1 for c in found], "+.2f") if name in found[0] else ""
+        told = len(results) == 1 and name in bars[0]
+        cells.append(text + (f" ± {100 * bars[0][name]:.2f}" if told else ""))
+    held = np.array([[run[-1] for run in r.get("held out", [])] for r in results]).mean(axis=0)
+    laws = [r["law"] for r in results]
+    cells += [
+        with_error(laws, ".1e"),
+        f"{of(last.mean(axis=1).tolist())} ({100 * last.max(axis=1).mean():.2f})",
+        ", ".join(f"{100 * v:.2f}" for v in held) or "-",
+    ]
+    source = source if source == "micro" else f"{100 * float(source):g} % noise"
+    report.row(source, f"{gamma:g}", prior, kernel, *cells)
+    name = f"{source}, gamma {gamma:g}, {prior}, {kernel}"
+    report.add(f"kernel error, {name}", kernels, bars[0]["kernel"] if len(results) == 1 else None)
+    report.add(f"worst rollout error, {name}", last.max(axis=1))
+    report.add(f"rms of F, {name}", laws)
+
+
+def constants(result: dict[str, Any], form: str) -> dict[str, float]:
+    """A, B + C as ``mass``, and D of one model, as far as it has them."""
+    known = result.get("constants", result.get("structure", {}))
+    out = {"A": known["A"], "mass": known["B"] + known["C"] if form == "mlp" else known["mass"]}
+    return out | ({"D": known["D"]} if form == "linear" else {})
 
 
 def verification(report: Report, found: dict[Task, dict[str, Any]]) -> None:
@@ -390,12 +470,15 @@ def verification(report: Report, found: dict[Task, dict[str, Any]]) -> None:
         "artanh(F + A m) / beta - h linear in I; its unexplained part is below. (3) Temperatures "
         "and fields that were not learned from are predicted, above."
     )
-    report.table("data", "kernel", "A", "B", "C", "unexplained")
-    for (source, _, _, kernel), r in found.items():
+    if any("structure" in r for r in found.values()):
+        report.table("data", "prior", "kernel", "A", "B", "C", "unexplained")
+    for (source, _, prior, kernel, _), r in found.items():
         if "structure" in r:
-            report.row(source, kernel, *(f"{v:.4f}" for v in r["structure"].values()))
+            report.row(source, prior, kernel, *(f"{v:.4f}" for v in r["structure"].values()))
+    if not any("floor" in r for r in found.values()):
+        return
     report.table("micro, gamma", "prior", "kernel", "against spins", "equation against spins")
-    for (_, gamma, prior, kernel), r in found.items():
+    for (_, gamma, prior, kernel, _), r in found.items():
         if "floor" in r:
             pair = (f"{100 * np.mean(r[k]):.2f}" for k in ("against spins", "floor"))
             report.row(f"{gamma:g}", prior, kernel, *pair)
@@ -404,13 +487,15 @@ def verification(report: Report, found: dict[Task, dict[str, Any]]) -> None:
 def draw(path: Path, found: dict[Task, dict[str, Any]], options: argparse.Namespace) -> None:
     """Kernels along an axis, and errors of rollouts in time."""
     picture = figure(10.4, 7.2)
-    axes = picture.subplots(2, 2)
     gamma, kernel = options.gammas[0], options.kernels[0]
-    sources = [f"{options.noise[-1]:g}", "micro"]
+    sources = [f"{options.noise[-1]:g}", "micro"][: 1 + any(task[0] == "micro" for task in found)]
+    axes = picture.subplots(len(sources), 2, squeeze=False)
     for row, source in zip(axes, sources, strict=True):
         label = "microscopic runs" if source == "micro" else f"{100 * float(source):g} % noise"
-        for prior, colour in zip(("strong", "linear", "mlp"), COLOURS, strict=False):
-            r = found[source, gamma, prior, kernel]
+        for prior, colour in zip(options.priors, COLOURS, strict=False):
+            r = found.get((source, gamma, prior, kernel, options.seed))
+            if r is None:
+                continue
             reach = int(4 * gamma / BLOCK) + 1
             x = np.arange(len(r["profile"]))[:reach]
             row[0].plot(x, r["profile_truth"][:reach], color="k", lw=0.8)
@@ -426,7 +511,9 @@ def draw(path: Path, found: dict[Task, dict[str, Any]], options: argparse.Namesp
 
 
 def check(options: argparse.Namespace) -> None:
-    at_least(options, runs=len(LEARNED), micro_runs=len(LEARNED), epochs=1)
+    at_least(options, runs=len(LEARNED), epochs=1, seeds=1)
+    if options.micro_runs:  # or none
+        at_least(options, micro_runs=len(LEARNED))
     if not options.noise or min(options.noise) < 0:
         raise InputError("noise", options.noise, "levels of 0 or more", "Leave it out.")
     for gamma in options.gammas:
@@ -442,23 +529,26 @@ def parse() -> argparse.Namespace:
     add("--micro", nargs="+", help="Trajectory files of kac runs, instead of own runs")
     add("--gammas", type=float, nargs="+", default=[16.0, 32.0], help="ranges of J in sites")
     add("--kernels", nargs="+", default=["radial", "free", "spectral"], help="parametrisations")
+    add("--priors", nargs="+", default=["strong", "linear", "mlp", "joint", "smooth"],
+        choices=PRIORS, help="what is learned")  # fmt: skip
     add("--noise", type=float, nargs="+", default=[0.0, 0.01, 0.05], help="levels of noise")
     add("--points", type=int, default=64, help="M of the equation")
     add("--micro-points", type=int, default=128, help="M of microscopic runs")
     add("--runs", type=int, default=36, help="solutions of the equation to learn from")
-    add("--micro-runs", type=int, default=36, help="microscopic runs to learn from")
+    add("--micro-runs", type=int, default=36, help="microscopic runs to learn from; 0: none")
     add("--window", type=int, default=7, help="frames of a local polynomial where there is noise")
     add("--degree", type=int, default=6, help="of the polynomials the network's kernel is found by")
     add("--epochs", type=int, default=100, help="of the network")
     add("--rounds", type=int, default=12, help="of 20 steps of L-BFGS of the network")
     add("--no-mirror", action="store_true", help="do not tell the network F(-I,-m,-h) = -F(I,m,h)")
     add("--seed", type=int, default=1, help="of everything")
+    add("--seeds", type=int, default=1, help="so many, one after another, for error bars")
     options = parser.parse_args()
     options.end = END
     if options.smoke:
         options.gammas, options.kernels, options.noise = [8.0], ["radial"], [0.05]
         options.points = options.micro_points = 16
-        options.runs = options.micro_runs = 12
+        options.runs, options.micro_runs = 12, min(12, options.micro_runs)
         options.degree, options.epochs, options.rounds = 3, 2, 1
         options.end = 1.5
     return options

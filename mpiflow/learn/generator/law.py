@@ -21,6 +21,7 @@ difference between the two.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,9 @@ from mpiflow.learn.generator.fit import CHUNK, Solution, conditions, polish, set
 from mpiflow.learn.generator.goodness import judge
 from mpiflow.learn.generator.model import DOUBLE, Generator
 from mpiflow.learn.training import Schedule, fit
+
+#: Cells along I and along m.
+BINS = 40
 
 
 class Polynomials(Generator):
@@ -81,6 +85,9 @@ class Polynomials(Generator):
             value = value * m + inner
         return value
 
+    def at_points(self, *given: torch.Tensor) -> torch.Tensor:
+        return self.law(*(v[:, None, None] for v in given))[:, 0, 0]
+
     def slopes(
         self, drive: torch.Tensor, m: torch.Tensor, beta: torch.Tensor, h: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -110,41 +117,58 @@ class Cells:
     count: np.ndarray
 
 
-def cells(law: Polynomials, rates: Rates, runs: np.ndarray, bins: int = 40) -> Cells:
+def grouped(
+    law: Polynomials, rates: Rates, runs: np.ndarray, bins: int
+) -> Iterator[tuple[tuple[float, float], Iterator[tuple[torch.Tensor, ...]]]]:
     """Points of some runs, grouped at each (beta, h) in ``bins`` x ``bins`` cells of (I, m).
 
-    Half of the edges are at equal distances, half at equal shares of the points.
+    Half of the edges are at equal distances, half at equal shares of the points. For each
+    (beta, h) parts of its fields follow: states, instruments, and what the rates are more than
+    those of ``law`` (n, M, M); and the cells of all their points (n M M,).
     """
     symbol = law.symbol().detach()
-    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
-    for beta, h in law.known:
-        mine = (rates.beta == beta) & (rates.field == h) & np.isin(rates.run, runs)
-        places = np.flatnonzero(mine)
-        if len(places) == 0:
-            continue
+
+    def parts(places: np.ndarray) -> Iterator[tuple[torch.Tensor, ...]]:
         probe = torch.as_tensor(rates.instrument[places[:: max(1, len(places) // 24)]])
         edges = [_edges(v.numpy(), bins) for v in (law.drive(probe, symbol), probe)]
-        sums = np.zeros((4, bins * bins))
         for start in range(0, len(places), CHUNK):
             some = places[start : start + CHUNK]
             m, z, r = (
                 torch.as_tensor(v[some]) for v in (rates.state, rates.instrument, rates.rate)
             )
-            drive = law.drive(m, symbol)
-            if rates.interval > 0:
-                given = conditions(rates, some)
-                with torch.no_grad():
-                    r = r - (law.flow(m, *given, rates.interval, 1) - m) / rates.interval
-                    r = r + law.law(drive, m, *given)
+            given = conditions(rates, some)
+            with torch.no_grad():
+                if rates.interval > 0:
+                    rest = r - (law.flow(m, *given, rates.interval, 1) - m) / rates.interval
+                else:
+                    rest = r - law.law(law.drive(m, symbol), m, *given)
             where = np.digitize(law.drive(z, symbol).numpy().ravel(), edges[0]) * bins
             where += np.digitize(z.numpy().ravel(), edges[1])
-            for total, value in zip(sums, (drive, m, r, None), strict=True):
+            yield m, z, rest, torch.as_tensor(where)
+
+    for beta, h in law.known:
+        mine = (rates.beta == beta) & (rates.field == h) & np.isin(rates.run, runs)
+        if mine.any():
+            yield (beta, h), parts(np.flatnonzero(mine))
+
+
+def cells(law: Polynomials, rates: Rates, runs: np.ndarray, bins: int = BINS) -> Cells:
+    """Means over the points of some runs in cells; see :func:`grouped`.
+
+    Their rates are those at their mean I and m, for ``law`` tells how rates bend over a cell.
+    """
+    symbol = law.symbol().detach()
+    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
+    for (beta, h), parts in grouped(law, rates, runs, bins):
+        sums = np.zeros((4, bins * bins))
+        for m, _, rest, where in parts:
+            for total, value in zip(sums, (law.drive(m, symbol), m, rest, None), strict=True):
                 weight = None if value is None else value.numpy().ravel()
-                total += np.bincount(where, weight, bins * bins)
+                total += np.bincount(where.numpy(), weight, bins * bins)
         full = sums[3] > 0
         means = sums[:3, full] / sums[3, full]
-        given_too = (np.full(full.sum(), beta), np.full(full.sum(), h))
-        values = (means[0], means[1], *given_too, means[2], sums[3, full])
+        at = [means[0], means[1], np.full(full.sum(), beta), np.full(full.sum(), h)]
+        values = (*at, law.at_points(*map(torch.as_tensor, at)).numpy() + means[2], sums[3, full])
         for column, value in zip(columns, values, strict=True):
             column.append(value)
     return Cells(*(np.concatenate(column) for column in columns))
@@ -162,7 +186,7 @@ def learn_weak(
     rates: Rates,
     *,
     degree: int = 6,
-    bins: int = 40,
+    bins: int = BINS,
     schedule: Schedule | None = None,
     rounds: int = 12,
     seed: int = 0,
@@ -180,14 +204,37 @@ def learn_weak(
     -------
     What :func:`~mpiflow.learn.generator.fit.solve` found, with the covariance of the kernel.
     """
+    law, solution = find_kernel(model, rates, degree, tolerance)
+    train_network(model, law, rates, bins, schedule, rounds, seed)
+    model.card |= judge(model, rates)
+    return solution
+
+
+def find_kernel(
+    model: Generator, rates: Rates, degree: int, tolerance: float
+) -> tuple[Polynomials, Solution]:
+    """The first step: sets the kernel of the model; the polynomials that it was found with."""
     if model.network is None:
         raise InputError("prior", model.prior, "mlp", "Use solve for the strong ones.")
     law = Polynomials(model, rates, degree)
     solution = solve(law, rates, tolerance=tolerance, judged=False)
     with torch.no_grad():
         model.weights.copy_(law.own_weights())
-    kept, out = _split(rates)
-    train, held = (cells(law, rates, runs, bins) for runs in (kept, out))
+    p = len(model.weights)
+    return law, replace(solution, covariance=solution.covariance[:p, :p])
+
+
+def train_network(
+    model: Generator,
+    law: Polynomials,
+    rates: Rates,
+    bins: int,
+    schedule: Schedule | None,
+    rounds: int,
+    seed: int,
+) -> None:
+    """The second step: the network on cells, with the kernel as it is."""
+    train, held = (cells(law, rates, runs, bins) for runs in split(rates))
     columns = []
     for part in (train, held):
         weight = part.count / part.count.mean()
@@ -204,30 +251,33 @@ def learn_weak(
     model.double()
     device = devices.here()
     own, other = ([torch.as_tensor(v).to(device) for v in part] for part in columns)
-
-    def loss(data: list[torch.Tensor]) -> torch.Tensor:
-        return model(*data).mean()
-
-    best, state, worse = float("inf"), copy.deepcopy(model.state_dict()), 0
     with devices.placed(model, device):
-        for _ in range(rounds):
-            polish(model, lambda: loss(own), 20)
-            with torch.no_grad():
-                now = loss(other).item()
-            worse = 0 if now < 0.98 * best else worse + 1
-            if now < best:
-                best, state = now, copy.deepcopy(model.state_dict())
-            if worse == 3:
-                break
-        model.load_state_dict(state)
+        stopped(model, lambda: model(*own).mean(), lambda: model(*other).mean(), rounds)
     model.weights.requires_grad_(True)
     model.eval()
-    model.card |= judge(model, rates)
-    p = len(model.weights)
-    return replace(solution, covariance=solution.covariance[:p, :p])
 
 
-def _split(rates: Rates) -> tuple[np.ndarray, np.ndarray]:
+def stopped(
+    model: Generator,
+    loss: Callable[[], torch.Tensor],
+    held_out: Callable[[], torch.Tensor],
+    rounds: int,
+) -> None:
+    """Rounds of 20 steps of L-BFGS, while the loss of what is held out falls; the best is kept."""
+    best, state, worse = float("inf"), copy.deepcopy(model.state_dict()), 0
+    for _ in range(rounds):
+        polish(model, loss, 20)
+        with torch.no_grad():
+            now = held_out().item()
+        worse = 0 if now < 0.98 * best else worse + 1
+        if now < best:
+            best, state = now, copy.deepcopy(model.state_dict())
+        if worse == 3:
+            break
+    model.load_state_dict(state)
+
+
+def split(rates: Rates) -> tuple[np.ndarray, np.ndarray]:
     """Runs to train on, and to stop by: one of each four at (beta, h) that other runs have."""
     runs, first = np.unique(rates.run, return_index=True)
     pairs = np.stack([rates.beta[first], rates.field[first]], axis=1)

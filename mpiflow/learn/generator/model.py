@@ -180,6 +180,10 @@ class Generator(nn.Module):
             value = 0.5 * (value - self.network((inputs - self.shift) / self.scale))
         return self.unit * value[..., 0]
 
+    def at_points(self, *given: torch.Tensor) -> torch.Tensor:
+        """F of I, m, beta and h of points, each (n,)."""
+        return self.law(*given)
+
     def law_in_gauge(
         self, drive: np.ndarray, m: np.ndarray, beta: np.ndarray, h: np.ndarray
     ) -> np.ndarray:
