@@ -134,7 +134,7 @@ ENTRIES = {
     "spin_diffusion_vs_meanfield": 2 * 10 + 3 * (3 * 7 - 1) + 12,
     "kac_solvers": 8,
     "pde_comparison": 10 * 4 + 3 + 9,
-    "learn_generator": 24,
+    "learn_generator": 33,
     "curie_weiss": 3 * 6 + 1,
     "linear_chain": 6,
     "onsagerflow_learn": 4 * 5 + 8 + 3 * (5 + 2),

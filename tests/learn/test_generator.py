@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -20,8 +21,16 @@ from mpiflow.files.writer import TrajectoryWriter
 from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
-from mpiflow.learn.generator.law import Polynomials, cells, learn_weak
+from mpiflow.learn.generator.joint import Excess, learn_joint, moments, train_together
+from mpiflow.learn.generator.law import (
+    Polynomials,
+    cells,
+    find_kernel,
+    learn_weak,
+    train_network,
+)
 from mpiflow.learn.generator.model import Generator, in_gauge, load_generator, true_kernel
+from mpiflow.learn.generator.smooth import shells, smooth, spectra
 from mpiflow.learn.kernels import kernel_basis
 from mpiflow.learn.training import Schedule, fit
 from mpiflow.systems.kac import Kac
@@ -428,7 +437,11 @@ def test_cells_by_an_instrument_have_no_bias_by_errors_of_m() -> None:
 
 
 def test_the_weak_prior_is_recovered_from_noisy_fields() -> None:
-    """Kernel and law within 5 % and 3 %, of fields with 5 % noise."""
+    """Kernel and law within 5 % and 3 %, of fields with 5 % noise; and by both trained together.
+
+    Together they go on from there by loss (19) of all points, with the product of two readings. The
+    square of one reading, the same otherwise, takes them to a kernel that is more than 8 % off.
+    """
     torch.manual_seed(0)
     starts = random_starts(12, POINTS, 1, lengths=np.repeat((0.25, 1.0, 4.0), 4))
     temperature, field = np.tile((1.0, 1.0, 2.0, 2.0), 3), np.tile((0.0, 0.5), 6)
@@ -437,22 +450,112 @@ def test_the_weak_prior_is_recovered_from_noisy_fields() -> None:
         comm=MPI.COMM_SELF,
     )  # fmt: skip
     rates = whole.with_noise(0.05, 3).rates(window=7, instrument=True)
-    model = Generator("mlp", "free", POINTS, 4, width=24, mirror=True)
-    solution = learn_weak(
-        model, rates, degree=5, bins=20, rounds=10, schedule=Schedule(epochs=30, batch=128)
-    )
     shape, b, c = in_gauge(TRUTH)
-    assert distance(model.kernel_array(), shape) < 0.05
-    assert distance(model.kernel_array(), shape) < 4 * learn.errors(model, solution)["kernel"]
     m = whole.fields[:, ::5].reshape(-1, POINTS, POINTS)
     beta, h = (np.repeat(v, 9)[:, None, None] for v in (1 / temperature, field))
     beta, h = np.broadcast_to(beta, m.shape), np.broadcast_to(h, m.shape)
     drive = np.fft.irfft2(np.fft.rfft2(m) * np.fft.rfft2(shape), s=m.shape[-2:])
     true = -m + np.tanh(beta * (b * drive + c * m + h))
-    assert distance(model.law_in_gauge(drive, m, beta, h), true) < 0.03
+
+    def errors(model: Generator) -> tuple[float, float]:
+        law = model.law_in_gauge(drive, m, beta, h)
+        return distance(model.kernel_array(), shape), distance(law, true)
+
+    model = Generator("mlp", "free", POINTS, 4, width=24, mirror=True)
+    law, solution = find_kernel(model, rates, 5, 1e-4)
+    train_network(model, law, rates, 20, Schedule(epochs=30, batch=128), 8, 0)
+    before, (of_kernel, of_law) = copy.deepcopy(model.state_dict()), errors(model)
+    assert of_kernel < min(0.05, 4 * learn.errors(model, solution)["kernel"])
+    assert of_law < 0.03
+    train_together(model, law, rates, 2)
+    of_kernel, of_law = errors(model)
+    assert of_kernel < 0.05
+    assert of_law < 0.03
+    assert distance(model.kernel_array(), np.tensordot(before["weights"], model.basis, 1)) > 1e-3
     # And it knows no up and down.
     opposite = model.law_in_gauge(-drive, -m, beta, -h)
     np.testing.assert_allclose(opposite, -model.law_in_gauge(drive, m, beta, h), atol=1e-12)
+    model.load_state_dict(before)
+    train_together(model, law, replace(rates, instrument=rates.state), 2)
+    assert errors(model)[0] > 0.08
+
+
+def test_the_loss_of_cells_is_that_of_their_points() -> None:
+    """Loss (19) of laws that differ a little from the first, from moments and from all points."""
+    rates = solved().rates(2, every=6)
+    first = Polynomials(Generator("mlp", "radial", POINTS, 4), rates, 4)
+    learn.solve(first, rates, tolerance=1e-2, smoothing=0.0, judged=False)
+    excess = Excess(first, moments(first, rates, rates.run, 40))
+    rng = np.random.default_rng(1)
+
+    def of_points(law: Polynomials) -> float:
+        drive, m, beta, h, rate = columns(law, rates)
+        return ((law.at_points(drive, m, beta, h) - rate) ** 2).mean().item()
+
+    for size in (0.0, 0.03, -0.1):
+        law = copy.deepcopy(first)
+        with torch.no_grad():
+            law.weights.mul_(1.0 + size * torch.as_tensor(rng.normal(size=len(law.weights))))
+            law.constants.mul_(1.0 + size * torch.as_tensor(rng.normal(size=len(law.constants))))
+        more = of_points(law) - of_points(first)
+        assert (excess(law) - excess(first)).item() == pytest.approx(more, rel=0.03, abs=1e-9)
+        assert more > of_points(first) * (size != 0) - 1e-12
+
+
+# -- smooth fields -------------------------------------------------------------------------
+
+
+def test_a_learned_filter_finds_signal_over_signal_and_noise_and_only_it_is_unbiased() -> None:
+    """Gaussian fields of a known spectrum, read twice with noise, that relax by (1 + k^2)."""
+    rng, points, noise = np.random.default_rng(7), 32, (0.3, 0.2)
+    shell = shells(points)
+    spectrum, slope = 2.0 / (1.0 + 0.5 * shell**2), -(1.0 + 0.02 * shell**2)
+    white = rng.normal(size=(400, points, points))
+    waves = np.fft.rfft2(white) * np.sqrt(spectrum)
+    m, r = (np.fft.irfft2(v, s=(points, points)) for v in (waves, slope * waves))
+    a, b = (m + size * rng.normal(size=m.shape) for size in noise)
+    one = np.ones(len(m))
+    rates = Rates(a, r, b, one, 0 * one, np.repeat(np.arange(4), 100))
+    found = spectra(rates)
+    each = np.arange(len(found.waves))
+    known = np.bincount(shell.ravel(), spectrum.ravel()) / np.bincount(shell.ravel())
+    mixed = 1 / (1 / noise[0] ** 2 + 1 / noise[1] ** 2)  # of the best mean of two readings
+    assert found.weight == pytest.approx(mixed / noise[0] ** 2, rel=0.02)
+    np.testing.assert_allclose(found.gain.mean(axis=0), known / (known + mixed), atol=0.03)
+    limit = np.flatnonzero(known > noise[0] ** 2)[-1]  # one reading is worth more than nothing
+    assert abs(np.median(found.limit) - limit) <= 1
+
+    def slopes(state: np.ndarray, instrument: np.ndarray) -> np.ndarray:
+        """Of r on the state by the instrument, over the true one, of each shell."""
+        x, z, y = (np.fft.rfft2(v) for v in (state, instrument, r))
+        products = [(v * z.conj()).real.sum(axis=0).ravel() for v in (y, x)]
+        over, under = (np.bincount(shell.ravel(), p) for p in products)
+        true = np.bincount(shell.ravel(), slope.ravel()) / np.bincount(shell.ravel())
+        return np.asarray(over / under / true)
+
+    some = each[1:limit]
+    by_gain, by_band = smooth(rates), smooth(rates, "band")
+    assert by_gain.instrument is by_gain.state
+    for state, instrument in ((a, b), (by_gain.state,) * 2, (by_band.state, by_band.instrument)):
+        np.testing.assert_allclose(slopes(state, instrument)[some], 1.0, atol=0.03)
+    # Without a filter, and with a filter and an instrument, it is off by what the table says.
+    flat = slopes(a, a)[some]
+    np.testing.assert_allclose(flat, (known / (known + noise[0] ** 2))[some], atol=0.04)
+    gain = known / (known + mixed)
+    damped = np.fft.irfft2(np.fft.rfft2(np.stack([a, b])) * gain[shell], s=(points,) * 2)
+    np.testing.assert_allclose((slopes(*damped) * gain)[some], 1.0, atol=0.03)
+    assert abs(flat - 1).max() > 0.1 < abs(1 / gain[some] - 1).max()
+
+
+def test_smooth_fields_cure_least_squares_of_fields_with_noise() -> None:
+    data = solved(0.1, 5.0).with_noise(0.1, 4)
+    errors = []
+    for rates in (data.rates(window=7), smooth(data.rates(window=7, instrument=True))):
+        model = Generator("strong", "radial", POINTS, 4)
+        learn.solve(model, rates, tolerance=1e-3, judged=False)
+        errors.append(distance(model.kernel_array(), TRUTH))
+    assert errors[1] < 0.3
+    assert errors[0] > 1.5 * errors[1]
 
 
 def some(rates: object, step: int) -> dict[str, np.ndarray]:
@@ -557,6 +660,10 @@ def test_a_saved_model_is_the_same(prior: str, tmp_path: Path) -> None:
         (lambda: solved().rates(window=4), "window"),
         (lambda: solved().rates(1, instrument=True), "order"),
         (lambda: learn_weak(exact(), solved().rates()), "prior"),
+        (lambda: learn_joint(exact(), solved().rates()), "prior"),
+        (lambda: smooth(solved().rates()), "rates"),
+        (lambda: smooth(solved().rates(1)), "rates"),
+        (lambda: smooth(solved().rates(instrument=True), "box"), "how"),  # type: ignore[arg-type]
         (lambda: Polynomials(Generator("mlp"), solved().rates(), 0), "degree"),
         (lambda: solved().rates(window=41), "times"),
         (lambda: solved().with_noise(-0.1, 0), "level"),
