@@ -86,7 +86,7 @@ def main() -> None:
     units += [(task,) for task in tasks if task[2] not in ("mlp", "joint")]
     done = farm(units, lambda unit: attempted(unit, options, micro, out), comm)
     every = {task: result for found in done.values() for task, result in found.items()}
-    found = {task: every[task] for task in tasks if every[task] is not None}
+    found = {task: result for task in tasks if (result := every[task]) is not None}
     names = ["order 1", "order 2", "order 4", "rollout", "least squares", "central"]
     extra = farm(names if "strong" in options.priors and micro else [],
                  lambda name: estimator(name, options, micro), comm)  # fmt: skip
@@ -116,7 +116,7 @@ def solutions(options: argparse.Namespace, gamma: float, seed: int) -> FieldData
     """Of the nonlocal equation: initial states of all lengths at all conditions."""
     if (gamma, seed) in _made:
         return _made[gamma, seed]
-    lengths = np.repeat(LENGTHS, len(LEARNED))
+    lengths = np.repeat(LENGTHS, len(LEARNED)).tolist()
     starts = random_starts(options.runs, options.points, seed, lengths=lengths)
     times = np.arange(round(options.end / EVERY) + 1) * EVERY
     _made[gamma, seed] = from_equation(

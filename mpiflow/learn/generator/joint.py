@@ -129,8 +129,8 @@ def moments(law: Polynomials, rates: Rates, runs: np.ndarray, bins: int = CELLS)
         mean, of_other = first[full] / n[:, None], other[full] / n[:, None]
         covariance = product[full] / n[:, None, None] - of_other[:, :, None] * mean[:, None]
         square = covariance[:, :, :-1]
-        values = (mean[:, :-1], mean[:, -1], np.full(len(n), beta), np.full(len(n), h), n)
-        values += (0.5 * (square + square.swapaxes(1, 2)), covariance[:, :, -1])
+        values = [mean[:, :-1], mean[:, -1], np.full(len(n), beta), np.full(len(n), h), n]
+        values += [0.5 * (square + square.swapaxes(1, 2)), covariance[:, :, -1]]
         for column, value in zip(out, values, strict=True):
             column.append(value)
     return Moments(*(torch.as_tensor(np.concatenate(column)) for column in out))
