@@ -18,14 +18,14 @@ see arrays and origins; they cannot see ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from mpiflow.core.device import Device, cuda, kernel, simulated
+from mpiflow.core.device import Device, Streams, kernel
 from mpiflow.core.errors import InputError
 from mpiflow.core.guards import is_spins, no_state, spin_fault
 from mpiflow.core.lattice import Lattice, Layout, Shape
@@ -93,13 +93,13 @@ def _strip(array: Any, axis: int, start: int, width: int) -> Any:
     return array[tuple(index)]
 
 
-def _wrap_axis(device: Device, array: Any, axis: int, halo: int) -> None:
+def _wrap_axis(device: Device, array: Any, axis: int, halo: int, stream: Any = 0) -> None:
     """Copy the opposite edges into the halo along one array axis."""
     low_halo, low_edge, high_edge, high_halo = (
         _strip(array, axis, start, halo) for start in _strip_starts(array.shape[axis], halo)
     )
-    device.copy_box(low_halo, high_edge)
-    device.copy_box(high_halo, low_edge)
+    device.copy_box(low_halo, high_edge, stream)
+    device.copy_box(high_halo, low_edge, stream)
 
 
 class Boxes:
@@ -213,8 +213,11 @@ class Block(Boxes):
             )
         self._sound = False  # of a CUDA field, which is slow to look at: seen to be spins
         self._exchange: HaloExchange | _DeviceHaloExchange | None = None
+        # Of a CUDA device, where edges travel.
+        self.streams: Streams | None = None
         if self.cart is not None and self.cart.size > 1:
             if self.device.is_cuda:
+                self.streams = Streams()
                 self._exchange = _DeviceHaloExchange(self)
             else:
                 self._exchange = HaloExchange(self.cart, self.array, self.halo)
@@ -398,6 +401,34 @@ class Block(Boxes):
 
     # -- communication -------------------------------------------------------------
 
+    def update(self, part: Callable[[slice, slice, Any], None]) -> None:
+        """Work on all of a 2-dimensional box, then bring the halo up to date. Collective.
+
+        On a CUDA device with neighbours the edges come first, and the inside is worked on while
+        these travel.
+
+        Parameters
+        ----------
+        part : begins work on some rows and columns of the box in a stream of the device, 0 for
+            that of all else; it must not matter which part is first
+        """
+        (ny, nx), halo, streams = self.shape, self.halo, self.streams
+        if streams is None:
+            part(slice(0, ny), slice(0, nx), 0)
+            self.fill_halo()
+            return
+        y0, x0 = min(halo, ny), min(halo, nx)
+        y1, x1 = max(y0, ny - halo), max(x0, nx - halo)
+        inside = slice(y0, y1)
+        streams.join()
+        for rows in (slice(0, y0), slice(y1, ny)):
+            part(rows, slice(0, nx), streams.edges)
+        for columns in (slice(0, x0), slice(x1, nx)):
+            part(inside, columns, streams.edges)
+        part(inside, slice(x0, x1), streams.inside)
+        self.fill_halo()
+        streams.join()
+
     def fill_halo(self) -> None:
         """Bring the halo up to date, as the policy says. Collective for ``exchange``."""
         if self.policy == "frozen":
@@ -410,35 +441,36 @@ class Block(Boxes):
 
 
 class _DeviceHaloExchange:
-    """:class:`HaloExchange` of a CUDA field: strips are packed on the device."""
+    """:class:`HaloExchange` of a CUDA field: strips are packed on the device, in one stream."""
 
     def __init__(self, block: Block) -> None:
         assert block.cart is not None  # noqa: S101 - for the type checker
+        assert block.streams is not None  # noqa: S101
         self.device, self.array, self.halo = block.device, block.array, block.halo
         self.messages: list[DeviceMessages | None] = []
-        stream = cuda().default_stream() if not simulated() else cuda().stream()
+        self.stream = block.streams.edges
         for axis, ranks in enumerate(block.cart.dims):
             shape = _strip(self.array, axis + 1, 0, self.halo).shape
             strips = {axis: tuple(shape)} if ranks > 1 else {}
-            one = (block.cart, self.device, strips, self.array.dtype, stream)
+            one = (block.cart, self.device, strips, self.array.dtype, self.stream)
             self.messages.append(DeviceMessages(*one) if strips else None)
 
     def __call__(self) -> None:
         for axis, messages in enumerate(self.messages):
             if messages is None:
-                _wrap_axis(self.device, self.array, axis + 1, self.halo)
+                _wrap_axis(self.device, self.array, axis + 1, self.halo, self.stream)
                 continue
             low_halo, low_edge, high_edge, high_halo = (
                 _strip(self.array, axis + 1, start, self.halo)
                 for start in _strip_starts(self.array.shape[axis + 1], self.halo)
             )
             copy, edges, halos = self.device.copy_box, messages.edges[axis], messages.halos[axis]
-            copy(edges[0], low_edge)
-            copy(edges[1], high_edge)
+            copy(edges[0], low_edge, self.stream)
+            copy(edges[1], high_edge, self.stream)
             messages.start()
             messages.finish()
-            copy(low_halo, halos[0])
-            copy(high_halo, halos[1])
+            copy(low_halo, halos[0], self.stream)
+            copy(high_halo, halos[1], self.stream)
 
 
 def gather_records(rows: np.ndarray, comm: MPI.Intracomm) -> np.ndarray | None:

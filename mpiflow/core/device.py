@@ -453,7 +453,7 @@ class Device:
         """An array of this device as MPI takes it that knows GPUs; of the simulator the host's."""
         return array._ary if self.is_cuda and simulated() else array
 
-    def copy_box(self, target: Any, source: Any) -> None:
+    def copy_box(self, target: Any, source: Any, stream: Any = 0) -> None:
         """``target[...] = source`` for equal 3-dimensional boxes, strided or not."""
         if self.is_cuda:
             rows = max(1, MOST_THREADS // max(1, math.prod(target.shape[1:])))
@@ -462,7 +462,7 @@ class Device:
                 whole = rows >= target.shape[0]
                 box = (target, source) if whole else (target[few], source[few])
                 n0, n1, n2 = box[0].shape
-                _copy_box.launch(n0 * -(-n1 // ROWS_COPIED) * n2, *box)
+                _copy_box.launch(n0 * -(-n1 // ROWS_COPIED) * n2, *box, stream=stream)
         else:
             target[...] = source
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
+import simulator
 from exact import documented_passes, has_cuda, heat_bath_pass
 from exact import threefry as plain_threefry
+from mpi4py import MPI
 
 from mpiflow import initial
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
+from mpiflow.core.lattice import Lattice, Layout, factorisations
+from mpiflow.solvers.spins.rule_sublattice import RuleSublattice
+from mpiflow.solvers.spins.site_field import SiteFieldSublattice
 from mpiflow.solvers.spins.sublattice import Run, Sublattice
 from mpiflow.systems.ising import Ising
+from mpiflow.systems.potts import Potts
 
 HOT = Ising(2.5, 0.1)
 
@@ -253,3 +260,40 @@ def test_flips_are_counted_in_one_large_lattice() -> None:
         total += int(flips[0])
     assert solver.advance(block, 4, seed=6)[0] == total
     assert np.array_equal(block.array, copy.array)
+
+
+@pytest.mark.kernel
+@pytest.mark.mpi
+@pytest.mark.skipif(not has_cuda(), reason="no CUDA device and no simulator")
+@pytest.mark.parametrize("halo", [1, 2])
+@pytest.mark.parametrize("kind", ["plain", "rule", "field of each site"])
+def test_edges_travel_while_the_inside_is_updated(
+    comm: MPI.Intracomm, kind: str, halo: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's bits on each grid of ranks, however late the inside is updated."""
+    simulator.hold_back_insides(monkeypatch)
+    whole = random_states(3, 1, 10, 12)
+    if kind == "rule":
+        whole = (whole + 1) // 2
+    fields = np.random.default_rng(4).normal(size=(10, 12))
+
+    def advanced(block: Block, here: tuple[slice, ...]) -> int:
+        solver: Any = plain(0.4)
+        if kind == "rule":
+            solver = RuleSublattice(Potts(0.9, states=3), 0.4)
+        elif kind != "plain":
+            solver = SiteFieldSublattice(HOT, 0.4, np.ascontiguousarray(fields[here]))
+        return int(np.ravel(solver.advance(block, 2, seed=9, first_step=4))[0])
+
+    alone = Block.periodic(whole.copy(), np.array([0]), halo=halo)
+    flips = advanced(alone, np.s_[:, :])
+    for grid in factorisations(comm.size, 2):
+        layout = Layout(Lattice(whole.shape[1:]), grid)
+        block = Block.tile(layout, comm, halo=halo, device=Device("cuda"))
+        here = layout.slices(comm.rank)
+        block.load(whole[(slice(None), *here)])
+        assert comm.allreduce(advanced(block, here)) == flips
+        y, x = layout.offset(comm.rank)
+        rows, columns = (np.arange(-halo, n + halo) for n in block.shape)
+        around = alone.spins()[0][np.ix_((y + rows) % 10, (x + columns) % 12)]
+        np.testing.assert_array_equal(block.host()[0], around)

@@ -41,6 +41,7 @@ from mpiflow.solvers.spins import (
     multispin_cuda,
     rule_compiled,
     rule_kernels,
+    site_field,
     sliced,
     tiled_cuda,
 )
@@ -78,7 +79,7 @@ PACKED = (*[LIST] * 3, i64, i64, i64, UniTuple(i64, 3), UniTuple(i64, 2), i64, a
           LIST)  # fmt: skip
 SLICED = (LIST, LIST, *[i64] * 5, LIST, LIST)
 PLAIN = (SPINS, SPINS, i64, array(i64, 2), LIST, i64, i64, LIST, u64, i64, UniTuple(u64, 10))
-RULE = (SPINS, *PLAIN[2:9], i64, i64, i64, i64)
+RULE, SPAN = (SPINS, *PLAIN[2:9], i64, i64, i64, i64), UniTuple(i64, 6)
 MODEL = NamedTuple(
     (
         i64, array(f64, 1), array(f64, 2), array(f32, 2), array(u16, 2), array(i64, 2), i64, i64,
@@ -106,18 +107,22 @@ TURNS = (f64, i64, f64, u64, u64, LIST, i64, u64)
 
 #: What the solvers pass to each kernel.
 KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
-    "plain": (heatbath.update_cuda, (*PLAIN, COUNTS)),
+    "plain": (heatbath.update_cuda, (*PLAIN, COUNTS, SPAN)),
     "rule": (
         rule_kernels.update_cuda,
-        (*RULE, LIST, i64, i64, array(i64, 2)),
+        (*RULE, LIST, i64, i64, array(i64, 2), SPAN),
     ),
     "rule, weights compiled in": (
         rule_compiled.kernels(Potts(1.0, states=127)).cuda,
-        (*RULE, UniTuple(f64, 6), f64, u64, array(i64, 2)),
+        (*RULE, UniTuple(f64, 6), f64, u64, array(i64, 2), SPAN),
     ),
     "rule, rates compiled in": (
         rule_compiled.kernels(Voter(states=20)).cuda,
-        (*RULE, UniTuple(f64, 1), f64, u64, array(i64, 2)),
+        (*RULE, UniTuple(f64, 1), f64, u64, array(i64, 2), SPAN),
+    ),
+    "field of each site": (
+        site_field.update_cuda,
+        (*RULE, array(f64, 2), f64, array(f64, 2), array(f64, 1), array(i64, 2), SPAN),
     ),
     "packed": (multispin_cuda.update_packed_cuda, (*PACKED, FIVE, LIST, u64, COUNTS)),
     "packed, flips in a field": (

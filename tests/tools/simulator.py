@@ -4,20 +4,20 @@ By itself the simulator makes a thread of the system for each one of each block,
 turn whether all have come to ``syncthreads``: most of the time of a kernel with many of these. It
 also runs one block after the other, so that blocks that wait for others, or should, are never seen
 to do so. :func:`wait_in_turn` mends the former for a whole process, :func:`blocks_at_once` the
-latter for one test.
+latter for one test; :func:`hold_back_insides` does the like for streams.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mpiflow.core.device import simulated
+from mpiflow.core.device import CudaKernel, Device, Streams, simulated
 
 #: Seconds that blocks that run at once may take together: those that wait for ever take longer.
 PATIENCE = 60.0
@@ -101,6 +101,49 @@ def blocks_at_once(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     for name in ("add", "max"):
         method = getattr(kernelapi.FakeCUDAAtomic, name)
         monkeypatch.setattr(kernelapi.FakeCUDAAtomic, name, pausing(method))
+
+
+def hold_back_insides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is launched on the inside of boxes begin as late as it may on a GPU, for one test.
+
+    The simulator does everything at once, so that work which does not wait as it should would not
+    be seen.
+    """
+    insides: list[Any] = []
+    waiting: list[Callable[[], None]] = []
+    begin, launch, wait, get = Streams.__init__, CudaKernel.launch, Streams.wait, Device.get
+
+    def go_on() -> None:
+        now = waiting.copy()
+        waiting.clear()
+        for work in now:
+            work()
+
+    def begun(streams: Streams) -> None:
+        begin(streams)
+        insides.append(streams.inside)
+
+    def launched(kernel: CudaKernel, threads: int, *given: Any, stream: Any = 0) -> None:
+        if any(stream is inside for inside in insides):
+            waiting.append(lambda: launch(kernel, threads, *given, stream=stream))
+            return
+        if stream == 0:
+            go_on()
+        launch(kernel, threads, *given, stream=stream)
+
+    def waited(streams: Streams, one: Any, other: Any) -> None:
+        if other is streams.inside:
+            go_on()
+        wait(streams, one, other)
+
+    def got(device: Device, array: Any) -> np.ndarray:
+        go_on()
+        return get(device, array)
+
+    monkeypatch.setattr(Streams, "__init__", begun)
+    monkeypatch.setattr(Streams, "wait", waited)
+    monkeypatch.setattr(CudaKernel, "launch", launched)
+    monkeypatch.setattr(Device, "get", got)
 
 
 def _begin(

@@ -6,9 +6,12 @@ A pass draws one Threefry call for the two rows ``2r`` and ``2r + 1`` of a compr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from mpiflow.core.device import kernel, rule, split, unravel
+from mpiflow.core.device import CudaKernel, kernel, rule, split, unravel
 from mpiflow.core.noise import Word, site_counter, threefry
 
 
@@ -38,10 +41,23 @@ def word_of(k0: Word, k1: Word, step: Word, gy: int, gx: int) -> Word:
     return odd if gy & 1 else even
 
 
+#: Of rows and columns of a box: the first row, rows; the first site of a colour in a row, sites;
+#: the first column and the one after the last.
+Span = tuple[int, int, int, int, int, int]
+
+
+def span_of(rows: slice, columns: slice) -> Span:
+    """What kernels need to know of a part of a box."""
+    first, last = columns.start // 2, (columns.stop + 1) // 2
+    count = (rows.stop - rows.start) * (columns.stop > columns.start)
+    return rows.start, count, first, last - first, columns.start, columns.stop
+
+
 @rule
-def box_of(thread: int, ny: int, nx: int) -> tuple[int, int, int]:
-    """Box, row and number in the row of the site of a thread."""
-    return unravel(thread, ny, (nx + 1) >> 1)
+def place_in(thread: int, span: Span) -> tuple[int, int, int]:
+    """Box, row and number in the row of the site of a thread that works on a part of boxes."""
+    b, iy, j = unravel(thread, span[1], span[3])
+    return b, span[0] + iy, span[2] + j
 
 
 @rule
@@ -55,3 +71,16 @@ def site_of(
     ix = 2 * j + ((left + gy + colour) & 1)
     gx = left + ix
     return gy, gx - lx if gx >= lx else gx, ix
+
+
+def launch_on(
+    kernel: CudaKernel,
+    batch: int,
+    arguments: Sequence[Any],
+    rows: slice,
+    columns: slice,
+    stream: Any,
+) -> None:
+    """Run a kernel for the sites of a colour in a part of each box, which it is given last."""
+    span = span_of(rows, columns)
+    kernel.launch(batch * span[1] * span[3], *arguments, span, stream=stream)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.device import CudaKernel, kernel
-from mpiflow.solvers.spins.half_lattice import box_of, draw_words, site_of, word_of
+from mpiflow.solvers.spins.half_lattice import draw_words, place_in, site_of, word_of
 from mpiflow.systems.ising import resample
 
 
@@ -101,14 +101,13 @@ def update_rows(
 @CudaKernel
 def update_cuda(cuda: Any) -> Callable[..., None]:
     def update(  # type: ignore[no-untyped-def]
-        target, field, halo, origins, members, ly, lx, key, step, colour, thresholds, flips
+        target, field, halo, origins, members, ly, lx, key, step, colour, thresholds, flips, span
     ):
-        """One thread for each site of the colour; same bits as the CPU kernel."""
-        ny, nx = field.shape[1] - 2 * halo, field.shape[2] - 2 * halo
-        b, iy, j = box_of(cuda.grid(1), ny, nx)
+        """One thread for each site of the colour in a span; same bits as the CPU kernel."""
+        b, iy, j = place_in(cuda.grid(1), span)
         if b < field.shape[0]:
             gy, gx, ix = site_of(iy, j, origins[b, 0], origins[b, 1], ly, lx, colour)
-            if ix < nx:
+            if span[4] <= ix < span[5]:
                 y, x = iy + halo, ix + halo
                 k = (
                     field[b, y - 1, x]

@@ -19,7 +19,7 @@ import numpy as np
 from mpiflow.core.device import CudaKernel, outside
 from mpiflow.core.errors import InputError
 from mpiflow.core.noise import site_counter, threefry, to_unit, upper_half
-from mpiflow.solvers.spins.half_lattice import box_of, site_of
+from mpiflow.solvers.spins.half_lattice import place_in, site_of
 from mpiflow.solvers.spins.rule_tables import LARGEST_NUMBER, Function, function_of, numbers_of
 from mpiflow.systems.rule import SpinRule
 
@@ -196,14 +196,13 @@ def _cuda_with(trial: Any) -> CudaKernel:
     def update_cuda(cuda: Any) -> Callable[..., None]:
         def update(  # type: ignore[no-untyped-def]
             field, halo, origins, members, ly, lx, key, first, passes, colour, lowest, states,
-            numbers, time, bound, counts,
+            numbers, time, bound, counts, span,
         ):  # fmt: skip
-            """One thread for each site of the colour; same bits as the CPU kernel."""
-            ny, nx = field.shape[1] - 2 * halo, field.shape[2] - 2 * halo
-            b, iy, j = box_of(cuda.grid(1), ny, nx)
+            """One thread for each site of the colour in a span; same bits as the CPU kernel."""
+            b, iy, j = place_in(cuda.grid(1), span)
             if b < field.shape[0]:
                 gy, gx, ix = site_of(iy, j, origins[b, 0], origins[b, 1], ly, lx, colour)
-                if ix < nx:
+                if span[4] <= ix < span[5]:
                     y, x = iy + halo, ix + halo
                     for k in range(passes):
                         own = np.int64(field[b, y, x])

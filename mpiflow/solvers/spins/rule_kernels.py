@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.device import CudaKernel, kernel
-from mpiflow.solvers.spins.half_lattice import box_of, draw_words, site_of, word_of
+from mpiflow.solvers.spins.half_lattice import draw_words, place_in, site_of, word_of
 
 
 @kernel
@@ -126,14 +126,13 @@ def update_rows(
 def update_cuda(cuda: Any) -> Callable[..., None]:
     def update(  # type: ignore[no-untyped-def]
         field, halo, origins, members, ly, lx, key, first, passes, colour, lowest, states,
-        thresholds, around, by_own, counts,
+        thresholds, around, by_own, counts, span,
     ):  # fmt: skip
-        """One thread for each site of the colour; same bits as the CPU kernel."""
-        ny, nx = field.shape[1] - 2 * halo, field.shape[2] - 2 * halo
-        b, iy, j = box_of(cuda.grid(1), ny, nx)
+        """One thread for each site of the colour in a span; same bits as the CPU kernel."""
+        b, iy, j = place_in(cuda.grid(1), span)
         if b < field.shape[0]:
             gy, gx, ix = site_of(iy, j, origins[b, 0], origins[b, 1], ly, lx, colour)
-            if ix < nx:
+            if span[4] <= ix < span[5]:
                 q, y, x = states, iy + halo, ix + halo
                 near = np.int64(field[b, y - 1, x]) - lowest
                 near = near * q + field[b, y, x - 1] - lowest

@@ -29,6 +29,7 @@ from mpiflow.core.guards import no_state
 from mpiflow.core.lattice import split
 from mpiflow.core.noise import stream_key
 from mpiflow.solvers.spins import rule_compiled, rule_kernels
+from mpiflow.solvers.spins.half_lattice import launch_on
 from mpiflow.solvers.spins.rule_tables import check_rule, numbers_of, tabled, thresholds
 from mpiflow.solvers.spins.sublattice import BLACK, WHITE, require_two_colours
 from mpiflow.systems.rule import SpinRule
@@ -135,7 +136,6 @@ class RuleSublattice:
             which = np.uint64(made.first), made.times, made.colour
             chances = self._chances_of(made.part, block)
             self._apply(block, (block.array, *box, *which, *states, *chances), counts)
-            block.fill_halo()
         changes, faults = np.ascontiguousarray(block.device.get(counts).T)
         with block.agreed():
             if faults.any():
@@ -173,9 +173,10 @@ class RuleSublattice:
         return self._chances[at]
 
     def _apply(self, block: Block, arguments: tuple[Any, ...], counts: Any) -> None:
+        """A pass, and the halo after it."""
         (ny, nx), batch = block.shape, block.batch
         if block.device.is_cuda:
-            self._cuda.launch(batch * ny * ((nx + 1) // 2), *arguments, counts)
+            block.update(partial(launch_on, self._cuda, batch, (*arguments, counts)))
             return
         workers = max(1, min(threads(), batch * ny * nx // SITES_PER_THREAD))
         by_box = batch >= workers  # else each thread has a band of rows of every box
@@ -187,6 +188,7 @@ class RuleSublattice:
             work.append(partial(self._rows, *arguments, *share, mine))
         in_threads(work)
         counts += each.sum(axis=0)
+        block.fill_halo()
 
 
 def require_states(block: Block, system: SpinRule) -> None:

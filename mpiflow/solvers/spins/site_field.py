@@ -22,7 +22,7 @@ import numpy as np
 from mpiflow.core.block import Block
 from mpiflow.core.device import CudaKernel, kernel, rule
 from mpiflow.core.errors import InputError
-from mpiflow.solvers.spins.half_lattice import box_of, draw_words, site_of, word_of
+from mpiflow.solvers.spins.half_lattice import draw_words, place_in, site_of, word_of
 from mpiflow.solvers.spins.rule_sublattice import Part, RuleSublattice
 from mpiflow.solvers.spins.rule_tables import shares, tabled
 from mpiflow.systems.ising import Ising
@@ -166,14 +166,14 @@ def update_rows(
 def update_cuda(cuda: Any) -> Callable[..., None]:
     def update(  # type: ignore[no-untyped-def]
         field, halo, origins, members, ly, lx, key, first, passes, colour, lowest, shift,
-        site_field, part, weights, coupled, counts,
+        site_field, part, weights, coupled, counts, span,
     ):  # fmt: skip
-        """One thread for each site of the colour; same bits as the CPU kernel."""
-        ny, nx, q = field.shape[1] - 2 * halo, field.shape[2] - 2 * halo, coupled.size
-        b, iy, j = box_of(cuda.grid(1), ny, nx)
+        """One thread for each site of the colour in a span; same bits as the CPU kernel."""
+        q = coupled.size
+        b, iy, j = place_in(cuda.grid(1), span)
         if b < field.shape[0]:
             gy, gx, ix = site_of(iy, j, origins[b, 0], origins[b, 1], ly, lx, colour)
-            if ix < nx:
+            if span[4] <= ix < span[5]:
                 y, x = iy + halo, ix + halo
                 near = np.int64(field[b, y - 1, x]) - lowest >> shift
                 near = near * q + (np.int64(field[b, y, x - 1]) - lowest >> shift)

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -50,6 +51,7 @@ from mpiflow.core.packed import PackedBlock
 from mpiflow.core.schedule import Clock
 from mpiflow.solvers.spins import heatbath, multispin, multispin_cuda, multispin_whole, sliced
 from mpiflow.solvers.spins.bitplanes import Masks, Thresholds
+from mpiflow.solvers.spins.half_lattice import launch_on
 from mpiflow.solvers.spins.lane_block import LaneBlock
 from mpiflow.systems.drive import Drive
 from mpiflow.systems.ising import Ising
@@ -318,8 +320,7 @@ class Sublattice:
         self, block: Block, runs: Sequence[Run], key: np.ndarray, flips: np.ndarray
     ) -> None:
         require_two_colours(block)
-        put, cuda = block.device.put, block.device.is_cuda
-        ny, nx = block.shape
+        put, (ny, nx) = block.device.put, block.shape
         origins, members, key = put(block.origins), put(block.members), put(key)
         target = block.array
         for run in runs:
@@ -332,12 +333,16 @@ class Sublattice:
                     target, block.array, block.halo, origins, members, *block.lattice.shape, key,
                     np.uint64(number), number % 2, thresholds, counts,
                 )  # fmt: skip
-                if cuda:
-                    heatbath.update_cuda.launch(block.batch * ny * ((nx + 1) // 2), *arguments)
-                else:
+                if not block.device.is_cuda:
                     heatbath.update_rows(*arguments)
-                if not run.looks:
-                    block.fill_halo()
+                    if not run.looks:
+                        block.fill_halo()
+                    continue
+                update = partial(launch_on, heatbath.update_cuda, block.batch, arguments)
+                if run.looks:
+                    update(slice(0, ny), slice(0, nx), 0)
+                else:
+                    block.update(update)
             flips += run.sign * block.device.get(counts)
         if target is not block.array:
             block.device.copy_box(block.array, target)
