@@ -18,7 +18,8 @@ as well, which changes the law where it bends: :math:`g * F(m) - F(g * m)`. But 
 [Wiener, Extrapolation, Interpolation and Smoothing (1949)], and to regress on it is *regression
 calibration* [Carroll et al., Measurement Error in Nonlinear Models, 2nd ed. (2006), ch. 4]. What
 both leave is :math:`\tfrac12 F'' \mathrm{var}(m - g a)`, for what a filter takes away, or leaves
-in, is missing or noise in an argument of F that bends.
+in, is missing or noise in an argument of F that bends; and, of fields that are not Gaussian, what
+the mean of m, given a, is more than linear in a.
 
 That is for errors of *measurement*. The noise of block means of spins is m itself, which the
 increments forward in time obey, and the frames before and after share it: their cross spectrum
