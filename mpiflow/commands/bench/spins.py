@@ -141,7 +141,7 @@ def _ising(meter: Meter, device: str, small: bool) -> None:
 def _sides(meter: Meter, device: str, small: bool) -> None:
     """Lattices of sides as people type them against those of the next whole word, a site."""
     on, done = Device(device, chosen().gpu), list[int]()
-    for side in (64,) if small else (64, 100, 200, 500, 1000, 2000):
+    for side in (64,) if small else (64, 66, 100, 130, 200, 300, 500, 1000, 2000):
         whole = -(-side // WORD_SITES) * WORD_SITES
         for n in [n for n in (side, whole) if n not in done]:
             done.append(n)
