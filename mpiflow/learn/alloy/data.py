@@ -35,9 +35,8 @@ class AlloyPlan:
 
     Parameters
     ----------
-    cells : a side of the small lattice, which has a vacancy for each 1024 sites. At fixed numbers
-        of atoms order differs from that of a large lattice by a part of order 1 / sites, 3 to
-        5 % for 8 cells, and large states made of small ones keep it.
+    cells : a side of the small lattice, which has a vacancy for each 1024 sites. Of the bonds of a
+        large state 3 / (2 cells) lie across faces of its blocks and are without order at first.
     factor : large lattice / small lattice, a side
     seeds : independent small lattices: with 10 half-times came out up to 15 % off
     frames : snapshots of each; the k-th at a time that grows as k^2
