@@ -281,7 +281,12 @@ def parse() -> argparse.Namespace:
     kelvin = [float(t) for t in TEMPERATURES]
     add("--temperatures", type=list_of(float), default=kelvin, help="K")
     add("--work", type=float, default=1.0, help="stays of a run, 1 for the default")
-    add("--seeds", type=int, default=HOT_SEEDS, help="runs from each start above 1600 K, fewer below")
+    add(
+        "--seeds",
+        type=int,
+        default=HOT_SEEDS,
+        help="runs from each start above 1600 K, fewer below",
+    )
     add("--cool-from", type=float, default=1000.0, help="K, where slow cooling begins")
     add("--budget", type=float, default=620_000, help="hops of a vacancy that the published have")
     add_barriers(parser)

@@ -122,7 +122,7 @@ def parse() -> argparse.Namespace:
         "--models", type=list_of(str), default=["results/alloy_learn"],
         help="results of drivers/alloy_learn.py, with commas",
     )  # fmt: skip
-    add("--members", type=int, default=100, help="learned trajectories at each temperature")
+    add("--members", type=int, default=30, help="learned trajectories at each temperature")
     add("--units", type=float, default=5000.0, help="length of a trajectory, in t_0")
     add("--seed", type=int, default=0, help="of the rollouts")
     options = parser.parse_args()
