@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import multispin_baseline
+import simulator
 from mpi4py import MPI
 
 from mpiflow._version import __version__
@@ -105,6 +106,7 @@ def main() -> int:
     parallel.install_abort_hook()
     if options.one is None:
         return measure(options.out, small=options.small, seconds=options.seconds)
+    simulator.wait_in_turn()
     if options.one == "baseline":
         rows = multispin_baseline.measured(small=options.small)
     else:

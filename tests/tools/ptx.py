@@ -187,9 +187,9 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
         vacancy_cuda.set_sites_of_others,
         (SPINS, array(i64, 1), UniTuple(i64, 3), array(i64, 2)),
     ),
-    "Kac sums along y": (kac_cuda._walk, (array(i8, 1), *WALK, array(i16, 1))),
-    "Kac sums along x": (kac_cuda._walk, (array(i16, 1), *WALK, array(i32, 1))),
-    "nearest neighbours": (kac_cuda._nearest, (SPINS, SUMS)),
+    "Kac sums along y": (kac_cuda._walk, (array(i8, 1), *WALK, array(i16, 1), i64, i64)),
+    "Kac sums along x": (kac_cuda._walk, (array(i16, 1), *WALK, array(i32, 1), i64, i64)),
+    "nearest neighbours": (kac_cuda._nearest, (SPINS, SUMS, i64, i64)),
     "Kac fastest spin": (kac_cuda._lowest, (SPINS, SUMS, *FIELD, array(i64, 2))),
     "Kac flips": (
         kac_cuda._flip,

@@ -13,7 +13,8 @@ is read some hundred times but written once: it is the reading that must be side
 along one axis fit 16 bits. They include the site itself, which is taken off where they are used.
 
 The spins stay on the device. With one lattice over several ranks only the rows in reach pass
-through host memory: 2 * reach rows down and as many up, in each evaluation of the fields.
+through host memory: 2 * reach rows down and as many up, in each evaluation of the fields. What
+needs none of these is added up along y meanwhile, in a stream of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from mpiflow.core.block import Block
-from mpiflow.core.device import CudaKernel, rule, simulated, unravel
+from mpiflow.core.device import CudaKernel, Streams, rule, simulated, unravel
 from mpiflow.core.noise import site_counter, threefry
 from mpiflow.core.slabs import Slabs
 from mpiflow.solvers.kac.fields import Fields
@@ -76,9 +77,11 @@ class CudaSites:
         self._chunk = max(1, -(-rows // TOGETHER)) * TOGETHER
         slabs = fields.slabs
         self._top = 0 if slabs is None else slabs.rows.start
-        self._edges = None
+        self._edges: Slabs | None = None
         if slabs is not None and len(slabs.edges) > 2:
-            self._edges = edge_rows(slabs, reach)
+            self._edges, self._streams = edge_rows(slabs, reach), Streams()
+            self._came = block.device.pinned((2, reach, nx), np.int8)
+            self._near = block.device.empty((2, reach, nx), np.int8)
         self._table: Table | None = None
 
     def begin(self, steps: np.ndarray, key: np.ndarray) -> None:
@@ -120,24 +123,38 @@ class CudaSites:
         """Sums over the neighbours of a state, for :meth:`lowest` and :meth:`flip`. Collective."""
         padded, sums, reach = self._padded[self._here], self._sums[self._here], self.fields.reach
         batch, n, nx = sums.shape
-        self._surround(padded, spins)
-        if self.fields.system.kernel.nearest:
-            _nearest.launch(batch * n * nx, padded, sums)
+        self._device.copy_box(padded[:, reach : reach + n], spins[:, 1:-1, 1:-1])
+        if self._edges is None:
+            self._wrap(padded, n)
+            self._first_sums(padded, sums, slice(0, n), 0)
         else:
+            self._with_rows_of_others(self._edges, padded, sums)
+        if not self.fields.system.kernel.nearest:
             along_y = self._along_y[self._here]
-            self._walk(padded, self._places[0], along_y, reach)
             self._wrap(along_y, nx)
-            self._walk(along_y, self._places[1], sums, 0)
+            self._walk(along_y, self._places[1], sums, 0, slice(0, nx), 0)
         self.fields.computed += batch * n * nx
 
-    def _walk(self, source: Any, places: Any, out: Any, pad: int) -> None:
+    def _first_sums(self, padded: Any, sums: Any, rows: slice, stream: Any) -> None:
+        """Sums along y in some rows of all; of nearest neighbours those along x, too."""
+        if not self.fields.system.kernel.nearest:
+            out = self._along_y[self._here]
+            self._walk(padded, self._places[0], out, self.fields.reach, rows, stream)
+            return
+        count = rows.stop - rows.start
+        threads = sums.shape[0] * count * sums.shape[2]
+        _nearest.launch(threads, padded, sums, rows.start, count, stream=stream)
+
+    def _walk(self, source: Any, places: Any, out: Any, pad: int, some: slice, stream: Any) -> None:
         batch, rows, width = source.shape
-        n = rows - 2 * self.fields.reach - TOGETHER
-        threads = batch * -(-n // self._chunk) * width
+        n, count = rows - 2 * self.fields.reach - TOGETHER, some.stop - some.start
+        threads = batch * -(-count // self._chunk) * width
         flat, to = source.reshape(batch * rows * width), out.reshape(batch * out.shape[1] * n)
         shape = (batch, n, width, out.shape[1])
         steps = self._weights, places, self._heights
-        _walk.launch(threads, flat, shape, *steps, self._chunk, pad, to)
+        _walk.launch(
+            threads, flat, shape, *steps, self._chunk, pad, to, some.start, count, stream=stream
+        )
 
     def _wrap(self, padded: Any, n: int) -> None:
         """Fill the rows above and below n periodic ones."""
@@ -145,22 +162,27 @@ class CudaSites:
         self._device.copy_box(padded[:, :reach], padded[:, n : n + reach])
         self._device.copy_box(padded[:, reach + n : 2 * reach + n], padded[:, reach : 2 * reach])
 
-    def _surround(self, padded: Any, spins: Any) -> None:
-        """Copy a state between the rows above and below it."""
-        reach, n, device = self.fields.reach, spins.shape[1] - 2, self._device
-        device.copy_box(padded[:, reach : reach + n], spins[:, 1:-1, 1:-1])
-        if self._edges is None:
-            self._wrap(padded, n)
-            return
-        kept = self._edges.local[0]
+    def _with_rows_of_others(self, edges: Slabs, padded: Any, sums: Any) -> None:
+        """Sums of a slab: the inside while the rows in reach of the rest travel. Collective."""
+        reach, n, device, streams = self.fields.reach, sums.shape[1], self._device, self._streams
+        kept = edges.local[0]
         pieces = [(reach, reach + n)]
         if kept < n:
             pieces = [(reach, 2 * reach), (n, n + reach)]
         own = np.concatenate([device.get(padded[0, a:b]) for a, b in pieces])
-        around = self._edges.around(own, reach, reach)[None]
-        device.copy_box(padded[:, :reach], device.put(around[:, :reach]))
-        below = device.put(around[:, reach + kept :])
-        device.copy_box(padded[:, reach + n : 2 * reach + n], below)
+        streams.join()
+        top = min(reach, n)
+        bottom = max(top, n - reach)
+        self._first_sums(padded, sums, slice(top, bottom), streams.inside)
+        around = edges.around(own, reach, reach)
+        self._came[0], self._came[1] = around[:reach], around[reach + kept :]
+        self._near.copy_to_device(self._came, stream=streams.edges)
+        for part, first in enumerate((0, reach + n)):
+            rows = padded[:, first : first + reach]
+            device.copy_box(rows, self._near[part : part + 1], streams.edges)
+        for rest in (slice(0, top), slice(bottom, n)):
+            self._first_sums(padded, sums, rest, streams.edges)
+        streams.join()
 
     # -- flips ---------------------------------------------------------------------------
 
@@ -225,21 +247,21 @@ def _threads(sums: Any) -> int:
 @CudaKernel
 def _walk(cuda: Any) -> Callable[..., None]:
     def walk(  # type: ignore[no-untyped-def]
-        source, shape, weights, places, heights, chunk, pad, out
+        source, shape, weights, places, heights, chunk, pad, out, first, rows
     ):
-        """Weighted sums along the rows' axis: a thread for each column and chunk of rows.
+        """Weighted sums along the rows' axis: a thread for each column and chunk of some rows.
 
         ``source`` is (batch, reach + n + reach + TOGETHER, width), ``out`` (batch, lines, n), of
         which row ``pad + x`` gets the sums of column x.
         """
         i = cuda.grid(1)
         batch, n, width, lines = shape
-        chunks = (n + chunk - 1) // chunk
+        chunks = (rows + chunk - 1) // chunk
         if i < batch * chunks * width:
             b, c, x = unravel(i, chunks, width)
             reach = weights.size - 1
-            y = c * chunk
-            stop = min(y + chunk, n)
+            y = first + c * chunk
+            stop = min(y + chunk, first + rows)
             at = (b * (n + 2 * reach + TOGETHER) + y + reach) * width + x
             to = (b * lines + pad + x) * n
             total = np.int32(0)
@@ -279,12 +301,12 @@ def _walk(cuda: Any) -> Callable[..., None]:
 
 @CudaKernel
 def _nearest(cuda: Any) -> Callable[..., None]:
-    def nearest(padded: Any, out: Any) -> None:
-        """Four neighbours; a row above and below is in ``padded``."""
-        i = cuda.grid(1)
-        n, nx = out.shape[1], out.shape[2]
-        b, y, x = unravel(i, n, nx)
+    def nearest(padded: Any, out: Any, first: int, rows: int) -> None:
+        """Four neighbours, in some rows; a row above and below all is in ``padded``."""
+        i, nx = cuda.grid(1), out.shape[2]
+        b, y, x = unravel(i, rows, nx)
         if b < out.shape[0]:
+            y += first
             left, right = (x - 1 if x > 0 else nx - 1), (x + 1 if x + 1 < nx else 0)
             total = np.int32(padded[b, y, x]) + np.int32(padded[b, y + 2, x])
             total += np.int32(padded[b, y + 1, left]) + np.int32(padded[b, y + 1, right])
