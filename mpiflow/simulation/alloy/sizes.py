@@ -23,7 +23,7 @@ from mpiflow.simulation.sizes import (
     share,
 )
 from mpiflow.solvers.vacancy.absorbing import KEPT_BYTES, STATE_BYTES
-from mpiflow.solvers.vacancy.cuda import KNOWN, LISTED
+from mpiflow.solvers.vacancy.cuda import KNOWN, LISTED, places
 from mpiflow.solvers.vacancy.rates import table_sets
 from mpiflow.solvers.vacancy.tiled import TiledKMC
 
@@ -52,10 +52,13 @@ def _on_device(
 ) -> dict[str, int]:
     """Bytes on a GPU of the boxes, twice where windows are tried, and of what is known of tiles."""
     padded = batch * math.prod(n + 2 * TiledKMC.halo for n in box)
-    tiles, everyone = math.prod(box) // math.prod(tile), max(1, config.vacancies or 1)
+    tiles = batch * math.prod(box) // math.prod(tile)
+    everyone = max(1, batch * (config.vacancies or 1))
+    classes = 2 ** sum(n > t for n, t in zip(box, tile, strict=True))
+    listed = places(everyone, tiles, tiles // classes)
     return {
         "field": padded * 2,
-        "vacancies": LISTED * everyone + tiles * (48 + KNOWN * table_sets(-(-everyone // tiles))),
+        "vacancies": LISTED * listed + tiles * (96 + KNOWN * table_sets(-(-everyone // tiles))),
         "sites for other ranks": cut * 32 * tiles * math.prod(n // 2 + 1 for n in tile),
         "barriers": MODEL,
     }

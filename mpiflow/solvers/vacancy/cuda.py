@@ -49,6 +49,15 @@ BLOCKS = 640
 OWN = 32
 
 
+def places(vacancies: int, tiles: int, most: int) -> int:
+    """Places in the lists of so many vacancies in all tiles, of which ``most`` are of one class."""
+    return vacancies + _own(vacancies, tiles) * min(BLOCKS, most)
+
+
+def _own(vacancies: int, tiles: int) -> int:
+    return min(vacancies, OWN + 4 * -(-vacancies // tiles))
+
+
 class CudaTiles:
     """The boxes of a block on a device, and passes over their tiles.
 
@@ -86,9 +95,9 @@ class CudaTiles:
         most = block.batch * max(sizes)
         # No vacancy is in two tiles of a class: each is listed once.
         blocks = min(BLOCKS, most)
-        self._room, self._own = vacancies, min(vacancies, OWN + 4 * -(-vacancies // everyone))
-        places = vacancies + self._own * blocks
-        room = lists(places)._replace(tree=np.zeros(4 * places))
+        self._room, self._own = vacancies, _own(vacancies, everyone)
+        total = places(vacancies, everyone, most)
+        room = lists(total)._replace(tree=np.zeros(4 * total))
         self._lists, self._blocks = type(room)(*map(put, room)), blocks
         # Known rates are those of any tile, but two blocks must not write to one table.
         known = table(law.barriers, -(-vacancies // everyone))
