@@ -34,7 +34,7 @@ from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
 from mpiflow.learn.generator.data import FieldData, Rates, from_equation, from_files, random_starts
 from mpiflow.learn.generator.from_files import REACH
-from mpiflow.learn.generator.joint import train_together
+from mpiflow.learn.generator.joint import CELLS, train_together
 from mpiflow.learn.generator.law import BINS, find_kernel, train_network
 from mpiflow.learn.generator.model import Generator, in_gauge, true_kernel
 from mpiflow.learn.generator.smooth import smooth
@@ -225,10 +225,10 @@ def models(
         return
     law, solution = find_kernel(model, rates, options.degree, 1e-4)
     schedule = Schedule(epochs=options.epochs, batch=256, patience=40)
-    train_network(model, law, rates, BINS, schedule, options.rounds, seed)
+    train_network(model, law, rates, options.bins, schedule, options.rounds, seed)
     for task in sorted(unit, key=lambda task: task[2] == "joint"):
         if task[2] == "joint":
-            train_together(model, law, rates, options.rounds)
+            train_together(model, law, rates, options.rounds, min(CELLS, options.bins))
         model.card |= generator_goodness.judge(model, rates)
         yield task, model, learn.errors(model, solution)
 
@@ -511,7 +511,7 @@ def draw(path: Path, found: dict[Task, dict[str, Any]], options: argparse.Namesp
 
 
 def check(options: argparse.Namespace) -> None:
-    at_least(options, runs=len(LEARNED), epochs=1, seeds=1)
+    at_least(options, runs=len(LEARNED), epochs=1, seeds=1, bins=2)
     if options.micro_runs:  # or none
         at_least(options, micro_runs=len(LEARNED))
     if not options.noise or min(options.noise) < 0:
@@ -538,6 +538,7 @@ def parse() -> argparse.Namespace:
     add("--micro-runs", type=int, default=36, help="microscopic runs to learn from; 0: none")
     add("--window", type=int, default=7, help="frames of a local polynomial where there is noise")
     add("--degree", type=int, default=6, help="of the polynomials the network's kernel is found by")
+    add("--bins", type=int, default=BINS, help="cells along I and along m for the network")
     add("--epochs", type=int, default=100, help="of the network")
     add("--rounds", type=int, default=12, help="of 20 steps of L-BFGS of the network")
     add("--no-mirror", action="store_true", help="do not tell the network F(-I,-m,-h) = -F(I,m,h)")
@@ -549,7 +550,7 @@ def parse() -> argparse.Namespace:
         options.gammas, options.kernels, options.noise = [8.0], ["radial"], [0.05]
         options.points = options.micro_points = 16
         options.runs, options.micro_runs = 12, min(12, options.micro_runs)
-        options.degree, options.epochs, options.rounds = 3, 2, 1
+        options.degree, options.epochs, options.rounds, options.bins = 3, 2, 1, 8
         options.end = 1.5
     return options
 

@@ -95,9 +95,11 @@ def learn_joint(
     return solution
 
 
-def train_together(model: Generator, law: Polynomials, rates: Rates, rounds: int = 12) -> None:
+def train_together(
+    model: Generator, law: Polynomials, rates: Rates, rounds: int = 12, bins: int = CELLS
+) -> None:
     """Minimise the loss of the module from what the two steps found."""
-    own, other = (Excess(law, moments(law, rates, runs)) for runs in split(rates))
+    own, other = (Excess(law, moments(law, rates, runs, bins)) for runs in split(rates))
     stopped(model, lambda: own(model), lambda: other(model), rounds)
     with torch.no_grad():
         model.weights.copy_(model.own_weights())
