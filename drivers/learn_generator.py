@@ -15,6 +15,7 @@ fields (``smooth``, ``band``) or by least squares without instruments (``squares
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from mpiflow import initial
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.options import at_least, driver_parser
-from mpiflow.experiments.results import Report, farm, results_directory, with_error
+from mpiflow.experiments.results import FinishedParts, Report, farm, results_directory, with_error
 from mpiflow.experiments.style import COLOURS, figure
 from mpiflow.learn.generator import fit as learn
 from mpiflow.learn.generator import goodness as generator_goodness
@@ -56,6 +57,8 @@ PRIORS = {
 }  # fmt: skip
 #: Of fields with measured noise only.
 OF_NOISE = ("smooth", "band", "squares")
+#: Options that choose what is done, not how.
+CHOOSES = ("out", "priors", "kernels", "noise", "gammas", "seed", "seeds", "smoke")
 Task = tuple[str, float, str, str, int]  # source or level of noise, gamma, prior, kernel, seed
 
 
@@ -78,18 +81,31 @@ def main() -> None:
         if PRIORS[prior] != "mlp" or (kernel != "spectral" and gamma == options.gammas[0])
         if prior not in OF_NOISE or source not in ("0", "micro")
     ]
-    # Both ways to learn a network share their first steps.
-    units = [tuple(t for t in tasks if t[2] in ("mlp", "joint") and t[3:] == (k, s) and t[:2] == d)
-             for d in dict.fromkeys(t[:2] for t in tasks)
-             for k in options.kernels for s in seeds(options)]  # fmt: skip
-    units = [unit for unit in units if unit]
-    units += [(task,) for task in tasks if task[2] not in ("mlp", "joint")]
-    done = farm(units, lambda unit: attempted(unit, options, micro, out), comm)
-    every = {task: result for found in done.values() for task, result in found.items()}
-    found = {task: result for task in tasks if (result := every[task]) is not None}
+    # Both ways to learn a network share their first steps, and are one part of the work.
+    networks = "+".join(prior for prior in options.priors if PRIORS[prior] == "mlp")
+    parts: dict[tuple[Any, ...], list[Task]] = {}
+    for task in tasks:
+        name = networks if PRIORS[task[2]] == "mlp" else task[2]
+        parts.setdefault((*task[:2], *task[3:], name), []).append(task)
+    facts = {name: value for name, value in vars(options).items() if name not in CHOOSES}
+    kept = FinishedParts(out / "parts", facts)
+
+    def part(name: tuple[Any, ...]) -> dict[str, np.ndarray]:
+        return {"json": np.array(json.dumps(attempted(parts[name], options, micro, out)))}
+
+    done = farm(list(parts), part, comm, kept)
+    every = {name: json.loads(str(result["json"])) for name, result in done.items()}
+    found = {
+        task: result
+        for name, unit in parts.items()
+        for task in unit
+        if (result := every[name][task[2]]) is not None
+    }
     names = ["order 1", "order 2", "order 4", "rollout", "least squares", "central"]
-    extra = farm(names if "strong" in options.priors and micro else [],
-                 lambda name: estimator(name, options, micro), comm)  # fmt: skip
+    names = names if "strong" in options.priors and micro else []
+    kept = FinishedParts(out / "parts", vars(options))
+    others = farm(names, lambda name: {"error": estimator(name, options, micro)}, comm, kept)
+    extra = {name: float(result["error"]) for name, result in others.items()}
     if comm.rank == 0:
         finish(out, found, extra, options, [task for task in tasks if task not in found])
         draw(out / "learn_generator.png", found, options)
@@ -196,20 +212,20 @@ def rates_of(task: Task, options: argparse.Namespace, micro: Micro) -> Rates:
 
 
 def attempted(
-    unit: tuple[Task, ...], options: argparse.Namespace, micro: Micro, out: Path
-) -> dict[Task, dict[str, Any] | None]:
-    """What was found for each task; None, and a word, where there is no solution."""
-    found: dict[Task, dict[str, Any] | None] = dict.fromkeys(unit)
+    unit: list[Task], options: argparse.Namespace, micro: Micro, out: Path
+) -> dict[str, dict[str, Any] | None]:
+    """What was found for each prior; None, and a word, where there is no solution."""
+    found: dict[str, dict[str, Any] | None] = {task[2]: None for task in unit}
     try:
         for task, model, errors in models(unit, options, micro):
-            found[task] = judged(model, errors, task, options, micro, out)
+            found[task[2]] = judged(model, errors, task, options, micro, out)
     except InputError as error:
         print(*unit[0], f"failed: {error}", flush=True)
     return found
 
 
 def models(
-    unit: tuple[Task, ...], options: argparse.Namespace, micro: Micro
+    unit: list[Task], options: argparse.Namespace, micro: Micro
 ) -> Iterator[tuple[Task, Generator, dict[str, float]]]:
     """Train the models of tasks that share their first steps; each with its expected errors."""
     _, gamma, prior, kernel, seed = unit[0]
