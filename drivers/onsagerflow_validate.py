@@ -20,13 +20,11 @@ import json
 import sys
 import time as clock
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
-from scipy.optimize import brentq
 from scipy.stats import ks_2samp
 
 from mpiflow import initial, metrics
@@ -34,11 +32,10 @@ from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import style
 from mpiflow.experiments.options import driver_parser, list_of
+from mpiflow.experiments.passages import law_of_boxes, phase, watched, waves
 from mpiflow.experiments.results import Report, farm, results_directory
 from mpiflow.experiments.style import figure
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.learn.onsagerflow.fit import learn
-from mpiflow.learn.onsagerflow.increments import FieldRun
 from mpiflow.learn.onsagerflow.model import OnsagerFlow, load_onsagerflow
 from mpiflow.run.simulate import record
 from mpiflow.simulation.kac.simulation import KacSimulation
@@ -282,70 +279,18 @@ class Validation:
 # -- metastability -------------------------------------------------------------------------
 
 
-def phase(temperature: float) -> float:
-    """m > 0 of m = tanh(m / T)."""
-    return float(brentq(lambda m: m - np.tanh(m / temperature), 1e-9, 1))
-
-
-def first_passages(
-    advance: Callable[[], None],
-    magnetization: Callable[[], np.ndarray],
-    members: int,
-    level: float,
-    horizon: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Times until the magnetization is at ``level`` or below, and whether it was.
-
-    It is looked at every BOX_EVERY. Stops when 7 of 10 have passed, or at the horizon.
-    """
-    waited, passed, t = np.zeros(members), np.zeros(members, bool), 0.0
-    while passed.sum() < 0.7 * members and t < horizon:
-        advance()
-        t += BOX_EVERY
-        waited[~passed] = t
-        passed |= magnetization() <= level
-    return waited, passed
-
-
-def box_model(options: argparse.Namespace, comm: MPI.Intracomm) -> OnsagerFlow:
-    """A law learned from lattices that do not flip, with the coupling of the box."""
-
-    def run(task: tuple[float, int]) -> FieldRun:
-        t, i = task
-        size, block = options.box_learn, options.box_block
-        points = size // block
-        seed = options.seed + 77 + 1000 * i + round(1000 * t)
-        waves = initial.smooth_profile((points, points), seed, correlation_length=points / 12)
-        means = 0.8 * np.tanh(2 * waves)
-        h = np.kron(t * np.arctanh(means) - means, np.ones((block, block)))
-        sim = KacSimulation(
-            Kac(t, options.box_gamma, 0.0), size, solver="midpoint", tau=0.05, seed=seed,
-            comm=MPI.COMM_SELF, granularity=block, site_field=h if i % 2 else None,
-        )  # fmt: skip
-        sim.set_spins(initial.profile, means=means)
-        frames = []
-        for _ in range(options.box_frames):
-            frames.append(sim.coarse_sums(block)[0].astype(np.float32) / block**2)
-            sim.advance(0.1)
-        means_of = h.reshape(points, block, points, block).mean(axis=(1, 3))
-        field = means_of if i % 2 else 0.0
-        return FieldRun(np.array(frames), 0.1, t, block**2, field)
-
-    tasks = [(t, i) for t in options.box_temperatures for i in range(options.box_runs)]
-    runs = list(farm(tasks, run, comm).values())
-    # Few terms, and beta s' the same at all of these near temperatures: N times its error counts.
-    return learn(
-        runs, radius=options.box_radius, mobility_terms=2, entropy_terms=1, temperature_degree=0,
-        comm=comm,
-    )  # fmt: skip
-
-
 def metastability(
     options: argparse.Namespace, comm: MPI.Intracomm, report: Report
 ) -> dict[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """First passages from m* to -m* / 2 in a box, of spins and of the law learned elsewhere."""
     begun = clock.monotonic()
-    model = box_model(options, comm)
+    runs = [(t, i) for t in options.box_temperatures for i in range(options.box_runs)]
+    of_waves: dict[str, Any] = {
+        "size": options.box_learn, "block": options.box_block, "gamma": options.box_gamma,
+        "frames": options.box_frames, "seed": options.seed,
+    }  # fmt: skip
+    seen = farm(runs, lambda run: waves(*run, **of_waves), comm)
+    model = law_of_boxes(list(seen.values()), options.box_radius, comm)
     learned_in = clock.monotonic() - begun
     side, block = options.box, options.box_block
     shape, parts = (side // block, side // block), 4
@@ -366,10 +311,10 @@ def metastability(
                 seed=seed, members=members, comm=MPI.COMM_SELF,
             )  # fmt: skip
             sim.set_spins(initial.independent, magnetization=m)
-            return first_passages(
+            return watched(
                 lambda: sim.advance(BOX_EVERY),
-                lambda: sim.coarse_sums(side).reshape(members) / side**2,
-                members, -m / 2, options.horizon,
+                lambda: sim.coarse_sums(side).reshape(members) / side**2 <= -m / 2,
+                members, BOX_EVERY, options.horizon,
             )  # fmt: skip
         given: dict[str, Any] = {
             "block": block, "dt": BOX_STEP, "seed": seed, "members": members,
@@ -379,10 +324,10 @@ def metastability(
         field.set(m)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # m beyond what was learned
-            return first_passages(
+            return watched(
                 lambda: field.advance(round(BOX_EVERY / BOX_STEP)),
-                lambda: field.m.mean(axis=(1, 2)),
-                members, -m / 2, options.horizon,
+                lambda: field.m.mean(axis=(1, 2)) <= -m / 2,
+                members, BOX_EVERY, options.horizon,
             )  # fmt: skip
 
     tasks = [(t, k, p) for t in options.box_temperatures for k in kinds for p in range(parts)]

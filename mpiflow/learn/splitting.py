@@ -38,8 +38,8 @@ from mpiflow.simulation.base import Simulated
 Step = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, "float | np.ndarray"]]
 #: The reaction coordinate of copies (n, ...), (n,).
 Coordinate = Callable[[np.ndarray], np.ndarray]
-#: Levels that are placed, at most, and trials that a placed level needs beyond it.
-MOST_LEVELS, FEWEST = 1000, 5
+#: Trials that a placed level needs beyond it, and that place a level: a quarter of all, if so many.
+FEWEST, PLACING = 5, 200
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class _Ladder:
                 top = self.next_level(states)
             else:
                 top = given[place] if place < len(given) else self.goal
-            reached, ages_there, returned, _ = self.launch(states, ages, top)
+            reached, ages_there, returned, _ = self.launch(states, ages, top, self.trials)
             if not len(reached):
                 raise InputError(
                     "levels", f"{levels[-1]:.6g}, {top:.6g}",
@@ -258,7 +258,7 @@ class _Ladder:
         raise self._endless()
 
     def launch(
-        self, states: np.ndarray, ages: np.ndarray, top: float
+        self, states: np.ndarray, ages: np.ndarray, top: float, trials: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Trials from some of the states, until they are at the top or at home.
 
@@ -267,7 +267,7 @@ class _Ladder:
         states at the top and times since the first level, these times of what came home, and the
         highest coordinate of all trials
         """
-        chosen = self.generator.integers(len(states), size=self.trials)
+        chosen = self.generator.integers(len(states), size=trials)
         now, age = states[chosen], ages[chosen].copy()
         x = self.coordinate(now)
         highest, moving = x.copy(), np.flatnonzero(x < top)
@@ -285,7 +285,8 @@ class _Ladder:
 
     def next_level(self, states: np.ndarray) -> float:
         """Where the share of trials gets to, or the goal."""
-        *_, highest = self.launch(states, np.zeros(len(states)), self.goal)
+        trials = max(min(PLACING, self.trials), self.trials // 4)
+        *_, highest = self.launch(states, np.zeros(len(states)), self.goal, trials)
         start = float(self.coordinate(states).min())
         level = float(np.quantile(highest, 1 - self.share))
         if level >= self.goal or np.mean(highest >= self.goal) >= self.share:
