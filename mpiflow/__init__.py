@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from mpiflow.learn.closure.model import MacroscopicModel as MacroscopicModel
     from mpiflow.learn.models import load_model as load_model
     from mpiflow.learn.run_dataset import RunDataset as RunDataset
+    from mpiflow.learn.splitting import Passage as Passage
+    from mpiflow.learn.splitting import first_passage as first_passage
+    from mpiflow.learn.splitting import step_of as step_of
     from mpiflow.run.resume import resume as resume
     from mpiflow.run.simulate import record as record
     from mpiflow.run.simulate import simulate as simulate
@@ -105,6 +108,7 @@ _PUBLIC = {
     "NFold": ("mpiflow.solvers.spins.nfold", "NFold"),
     "NonlocalEquation": ("mpiflow.solvers.field.mesoscopic", "NonlocalEquation"),
     "Observable": ("mpiflow.observables.observable", "Observable"),
+    "Passage": ("mpiflow.learn.splitting", "Passage"),
     "Potts": ("mpiflow.systems.potts", "Potts"),
     "PredatorPrey": ("mpiflow.systems.predator_prey", "PredatorPrey"),
     "RandomField": ("mpiflow.systems.site_field", "RandomField"),
@@ -122,6 +126,7 @@ _PUBLIC = {
     "certify": ("mpiflow.commands.twins", "certify"),
     "counts_of": ("mpiflow.initial.alloy", "counts_of"),
     "export": ("mpiflow.commands.twins", "export"),
+    "first_passage": ("mpiflow.learn.splitting", "first_passage"),
     "import_array": ("mpiflow.commands.importing.run", "import_array"),
     "import_trajectory": ("mpiflow.commands.importing.run", "import_trajectory"),
     "info": ("mpiflow.commands.twins", "info"),
@@ -147,6 +152,7 @@ _PUBLIC = {
     "resume": ("mpiflow.run.resume", "resume"),
     "save_barrier_model": ("mpiflow.simulation.alloy.barrier_model", "save_barrier_model"),
     "simulate": ("mpiflow.run.simulate", "simulate"),
+    "step_of": ("mpiflow.learn.splitting", "step_of"),
     "sweep": ("mpiflow.run.sweep", "sweep"),
     "upsample": ("mpiflow.scaleup.spins", "upsample"),
     "verify": ("mpiflow.commands.twins", "verify"),

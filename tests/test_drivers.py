@@ -79,6 +79,7 @@ LEAVES = {
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
     "potts_transition": ["results.json", "table.md", "potts_transition.png"],
     "hysteresis": ["results.json", "table.md", "hysteresis.png", "loops.npz"],
+    "rare_events": ["results.json", "table.md", "rare_events.png", "model/model.safetensors"],
     "window_bias": ["results.json", "table.md"],
     "dmd_mobility": ["results.json", "table.md"],
     "dmd_coarsening": ["results.json", "table.md", "dmd_coarsening.png", "profiles_160_16.png"],
@@ -121,6 +122,7 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: quantities of four models, and 10 events. Orders from two starts at three T and of a cooled one,
 #: after a budget, and of sublattices; three pairs of one model; spreads of three cases at two
 #: times.
+#: Three quantities of three processes.
 ENTRIES = {
     "demo": 2 * 2,
     "ising_closure": 6,
@@ -128,6 +130,7 @@ ENTRIES = {
     "large_ising": 2,
     "potts_transition": 2 * (7 * 4 + 2) + 1,
     "hysteresis": 5 * 3 + 1 + 3,
+    "rare_events": 3 * 3,
     "window_bias": 8,
     "dmd_mobility": 5 + 2,
     "dmd_coarsening": 4 * 6 + 10,
@@ -191,6 +194,7 @@ TITLES = (
     "| beta |",
     "| T / T_c |",
     "| R |",
+    "| process |",
     "| exponents at T_c |",
     "| lambda |",
     "| patch |",

@@ -86,6 +86,7 @@ TAKES_A_COMMUNICATOR = {
     "simulation.ensemble.front",
     "commands.twins",
     "experiments.equilibrium",
+    "experiments.passages",
     "learn.closure.equilibrium",
     "solvers.lines.predator_prey",
     "commands.bench.alloy",

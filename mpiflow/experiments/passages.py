@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from mpi4py import MPI
 from scipy.optimize import brentq
 
 from mpiflow import initial
 from mpiflow.core.errors import InputError
+from mpiflow.core.mpi import MPI
 from mpiflow.learn.onsagerflow.fit import learn
 from mpiflow.learn.onsagerflow.increments import FieldRun
 from mpiflow.learn.onsagerflow.model import OnsagerFlow

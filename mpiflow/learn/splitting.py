@@ -146,6 +146,15 @@ def step_of(simulation: Simulated, duration: float) -> Step:
     copies are and take their noise from the simulation's seed and step, which only rises: no noise
     comes twice. As many members as there are trials are best; what is left of them is wasted.
 
+    Parameters
+    ----------
+    simulation : whose state is replaced
+    duration : of a step, in its time; the state is looked at after each
+
+    Returns
+    -------
+    what :func:`first_passage` takes as ``step``
+
     Raises
     ------
     InputError : members are dealt to several ranks

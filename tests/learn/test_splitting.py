@@ -8,58 +8,79 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpiflow import CurieWeiss, Ising, first_passage, step_of
 from mpiflow.core.errors import InputError
-from mpiflow.learn.splitting import first_passage, step_of
+from mpiflow.experiments.passages import SmallLattice, birth_death
 from mpiflow.simulation.field.simulation import FieldSimulation
 from mpiflow.solvers import master_equation
 from mpiflow.solvers.field.stochastic import StochasticField
 from mpiflow.systems.field_law import ExactLaw
 
-#: Spins of a Curie-Weiss system, beta J, and where its magnetisation is at home: k spins up.
-SPINS, BETA = 40, 1.35
+#: Spins of a Curie-Weiss system, its temperature, and how many are down at home and at the goal.
+SPINS, SYSTEM, HOME, GOAL = 40, CurieWeiss(1 / 1.35), 6, 20
 
 
 def chain() -> tuple[np.ndarray, np.ndarray]:
-    """Rates of the number of spins down, Glauber flips in the field of all others."""
-    down = np.arange(SPINS + 1)
-    m = 1 - 2 * down / SPINS
-    of_one = BETA / SPINS
-    birth = (SPINS - down) / (1 + np.exp(2 * (BETA * m - of_one)))
-    death = down / (1 + np.exp(-2 * (BETA * m + of_one)))
-    return birth, death
-
-
-def by_events(birth: np.ndarray, death: np.ndarray) -> Any:
-    def step(at: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        total = birth[at] + death[at]
-        up = rng.random(len(at)) * total < birth[at]
-        return at + np.where(up, 1, -1), rng.exponential(size=len(at)) / total
-
-    return step
+    """Rates of the number of spins down."""
+    up, down = SYSTEM.chain(SPINS)
+    return down[::-1], up[::-1]
 
 
 @pytest.mark.parametrize("placed", [True, False], ids=["placed", "given"])
 def test_of_a_chain_as_its_master_equation_has_it(placed: bool) -> None:
     birth, death = chain()
-    home, goal = 6, 20
-    exact = master_equation.passage_times(birth, death)[home:goal].sum()
+    exact = master_equation.passage_times(birth, death)[HOME:GOAL].sum()
     assert exact > 50  # rare: a single flip takes 1 / 40
+    of = birth_death(birth, death, HOME)
     levels = None if placed else [8, 11, 14, 17]
     found = first_passage(
-        by_events(birth, death), lambda k: k.astype(float), np.array(home), home=home, goal=goal,
-        levels=levels, trials=200, repeats=8, seed=3,
+        of.step, of.coordinate, of.start, home=HOME, goal=GOAL, levels=levels, trials=200,
+        repeats=8, seed=3,
     )  # fmt: skip
     assert found.error < 0.15 * exact
     assert abs(found.mean - exact) < 4 * found.error
     # The chance is that of a chain that is stopped at both ends.
     start = int(np.ceil(found.levels[0][0]))
-    ratio = np.cumprod(np.r_[1.0, (death / np.maximum(birth, 1e-300))[home + 1 : goal]])
-    chance = ratio[: start - home].sum() / ratio.sum()
+    ratio = np.cumprod(np.r_[1.0, (death / np.maximum(birth, 1e-300))[HOME + 1 : GOAL]])
+    chance = ratio[: start - HOME].sum() / ratio.sum()
     assert abs(found.chance - chance) < 4 * found.chance_error
 
 
+def test_equal_states_lumped_have_the_passages_of_all_states() -> None:
+    """All 512 states of 3 x 3 spins, one by one, in a field, with rates written down here."""
+    temperature, field, goal = 2.0, 0.1, 6
+    spins = 1 - 2 * ((np.arange(512)[:, None] >> np.arange(9)) & 1)
+    squares = spins.reshape(-1, 3, 3)
+    bonds = (squares * (np.roll(squares, 1, 1) + np.roll(squares, 1, 2))).sum(axis=(1, 2))
+    energy = -bonds - field * spins.sum(axis=1)
+    generator = np.zeros((512, 512))
+    for i in range(9):
+        to = np.arange(512) ^ (1 << i)
+        rate = 1 / (1 + np.exp((energy[to] - energy) / temperature))
+        generator[np.arange(512), to] = rate
+    generator -= np.diag(generator.sum(axis=1))
+    away = (spins < 0).sum(axis=1) < goal
+    exact = np.linalg.solve(generator[np.ix_(away, away)], -np.ones(away.sum()))[0]
+    lumped = SmallLattice(Ising(temperature, field=field), 3).mean_passage(goal)
+    assert lumped == pytest.approx(exact, rel=1e-10)
+
+
+def test_of_a_lattice_of_nearest_neighbours_that_waits_for_millions() -> None:
+    """A repeat takes 0.1 s, a direct run of the same length half a minute."""
+    lattice = SmallLattice(Ising(1.0))
+    goal = 14
+    exact = lattice.mean_passage(goal)
+    assert exact > 2e7
+    of = lattice.process()
+    found = first_passage(
+        of.step, of.coordinate, of.start, home=0, goal=goal, first=1, trials=2000, seed=1
+    )
+    assert found.error < 0.15 * exact
+    assert abs(found.mean - exact) < 4 * found.error
+
+
 def test_what_cannot_work_is_refused() -> None:
-    birth, death = chain()
+    of = birth_death(*chain(), HOME)
     good: dict[str, Any] = {"home": 6, "goal": 20, "trials": 20}
     for wrong, name in (
         ({"goal": 5}, "goal"),
@@ -74,12 +95,10 @@ def test_what_cannot_work_is_refused() -> None:
         ({"levels": [8], "goal": 39}, "levels"),
     ):
         with pytest.raises(InputError, match=name):
-            first_passage(
-                by_events(birth, death), lambda k: k.astype(float), np.array(6), **good | wrong
-            )
+            first_passage(of.step, of.coordinate, of.start, **good | wrong)
 
 
-def box(seed: int, members: int = 100) -> FieldSimulation:
+def box(seed: int, members: int = 50) -> FieldSimulation:
     """Blocks of one site, which is a lattice of spins in the field of all others."""
     coupling = np.zeros((4, 3))
     coupling[0, 0] = 1.0
@@ -94,7 +113,7 @@ def box(seed: int, members: int = 100) -> FieldSimulation:
 def test_of_a_learned_field_as_direct_runs_have_it() -> None:
     """As many looks, so the same first passages."""
     direct = box(1)
-    waited, passed = np.zeros(100), np.zeros(100, bool)
+    waited, passed = np.zeros(50), np.zeros(50, bool)
     while not passed.all():
         direct.advance_to(direct.time + 0.25)
         waited[~passed] += 0.25
@@ -102,8 +121,8 @@ def test_of_a_learned_field_as_direct_runs_have_it() -> None:
     sim = box(2)
     found = first_passage(
         step_of(sim, 0.25), lambda m: -m.mean(axis=(1, 2)), sim.state[0].copy(), home=-0.6,
-        goal=0.0, trials=100, repeats=5, seed=2,
+        goal=0.0, trials=50, repeats=5, seed=2,
     )  # fmt: skip
-    truth, error = waited.mean(), waited.std() / 10
+    truth, error = waited.mean(), waited.std() / np.sqrt(50)
     assert truth > 20
     assert abs(found.mean - truth) < 4 * np.hypot(found.error, error)
