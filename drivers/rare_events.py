@@ -317,13 +317,13 @@ def parse() -> argparse.Namespace:
     add("--sites", type=int, default=100, help="spins of the Curie-Weiss chain")
     add("--repeats", type=int, default=8, help="independent estimates, for errors")
     add("--trials", type=int, default=4000, help="from each level, of the chain and the lattice")
-    add("--box", type=int, default=16, help="spins a side of a box, a multiple of 8")
+    add("--box", type=int, default=32, help="spins a side of a box, 32 or more, a multiple of 8")
     add("--box-trials", type=int, default=200, help="from each level, of boxes")
     add("--share", type=float, default=0.2, help="of trials that get to the next level")
     add("--direct", type=int, default=100, help="direct runs of each process")
     add("--horizon", type=float, default=1e5, help="longest direct run of boxes")
     add("--learn", type=int, default=512, help="spins a side of what the law is learned from")
-    add("--learn-temperatures", type=floats, default=[0.9, 0.82, 0.75], help="its temperatures")
+    add("--learn-temperatures", type=floats, default=[0.95, 0.91, 0.85], help="its temperatures")
     add("--runs", type=int, default=4, help="such runs at each temperature")
     add("--frames", type=int, default=200, help="frames of each, 0.1 apart")
     add("--seed", type=int, default=1)
@@ -331,21 +331,21 @@ def parse() -> argparse.Namespace:
     options.split = {
         "chain": [0.8, 0.75, 0.7, 0.65, 0.62],
         "lattice": [2.0, 1.6, 1.4, 1.2, 1.0],
-        "law": [0.9, 0.85, 0.8, 0.75],
-        "spins": [0.9, 0.85, 0.8, 0.75],
+        "law": [0.95, 0.93, 0.91, 0.85],
+        "spins": [0.95, 0.93, 0.91, 0.85],
     }
     options.directly = {
         "chain": [0.8, 0.75],
         "lattice": [2.0, 1.6, 1.4],
-        "law": [0.9, 0.85],
-        "spins": [0.9, 0.85],
+        "law": [0.95, 0.93],
+        "spins": [0.95, 0.93],
     }
     if options.smoke:
         options.sites, options.repeats, options.trials, options.box_trials = 30, 2, 50, 20
         options.learn, options.learn_temperatures, options.runs, options.frames = 64, [0.96], 2, 30
         options.split = {"chain": [0.8], "lattice": [2.0], "law": [0.9], "spins": []}
         options.directly = {"chain": [0.8], "lattice": [2.0], "law": [0.9], "spins": []}
-        options.direct, options.horizon = 10, 20.0
+        options.direct, options.horizon, options.box = 10, 20.0, 16
     return options
 
 
