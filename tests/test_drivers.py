@@ -79,6 +79,7 @@ LEAVES = {
     "ising_closure": ["truth.h5", "results.json", "table.md", "closure_16.png"],
     "potts_transition": ["results.json", "table.md", "potts_transition.png"],
     "hysteresis": ["results.json", "table.md", "hysteresis.png", "loops.npz"],
+    "nearest_fields": ["results.json", "table.md", "nearest_fields.png"],
     "rare_events": ["results.json", "table.md", "rare_events.png", "model/model.safetensors"],
     "window_bias": ["results.json", "table.md"],
     "dmd_mobility": ["results.json", "table.md"],
@@ -123,6 +124,7 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: after a budget, and of sublattices; three pairs of one model; spreads of three cases at two
 #: times.
 #: Three quantities of three processes.
+#: Five shares of drift at three T, four errors in four cases, and two numbers of growth.
 ENTRIES = {
     "demo": 2 * 2,
     "ising_closure": 6,
@@ -130,6 +132,7 @@ ENTRIES = {
     "large_ising": 2,
     "potts_transition": 2 * (7 * 4 + 2) + 1,
     "hysteresis": 5 * 3 + 1 + 3,
+    "nearest_fields": 3 * 5 + 4 * 4 + 2,
     "rare_events": 3 * 3,
     "window_bias": 8,
     "dmd_mobility": 5 + 2,
@@ -179,6 +182,7 @@ WITHOUT_TORCH = (
     "ising_critical",
     "kac_solvers",
     "large_ising",
+    "nearest_fields",
     "pde_comparison",
     "potts_transition",
     "spin_diffusion_vs_meanfield",
