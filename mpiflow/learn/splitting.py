@@ -38,8 +38,9 @@ from mpiflow.simulation.base import Simulated
 Step = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, "float | np.ndarray"]]
 #: The reaction coordinate of copies (n, ...), (n,).
 Coordinate = Callable[[np.ndarray], np.ndarray]
-#: Trials that a placed level needs beyond it, and that place a level: a quarter of all, if so many.
-FEWEST, PLACING = 5, 200
+#: Trials that a placed level needs beyond it; and least copies that leave home or place a level,
+#: for which a quarter of the trials is enough.
+FEWEST, LEAST_FEW = 5, 50
 
 
 @dataclass(frozen=True)
@@ -231,9 +232,9 @@ class _Ladder:
     def leave(self, start: np.ndarray, lowest: float) -> tuple[np.ndarray, float]:
         """States that have come from home to the lowest level, and how long that took on average.
 
-        As many copies as there are trials go out and come home, half of the times uncounted.
+        A few copies go out and come home twice, uncounted, and out again.
         """
-        copies = np.repeat(start[None], self.trials, axis=0)
+        copies = np.repeat(start[None], self._few(), axis=0)
         spent = np.zeros(0)
         for _ in range(2):
             out, spent = self._until(copies, lambda x: x >= lowest)
@@ -294,8 +295,7 @@ class _Ladder:
 
     def next_level(self, states: np.ndarray) -> float:
         """Where the share of trials gets to, or the goal."""
-        trials = max(min(PLACING, self.trials), self.trials // 4)
-        *_, highest = self.launch(states, np.zeros(len(states)), self.goal, trials)
+        *_, highest = self.launch(states, np.zeros(len(states)), self.goal, self._few())
         start = float(self.coordinate(states).min())
         level = float(np.quantile(highest, 1 - self.share))
         if level >= self.goal or np.mean(highest >= self.goal) >= self.share:
@@ -309,6 +309,9 @@ class _Ladder:
                 "Use more trials, or a finer coordinate.",
             )  # fmt: skip
         return level if level > start else float(enough[0])
+
+    def _few(self) -> int:
+        return max(min(LEAST_FEW, self.trials), self.trials // 4)
 
     def _stepped(self, states: np.ndarray) -> tuple[np.ndarray, float | np.ndarray]:
         self.steps += len(states)
