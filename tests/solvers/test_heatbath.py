@@ -265,22 +265,24 @@ def test_flips_are_counted_in_one_large_lattice() -> None:
 @pytest.mark.kernel
 @pytest.mark.mpi
 @pytest.mark.skipif(not has_cuda(), reason="no CUDA device and no simulator")
-@pytest.mark.parametrize("halo", [1, 2])
-@pytest.mark.parametrize("kind", ["plain", "rule", "field of each site"])
+@pytest.mark.parametrize(
+    ("kind", "halo"),
+    [("plain", 1), ("plain", 2), ("rule", 2), ("compiled rule", 1), ("field of each site", 1)],
+)
 def test_edges_travel_while_the_inside_is_updated(
     comm: MPI.Intracomm, kind: str, halo: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CPU's bits on each grid of ranks, however late the inside is updated."""
     simulator.hold_back_insides(monkeypatch)
     whole = random_states(3, 1, 10, 12)
-    if kind == "rule":
+    if "rule" in kind:
         whole = (whole + 1) // 2
     fields = np.random.default_rng(4).normal(size=(10, 12))
 
     def advanced(block: Block, here: tuple[slice, ...]) -> int:
         solver: Any = plain(0.4)
-        if kind == "rule":
-            solver = RuleSublattice(Potts(0.9, states=3), 0.4)
+        if "rule" in kind:  # rules of many states are compiled
+            solver = RuleSublattice(Potts(0.9, states=3 if kind == "rule" else 20), 0.4)
         elif kind != "plain":
             solver = SiteFieldSublattice(HOT, 0.4, np.ascontiguousarray(fields[here]))
         return int(np.ravel(solver.advance(block, 2, seed=9, first_step=4))[0])
