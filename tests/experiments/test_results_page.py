@@ -23,7 +23,7 @@ ELSEWHERE = {
     "alloy_barriers", "alloy_learn", "alloy_sizes",
     "alloy_truth", "alloy_window", "demo",
     "dmd_coarsening", "dmd_mobility", "spin_diffusion_vs_meanfield",
-    "hysteresis", "large_ising", "learn_generator",
+    "hysteresis", "large_ising",
     "potts_transition", "window_bias",
 }  # fmt: skip
 
