@@ -20,7 +20,7 @@ spec.loader.exec_module(page)
 
 #: Drivers whose tables are elsewhere in docs/.
 ELSEWHERE = {
-    "alloy_barriers", "alloy_learn", "alloy_sizes",
+    "alloy_barriers", "alloy_learn",
     "alloy_truth", "alloy_window", "demo",
     "dmd_coarsening", "dmd_mobility", "spin_diffusion_vs_meanfield",
     "hysteresis", "large_ising",
