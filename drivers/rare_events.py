@@ -334,7 +334,7 @@ def parse() -> argparse.Namespace:
         "chain": [0.8, 0.75, 0.7, 0.65, 0.62],
         "lattice": [2.0, 1.6, 1.4, 1.2, 1.0],
         "law": [0.95, 0.91, 0.85],
-        "spins": [0.95, 0.91, 0.85],
+        "spins": [0.95],
     }
     options.directly = {
         "chain": [0.8, 0.75],
