@@ -334,13 +334,13 @@ def parse() -> argparse.Namespace:
         "chain": [0.8, 0.75, 0.7, 0.65, 0.62],
         "lattice": [2.0, 1.6, 1.4, 1.2, 1.0],
         "law": [0.95, 0.91, 0.85],
-        "spins": [0.95],
+        "spins": [],
     }
     options.directly = {
         "chain": [0.8, 0.75],
         "lattice": [2.0, 1.6, 1.4],
         "law": [0.95],
-        "spins": [0.95],
+        "spins": [],
     }
     if options.smoke:
         options.sites, options.repeats, options.trials, options.box_trials = 30, 2, 50, 20
