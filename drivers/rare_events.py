@@ -1,10 +1,10 @@
 """Rare first passages by multilevel splitting: exact ones, direct runs, and a learned law.
 
-Four processes wait in one phase until they are in the other: a Curie-Weiss chain and all states of
-a 4 x 4 lattice with nearest neighbours, whose mean first passages are solved for exactly; boxes of
-spins with a Kac coupling; and the law of their blocks, learned from large lattices that do not go
-over. Splitting (mpiflow.first_passage) is compared with the exact means, and with direct runs where
-these can be had; as to the learned law, with spins.
+Processes wait in one phase until they are in the other: a Curie-Weiss chain and all states of a
+4 x 4 lattice with nearest neighbours, whose mean first passages are solved for exactly; the law of
+blocks of spins with a Kac coupling, learned from large lattices that do not go over; and boxes of
+these spins (--spins, ten minutes each). Splitting (mpiflow.first_passage) is compared with the
+exact means, and with direct runs where these can be had.
 
 The coordinate is the magnetization, with the sign turned round. Of boxes, home is the mean of it in
 the phase, and the first level 1.5 times its spread beyond; of the chain and the lattice, the start
@@ -53,7 +53,7 @@ STEP, EVERY, SETTLE = 0.2, 1.0, 30
 #: Blocks of boxes, the width of the coupling and the reach of the learned J in blocks.
 BLOCK, GAMMA, RADIUS = 4, 4.0, 4
 #: Options that no part depends on.
-BESIDE = ("out", "split", "directly")
+BESIDE = ("out", "split", "directly", "spins")
 PROCESSES = ("chain", "lattice", "law", "spins")
 NAMES = {
     "chain": "Curie-Weiss chain",
@@ -288,7 +288,7 @@ def draw(path: Path, found: Found, options: argparse.Namespace) -> None:
     page = figure(11.0, 3.8)
     for panel, names in zip(page.subplots(1, 3), (("chain",), ("lattice",), ("law", "spins")),
                             strict=True):  # fmt: skip
-        for name in names:
+        for name in filter(options.split.get, names):
             at = sorted(options.split[name])
             mean, error, exact = (
                 np.array([float(found[name, t, "splitting"][key]) for t in at])
@@ -329,18 +329,20 @@ def parse() -> argparse.Namespace:
     add("--runs", type=int, default=4, help="such runs at each temperature")
     add("--frames", type=int, default=200, help="frames of each, 0.1 apart")
     add("--seed", type=int, default=1)
+    temperatures = list_of(float, empty=True)
+    add("--spins", type=temperatures, default=[], help="temperatures of boxes of spins, splitting")
     options = parser.parse_args()
     options.split = {
         "chain": [0.8, 0.75, 0.7, 0.65, 0.62],
         "lattice": [2.0, 1.6, 1.4, 1.2, 1.0],
         "law": [0.95, 0.91, 0.85],
-        "spins": [],
+        "spins": options.spins,
     }
     options.directly = {
         "chain": [0.8, 0.75],
         "lattice": [2.0, 1.6, 1.4],
         "law": [0.95],
-        "spins": [],
+        "spins": options.spins,
     }
     if options.smoke:
         options.sites, options.repeats, options.trials, options.box_trials = 30, 2, 50, 20
