@@ -38,7 +38,7 @@ from mpiflow.learn.onsagerflow.bonds import (
 STEP, FIELD_STEP = 0.05, 0.1
 TEMPERATURES = (5.0, 3.0, 1.8)
 #: Degrees of s and of the shares.
-DEGREES = {5.0: (6, 4), 3.0: (6, 4), 1.8: (8, 5)}
+DEGREES = {5.0: (6, 4), 3.0: (8, 5), 1.8: (10, 6)}
 #: Large lattices: T, h, m of independent spins, end.
 CASES = {
     "T = 5": (5.0, 0.0, 0.5, 5.0),
