@@ -23,6 +23,7 @@ from mpiflow.core.errors import InputError
 from mpiflow.experiments.alloy import LARGE, PAIRS
 from mpiflow.experiments.figures import temperature_figure
 from mpiflow.experiments.options import at_least, driver_parser, list_of
+from mpiflow.experiments.pages import RESULTS
 from mpiflow.experiments.results import Report, results_directory
 from mpiflow.learn.alloy.model import AlloyModel, load_alloy_model
 
@@ -46,7 +47,7 @@ def main() -> None:
 
 def truth_of(folder: Path) -> Truth:
     """What drivers/alloy_equilibrium.py found."""
-    path = folder / "results.json"
+    path = folder / RESULTS
     if not path.is_file():
         raise InputError(
             "equilibrium", str(folder), "a folder of drivers/alloy_equilibrium.py", "Run it first."
