@@ -69,12 +69,27 @@ def test_command(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     if words[0] in (".venv/bin/mpiflow", "mpiflow"):
         monkeypatch.chdir(place)
         invoke(words[1:])
-        return
-    done = subprocess.run(
-        words, cwd=place, env=one_thread(), capture_output=True, text=True,
-        timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    else:
+        done = subprocess.run(
+            words, cwd=place, env=one_thread(), capture_output=True, text=True,
+            timeout=500, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert seen_by_git(place) == []
+
+
+def seen_by_git(place: Path) -> list[str]:
+    """What commands left in a folder that `git status` of a clone would show."""
+    if not (ROOT / ".git").exists():  # an archive of the sources
+        return []
+    names = sorted({path.name for path in place.iterdir()} - {"drivers", "example.py", ".venv"})
+    names = [f"{name}/" if (place / name).is_dir() else name for name in names]
+    asked = ["git", "check-ignore", "--no-index", "--stdin"]
+    done = subprocess.run(  # noqa: S603
+        asked, cwd=ROOT, input="\n".join(names), capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return sorted(set(names) - set(done.stdout.splitlines()))
 
 
 @pytest.mark.timeout(300)
