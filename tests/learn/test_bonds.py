@@ -73,6 +73,16 @@ def test_flips_are_in_detailed_balance_with_the_free_energy() -> None:
     np.testing.assert_allclose(drift @ spread + spread @ drift.T, -noise, atol=1e-8)
 
 
+def test_exact_drifts_are_those_of_the_generator() -> None:
+    counts = np.random.default_rng(5).integers(1, 100, (3, 10))
+    fields = np.array([0.0, 0.1, -0.4])
+    found = np.stack(exact_drift(counts, 1.8, fields), axis=1)
+    for row, h, one in zip(counts, fields, found, strict=True):
+        drift, _ = Ising(1.8, field=h).short_time(row[None])
+        # c = 1 - 2 rho.
+        np.testing.assert_allclose(one, drift[0] * (1, -2), rtol=1e-12, atol=1e-14)
+
+
 def test_of_independent_spins_the_law_of_pairs_is_exact() -> None:
     m = np.array([0.0, 0.4, -0.8])
     law = BondLaw.of_pairs()

@@ -67,10 +67,20 @@ def fields_of(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def exact_drift(
     counts: np.ndarray, temperature: float | np.ndarray, field: float | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mean dm/dt and dc/dt, (...), of blocks with these counts (..., 10)."""
+    """The mean dm/dt and dc/dt, (...), of blocks with these counts (..., 10).
+
+    The drift of :meth:`mpiflow.systems.ising.Ising.short_time`, of blocks in different fields.
+    """
     shares = counts / counts.sum(axis=-1, keepdims=True)
-    pull = np.tanh((SUM + np.asarray(field)[..., None]) / np.asarray(temperature)[..., None]) - SPIN
-    return (shares * pull).sum(axis=-1), 0.5 * (shares * pull * SUM).sum(axis=-1)
+    drifts = np.einsum("...ij,...j->...i", _drifts_of_shares(temperature, field), shares)
+    return drifts[..., 0], drifts[..., 1]
+
+
+def _drifts_of_shares(temperature: float | np.ndarray, field: float | np.ndarray) -> np.ndarray:
+    """What a share of sites of each class adds to dm/dt and to dc/dt, (..., 2, 10)."""
+    local = SUM + np.asarray(field)[..., None]
+    pull = np.tanh(local / np.asarray(temperature)[..., None]) - SPIN
+    return np.stack([pull, 0.5 * pull * SUM], axis=-2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,8 +259,7 @@ def learn_bonds(
     m, c = fields_of(counts)
     shares = counts / sites[:, None]
     t, h = (np.broadcast_to(value, m.shape) for value in (temperature, field))
-    pull = np.tanh((SUM + h[:, None]) / t[:, None]) - SPIN
-    onto = np.stack([pull, 0.5 * pull * SUM], axis=1)  # from shares to drifts
+    onto = _drifts_of_shares(t, h)
     found = np.einsum("nij,nj->ni", onto, shares)
     # A drift that is small counts as much as a large one, as far as the spins say what it is.
     large = abs(found).max(axis=1, keepdims=True)
