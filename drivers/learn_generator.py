@@ -567,7 +567,7 @@ def parse() -> argparse.Namespace:
         options.points = options.micro_points = 16
         options.runs, options.micro_runs = 12, min(12, options.micro_runs)
         options.degree, options.epochs, options.rounds, options.bins = 3, 2, 1, 8
-        options.end = 1.5
+        options.end = 1.0
     return options
 
 

@@ -112,8 +112,8 @@ def test_error_against_the_published_network(
     import alloy_barriers  # type: ignore[import-not-found]
 
     teacher = load_barrier_model(weights).parameters
-    met = [alloy_barriers.environments_of_run(teacher, (99, 0, run)) for run in range(20)]
-    types = np.concatenate([*met, alloy_barriers.random_environments(600, (99, 1))])
+    met = [alloy_barriers.environments_of_run(teacher, (99, 0, run)) for run in range(8)]
+    types = np.concatenate([*met, alloy_barriers.random_environments(240, (99, 1))])
     raw, target = alloy_barriers.labels(teacher, types)
     guess, ok = barriers(model, types), np.isfinite(target)
     for name, truth in (("as it is", raw), ("symmetrised", target)):

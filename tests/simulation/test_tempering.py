@@ -116,7 +116,7 @@ def test_copies_keep_their_boltzmann_distributions(tmp_path: Path) -> None:
     make = partial(ising, size=4, kernel="plain", site_field=FRUSTRATED)
     sim = Tempering(make, temperatures, every=1, seed=2, comm=SELF)
     out = tmp_path / "run.h5"
-    record(sim, out, time=2500, save_every=1, progress=False)
+    record(sim, out, time=1500, save_every=1, progress=False)
     with Trajectory(out) as run:
         energy, replica = run["energy"][50:], run["replica"]
     errors = np.array([correlated_error(series) for series in energy.T])

@@ -190,7 +190,7 @@ def point_law(state: int) -> np.ndarray:
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_law_of_steps_is_the_product_of_the_split_generators(model: Ising) -> None:
     """All 65536 states of a 4 x 4 torus after one step, and after two more."""
-    start, count, window = 0b0110_1100_0001_1101, 150_000, 0.8
+    start, count, window = 0b0110_1100_0001_1101, 80_000, 0.8
     whole = np.repeat(states(SMALL)[start : start + 1], count, axis=0)
     block, solver = Block.periodic(whole, np.arange(count)), TiledNFold(model, window, tile=2)
     law = law_after(point_law(start), model, window, 1)

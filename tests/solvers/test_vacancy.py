@@ -334,7 +334,7 @@ def test_window_error_is_of_second_order_and_equilibrium_exact():
 def test_tiled_stationary_law_is_gibbs_for_a_wide_window():
     pair = PairOnLattice((12, 8, 8), BASE, BONDS, T)
     v, a = near_boundary(pair)
-    members = 1500
+    members = 700
     block = boxes(pair.grids(np.full(members, v), np.full(members, a)))
     TiledKMC(SYSTEM, MODEL, 100 * HOP, (6, 8, 8)).advance(block, 30, seed=9)
     law = laws_by_distance(pair, pair.gibbs())[0]
