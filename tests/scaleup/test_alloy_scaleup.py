@@ -485,9 +485,7 @@ def p_value(pair: PairOnLattice, states: np.ndarray, law: np.ndarray) -> float:
     ("window", "how", "invariant"),
     [
         (4, {"duration": 1.0 / RATE, "stride": 4}, True),
-        pytest.param(
-            6, {"duration": 0.3 / RATE, "stride": 6}, True, marks=pytest.mark.validate
-        ),
+        pytest.param(6, {"duration": 0.3 / RATE, "stride": 6}, True, marks=pytest.mark.validate),
         (8, {"duration": 0.5 / RATE}, True),
         # Windows counted in hops sample the law of the jumps, which is another one.
         (4, {"hops": 3, "stride": 4}, False),
