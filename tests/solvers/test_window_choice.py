@@ -229,7 +229,7 @@ def test_a_window_may_be_left_anywhere(
     first = made(**options).choose_windows().last
     options["window"] = 30 * first if given else None
     whole_run, cut = made(**options), made(comm, **options)
-    end = (3 if given else 40) * 30 * first
+    end = (3 if given else 20) * 30 * first
     whole_run.advance_to(end)
     monkeypatch.setattr(tiled_vacancy, "STRETCH", 3)
     left = 0
