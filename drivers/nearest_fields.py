@@ -2,10 +2,13 @@ r"""Magnetization and bonds of nearest-neighbour spins as fields, learned and us
 
 The law of mpiflow.learn.onsagerflow.bonds is learned from counts of sites in blocks of 128^2 spins
 of lattices of 512^2, at each temperature, with one seed held out: the share of the exact drift of
-blocks that it has, of their mean in each frame, and what any function of m alone has at most. Then
-it makes the fields of a large lattice, in blocks as large, from the fields of its first frame, with
-the noise of its flips: magnetization, walls, S(k) of blocks, and at T = 1.8 the growth of domains:
-the density of walls beyond that at rest, times the root of t.
+blocks that it has, of their mean in each frame, and what any function of m alone has at most. Once
+from all states, and once from those of the kind of the large lattices only: independent spins that
+are left to themselves. What couples blocks is measured in smaller ones, too: how the exact drift of
+a block depends on its neighbours' m, next to other blocks of the same frame. Then the laws make the
+fields of large lattices, in blocks as large, from the fields of their first frames, with the noise
+of flips: magnetization, walls, S(k) of blocks, covariances of neighbours, and at T = 1.8 the growth
+of domains: the density of walls beyond that at rest, times the root of t.
 
 Writes into --out: results.json, table.md, nearest_fields.png, parts/ (a stopped driver goes on).
 
@@ -15,6 +18,7 @@ Writes into --out: results.json, table.md, nearest_fields.png, parts/ (a stopped
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +31,10 @@ from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import FinishedParts, Report, farm, results_directory
 from mpiflow.experiments.style import figure
 from mpiflow.learn.onsagerflow.bonds import (
+    SUM,
     BondLaw,
     count_classes,
+    differences,
     exact_drift,
     fields_of,
     learn_bonds,
@@ -38,7 +44,13 @@ from mpiflow.learn.onsagerflow.bonds import (
 STEP, FIELD_STEP = 0.05, 0.1
 TEMPERATURES = (5.0, 3.0, 1.8)
 #: Degrees of s and of the shares.
-DEGREES = {5.0: (6, 4), 3.0: (8, 5), 1.8: (10, 6)}
+DEGREES = {5.0: (6, 4), 3.0: (8, 5), 1.8: (12, 6)}
+#: Ends of what is learned from.
+ENDS = {5.0: 5.0, 3.0: 8.0, 1.8: 100.0}
+#: What laws are learned from.
+KINDS = ("all states", "left to themselves")
+#: Times between which the coupling of blocks is measured; of blocks this much smaller.
+WINDOWS, SMALLER = (0.0, 0.05, 1.0, 3.0, 10.0, 1000.0), 4
 #: Large lattices: T, h, m of independent spins, end.
 CASES = {
     "T = 5": (5.0, 0.0, 0.5, 5.0),
@@ -49,22 +61,36 @@ CASES = {
 #: Edges of the rings of S(k), in waves a side, as far as there are such.
 RINGS = np.array([0.5, 4.5, 8.5, 16.5, 32.5, 64.5])
 Parts = dict[str, np.ndarray]
+Small = dict[tuple[str, int], Parts]
 
 
 def main() -> None:
     options = parse()
     comm = parallel.start()
     with parallel.agreed(comm):
-        at_least(options, seeds=2, members=2)
+        at_least(options, seeds=2, runs=1, members=1)
     out = results_directory(options.out, comm, options.device)
     about = {k: getattr(options, k) for k in ("small", "block", "seed", "smoke")}
     kept = FinishedParts(out / "parts", about)
     tasks = [(f"small {t:g}", i) for t in TEMPERATURES for i in range(options.seeds)]
     small = farm(tasks, lambda task: counted(task, options), comm, kept, "small lattices")
+    borders = farm(
+        [f"borders {t:g}" for t in TEMPERATURES], lambda n: border(n, options), comm, kept
+    )
+    learned = farm(
+        [(f"law {t:g}", kind) for t in TEMPERATURES for kind in KINDS],
+        lambda task: learn(task, small, options), comm, kept, "laws",
+    )  # fmt: skip
     big = FinishedParts(out / "parts", {**about, "size": options.size})
-    large = farm([(n, options.size) for n in CASES], lambda t: truth(t[0], options), comm, big)
+    lattices = [(name, options.size, i) for name in reversed(CASES) for i in range(options.runs)]
+    large = farm(lattices, lambda task: truth(task, options), comm, big, "large lattices")
+    more = FinishedParts(out / "parts", {**about, "size": options.size, "members": options.members})
+    ours = farm(
+        [(*task, kind) for kind in KINDS for task in lattices],
+        lambda task: rollout(task, learned, large, options), comm, more, "their laws",
+    )  # fmt: skip
     if comm.rank == 0:
-        write(out, small, {name: large[name, options.size] for name in CASES}, options)
+        write(out, small, borders, learned, large, ours, options)
 
 
 # -- spins ---------------------------------------------------------------------------------
@@ -114,7 +140,7 @@ def spins(
 def counted(task: tuple[str, int], options: argparse.Namespace) -> Parts:
     """Runs from all starts of a temperature with one seed: counts (runs, frames, n, n, 10)."""
     t = float(task[0].split()[1])
-    times = frames(5.0 if t > 2 else 100.0, 8 if options.smoke else 20 if t > 2 else 29)
+    times = frames(ENDS[t], 8 if options.smoke else 20 if t > 2 else 29)
     if options.smoke:
         times = times[times <= 5]
     seed = options.seed + 1000 * (task[1] + 1)
@@ -125,46 +151,116 @@ def counted(task: tuple[str, int], options: argparse.Namespace) -> Parts:
     return {"counts": np.array(runs)}
 
 
-def truth(name: str, options: argparse.Namespace) -> Parts:
-    t, h, m, end = CASES[name]
+def truth(task: tuple[str, int, int], options: argparse.Namespace) -> Parts:
+    t, h, m, end = CASES[task[0]]
     times = frames(min(end, 2.0) if options.smoke else end, 12)
-    counts = spins(t, h, m, options.size, times, options.block, options.seed)
+    seed = options.seed + 100_000 * task[2]
+    counts = spins(t, h, m, options.size, times, options.block, seed)
     return {"times": times, "fields": np.array(fields_of(counts))}
+
+
+def border(name: str, options: argparse.Namespace) -> Parts:
+    """The coupling of smaller blocks in each window of times, and its standard error.
+
+    In each frame the exact drift of blocks is fitted with a polynomial in their own m and c, and
+    with the sum of differences to their neighbours' m times the mobility: the slope is kappa.
+    """
+    t, block = float(name.split()[1]), options.block // SMALLER
+    times = frames(min(ENDS[t], 2.0) if options.smoke else ENDS[t], 14)
+    given = [m for m, h in starts(t) if h == 0 and m < 0.6][: 2 if options.smoke else None]
+    seeds = 2 if options.smoke else 6
+    counts = np.array([
+        [spins(t, 0.0, m, options.small, times, block, options.seed + 50_000 + 100 * i + k)
+         for k in range(seeds)] for i, m in enumerate(given)
+    ])  # fmt: skip
+    m, c = fields_of(counts)
+    exact, _ = exact_drift(counts, t, np.zeros(m.shape))
+    mobility = (counts / counts.sum(axis=-1, keepdims=True)) @ (1 - np.tanh(SUM / t) ** 2)
+    found = []
+    for since, until in pairwise(WINDOWS):
+        drifts, pulls = [], []
+        for frame in np.flatnonzero((times >= since) & (times < until)):
+            for run in range(len(given)):
+                here = run, slice(None), frame
+                x, y = ((f[here] - f[here].mean()).ravel() / f[here].std() for f in (m, c))
+                own = np.stack([x**i * y**j for i in range(5) for j in range(5 - i)], axis=1)
+                basis, _ = np.linalg.qr(own)
+                pull = mobility[here].mean() * differences(m[here]).ravel() / block
+                for rest, of in ((drifts, exact[here].ravel()), (pulls, pull)):
+                    rest.append(of - basis @ (basis.T @ of))
+        if not drifts:
+            found.append((np.nan, np.nan))
+            continue
+        drift, pull = np.concatenate(drifts), np.concatenate(pulls)
+        found.append((drift @ pull / (pull @ pull), drift.std() / np.sqrt(pull @ pull)))
+    return {"coupling": np.array(found)}
 
 
 # -- the law -------------------------------------------------------------------------------
 
 
-def alike(parts: list[Parts], h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts, summed over blocks of one field, frame and bin of m, and their fields."""
-    everything = np.concatenate([p["counts"].reshape(*p["counts"].shape[:2], -1, 10)
-                                 for p in parts], axis=2).astype(float)  # fmt: skip
-    counts, fields = [], []
+def left_alone(temperature: float, smoke: bool) -> np.ndarray:
+    """Which starts are in the fields of the large lattices at this temperature."""
+    fields = {h for t, h, *_ in CASES.values() if t == temperature}
+    return np.array([h in fields for _, h in starts(temperature, smoke)])
+
+
+def learn(task: tuple[str, str], small: Small, options: argparse.Namespace) -> Parts:
+    t = float(task[0].split()[1])
+    given = np.array([h for _, h in starts(t, options.smoke)])
+    chosen = left_alone(t, options.smoke) | (task[1] == KINDS[0])
+    counts = np.stack([small[f"small {t:g}", i]["counts"] for i in range(options.seeds - 1)])
+    of_s, of_shares = (4, 2) if options.smoke else DEGREES[t]
+    sums, fields, pulls = alike(counts[:, chosen], given[chosen], options.block)
+    law = learn_bonds(sums, t, fields, pulls, entropy_degree=of_s, share_degree=of_shares)
+    return {
+        "degrees": np.array([of_s, of_shares]),
+        "coefficients": law.coefficients,
+        "coupling": np.array(law.coupling),
+    }
+
+
+def law_of(part: Parts) -> BondLaw:
+    return BondLaw(*map(int, part["degrees"]), part["coefficients"], float(part["coupling"]))
+
+
+def alike(
+    counts: np.ndarray, h: np.ndarray, block: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts, summed over blocks of one field, frame, bin of m and bin of its neighbours' pull.
+
+    Returns them with the fields and mean pulls; ``counts`` is (seeds, runs, frames, n, n, 10).
+    """
+    of_m = fields_of(counts)[0]
+    towards, sums, fields, pulls = differences(of_m), [], [], []
     for value in np.unique(h):
-        for frame in everything[h == value].swapaxes(0, 1):
-            blocks = frame.reshape(-1, 10)
-            bins = np.floor(15 * (fields_of(blocks)[0] + 1)).astype(int)
-            for one in np.unique(bins):
-                counts.append(blocks[bins == one].sum(axis=0))
-                fields.append(value)
-    return np.array(counts), np.array(fields)
+        for frame in range(counts.shape[2]):
+            here = (slice(None), h == value, frame)
+            m, pull = of_m[here].ravel(), towards[here].ravel()
+            bins = np.stack([np.floor(15 * (m + 1)), np.floor(4 * pull)], axis=1)
+            _, one, number = np.unique(bins, axis=0, return_inverse=True, return_counts=True)
+            blocks = counts[here].reshape(-1, 10)
+            sums.append(np.stack([np.bincount(one.ravel(), of) for of in blocks.T], axis=1))
+            fields.append(np.full(len(number), value))
+            pulls.append(np.bincount(one.ravel(), pull) / number / block)
+    return np.concatenate(sums), np.concatenate(fields), np.concatenate(pulls)
 
 
 def explained(
-    law: BondLaw, parts: list[Parts], temperature: float, given: np.ndarray
+    law: BondLaw, counts: np.ndarray, temperature: float, given: np.ndarray, block: int
 ) -> dict[str, float]:
-    """Shares of the exact drift of held-out blocks, and of its mean over each frame."""
+    """Shares of the exact drift of held-out blocks (runs, frames, n, n, 10), and of frames."""
     found = {}
-    counts = np.concatenate([p["counts"] for p in parts])
-    h = np.tile(given, len(parts))[:, None, None, None]
     fields = fields_of(counts)
-    exact = exact_drift(counts, temperature, np.broadcast_to(h, fields[0].shape))
-    ours = law.drift(*fields, temperature, np.broadcast_to(h, fields[0].shape))
+    h = np.broadcast_to(given[:, None, None, None], fields[0].shape)
+    exact = exact_drift(counts, temperature, h)
+    pulled = h + temperature * law.coupling * differences(fields[0]) / block
+    ours = law.drift(*fields, temperature, pulled)
     for what, a, b in zip(("m", "c"), exact, ours, strict=True):
         found[f"{what} of blocks"] = share(a, b)
         found[f"{what}, mean"] = share(a.mean(axis=(2, 3)), b.mean(axis=(2, 3)))
     # The best function of m and h alone, fitted to these blocks themselves.
-    m, here = fields[0].ravel(), np.broadcast_to(h, fields[0].shape).ravel()
+    m, here = fields[0].ravel(), h.ravel()
     terms = np.stack([m**i * (here == v) for i in range(10) for v in np.unique(here)], axis=1)
     best = terms @ np.linalg.lstsq(terms, exact[0].ravel(), rcond=None)[0]
     found["m of blocks, by m alone"] = share(exact[0].ravel(), best)
@@ -175,122 +271,166 @@ def share(exact: np.ndarray, found: np.ndarray) -> float:
     return float(1 - ((exact - found) ** 2).sum() / (exact**2).sum())
 
 
-def rollout(law: BondLaw, name: str, part: Parts, members: int, block: int, seed: int) -> Parts:
+def rollout(
+    task: tuple[str, int, int, str], learned: dict[tuple[str, str], Parts],
+    large: dict[tuple[str, int, int], Parts], options: argparse.Namespace,
+) -> Parts:  # fmt: skip
     """Fields (2, frames, members, n, n) from those of the first frame."""
-    t, h, *_ = CASES[name]
-    rng = np.random.default_rng(seed)
-    m, c = (np.repeat(f[None, 0], members, axis=0) for f in part["fields"])
+    t, h, *_ = CASES[task[0]]
+    law, part = law_of(learned[f"law {t:g}", task[3]]), large[task[:3]]
+    rng = np.random.default_rng((options.seed, task[2]))
+    m, c = (np.repeat(f[None, 0], options.members, axis=0) for f in part["fields"])
     out, now = [(m, c)], 0.0
     for time in part["times"][1:]:
         steps = int(np.ceil((time - now) / FIELD_STEP - 1e-9))
         for _ in range(steps):
-            m, c = law.step(m, c, t, h, dt=(time - now) / steps, sites=block**2, rng=rng)
+            m, c = law.step(m, c, t, h, dt=(time - now) / steps, sites=options.block**2, rng=rng)
         out.append((m, c))
         now = time
-    return {"fields": np.array(out).swapaxes(0, 1), "times": part["times"]}
+    return {"fields": np.array(out).swapaxes(0, 1)}
 
 
 # -- what is left --------------------------------------------------------------------------
 
 
 def write(
-    out: Path, small: dict[tuple[str, int], Parts], large: dict[str, Parts],
+    out: Path, small: Small, borders: dict[str, Parts], learned: dict[tuple[str, str], Parts],
+    large: dict[tuple[str, int, int], Parts], ours: dict[tuple[str, int, int, str], Parts],
     options: argparse.Namespace,
 ) -> None:  # fmt: skip
-    report, laws = Report(out), {}
+    report = Report(out)
+    drifts(small, learned, report, options)
+    couplings(borders, learned, report)
     report.table(
-        *("T", "drift of m of held-out blocks", "of their mean", "by m alone"),
+        *("large lattice", "law learned from", "m: spins, law at the end", "m, largest error"),
+        *("walls, largest relative error", "S(k, t), rings of 1000 waves", "S beyond 3 sigma"),
+        "covariance of neighbours over variance: spins, law",
+    )
+    spun, made = {}, {}
+    for name in CASES:
+        keys = [(name, options.size, i) for i in range(options.runs)]
+        times = large[keys[0]]["times"]
+        spun[name] = times, np.stack([large[key]["fields"] for key in keys], axis=2)
+        for kind in KINDS:
+            made[name, kind] = np.concatenate([ours[*key, kind]["fields"] for key in keys], axis=2)
+            compare(name, kind, spun[name][1], made[name, kind], report)
+    report.say(
+        f"{options.runs} x {options.size}^2 spins in blocks of {options.block}^2; "
+        f"{options.members} members of the law from the first frame of each; errors are the "
+        "largest over all frames after the first, of m relative to the largest of |m| of a run; "
+        "sigma of S(k) is that of so many independent waves."
+    )
+    quench = "quench to T = 1.8"
+    for kind in KINDS:
+        growth(*spun[quench], kind, made[quench, kind], report)
+    report.write()
+    draw(out / "nearest_fields.png", spun, {name: made[name, KINDS[1]] for name in CASES})
+
+
+def drifts(
+    small: Small, learned: dict[tuple[str, str], Parts], report: Report,
+    options: argparse.Namespace,
+) -> None:  # fmt: skip
+    report.table(
+        *("T", "learned from", "drift of m of held-out blocks", "of their mean", "by m alone"),
         *("drift of c of blocks", "of their mean"),
     )
-    for t in TEMPERATURES:
-        parts = [small[f"small {t:g}", i] for i in range(options.seeds)]
-        given = np.array([field for _, field in starts(t, options.smoke)])
-        counts, fields = alike(parts[:-1], given)
-        degrees = (4, 2) if options.smoke else DEGREES[t]
-        law = learn_bonds(counts, t, fields, entropy_degree=degrees[0], share_degree=degrees[1])
-        laws[t], found = law, explained(law, parts[-1:], t, given)
-        order = ("m of blocks", "m, mean", "m of blocks, by m alone", "c of blocks", "c, mean")
-        report.row(f"{t:g}", *(f"{found[name]:.2%}" for name in order))
+    order = ("m of blocks", "m, mean", "m of blocks, by m alone", "c of blocks", "c, mean")
+    for t, kind in product(TEMPERATURES, KINDS):
+        given = np.array([h for _, h in starts(t, options.smoke)])
+        chosen = left_alone(t, options.smoke) | (kind == KINDS[0])
+        held = small[f"small {t:g}", options.seeds - 1]["counts"][chosen]
+        law = law_of(learned[f"law {t:g}", kind])
+        found = explained(law, held, t, given[chosen], options.block)
+        report.row(f"{t:g}", kind, *(f"{found[name]:.2%}" for name in order))
         for name in order:
-            report.add(f"T={t:g}: drift of {name}", found[name], exact=1.0)
+            report.add(f"T={t:g}, {kind}: drift of {name}", found[name], exact=1.0)
     report.say(
         f"Learned from {options.seeds - 1} seeds of {options.small}^2 spins in blocks of "
         f"{options.block}^2; one more is held out."
     )
+
+
+def couplings(
+    borders: dict[str, Parts], learned: dict[tuple[str, str], Parts], report: Report
+) -> None:
+    spans = (f"t = {a:g} to {b:g}" for a, b in pairwise(WINDOWS[1:-1]))
     report.table(
-        *("large lattice", "m: spins, law at the end", "m, largest error"),
-        *("walls, largest relative error", "S(k, t), largest", "beyond 3 sigma"),
+        *("T", "1 / T", "kappa of small blocks: t = 0", *spans, f"from {WINDOWS[-2]:g} on"),
+        *(f"of the law ({kind})" for kind in KINDS),
     )
-    pictures = {}
-    for name, part in large.items():
-        law = laws[CASES[name][0]]
-        ours = rollout(law, name, part, options.members, options.block, options.seed)
-        pictures[name] = ours
-        compare(name, part, ours, report)
-    growth(large["quench to T = 1.8"], pictures["quench to T = 1.8"], report)
-    report.say(
-        f"{options.size}^2 spins in blocks of {options.block}^2; {options.members} members of the "
-        "law; errors are the largest over all frames after the first, of m relative to the largest "
-        "of |m| of a run."
-    )
-    report.write()
-    draw(out / "nearest_fields.png", large, pictures)
+    for t in TEMPERATURES:
+        found = borders[f"borders {t:g}"]["coupling"]
+        laws = (float(learned[f"law {t:g}", kind]["coupling"]) for kind in KINDS)
+        report.row(
+            f"{t:g}", f"{1 / t:.3f}",
+            *("" if np.isnan(k) else f"{k:.3f} ± {error:.3f}" for k, error in found),
+            *(f"{k:.3f}" for k in laws),
+        )  # fmt: skip
+        report.add(f"T={t:g}: coupling of independent spins", float(found[0, 0]), exact=1 / t)
 
 
-def compare(name: str, part: Parts, ours: Parts, report: Report) -> None:
-    (m, c), (of_m, of_c) = part["fields"], ours["fields"]
-    mean, guess = m.mean(axis=(1, 2)), of_m.mean(axis=(1, 2, 3))
-    off = float((abs(guess - mean) / abs(mean).max())[1:].max())
-    walls = (1 - c.mean(axis=(1, 2))) / 2
-    off_walls = float(abs((1 - of_c.mean(axis=(1, 2, 3))) / 2 / walls - 1)[1:].max())
-    rings = RINGS[: np.count_nonzero(RINGS < m.shape[1] / 2 + 1)]
-    spins_s = metrics.structure_factor(m[:, None], rings)[0][1:, 0]
-    law_s = metrics.structure_factor(of_m, rings)[0][1:]
-    difference = abs(law_s.mean(axis=1) - spins_s)
-    spread = law_s.std(axis=1, ddof=1) * np.sqrt(1 + 1 / law_s.shape[1])
-    off_s = float((difference / spins_s).max())
-    beyond = float((np.maximum(0, difference - 3 * spread) / spins_s).max())
+def compare(name: str, kind: str, spun: np.ndarray, made: np.ndarray, report: Report) -> None:
+    """Fields (2, frames, runs, n, n) of spins and those of a law (2, frames, members, n, n)."""
+    (m, c), (of_m, of_c) = (f.mean(axis=(2, 3, 4)) for f in (spun, made))
+    off = float((abs(of_m - m) / abs(m).max())[1:].max())
+    off_walls = float(abs((1 - of_c) / (1 - c) - 1)[1:].max())
+    rings = RINGS[: np.count_nonzero(RINGS < spun.shape[-1] / 2 + 1)]
+    (of_spins, waves), (of_law, _) = (metrics.structure_factor(f[0, 1:], rings)
+                                      for f in (spun, made))  # fmt: skip
+    differ = abs(of_law.mean(axis=1) / of_spins.mean(axis=1) - 1)
+    # A wave and its negative are one; each has the variance S^2.
+    sigma = np.sqrt(2 / waves * (1 / of_spins.shape[1] + 1 / of_law.shape[1]))
+    off_s = float(differ[:, waves >= min(1000, waves.max())].max())
+    beyond = float(np.maximum(0, differ - 3 * sigma).max())
+    near = [neighbours(f[0, -1]) for f in (spun, made)]
     report.row(
-        name, f"{mean[-1]:.4f}, {guess[-1]:.4f}", f"{off:.2%}", f"{off_walls:.2%}", f"{off_s:.1%}",
-        f"{beyond:.1%}",
+        name, kind, f"{m[-1]:.4f}, {of_m[-1]:.4f}", f"{off:.2%}", f"{off_walls:.2%}",
+        f"{off_s:.1%}", f"{beyond:.1%}", f"{near[0]:.2%}, {near[1]:.2%}",
     )  # fmt: skip
     for what, value in (("m", off), ("walls", off_walls), ("S", off_s), ("S beyond", beyond)):
-        report.add(f"{name}: largest error of {what}", value, exact=0.0)
+        report.add(f"{name}, {kind}: largest error of {what}", value, exact=0.0)
 
 
-def growth(part: Parts, ours: Parts, report: Report) -> None:
+def neighbours(m: np.ndarray) -> float:
+    """Covariance of m of neighbouring blocks over its variance, of (..., n, n)."""
+    rest = m - m.mean(axis=(-1, -2), keepdims=True)
+    return float(1 + (rest * differences(rest)).mean() / (4 * (rest**2).mean()))
+
+
+def growth(
+    times: np.ndarray, spun: np.ndarray, kind: str, made: np.ndarray, report: Report
+) -> None:
     """Walls beyond those at rest fall as t^-1/2: the amplitude and the power, from t = 10 on."""
-    times = part["times"]
     late = times >= (10.0 if times[-1] > 10 else times[-1] / 4)
     at_rest = (1 + float(onsager_energy(1.8)) / 2) / 2
     found = []
-    for fields in (part["fields"][1][:, None], ours["fields"][1]):
-        walls = (1 - fields.mean(axis=(1, 2, 3))) / 2 - at_rest
+    for fields in (spun, made):
+        walls = (1 - fields[1].mean(axis=(1, 2, 3))) / 2 - at_rest
         power = np.polyfit(np.log(times[late]), np.log(walls[late]), 1)[0]
         found.append((power, float(np.mean(walls[late] * np.sqrt(times[late])))))
     (power, amplitude), (of_law, ours_at) = found
     report.say(
-        f"T = 1.8, t >= {times[late][0]:g}: walls beyond {at_rest:.4f} fall as t^{power:.3f} of "
-        f"spins and t^{of_law:.3f} of the law; times t^1/2 they are {amplitude:.4f} and "
-        f"{ours_at:.4f}, {ours_at / amplitude - 1:+.1%}."
+        f"T = 1.8, t >= {times[late][0]:g}, {kind}: walls beyond {at_rest:.4f} fall as "
+        f"t^{power:.3f} of spins and t^{of_law:.3f} of the law; times t^1/2 they are "
+        f"{amplitude:.4f} and {ours_at:.4f}, {ours_at / amplitude - 1:+.1%}."
     )
-    report.add("T=1.8: power of walls", of_law, exact=float(power))
-    report.add("T=1.8: amplitude of walls", ours_at, exact=amplitude)
+    report.add(f"T=1.8, {kind}: power of walls", of_law, exact=float(power))
+    report.add(f"T=1.8, {kind}: amplitude of walls", ours_at, exact=amplitude)
 
 
-def draw(path: Path, large: dict[str, Parts], pictures: dict[str, Parts]) -> None:
+def draw(
+    path: Path, spun: dict[str, tuple[np.ndarray, np.ndarray]], made: dict[str, np.ndarray]
+) -> None:
     page = figure(13.0, 3.6)
-    of_m, of_c, of_s = page.subplots(1, 3)
-    for name, part in large.items():
-        times, ours = part["times"], pictures[name]["fields"]
-        values = [(part["fields"][0].mean(axis=(1, 2)), ours[0].mean(axis=(1, 2, 3)), of_m)]
-        walls = [(1 - f) / 2 for f in (part["fields"][1].mean(axis=(1, 2)),
-                                       ours[1].mean(axis=(1, 2, 3)))]  # fmt: skip
-        values.append((walls[0], walls[1], of_c))
-        values.append(
-            (part["fields"][0].var(axis=(1, 2)), ours[0].var(axis=(2, 3)).mean(axis=1), of_s)
-        )
-        for spin, law, panel in values:
+    panels = of_m, of_c, of_s = page.subplots(1, 3)
+
+    def curves(fields: np.ndarray) -> tuple[np.ndarray, ...]:
+        m, c = fields
+        return m.mean(axis=(1, 2, 3)), (1 - c.mean(axis=(1, 2, 3))) / 2, m.var((2, 3)).mean(axis=1)
+
+    for name, (times, spins) in spun.items():
+        for spin, law, panel in zip(curves(spins), curves(made[name]), panels, strict=True):
             (line,) = panel.plot(times[1:], spin[1:], "o", ms=4, label=name)
             panel.plot(times[1:], law[1:], color=line.get_color(), lw=1)
     for panel, label in (
@@ -310,8 +450,9 @@ def parse() -> argparse.Namespace:
     add("--small", type=int, default=512, help="spins a side of what is learned from")
     add("--block", type=int, default=128, help="spins a side of a block")
     add("--seeds", type=int, default=9, help="runs of each start; the last is held out")
-    add("--size", type=int, default=8192, help="spins a side of the large lattices")
-    add("--members", type=int, default=4, help="realisations of the law")
+    add("--size", type=int, default=16384, help="spins a side of the large lattices")
+    add("--runs", type=int, default=2, help="large lattices of each case")
+    add("--members", type=int, default=4, help="realisations of the law of each")
     add("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.smoke:

@@ -17,8 +17,15 @@ and flips up and down of a class have the ratio :math:`e^{2 (b_S - H - K S)} = e
 detailed balance with :math:`F = -s - (h m + 2 c) / T`: noise and drift belong together.
 
 s and :math:`\nu_S` are those of pairs [Bethe, Proc. R. Soc. A 150, 552 (1935)], which are exact for
-independent spins, plus polynomials in m and 2 c - 1 that are fitted to counts. Nothing couples one
-block with the next: blocks must be large beside domains and correlations.
+independent spins, plus polynomials in m and log(1 - c) that are fitted to counts: the logarithm,
+since few walls are left when domains have grown.
+
+The bonds over the borders couple blocks of the side L: F has the further term
+:math:`\frac{\kappa}{2 L} \sum_{\langle a b \rangle} (m_a - m_b)^2` over neighbouring blocks,
+so that :math:`b_S` gains :math:`\kappa / L` times the sum of the neighbours' m less one's own. Of
+independent spins :math:`\kappa = 1 / T`, from the four bonds of sites at borders; of blocks at
+rest above T_c it is what their covariances say, and it is learned. Blocks must be large beside
+domains and correlations.
 """
 
 from __future__ import annotations
@@ -39,7 +46,7 @@ SPIN, SUM = np.repeat([-1, 1], len(S)), np.tile(S, 2)
 #: Pairs of a kind have at least this probability.
 LEAST = 1e-9
 #: Weights of a fit: error of a drift, relative and of one spin; error of a share.
-RELATIVE, OF_A_SPIN, OF_A_SHARE, RIDGE = 0.02, 0.3, 0.1, 1e-4
+RELATIVE, OF_A_SPIN, OF_A_SHARE, RIDGE = 0.02, 0.15, 0.3, 1e-5
 
 
 def count_classes(spins: np.ndarray, block: int) -> np.ndarray:
@@ -92,11 +99,13 @@ class BondLaw:
     entropy_degree, share_degree : of the polynomials
     coefficients : (n,) float64, those of s, even in m, then three times those of the shares; zeros
         for the law of pairs
+    coupling : kappa of neighbouring blocks, where the law was learned
     """
 
     entropy_degree: int
     share_degree: int
     coefficients: np.ndarray
+    coupling: float = 0.0
 
     @classmethod
     def of_pairs(cls, entropy_degree: int = 0, share_degree: int = 0) -> BondLaw:
@@ -112,22 +121,40 @@ class BondLaw:
     def _all(self) -> list[tuple[int, int]]:
         return _powers(self.share_degree)
 
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients by powers of m and of the bonds' variable: of s, and of the shares (3)."""
+        of_s = np.zeros((self.entropy_degree + 1,) * 2)
+        for (i, j), a in zip(self._even, self.coefficients, strict=False):
+            of_s[i, j] = a
+        of_shares = np.zeros((3, *(self.share_degree + 1,) * 2))
+        i, j = np.array(self._all).T
+        of_shares[:, i, j] = self.coefficients[len(self._even) :].reshape(3, -1)
+        of_shares[2, 1::2] = 0.0
+        return of_s, of_shares
+
     def entropy(self, m: np.ndarray, c: np.ndarray) -> np.ndarray:
         """s(m, c) per spin, but for a constant: two pairs of each spin, of which it is in four."""
         less, unlike, more = _pairs(m, c)
         of_pairs = -sum(n * p * np.log(p) for n, p in ((1, less), (2, unlike), (1, more)))
         of_spins = -sum(p * np.log(p) for p in ((1 + m) / 2, (1 - m) / 2))
-        terms = [m**i * (2 * c - 1) ** j for i, j in self._even]
-        added = sum((-a * t for a, t in zip(self.coefficients, terms, strict=False)), 0.0 * m)
-        return np.asarray(2 * of_pairs - 3 * of_spins + added)
+        of_s, _ = self._tables
+        added = _value(of_s, _rising(m, len(of_s)), _rising(_of_bonds(c)[0], len(of_s)))
+        return np.asarray(2 * of_pairs - 3 * of_spins - added)
 
     def forces(self, m: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """H and K, each (...)."""
-        of_h, of_k = self._slopes(m, c)
         less, unlike, more = _pairs(m, c)
-        a = self.coefficients[: len(self._even)]
-        h = np.log(more / less) - 1.5 * np.log((1 + m) / (1 - m)) + of_h @ a
-        return h, 0.25 * np.log(more * less / unlike**2) + of_k @ a
+        h = np.log(more / less) - 1.5 * np.log((1 + m) / (1 - m))
+        k = 0.25 * np.log(more * less / unlike**2)
+        of_s, _ = self._tables
+        if len(of_s) == 1:
+            return h, k
+        x, slope = _of_bonds(c)
+        by_m, by_x = _rising(m, len(of_s)), _rising(x, len(of_s))
+        number = np.arange(1, len(of_s))
+        h = h + _value(number[:, None] * of_s[1:], by_m[..., :-1], by_x)
+        return h, k + 0.5 * slope * _value(of_s[:, 1:] * number, by_m, by_x[..., :-1])
 
     def free_energy(
         self, m: np.ndarray, c: np.ndarray, temperature: float, field: float = 0.0
@@ -166,10 +193,17 @@ class BondLaw:
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Blocks of ``sites`` spins a time dt on: midpoint rule, and Gaussian numbers of flips.
 
-        Without ``rng`` there is no noise.
+        Coupled blocks are periodic along the last two axes. Without ``rng`` there is no noise.
         """
-        dm, dc = self.drift(m, c, temperature, field)
-        up, down = self.flips(*_inside(m + dt / 2 * dm, c + dt / 2 * dc), temperature, field)
+
+        def pulled(m: np.ndarray) -> np.ndarray | float:
+            if not self.coupling:
+                return field
+            return field + temperature * self.coupling * differences(m) / np.sqrt(sites)
+
+        dm, dc = self.drift(m, c, temperature, pulled(m))
+        m_then, c_then = _inside(m + dt / 2 * dm, c + dt / 2 * dc)
+        up, down = self.flips(m_then, c_then, temperature, pulled(m_then))
         net = dt * (up - down)
         if rng is not None:
             net += np.sqrt(dt / sites * (up + down)) * rng.standard_normal(net.shape)
@@ -179,30 +213,32 @@ class BondLaw:
 
     def _slopes(self, m: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """H and K of each term of s, with the sign of the entropy's turned, (..., n)."""
-        x, none = 2 * c - 1, np.zeros((*np.shape(m), 0))
+        (x, slope), none = _of_bonds(c), np.zeros((*np.shape(m), 0))
         if not self._even:
             return none, none
         of_h = [i * m ** max(i - 1, 0) * x**j for i, j in self._even]
-        of_k = [j * m**i * x ** max(j - 1, 0) for i, j in self._even]
+        of_k = [0.5 * slope * j * m**i * x ** max(j - 1, 0) for i, j in self._even]
         return np.stack(of_h, axis=-1), np.stack(of_k, axis=-1)
 
     def _logits(self, m: np.ndarray, c: np.ndarray) -> np.ndarray:
         less, unlike, more = _pairs(m, c)
         low, high = unlike / (unlike + less), more / (more + unlike)
+        down, up = ((1 - m[..., None]) / 2, (1 + m[..., None]) / 2)
         number = np.arange(len(S))
-
-        def given(p: np.ndarray) -> np.ndarray:
-            up = p[..., None]
-            return np.asarray(comb(4, number) * up**number * (1 - up) ** (4 - number))
-
-        pairs = (1 - m[..., None]) / 2 * given(low) + (1 + m[..., None]) / 2 * given(high)
-        of_terms = self._terms_of_shares(m, c)
-        added = of_terms @ self.coefficients[len(self._even) :]
+        pairs = sum(
+            one * comb(4, number) * _rising(p, 5) * _rising(1 - p, 5)[..., ::-1]
+            for one, p in ((down, low), (up, high))
+        )
+        _, tables = self._tables
+        by_m, by_x = _rising(m, tables.shape[1]), _rising(_of_bonds(c)[0], tables.shape[1])
+        even, odd = ([_value(of[k::2], by_m[..., k::2], by_x) for of in tables] for k in (0, 1))
+        signs = ((0, 1), (1, 1), (2, 1), (1, -1), (0, -1))
+        added = np.stack([even[of] + sign * odd[of] for of, sign in signs], axis=-1)
         return np.asarray(log_softmax(np.log(pairs) + added, axis=-1))
 
     def _terms_of_shares(self, m: np.ndarray, c: np.ndarray) -> np.ndarray:
         """Derivatives of logits, (..., 5, 3 n): what m does to S, -m does to -S."""
-        x = 2 * c - 1
+        x, _ = _of_bonds(c)
         terms = np.stack([m**i * x**j for i, j in self._all], axis=-1)
         sign = np.array([(-1.0) ** i for i, _ in self._all])
         n = len(self._all)
@@ -241,6 +277,7 @@ def learn_bonds(
     counts: np.ndarray,
     temperature: np.ndarray | float,
     field: np.ndarray | float,
+    pull: np.ndarray | None = None,
     *,
     entropy_degree: int = 6,
     share_degree: int = 5,
@@ -252,6 +289,7 @@ def learn_bonds(
     ----------
     counts : (n, 10) sites by class, of blocks or of sums over blocks that are alike
     temperature, field : of each, (n,), or of all
+    pull : (n,) means of :func:`differences` over the side of a block; with them blocks are coupled
     evaluations : of the least squares, at most
     """
     counts = np.asarray(counts, float)
@@ -259,33 +297,67 @@ def learn_bonds(
     m, c = fields_of(counts)
     shares = counts / sites[:, None]
     t, h = (np.broadcast_to(value, m.shape) for value in (temperature, field))
-    onto = _drifts_of_shares(t, h)
-    found = np.einsum("nij,nj->ni", onto, shares)
+    found = np.einsum("nij,nj->ni", _drifts_of_shares(t, h), shares)
     # A drift that is small counts as much as a large one, as far as the spins say what it is.
     large = abs(found).max(axis=1, keepdims=True)
     scale = RELATIVE * np.maximum(abs(found), 0.1 * large) + OF_A_SPIN / np.sqrt(sites)[:, None]
-    of_drift = onto / (scale[..., None] * np.sqrt(len(m)))
+    of_drift = 1.0 / (scale * np.sqrt(len(m)))
     of_share = 1.0 / (OF_A_SHARE * np.sqrt(len(m)))
     empty = BondLaw.of_pairs(entropy_degree, share_degree)
+    pull, coupled = (0.0 * m, 0) if pull is None else (np.asarray(pull, float), 1)
 
     def law(w: np.ndarray) -> BondLaw:
-        return BondLaw(entropy_degree, share_degree, w)
+        return BondLaw(entropy_degree, share_degree, w[:-1], coupled * float(w[-1]))
 
     def residuals(w: np.ndarray) -> np.ndarray:
-        gap = law(w).predicted(m, c) - shares
-        drifts = np.einsum("nij,nj->ni", of_drift, gap)
-        return np.concatenate([drifts.ravel(), of_share * gap.ravel(), RIDGE * w])
-
-    def slopes(w: np.ndarray) -> np.ndarray:
-        by = law(w)._jacobian(m, c)
-        drifts = np.einsum("nij,njk->nik", of_drift, by)
-        n = len(w)
+        predicted = law(w).predicted(m, c)
+        onto = _drifts_of_shares(t, h + coupled * w[-1] * t * pull)
+        drifts = of_drift * (np.einsum("nij,nj->ni", onto, predicted) - found)
         return np.concatenate(
-            [drifts.reshape(-1, n), of_share * by.reshape(-1, n), RIDGE * np.eye(n)]
+            [drifts.ravel(), of_share * (predicted - shares).ravel(), RIDGE * w[:-1]]
         )
 
-    start = empty.coefficients
+    def slopes(w: np.ndarray) -> np.ndarray:
+        of_law, n = law(w), len(w) - 1
+        by = of_law._jacobian(m, c)
+        onto = _drifts_of_shares(t, h + coupled * w[-1] * t * pull)
+        drifts = of_drift[..., None] * np.einsum("nij,njk->nik", onto, by)
+        steep = 1 - np.tanh((SUM + h[:, None]) / t[:, None] + coupled * w[-1] * pull[:, None]) ** 2
+        turned = coupled * pull[:, None] * steep * of_law.predicted(m, c)
+        by_coupling = of_drift * np.stack([turned.sum(axis=1), turned @ SUM / 2], axis=1)
+        top = np.concatenate([drifts.reshape(-1, n), by_coupling.reshape(-1, 1)], axis=1)
+        shared = of_share * by.reshape(-1, n)
+        below = np.concatenate([shared, RIDGE * np.eye(n)])
+        return np.concatenate([top, np.pad(below, ((0, 0), (0, 1)))])
+
+    start = np.append(empty.coefficients, 0.0)
     return law(least_squares(residuals, start, slopes, max_nfev=evaluations).x)
+
+
+def differences(m: np.ndarray) -> np.ndarray:
+    """Sum over the four neighbours of their m less one's own, of periodic blocks (..., ny, nx)."""
+    shifted = [np.roll(m, by, axis=axis) for by in (1, -1) for axis in (-1, -2)]
+    return np.asarray(sum(shifted) - 4 * m)
+
+
+def _rising(value: np.ndarray, number: int) -> np.ndarray:
+    """Powers 0 to number - 1, (..., number)."""
+    out = np.empty((*np.shape(value), number))
+    out[..., 0] = 1.0
+    for i in range(1, number):
+        out[..., i] = out[..., i - 1] * value
+    return out
+
+
+def _value(table: np.ndarray, by_m: np.ndarray, by_x: np.ndarray) -> np.ndarray:
+    """The polynomial with the coefficients (i, j), (...)."""
+    return np.asarray(((by_m @ table) * by_x).sum(axis=-1))
+
+
+def _of_bonds(c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The variable of polynomials, 1 without bonds and -1 at walls of 0.025, and its slope."""
+    unlike = np.maximum(1 - np.asarray(c), 4 * LEAST)
+    return 1 + np.log(unlike) / 1.5, -1 / (1.5 * unlike)
 
 
 def _powers(degree: int) -> list[tuple[int, int]]:
