@@ -11,6 +11,7 @@ from mpiflow.learn.onsagerflow.bonds import (
     BondLaw,
     S,
     count_classes,
+    differences,
     exact_drift,
     fields_of,
     learn_bonds,
@@ -120,6 +121,45 @@ def test_sites_are_counted_by_class() -> None:
     np.testing.assert_array_equal(found, wanted)
     with pytest.raises(InputError, match="spins"):
         count_classes(spins, 4)
+
+
+def test_coupled_blocks_follow_the_slope_of_their_differences() -> None:
+    """b_S gains what the further term of F loses by a flip: detailed balance stays."""
+    law, rng = some_law(), np.random.default_rng(3)
+    m, c = rng.uniform(-0.5, 0.5, (2, 3, 4)), np.full((2, 3, 4), 0.4)
+    coupled = BondLaw(4, 3, law.coefficients, 0.7)
+
+    def energy(m: np.ndarray) -> np.ndarray:
+        return sum(0.7 / (2 * 8) * ((m - np.roll(m, 1, axis)) ** 2).sum() for axis in (-1, -2))
+
+    pull = np.zeros(m.shape)
+    for at in np.ndindex(m.shape):
+        way = np.zeros(m.shape)
+        way[at] = 1.0
+        pull[at] = -slope(lambda d, w=way: energy(m + d * w), 1e-2)
+    np.testing.assert_allclose(0.7 / 8 * differences(m), pull, atol=1e-12)
+    short = 1e-7
+    found = coupled.step(m, c, 1.7, 0.2, dt=short, sites=64)
+    rates = law.drift(m, c, 1.7, 0.2 + 1.7 * pull)
+    for now, before, rate in zip(found, (m, c), rates, strict=True):
+        np.testing.assert_allclose((now - before) / short, rate, atol=1e-6)
+
+
+def test_independent_spins_couple_their_blocks_by_the_bonds_over_borders() -> None:
+    """kappa = 1 / T: a site at a border has one of its four bonds into the other block."""
+    rng, temperature, block = np.random.default_rng(2), 4.0, 8
+    of_blocks = rng.choice([-0.3, 0.0, 0.3], (160, 160))
+    m = np.kron(of_blocks, np.ones((block, block)))
+    spins = np.where(rng.random(m.shape) < (1 + m) / 2, 1, -1).astype(np.int8)
+    counts = count_classes(spins, block)
+    pull = differences(fields_of(counts)[0]) / block
+    bins = np.stack([of_blocks, np.round(differences(of_blocks), 1)], axis=-1).reshape(-1, 2)
+    _, one, number = np.unique(bins, axis=0, return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(one.ravel(), k) for k in counts.reshape(-1, 10).T], axis=1)
+    pulls = np.bincount(one.ravel(), pull.ravel()) / number
+    law = learn_bonds(sums, temperature, 0.0, pulls, entropy_degree=2, share_degree=1)
+    assert law.coupling == pytest.approx(1 / temperature, rel=0.1)
+    assert learn_bonds(sums, temperature, 0.0, entropy_degree=2, share_degree=1).coupling == 0.0
 
 
 def test_a_law_learned_from_small_lattices_has_the_drift_of_others() -> None:
