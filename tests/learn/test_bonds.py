@@ -159,7 +159,10 @@ def test_independent_spins_couple_their_blocks_by_the_bonds_over_borders() -> No
     pulls = np.bincount(one.ravel(), pull.ravel()) / number
     law = learn_bonds(sums, temperature, 0.0, pulls, entropy_degree=2, share_degree=1)
     assert law.coupling == pytest.approx(1 / temperature, rel=0.1)
-    assert learn_bonds(sums, temperature, 0.0, entropy_degree=2, share_degree=1).coupling == 0.0
+    given = learn_bonds(
+        sums, temperature, 0.0, pulls, coupling=0.3, entropy_degree=2, share_degree=1
+    )
+    assert given.coupling == 0.3
 
 
 def test_a_law_learned_from_small_lattices_has_the_drift_of_others() -> None:

@@ -279,6 +279,7 @@ def learn_bonds(
     field: np.ndarray | float,
     pull: np.ndarray | None = None,
     *,
+    coupling: float | None = None,
     entropy_degree: int = 6,
     share_degree: int = 5,
     evaluations: int = 100,
@@ -290,6 +291,7 @@ def learn_bonds(
     counts : (n, 10) sites by class, of blocks or of sums over blocks that are alike
     temperature, field : of each, (n,), or of all
     pull : (n,) means of :func:`differences` over the side of a block; with them blocks are coupled
+    coupling : kappa if it is known; else it is learned with the rest where there are pulls
     evaluations : of the least squares, at most
     """
     counts = np.asarray(counts, float)
@@ -304,33 +306,35 @@ def learn_bonds(
     of_drift = 1.0 / (scale * np.sqrt(len(m)))
     of_share = 1.0 / (OF_A_SHARE * np.sqrt(len(m)))
     empty = BondLaw.of_pairs(entropy_degree, share_degree)
-    pull, coupled = (0.0 * m, 0) if pull is None else (np.asarray(pull, float), 1)
+    size, free = len(empty.coefficients), pull is not None and coupling is None
+    pull = 0.0 * m if pull is None else np.asarray(pull, float)
 
     def law(w: np.ndarray) -> BondLaw:
-        return BondLaw(entropy_degree, share_degree, w[:-1], coupled * float(w[-1]))
+        kappa = float(w[size]) if free else coupling or 0.0
+        return BondLaw(entropy_degree, share_degree, w[:size], kappa)
 
     def residuals(w: np.ndarray) -> np.ndarray:
-        predicted = law(w).predicted(m, c)
-        onto = _drifts_of_shares(t, h + coupled * w[-1] * t * pull)
+        of_law = law(w)
+        predicted = of_law.predicted(m, c)
+        onto = _drifts_of_shares(t, h + of_law.coupling * t * pull)
         drifts = of_drift * (np.einsum("nij,nj->ni", onto, predicted) - found)
         return np.concatenate(
-            [drifts.ravel(), of_share * (predicted - shares).ravel(), RIDGE * w[:-1]]
+            [drifts.ravel(), of_share * (predicted - shares).ravel(), RIDGE * w[:size]]
         )
 
     def slopes(w: np.ndarray) -> np.ndarray:
-        of_law, n = law(w), len(w) - 1
+        of_law = law(w)
         by = of_law._jacobian(m, c)
-        onto = _drifts_of_shares(t, h + coupled * w[-1] * t * pull)
+        onto = _drifts_of_shares(t, h + of_law.coupling * t * pull)
         drifts = of_drift[..., None] * np.einsum("nij,njk->nik", onto, by)
-        steep = 1 - np.tanh((SUM + h[:, None]) / t[:, None] + coupled * w[-1] * pull[:, None]) ** 2
-        turned = coupled * pull[:, None] * steep * of_law.predicted(m, c)
+        local = (SUM + h[:, None]) / t[:, None] + of_law.coupling * pull[:, None]
+        turned = pull[:, None] * (1 - np.tanh(local) ** 2) * of_law.predicted(m, c)
         by_coupling = of_drift * np.stack([turned.sum(axis=1), turned @ SUM / 2], axis=1)
-        top = np.concatenate([drifts.reshape(-1, n), by_coupling.reshape(-1, 1)], axis=1)
-        shared = of_share * by.reshape(-1, n)
-        below = np.concatenate([shared, RIDGE * np.eye(n)])
-        return np.concatenate([top, np.pad(below, ((0, 0), (0, 1)))])
+        top = np.concatenate([drifts.reshape(-1, size), by_coupling.reshape(-1, 1)], axis=1)
+        below = np.concatenate([of_share * by.reshape(-1, size), RIDGE * np.eye(size)])
+        return np.concatenate([top, np.pad(below, ((0, 0), (0, 1)))])[:, : len(w)]
 
-    start = np.append(empty.coefficients, 0.0)
+    start = np.zeros(size + free)
     return law(least_squares(residuals, start, slopes, max_nfev=evaluations).x)
 
 
