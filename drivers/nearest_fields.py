@@ -309,6 +309,7 @@ def write(
     report = Report(out)
     drifts(small, learned, report, options)
     couplings(borders, learned, report)
+    barriers(law_of(learned["law 1.8", KINDS[1]]), report)
     report.table(
         *("large lattice", "law learned from", "m: spins, law at the end", "m, largest error"),
         *("walls, largest relative error", "S(k, t), rings of 1000 waves", "S beyond 3 sigma"),
@@ -375,6 +376,29 @@ def couplings(
             f"{float(learned[f'law {t:g}', KINDS[0]]['coupling']):.3f}",
         )  # fmt: skip
         report.add(f"T={t:g}: coupling of independent spins", float(found[0, 0]), exact=1 / t)
+
+
+def barriers(law: BondLaw, report: Report) -> None:
+    """What m = 0 costs a box of the law, and what the two walls across it cost [Onsager 1944]."""
+    t = 1.8
+    wall = 2 + t * np.log(np.tanh(1 / t))
+
+    def least(m: float) -> tuple[float, float]:
+        c = np.linspace(m * m + 1e-3, 0.945, 400)
+        of_c = law.free_energy(np.full(c.shape, m), c, t)
+        return float(of_c.min()), float(c[of_c.argmin()])
+
+    at_rest = (1 - np.sinh(2 / t) ** -4) ** 0.125
+    (top, c), (bottom, _) = least(0.0), least(at_rest)
+    report.say(
+        f"T = {t:g}, {KINDS[1]}: F / T of a spin at m = 0 is least at walls of {(1 - c) / 2:.3f}, "
+        f"{top - bottom:.4f} above that at rest. Of boxes of 8, 12, 16 and 32 spins a side that is "
+        + ", ".join(f"{side**2 * (top - bottom):.1f}" for side in (8, 12, 16, 32))
+        + "; two walls across them cost "
+        + ", ".join(f"{2 * wall * side / t:.1f}" for side in (8, 12, 16, 32))
+        + "."
+    )
+    report.add("T=1.8: barrier of a box of 16^2", 256 * (top - bottom), exact=2 * wall * 16 / t)
 
 
 def compare(name: str, kind: str, spun: np.ndarray, made: np.ndarray, report: Report) -> None:

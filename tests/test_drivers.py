@@ -132,7 +132,7 @@ ENTRIES = {
     "large_ising": 2,
     "potts_transition": 2 * (7 * 4 + 2) + 1,
     "hysteresis": 5 * 3 + 1 + 3,
-    "nearest_fields": 2 * (3 * 5 + 4 * 4 + 2) + 3,
+    "nearest_fields": 2 * (3 * 5 + 4 * 4 + 2) + 3 + 1,
     "rare_events": 3 * 3,
     "window_bias": 8,
     "dmd_mobility": 5 + 2,
