@@ -234,7 +234,7 @@ def simulate(task: tuple[Any, ...], options: argparse.Namespace) -> dict[str, np
     for look in range(looks):
         first = BURN[side] + BETWEEN * look
         flip_clusters(states, members, system, seed=number, clusters=BETWEEN, first=first)
-        moments += powers_of(states.mean(axis=(1, 2))) / looks
+        moments += finite_size.powers_of(states.mean(axis=(1, 2))) / looks
     time = UPDATES / options.less**2 * DT / states.size
     frames = 100
     step = max(1.0, np.rint(time / frames / DT) * DT)
@@ -247,15 +247,10 @@ def simulate(task: tuple[Any, ...], options: argparse.Namespace) -> dict[str, np
         path[frame] = observables.spin_sums(block)[:, 0] / side**2
     return {
         "reference": moments,
-        "engine": powers_of(path).mean(axis=0),
+        "engine": finite_size.powers_of(path).mean(axis=0),
         "tau": decay(np.abs(path), step),
         "time": frames * step,
     }
-
-
-def powers_of(m: np.ndarray) -> np.ndarray:
-    """abs(M), M^2 and M^4, in a last axis."""
-    return np.stack([np.abs(m), m**2, m**4], axis=-1)
 
 
 def decay(path: np.ndarray, step: float) -> float:
@@ -306,7 +301,7 @@ def predict(
         )  # fmt: skip
         m = path[..., 0]
         steps = len(start) * (skip + 79 * stride) / options.less
-        out |= {name: powers_of(m).mean(axis=(0, 1)), f"held_{name}": held / steps}
+        out |= {name: finite_size.powers_of(m).mean(axis=(0, 1)), f"held_{name}": held / steps}
         if name == "K":
             out["tau"] = decay(np.abs(m), stride * dt)
     return out
@@ -341,11 +336,8 @@ def assemble(
         for kind, each in rows.items():
             values[kind][0][i, j] = np.mean(each, axis=0)
             values[kind][1][i, j] = np.std(each, axis=0, ddof=1) / np.sqrt(options.seeds)
-    # Few seeds know their spread badly: it is pooled over temperatures, relative but for U.
     for kind in ("learned", "tuned"):
-        mean, error = values[kind]
-        unit = np.where(np.arange(3) < 2, np.abs(mean), 1.0)
-        error[:] = unit * np.sqrt(((error / unit) ** 2).mean(axis=1, keepdims=True))
+        finite_size.pool(*values[kind])
     # The tuned abs(M) is that of the reference by construction.
     values["tuned"][1][..., 0] = values["reference"][1][..., 0]
     return values, tuned

@@ -21,6 +21,11 @@ NAMES = ("abs(M)", "chi", "U")
 EXACT = {"beta/nu": 0.125, "gamma/nu": 1.75, "1/nu": 1.0}
 
 
+def powers_of(m: np.ndarray) -> np.ndarray:
+    """abs(M), M^2 and M^4, in a last axis."""
+    return np.stack([np.abs(m), m**2, m**4], axis=-1)
+
+
 def quantities(moments: np.ndarray, side: int, temperature: float) -> np.ndarray:
     """abs(M), chi and U, (..., 3), from the means of abs(M), M^2 and M^4, (..., 3)."""
     first, second, fourth = np.moveaxis(np.asarray(moments, float), -1, 0)
@@ -41,6 +46,15 @@ def jackknife(samples: np.ndarray, side: int, temperature: float) -> tuple[np.nd
     whole = quantities(samples.mean(axis=0), side, temperature)
     left = quantities((samples.sum(axis=0) - samples) / (n - 1), side, temperature)
     return whole, np.sqrt((n - 1) * ((left - left.mean(axis=0)) ** 2).mean(axis=0))
+
+
+def pool(values: np.ndarray, errors: np.ndarray) -> None:
+    """Errors (l, t, 3) of few seeds, pooled over temperatures in place: they know spreads badly.
+
+    Relative ones of abs(M) and chi, those of U as they are.
+    """
+    unit = np.where(np.arange(3) < 2, np.abs(values), 1.0)
+    errors[:] = unit * np.sqrt(((errors / unit) ** 2).mean(axis=1, keepdims=True))
 
 
 def exponents(
