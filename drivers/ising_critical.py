@@ -248,23 +248,9 @@ def simulate(task: tuple[Any, ...], options: argparse.Namespace) -> dict[str, np
     return {
         "reference": moments,
         "engine": finite_size.powers_of(path).mean(axis=0),
-        "tau": decay(np.abs(path), step),
+        "tau": finite_size.relaxation_time(np.abs(path), step)[0],
         "time": frames * step,
     }
-
-
-def decay(path: np.ndarray, step: float) -> float:
-    """Integrated autocorrelation time of (frames, members), half of metrics' one, in time units.
-
-    Zero where a run is too short to say: below ten of them.
-    """
-    flat = path - path.mean()
-    lags = len(path) // 2
-    correlation = np.array([(flat[: len(path) - k] * flat[k:]).mean() for k in range(lags)])
-    tau = np.cumsum(correlation / correlation[0]) - 0.5
-    enough = np.arange(lags) >= 5.0 * tau
-    found = float(tau[np.argmax(enough)]) if enough.any() else np.inf
-    return found * step if 10.0 * found < len(path) else 0.0
 
 
 # -- models --------------------------------------------------------------------------------
@@ -303,7 +289,7 @@ def predict(
         steps = len(start) * (skip + 79 * stride) / options.less
         out |= {name: finite_size.powers_of(m).mean(axis=(0, 1)), f"held_{name}": held / steps}
         if name == "K":
-            out["tau"] = decay(np.abs(m), stride * dt)
+            out["tau"] = finite_size.relaxation_time(np.abs(m), stride * dt)[0]
     return out
 
 
@@ -409,8 +395,8 @@ def write(
         held = np.mean([found["rollout", side, middle, s]["held_K"] for s in range(options.seeds)])
         report.row(
             str(side),
-            f"{true:.0f}" if true else "run too short",
-            with_error(taus, ".0f") if all(taus) else "run too short",
+            f"{true:.0f}" if true else "not known",
+            with_error(taus, ".0f") if all(taus) else "not known",
             f"{held:.1e}",
         )
     report.write()

@@ -114,6 +114,46 @@ def _slope(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> float:
     return float((weight * (x - centre) * y).sum() / (weight * (x - centre) ** 2).sum())
 
 
+def power_law(sides: np.ndarray, values: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+    """Exponent of values that grow as L to a power, and its error; of those above 0."""
+    use = (values > 0) & (errors > 0)
+    if use.sum() < 2:
+        return np.nan, np.nan
+    x, spread = np.log(np.asarray(sides, float)[use]), errors[use] / values[use]
+    centre = np.average(x, weights=spread**-2.0)
+    error = ((x - centre) ** 2 / spread**2).sum() ** -0.5
+    return _slope(x, np.log(values[use]), spread), float(error)
+
+
+def relaxation_time(path: np.ndarray, step: float, groups: int = 8) -> tuple[float, float]:
+    """Integrated autocorrelation time, half of metrics' one, and its error, in units of time.
+
+    From zero lag to five times itself. Zero and zero where a run is too short to say, below ten
+    of them, or frames are more than half of one apart.
+
+    Parameters
+    ----------
+    path : (frames, members), of members that are independent
+    step : time between frames
+    """
+
+    def sums(members: np.ndarray) -> np.ndarray:
+        part = path[:, members] - path.mean()
+        lags = np.arange(len(path) // 2)
+        correlation = [(part[: len(path) - k] * part[k:]).mean() for k in lags]
+        return np.asarray(np.cumsum(correlation) / correlation[0] - 0.5)
+
+    every = np.arange(path.shape[1])
+    tau = sums(every)
+    enough = np.arange(len(tau)) >= 5.0 * tau
+    if not enough.any() or not 0.5 <= tau[np.argmax(enough)] < 0.1 * len(path):
+        return 0.0, 0.0
+    last = np.argmax(enough)
+    left = np.array([sums(every[every % groups != g])[last] for g in range(groups)])
+    error = np.sqrt((groups - 1) * ((left - left.mean()) ** 2).mean())
+    return float(tau[last] * step), float(error * step)
+
+
 def with_errors(
     sides: np.ndarray,
     temperatures: np.ndarray,

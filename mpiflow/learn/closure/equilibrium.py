@@ -12,7 +12,7 @@ so that 2 d increments :math:`\bar\Delta \pm \sqrt d\, L e_k`, :math:`L L^T = C`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,7 +28,7 @@ from mpiflow.scaleup import spins as scaleup
 from mpiflow.simulation.ising.simulation import Simulation
 from mpiflow.solvers.spins.lane_block import LaneBlock
 from mpiflow.solvers.spins.sublattice import Sublattice
-from mpiflow.systems.ising import CLASSES, Ising
+from mpiflow.systems.ising import Ising
 
 #: Members of an ensemble: as many as the bits of a vector.
 MEMBERS = 256
@@ -195,38 +195,6 @@ def evolve(
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     z, mean, covariance, within = columns
     return Pairs(z, mean, covariance, within, duration)
-
-
-def joined(parts: Sequence[Pairs]) -> Pairs:
-    """The pairs of several sets of states, which have one duration."""
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("z", "mean", "covariance", "within")
-    }
-    return replace(parts[0], **columns)
-
-
-def compensated(pairs: Pairs, states: np.ndarray, system: Ising) -> Pairs:
-    r"""Pairs of features whose mean increments of M and rho have little of the noise of pairs.
-
-    With b the generator applied to (M, rho), which is linear in the densities of rate classes,
-
-    .. math:: E[\Delta z] = \int_0^t E[b(x_s)] \, ds
-              = t \left( b(x_0) + \tfrac12 E[b(x_t) - b(x_0)] \right) + O(t^3).
-
-    The first term is exact for each state, and the second needs the change of densities alone,
-    which the pairs have: the noise of M itself, of variance proportional to t, is left out.
-
-    Parameters
-    ----------
-    pairs : of :func:`evolve`, of the states
-    states : (N, L, L) int8
-    """
-    now, _ = system.short_time(observables.lattice_class_counts(states))
-    of_classes, _ = system.short_time(np.eye(CLASSES, dtype=np.int64))
-    mean = pairs.mean.copy()
-    mean[:, :2] = pairs.duration * (now + 0.5 * mean[:, 2:] @ of_classes)
-    return replace(pairs, mean=mean)
 
 
 #: Of one repeat: which patch of each state, (B,), and the increments of its features, (B, 12).

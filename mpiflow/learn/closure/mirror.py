@@ -22,10 +22,6 @@ from mpiflow.learn.training import Schedule, fit, mlp
 from mpiflow.systems.ising import CLASSES
 
 
-#: Powers of M, from 0 on, of the mean of a latent at each M.
-POWERS = 5
-
-
 class MirrorAutoencoder(ClosureAutoencoder):
     """Linear closures, the first half even under a turn of all spins, the others odd.
 
@@ -105,8 +101,6 @@ class MirrorSDE(LearnedSDE):
 
     signs: torch.Tensor
     speed: torch.Tensor
-    curve: torch.Tensor
-    width: torch.Tensor
     chunk = 512
 
     def __init__(self, signs: Sequence[float] | np.ndarray, width: int = 64, factor: float = 1.0):
@@ -119,11 +113,9 @@ class MirrorSDE(LearnedSDE):
         self.sigma_net = mlp([*sizes, dim * (dim + 1) // 2], zero_last=True)
         self.register_buffer("signs", torch.as_tensor(np.asarray(signs), dtype=torch.float32))
         self.register_buffer("speed", torch.ones(dim))
-        self.register_buffer("curve", torch.zeros(POWERS, dim))
-        self.register_buffer("width", torch.ones(dim))
 
     def set_pairs(self, pairs: Pairs, increments: np.ndarray) -> None:
-        """Scales of the pairs and their mirror images, and the mean of latents at each M."""
+        """Scales of the pairs and their mirror images."""
         signs = self.signs.numpy()
         z = np.concatenate([pairs.z, pairs.z * signs])
         dt = np.full(increments.shape[:2], pairs.duration)
@@ -133,26 +125,8 @@ class MirrorSDE(LearnedSDE):
         # of its weights by the same amount.
         speed = pairs.mean.std(axis=0) / pairs.duration / self.std.numpy()
         self.speed.copy_(torch.as_tensor(np.maximum(speed, 1e-8)))
-        x = ((z - self.mean.numpy()) / self.std.numpy()).astype(float)
-        powers = x[:, :1] ** np.arange(POWERS)
-        for i in range(1, self.dim):
-            same = np.arange(POWERS) % 2 == (0 if signs[i] > 0 else 1)
-            found = np.linalg.lstsq(powers[:, same], x[:, i], rcond=None)[0]
-            self.curve[same, i] = torch.as_tensor(found, dtype=torch.float32)
-            rest = x[:, i] - powers[:, same] @ found
-            self.width[i] = max(float(rest.std()), 1e-3)
-
-    def _distance(self, x: torch.Tensor) -> torch.Tensor:
-        """M, and how far the other latents are from their mean at this M, in its spread.
-
-        States lie along a narrow ridge, and what happens along it is slow beside what happens
-        across: a network that smooths over it sees the drift across as one along it.
-        """
-        powers = x[:, :1] ** torch.arange(POWERS, dtype=x.dtype, device=x.device)
-        return (x - powers @ self.curve) / self.width
 
     def _rate(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
-        x = self._distance(x)
         both = self.drift_net(torch.cat([x, x * self.signs]))
         here, there = both.chunk(2)
         out: torch.Tensor = 0.5 * (here + there * self.signs) + self._odd_linear(x)
@@ -164,7 +138,6 @@ class MirrorSDE(LearnedSDE):
         return x @ weight.T
 
     def _entries(self, x: torch.Tensor, *context: torch.Tensor) -> torch.Tensor:
-        x = self._distance(x)
         here, there = self.sigma_net(torch.cat([x, x * self.signs])).chunk(2)
         # L turns into s L s: entries between variables of different parity are odd.
         sign = (self.signs[:, None] * self.signs)[self.rows, self.columns]
