@@ -57,7 +57,7 @@ Arrays = dict[str, np.ndarray]
 Values = dict[str, tuple[np.ndarray, np.ndarray]]
 PATCH, TEMPERATURES, MIDDLE = 16, (2.25, 2.26, 2.27, 2.28, 2.29), 2.27
 #: Grown states of each side; how often they are looked at, so many units of time apart.
-STATES, LOOKS, APART = {16: 16000, 32: 16000, 64: 8000, 128: 6000, 256: 2000}, 8, 16.0
+STATES, LOOKS, APART = {16: 32000, 32: 24000, 64: 12000, 128: 6000, 256: 2000}, 6, 24.0
 #: Clusters of small systems before; relaxation then and after each doubling, and its step.
 CLUSTERS, RELAX, DT = 16, 256.0, 0.5
 #: Sides of blocks whose magnetisation the encoder of patches sees.
@@ -173,7 +173,7 @@ def learned(task: tuple[float, int, float, int], options: argparse.Namespace) ->
     return {
         "moments": np.array([model.moments() for model in models]),
         "tau": np.array([model.relaxation_time() for model in models]),
-        "scatter": np.array([model.scatter * side for model in models]),
+        "scatter": np.array([model.scatter[1] * side for model in models]),
     }
 
 

@@ -225,13 +225,26 @@ def _fitted(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(terms, values, rcond=None)[0]
 
 
-def _fitted_variance(terms: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Weighted by 1 / variance^2, as the likelihood asks for: it falls to 0 where all are up."""
-    weight = np.ones(len(squares))
+def _positive(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """With weights of 1 / fit^2, which likelihood asks of variances: they are small at large M."""
+    weight = np.ones(len(values))
     for _ in range(4):
-        found = _fitted(terms * weight[:, None], squares * weight)
-        weight = 1.0 / np.maximum(terms @ found, LEAST * squares.mean())
+        found = _fitted(terms * weight[:, None], values * weight)
+        weight = 1.0 / np.maximum(terms @ found, LEAST * values.mean())
     return found
+
+
+def _law(odd: np.ndarray, even: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance at fixed M, by generalised least squares."""
+    weight = np.ones(len(values))
+    for _ in range(2):
+        mean = _fitted(odd * weight[:, None], values * weight)
+        squares = (values - odd @ mean) ** 2
+        if squares.mean() < 1e-20 * (values**2).mean():
+            return mean, np.zeros(even.shape[1])
+        variance = _positive(even, squares)
+        weight = np.maximum(even @ variance, LEAST * squares.mean()) ** -0.5
+    return mean, variance
 
 
 def of_magnetization(features: OddFeatures) -> np.ndarray:
@@ -259,10 +272,11 @@ class ReversibleSDE:
     Attributes
     ----------
     scale, reach : root mean square and largest abs(M) of the states
-    drift, mean : (ODD,) of E[L psi] and E[psi] at fixed M, coefficients of powers of M / scale
+    drift : (2, ODD) of E[L M] and E[L psi] at fixed M, coefficients of powers of M / scale
+    mean : (ODD,) of E[psi]
     variance : (EVEN,) of that of psi; zero for M alone
     sigma : (3, EVEN) of Sigma: M M, M psi, psi psi
-    scatter : root mean square of L psi about its mean at fixed M
+    scatter : (2,) root mean squares of L M and L psi about their means at fixed M
     """
 
     scale: float
@@ -271,7 +285,7 @@ class ReversibleSDE:
     mean: np.ndarray
     variance: np.ndarray
     sigma: np.ndarray
-    scatter: float
+    scatter: np.ndarray
 
     @classmethod
     def fit(
@@ -289,20 +303,21 @@ class ReversibleSDE:
         m, n = features.magnetization, side**2
         scale = float(np.sqrt((m**2).mean()))
         odd, even = _odd_powers(m / scale), _even_powers(m / scale)
-        psi, moved = features.values @ weights, features.drift @ weights
-        drift, mean = _fitted(odd, moved), _fitted(odd, psi)
-        apart = _fitted_variance(even, (psi - odd @ mean) ** 2)
-        alone = np.array_equal(weights, of_magnetization(features))
+        alone = of_magnetization(features)
+        psi, moved = features.values @ weights, features.drift @ np.stack([alone, weights], axis=1)
+        drift = np.array([_law(odd, even, column)[0] for column in moved.T])
+        mean, spread = _law(odd, even, psi)
+        if np.array_equal(weights, alone):
+            spread *= 0.0
         few = _even_powers(some.magnetization / scale)
         sigma = [
-            _fitted(even, features.cross @ of_magnetization(features)) / n,
-            _fitted(even, features.cross @ weights) / n,
-            _fitted(few, square) / n,
+            _positive(even, features.cross @ alone) / n,
+            _positive(even, features.cross @ weights) / n,
+            _positive(few, square) / n,
         ]
-        return cls(
-            scale, float(abs(m).max()), drift, mean, 0.0 * apart if alone else apart,
-            np.array(sigma), float((moved - odd @ drift).std()),
-        )  # fmt: skip
+        scatter = (moved - odd @ drift.T).std(axis=0)
+        reach = float(abs(m).max())
+        return cls(scale, reach, drift, mean, spread, np.array(sigma), scatter)
 
     def _at(self, m: np.ndarray, coefficients: np.ndarray, odd: bool = False) -> np.ndarray:
         """A polynomial and its derivative, (2, ...)."""
@@ -325,9 +340,19 @@ class ReversibleSDE:
         return np.stack([mm[0], mp[0], most]), np.stack([mm[1], mp[1]])
 
     def force(self, m: np.ndarray) -> np.ndarray:
-        """d ln p(M) / dM."""
-        sigma, slope = self._at(m, self.sigma[1])
-        return np.asarray((2.0 * self._at(m, self.drift, odd=True)[0] - slope) / sigma)
+        """d ln p(M) / dM.
+
+        From the drift of psi, and where increments of M and psi have little to do with each other,
+        at the largest M, from that of M: by the fourth power of what each knows.
+        """
+        known, forces = [], []
+        for drift, sigma, scatter in zip(self.drift, self.sigma, self.scatter, strict=False):
+            s, slope = self._at(m, sigma)
+            known.append((s / scatter) ** 4)
+            # Times known, so that nothing is divided by what may be 0.
+            pull = 2.0 * self._at(m, drift, odd=True)[0] - slope
+            forces.append(pull * s**3 / scatter**4)
+        return np.asarray((forces[0] + forces[1]) / (known[0] + known[1]))
 
     def law(self) -> tuple[np.ndarray, np.ndarray]:
         """abs(M), (POINTS,), evenly from 0 to the reach of the states, and their probabilities."""
