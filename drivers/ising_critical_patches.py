@@ -57,7 +57,7 @@ Arrays = dict[str, np.ndarray]
 Values = dict[str, tuple[np.ndarray, np.ndarray]]
 PATCH, TEMPERATURES, MIDDLE = 16, (2.25, 2.26, 2.27, 2.28, 2.29), 2.27
 #: Grown states of each side; how often they are looked at, so many units of time apart.
-STATES, LOOKS, APART = {16: 32000, 32: 24000, 64: 12000, 128: 6000, 256: 2000}, 6, 24.0
+STATES, LOOKS, APART = {16: 16000, 32: 12000, 64: 6000, 128: 3000, 256: 1000}, 6, 24.0
 #: Clusters of small systems before; relaxation then and after each doubling, and its step.
 CLUSTERS, RELAX, DT = 16, 256.0, 0.5
 #: Sides of blocks whose magnetisation the encoder of patches sees.
@@ -65,9 +65,9 @@ BLOCKS = (2, 4, 8, 16)
 #: One in so many states gives the variance of increments of the closure.
 SOME = 8
 #: Of the reference: members, clusters before the first look and between two, looks.
-MEMBERS, BURN, BETWEEN, SEEN = {16: 4096, 32: 2048, 64: 1024, 128: 256, 256: 64}, 60, 4, 40
+MEMBERS, BURN, BETWEEN, SEEN = {16: 4096, 32: 2048, 64: 1024, 128: 256, 256: 64}, 60, 4, 20
 #: Of the engine: members, frames, and how many of them are in L^2.17 / 8 units of time.
-RUNS, FRAMES, RESOLVED = {16: 2048, 32: 1024, 64: 256, 128: 64, 256: 64}, 300, 2
+RUNS, FRAMES, RESOLVED = {16: 2048, 32: 512, 64: 128, 128: 24, 256: 8}, 120, 2
 STRETCHES = (1.0, 0.0)
 MODELS = ("closure", "M alone")
 EXPONENTS = ("beta/nu", "gamma/nu", "1/nu")

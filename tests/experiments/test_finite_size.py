@@ -77,3 +77,23 @@ def test_too_little_data_is_refused_and_impossible_values_are_nan() -> None:
     assert np.isnan(
         finite_size.exponents(SIDES, TEMPERATURES, values, 1.0 + 0 * values)["gamma/nu"]
     )
+
+
+def test_powers_and_times_come_with_their_errors() -> None:
+    sides = np.array([16.0, 32.0, 64.0])
+    values = 0.3 * sides**2.17
+    assert finite_size.power_law(sides, values, 0.1 * values) == pytest.approx(
+        (2.17, 0.1 / (np.log(2) * np.sqrt(2)))
+    )
+    generator, keep = np.random.default_rng(1), 0.9
+    path = np.empty((600, 200))
+    path[0] = generator.normal(size=200)
+    for frame in range(1, len(path)):
+        path[frame] = keep * path[frame - 1] + np.sqrt(1 - keep**2) * generator.normal(size=200)
+    tau, error = finite_size.relaxation_time(path, 2.0)
+    true = 2.0 * (0.5 + keep / (1 - keep))
+    assert abs(tau - true) < 4 * error + 2 * np.exp(-5.0) * true
+    assert 0.005 * true < error < 0.05 * true
+    # Frames too far apart, and a run too short: trapezia would say half a frame.
+    assert finite_size.relaxation_time(path[::100], 200.0) == (0.0, 0.0)
+    assert finite_size.relaxation_time(path[:50], 2.0) == (0.0, 0.0)
