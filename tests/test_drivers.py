@@ -52,6 +52,7 @@ LEAVES = {
         "spins_quench_256.h5",
     ],
     "ising_critical": ["results.json", "table.md", "ising_critical.png", "rollout.h5"],
+    "ising_critical_patches": ["results.json", "table.md", "ising_critical_patches.png"],
     "predator_prey": ["results.json", "table.md", "predator_prey.png", "truth.h5", "rollout.h5"],
     "ising_rescaled": [
         "results.json",
@@ -114,7 +115,8 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: quantities of two sizes and six pairs at two temperatures; what learning cost; the truth's,
 #: and pairs at three; 12 quantities of two windows. Five errors of four laws, eight of two
 #: structures, seven of nearest neighbours at three T; eight of five equations in two cases, and
-#: two passages at two T. Three exponents of four kinds, three moments at two sides and five T;
+#: two passages at two T. Three exponents of four kinds, three moments at two sides and five T; four
+#: exponents of five kinds, one of its own, and three moments again;
 #: three cases of predator-prey; qualities of upsampled states; errors of three kinds of states;
 #: eight surroundings at two T; two quantities of two starts at seven T, and jumps, of two q. Areas
 #: at five rates, and an exponent, of three cases, and one slope. Times of
@@ -146,6 +148,7 @@ ENTRIES = {
     "onsagerflow_learn": 4 * 5 + 8 + 3 * (5 + 2),
     "onsagerflow_validate": 2 * 5 * 8 + 2 * 2,
     "ising_critical": 4 * 3 + 2 * 5 * 3,
+    "ising_critical_patches": 5 * (3 + 1) + 1 + 2 * 5 * 3,
     "predator_prey": 3 * (7 * 6 + 2),
     "ising_rescaled": 4 * 5 + 8 * (5 + 2),
     "ising_ablation": 2 * 5 + 24 * (5 + 3),
@@ -180,6 +183,7 @@ WITHOUT_TORCH = (
     "dmd_mobility",
     "hysteresis",
     "ising_critical",
+    "ising_critical_patches",
     "kac_solvers",
     "large_ising",
     "nearest_fields",

@@ -78,7 +78,7 @@ def test_no_probability_flows_in_the_stationary_law(model: slow.ReversibleSDE) -
         return np.asarray(p - 0.5 * np.log(v) - 0.5 * (z[:, 1] - y) ** 2 / v)
 
     z = np.random.default_rng(1).normal(size=(20, 2))
-    drift, sigma = model.rates(z)
+    drift, _ = model.rates(z)
     flow = np.zeros((20, 2))
     for i, h in enumerate(1e-4 * np.eye(2)):
         for sign in (1, -1):
