@@ -86,9 +86,11 @@ def main() -> None:
     direct: list[tuple[str | float, ...]]
     direct = [("reference", *place) for place in product(sides, TEMPERATURES)]
     direct += [("engine", side) for side in sides]
-    grown = list(product(STRETCHES, sides, TEMPERATURES, range(options.seeds)))
-    found = farm(grown, lambda task: learned(task, options), comm, kept, "grow and learn")
+    # Seed by seed, so that a stopped driver can be told to report fewer of them.
+    places = product(range(options.seeds), STRETCHES, sides, TEMPERATURES)
+    tasks = [(*place, seed) for seed, *place in places]
     known = farm(direct, lambda task: simulated(task, options), comm, kept, "simulate")
+    found = farm(tasks, lambda task: learned(task, options), comm, kept, "grow and learn")
     if comm.rank == 0:
         write(out, known, found, options)
 
