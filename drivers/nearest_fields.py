@@ -365,17 +365,35 @@ def couplings(
 ) -> None:
     spans = (f"t = {a:g} to {b:g}" for a, b in pairwise(WINDOWS[1:-1]))
     report.table(
-        *("T", "1 / T", "kappa of small blocks: t = 0", *spans, f"from {WINDOWS[-2]:g} on"),
+        *(
+            "T",
+            "kappa of independent spins",
+            "of small blocks: t = 0",
+            *spans,
+            f"from {WINDOWS[-2]:g} on",
+        ),
         "of the laws",
     )
     for t in TEMPERATURES:
         found = borders[f"borders {t:g}"]["coupling"]
         report.row(
-            f"{t:g}", f"{1 / t:.3f}",
+            f"{t:g}", f"{of_independent(t):.3f}",
             *("" if np.isnan(k) else f"{k:.3f} ± {error:.3f}" for k, error in found),
             f"{float(learned[f'law {t:g}', KINDS[0]]['coupling']):.3f}",
         )  # fmt: skip
-        report.add(f"T={t:g}: coupling of independent spins", float(found[0, 0]), exact=1 / t)
+        report.add(
+            f"T={t:g}: coupling of independent spins", float(found[0, 0]), exact=of_independent(t)
+        )
+
+
+def of_independent(t: float) -> float:
+    """kappa at m = 0: what a spin next to a site does to tanh(S / T), over the mobility.
+
+    One of the four bonds of a site at a border leads into the next block.
+    """
+    others, spins = np.array([-3, -1, 1, 3]), np.array([-4, -2, 0, 2, 4])
+    pull = np.average(np.tanh((others + 1) / t) - np.tanh((others - 1) / t), weights=[1, 3, 3, 1])
+    return float(pull / 2 / np.average(1 - np.tanh(spins / t) ** 2, weights=[1, 4, 6, 4, 1]))
 
 
 def barriers(law: BondLaw, report: Report) -> None:

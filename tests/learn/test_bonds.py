@@ -146,7 +146,7 @@ def test_coupled_blocks_follow_the_slope_of_their_differences() -> None:
 
 
 def test_independent_spins_couple_their_blocks_by_the_bonds_over_borders() -> None:
-    """kappa = 1 / T: a site at a border has one of its four bonds into the other block."""
+    """kappa is 1 / T at high T: a site at a border has one bond of four into the other block."""
     rng, temperature, block = np.random.default_rng(2), 4.0, 8
     of_blocks = rng.choice([-0.3, 0.0, 0.3], (160, 160))
     m = np.kron(of_blocks, np.ones((block, block)))

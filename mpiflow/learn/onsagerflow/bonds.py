@@ -23,7 +23,7 @@ since few walls are left when domains have grown.
 The bonds over the borders couple blocks of the side L: F has the further term
 :math:`\frac{\kappa}{2 L} \sum_{\langle a b \rangle} (m_a - m_b)^2` over neighbouring blocks,
 so that :math:`b_S` gains :math:`\kappa / L` times the sum of the neighbours' m less one's own. Of
-independent spins :math:`\kappa = 1 / T`, from the four bonds of sites at borders; of blocks at
+independent spins :math:`\kappa` is 1 / T at high T, one of four bonds at borders; of blocks at
 rest above T_c it is what their covariances say, and it is learned. Blocks must be large beside
 domains and correlations.
 """
