@@ -258,12 +258,15 @@ def write(
         for exponent in EXPONENTS:
             value, error = best[exponent]
             exact = finite_size.EXACT[exponent]
-            cells.append(f"{value:.4f} ± {error:.4f} ({100 * (value / exact - 1):+.1f} %)")
+            cell = f"{value:.4f} ± {error:.4f} ({100 * (value / exact - 1):+.1f} %)"
+            cells.append(cell if np.isfinite(value) else "not known")
             report.add(f"{exponent} {kind} {span}", value, error, exact=exact)
         z, error = finite_size.power_law(sides[:n], *(v[:n] for v in taus[kind]))
         report.add(f"z {kind} {span}", z, error)
         report.row(*cells, f"{z:.3f} ± {error:.3f}")
-    report.row("exact", "", *(str(finite_size.EXACT[name]) for name in EXPONENTS), "2.167")
+    report.row(
+        "exact", "", *(str(finite_size.EXACT[name]) for name in EXPONENTS), "2.167 (numerical)"
+    )
     for n in upto:
         span = f"{sides[0]} to {sides[n - 1]}"
         y, error = own(slopes[MODELS[0], n], slopes[label(MODELS[0], 0.0), n])
