@@ -16,6 +16,7 @@ inside of the other colour until :meth:`PackedBlock.finish_exchange`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -51,6 +52,11 @@ BAND = 8
 CUT = (2, WORD_SITES)
 #: Columns below which words are too empty for packing to pay.
 LEAST_COLUMNS = 64
+#: Words that take the place of a row in the noise of a lattice whose rows run on.
+LANES = 16
+#: Columns and sites from which on rows never run on: noise in vain costs little there, and larger
+#: lattices are worth more ranks and threads.
+MOST_COLUMNS, MOST_SITES = 512, 2**20
 
 
 def fits(lattice: Lattice) -> bool:
@@ -61,6 +67,17 @@ def fits(lattice: Lattice) -> bool:
         and lattice.shape[0] >= BAND
         and lattice.shape[1] >= LEAST_COLUMNS
     )
+
+
+def runs_on(lattice: Lattice) -> bool:
+    """Whether noise belongs to words of 64 sites in the order of sites, whatever their rows.
+
+    So it is where rows are short and not of whole words, and the lattice is small: of words of a
+    row, and of bands of rows, too many bits would be no site. Sixteen words in turn then have the
+    noise of a row of sixteen words.
+    """
+    ragged = lattice.shape[1] % WORD_SITES != 0 and lattice.shape[1] < MOST_COLUMNS
+    return ragged and math.prod(lattice.shape) <= MOST_SITES
 
 
 def words_across(columns: int) -> int:
@@ -148,6 +165,11 @@ class PackedBlock(Boxes):
     @property
     def batch(self) -> int:
         return int(self.words[0].shape[0])
+
+    @cached_property
+    def runs_on(self) -> bool:
+        """Whether noise is in the order of sites: :func:`runs_on` of the lattice."""
+        return runs_on(self.lattice)
 
     @property
     def shape(self) -> Shape:

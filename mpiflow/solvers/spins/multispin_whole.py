@@ -1,257 +1,468 @@
-"""Passes over whole packed lattices of short rows: the bits of
-:mod:`~mpiflow.solvers.spins.multispin`.
+"""Passes over packed lattices of short rows: whole ones, and tiles of those whose rows run on.
 
 Rows of one word or a few do not fill vectors, and what is done for each row costs more than its
-sites. But the same row of all bands draws at once, each from the stream of its band. Here words are
-therefore kept in this order while passes last: row of the band, word of the row, band. A vector
-holds a word of that many bands, and so do those of the neighbours: a row above or below is another
-place in the band, or the same of the next band. All of a pass is done in vectors but for the sites
-that the planes leave undecided.
+sites. So words are kept in another order while passes last, in which vectors are full:
+
+* Where rows are words of their own the bits are those of :mod:`~mpiflow.solvers.spins.multispin`.
+  The same row of all bands draws at once, each from the stream of its band: the order is row of the
+  band, word of the row, band.
+* Where rows run on (:func:`~mpiflow.core.packed.runs_on`) the sites of a colour follow one another
+  without a gap, row by row, and so do the words. Neighbours above and below are as many bits away
+  as a row has, those at the other end of a row one less: words that are read from two.
+
+A vector holds words whose neighbours are equally far, so that all of a pass is done in vectors, but
+for the sites that the planes leave undecided. These wait until a chunk of words is done.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpiflow.core.device import intrinsic, kernel
-from mpiflow.core.noise import site_counter
-from mpiflow.core.packed import BAND, WORD_SITES, PackedBlock, words_across
-from mpiflow.core.packed_words import bits_at, close, popcount, sites_of_last
+from mpiflow.core.device import inlined, intrinsic, kernel, rule, split
+from mpiflow.core.noise import Word, site_counter, threefry
+from mpiflow.core.packed import BAND, LANES, MOST_SITES, PackedBlock, words_across
+from mpiflow.core.packed_words import close, popcount, sites_of_last
 from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     CHUNK,
     EQUAL,
     PLANES,
     RESIDUAL,
-    S0,
-    S1,
-    S2,
     SPACE,
-    SPIN,
     STATE_A,
     STATE_B,
     STATE_C,
     WIDE,
     Masks,
     Vectors,
-    settle,
 )
 from mpiflow.solvers.spins.multispin import seed_streams
 
-#: Words of a colour in a row up to which this is faster.
+#: Words of a colour in a row up to which this is faster where rows do not run on.
 MOST_WORDS = 6
-#: Sites of a lattice up to which the copies in the order of this module stay in the cache.
-MOST_SITES = 2**20
 
 
 def fits(block: PackedBlock) -> bool:
-    """Whether a block is whole lattices of short rows, on the CPU."""
-    whole = block.closed and not block.device.is_cuda
+    """Whether a block is of this module: on the CPU, and runs on or is whole lattices of short rows
+    that stay in the cache in the order of this module."""
     short = words_across(block.columns) <= MOST_WORDS and math.prod(block.shape) <= MOST_SITES
-    return whole and short
+    return not block.device.is_cuda and (block.runs_on or (block.closed and short))
+
+
+class Order(NamedTuple):
+    """Where the words of a colour are while passes last; all numbers are of words but for some."""
+
+    #: Of the box, and sites of a colour in one; bits from one to the next, and of the first site.
+    rows: int
+    half: int
+    pitch: int
+    first: int
+    #: That draw in turn: a row of a band; all places of a band; those of all bands in turn.
+    across: int
+    length: int
+    stride: int
+    #: Before the first one, in all, and those of sites.
+    before: int
+    size: int
+    words: int
+    #: Number of the band of the first word.
+    band: int
+
+
+@lru_cache(maxsize=8)
+def order_of(rows: int, half: int, top: int, runs_on: bool) -> tuple[tuple[int, ...], Any, np.ndarray]:
+    """Order of a box from row ``top`` of its lattice on, how far neighbours are, and masks of sites.
+
+    How far: nothing where rows are words of their own; else words and bits of a row, and of a row
+    less a site. Masks, each ``size`` words: sites; then, where rows run on, of black and white those
+    whose fourth neighbour is to the left, and those that have it at the other end of their row.
+    """
+    if not runs_on:
+        across = -(-half // 64)
+        length = BAND * across
+        bands = -(-rows // BAND)
+        stride = -(-bands // WIDE) * WIDE + 2
+        order = Order(
+            rows, half, 64 * across, 0, across, length, stride, 1, length * stride, rows * across, 0
+        )
+        masks = np.zeros(order.size, np.uint64)
+        _mark_sites(order, masks)
+        return tuple(order), (), masks
+    length = BAND * LANES
+    band, first = divmod(top * half, 64 * length)
+    reach = half // 64 + 2
+    before = -(-reach // 8) * 8
+    words = -(-(first + rows * half) // 64)
+    size = before + words + reach + LANES
+    order = Order(
+        rows, half, half, first, LANES, length, LANES, before, -(-size // 8) * 8, words, band
+    )
+    masks = np.zeros(5 * order.size, np.uint64)
+    _mark_sites(order, masks)
+    _mark_ends(order, masks)
+    return tuple(order), (*divmod(half, 64), *divmod(half - 1, 64)), masks
+
+
+@rule
+def _place(word: int, order: Order) -> Any:
+    """Where a word is, which may be up to a row before the first one or after the last one."""
+    if order.pitch & 63:
+        return order.before + word
+    band, at = split(word + order.length, order.length)
+    return order.before + band - 1 + at * order.stride
+
+
+@kernel
+def _mark(order: Order, masks: np.ndarray, area: int, start: int, stop: int) -> None:
+    """Set the bits from `start` up to `stop`."""
+    ones = ~np.uint64(0)
+    for word in range(start >> 6, (stop + 63) >> 6):
+        bits = ones
+        if word == start >> 6:
+            bits &= ones << np.uint64(start & 63)
+        if word == (stop - 1) >> 6:
+            bits &= ones >> np.uint64(63 - ((stop - 1) & 63))
+        masks[area * order.size + _place(word, order)] |= bits
+
+
+@kernel
+def _mark_sites(order: Order, masks: np.ndarray) -> None:
+    for y in range(order.rows):
+        start = order.first + y * order.pitch
+        _mark(order, masks, 0, start, start + order.half)
+
+
+@kernel
+def _mark_ends(order: Order, masks: np.ndarray) -> None:
+    for y in range(order.rows):
+        start, stop = order.first + y * order.half, order.first + (y + 1) * order.half
+        left, right = y & 1, 1 - (y & 1)  # colours of the sites whose neighbour is there
+        _mark(order, masks, 1 + left, start, stop)
+        _mark(order, masks, 3 + left, start, start + 1)
+        _mark(order, masks, 3 + right, stop - 1, stop)
+
+
+# Words of the working space: flips, which slots have undecided sites, and the first word of each
+# vector of slots.
+FLIPS = np.uint64(SPACE)
+LEFT = np.uint64(SPACE + WIDE)
+FIRST = np.uint64(SPACE + WIDE + CHUNK // 64)
+_SPACE = SPACE + WIDE + CHUNK // 64 + CHUNK // WIDE
 
 
 def _updating(words: int) -> Any:
-    """The intrinsic that updates a word of so many bands."""
+    """The intrinsic that updates so many words."""
 
     @intrinsic
     def update(  # type: ignore[no-untyped-def]
-        ir, builder, space, bits, i, state, places, left, shift, setting, count, masks
+        ir, builder, space, bits, inside, i, slot, state, places, far, odd, shift, setting, count,
+        masks,
     ):  # fmt: skip
-        """Decide what the planes decide, and flip or set it.
-
-        The rows S0 to SPIN of the working space get the classes, EQUAL what is undecided.
+        """Decide what the planes decide, and flip or set it; note what is undecided in a slot.
 
         Parameters
         ----------
-        bits : words of all colours in the order of this module
-        i, state : number of the first of the bands, and place of their streams in the working space
-        places : where in ``bits`` the bands' words begin: those of this colour, those that are
-            changed, the masks of their sites, and of the other colour the same word, those above
+        bits, inside : words of all colours, and masks of sites, in the order of this module
+        i, slot, state : number of the first of the words; its slot, and place of their streams in
+            the working space
+        places : where the words begin: in ``bits`` those of this colour, those that are changed,
+            and of the other colour the same word; in ``inside`` the masks of their sites. Then,
+            where rows run on, in ``inside`` the two other masks; else in ``bits`` the words above
             and below, and the one with the fourth neighbour that is not in the same word
-        left, shift : whether fourth neighbours are a bit to the left; how far the one in another
-            word is from the place where it belongs
+        far : how far neighbours are: :func:`order_of`
+        odd, shift : where rows do not run on, whether fourth neighbours are a bit to the right, and
+            how far the one in another word is from the place where it belongs
         """
-        v, b = Vectors(ir, builder, words), builder
-        at, out, sites, here, north, south, side = (b.add(place, i) for place in places)
-        setting, one, shift = v.every(setting), v.every(1), v.every(shift)
-        kept = b.xor(setting, v.every(2**64 - 1))
-        s = b.and_(v.load(bits, at), kept)
-        o, other = v.load(bits, here), v.load(bits, side)
-        to_left = b.or_(b.shl(o, one), b.lshr(other, shift))
-        to_right = b.or_(b.lshr(o, one), b.shl(other, shift))
-        fourth = b.select(b.trunc(left, ir.IntType(1)), to_left, to_right)
-        n = [b.xor(word, s) for word in (v.load(bits, north), v.load(bits, south), o, fourth)]
+        v, b, i64 = Vectors(ir, builder, words), builder, ir.IntType(64)
+        own, out, here, sites = places[:4]
+
+        def across(way, high, low, by):  # type: ignore[no-untyped-def]
+            kind = ir.FunctionType(v.kind, [v.kind] * 3)
+            function = b.module.declare_intrinsic(f"llvm.fsh{way}.v{words}i64", (), kind)
+            return b.call(function, [high, low, v.every(by)])
+
+        def load(array, place, *more):  # type: ignore[no-untyped-def]
+            for number in more:
+                place = b.add(place, number)
+            return v.load(array, b.add(place, i))
+
+        def choose(mask, one, other):  # type: ignore[no-untyped-def]
+            return b.xor(other, b.and_(mask, b.xor(one, other)))
+
+        def before(n, bits_, *more):  # type: ignore[no-untyped-def]
+            n = b.neg(n)
+            return across("l", load(bits, here, n), load(bits, here, n, i64(-1)), bits_)
+
+        def after(n, bits_):  # type: ignore[no-untyped-def]
+            return across("r", load(bits, here, n, i64(1)), load(bits, here, n), bits_)
+
+        o = load(bits, here)
+        if far:
+            row, less = far[:2], far[2:]
+            north, south = before(*row), after(*row)
+            left, ends = (load(inside, place) for place in places[4:])
+            near = choose(left, before(i64(0), 1), after(i64(0), 1))
+            fourth = choose(ends, choose(left, after(*less), before(*less)), near)
+        else:
+            north, south, other = (load(bits, place) for place in places[4:])
+            shift = v.every(shift)
+            to_left = b.or_(b.shl(o, v.every(1)), b.lshr(other, shift))
+            to_right = b.or_(b.lshr(o, v.every(1)), b.shl(other, shift))
+            fourth = b.select(b.trunc(odd, ir.IntType(1)), to_right, to_left)
+        setting, ones = v.every(setting), v.every(2**64 - 1)
+        s = b.and_(load(bits, own), b.xor(setting, ones))
+        n = [b.xor(word, s) for word in (north, south, o, fourth)]
         # count_neighbours
         x, y, z, q = b.xor(n[0], n[1]), b.and_(n[0], n[1]), b.xor(n[2], n[3]), b.and_(n[2], n[3])
         s2 = b.and_(y, q)
-        s1 = b.and_(b.xor(b.xor(y, q), b.and_(x, z)), b.xor(s2, v.every(2**64 - 1)))
+        s1 = b.and_(b.xor(b.xor(y, q), b.and_(x, z)), b.xor(s2, ones))
         classes = b.xor(x, z), s1, s2, s
         rows = STATE_A, STATE_B, STATE_C
         streams = [v.load(space, state, row) for row in rows]
         streams, below, equal = v.compare(streams, count, masks, classes)
-        inside = v.load(bits, sites)
-        equal = b.and_(equal, inside)
-        old = v.load(bits, out)
-        change = b.xor(below, b.and_(old, setting))
-        change = b.and_(b.and_(change, inside), b.xor(equal, v.every(2**64 - 1)))
-        v.store(b.xor(old, change), bits, out)
-        flips = b.add(v.load(space, ir.IntType(64)(int(FLIPS))), v.popcount(change))
-        v.store(flips, space, ir.IntType(64)(int(FLIPS)))
         for row, value in zip(rows, streams, strict=True):
             v.store(value, space, state, row)
-        for row, value in zip((S0, S1, S2, SPIN, EQUAL), (*classes, equal), strict=True):
-            v.store(value, space, ir.IntType(64)(int(row)))
+        of_sites = load(inside, sites)
+        equal = b.and_(equal, of_sites)
+        old = load(bits, out)
+        change = b.xor(below, b.and_(old, setting))
+        change = b.and_(b.and_(change, of_sites), b.xor(equal, ones))
+        v.store(b.xor(old, change), bits, b.add(out, i))
+        flips = b.add(v.load(space, i64(int(FLIPS))), v.popcount(change))
+        v.store(flips, space, i64(int(FLIPS)))
+        v.store(equal, space, slot, EQUAL)
+        some = b.bitcast(b.icmp_unsigned("!=", equal, v.every(0)), ir.IntType(words))
+        some = some if words == WIDE else b.zext(some, ir.IntType(WIDE))
+        place = b.bitcast(b.gep(space, [i64(int(LEFT))]), some.type.as_pointer())
+        b.store(some, b.gep(place, [b.udiv(slot, i64(WIDE))]))
 
     return update
 
-
-# Words of the working space: what vectors of the classes and the streams take of it, and flips.
-FLIPS = np.uint64(SPACE)
-_SPACE = SPACE + WIDE
 
 _update_wide, _update_half = _updating(WIDE), _updating(WIDE // 2)
 
 
 @kernel
-def _wrap_bands(bits: np.ndarray, first: int, stride: int, words: int, ny: int) -> None:
-    """Copy the rows at the ends of a colour, which begins at `first`, to beyond the other end."""
-    bands, row = (ny + BAND - 1) // BAND, (ny - 1) % BAND
-    place, below = (0, bands + 1) if row + 1 == BAND else (row + 1, bands)
-    for w in range(words):
-        above = first + ((BAND - 1) * words + w) * stride
-        bits[above] = bits[first + (row * words + w) * stride + bands]
-        bits[first + (place * words + w) * stride + below] = bits[first + w * stride + 1]
+def _wrap(bits: np.ndarray, area: int, order: Order) -> None:
+    """Copy the rows at the ends of a colour to beyond the other end."""
+    words, area = order.words, area * order.size
+    # Of the last word of sites; where rows run on it has some of the first row, too.
+    sites = np.uint64((order.rows * order.pitch - 1 & 63) + 1)
+    rest = np.uint64(64) - sites
+    full = rest == np.uint64(0)
+    if not full:
+        at = area + _place(words - 1, order)
+        bits[at] = (bits[at] & (~np.uint64(0) >> rest)) | (bits[area + _place(0, order)] << sites)
+    for word in range((order.pitch + 63) >> 6):
+        low, high = bits[area + _place(word, order)], bits[area + _place(word + 1, order)]
+        bits[area + _place(words + word, order)] = (
+            low if full else (low >> rest) | (high << sites)
+        )
+        low = bits[area + _place(words - word - 2, order)]
+        high = bits[area + _place(words - word - 1, order)]
+        bits[area + _place(-1 - word, order)] = high if full else (low >> sites) | (high << rest)
 
 
 @kernel
-def _move(
-    rows: np.ndarray, bits: np.ndarray, first: int, stride: int, half: int, out: bool
-) -> None:
-    """Rows (ny + 2, words + 2) of a colour into the order of this module, or back."""
-    words, last = rows.shape[1] - 2, sites_of_last(half)
-    for y in range(rows.shape[0] - 2):
-        band, row = y // BAND, y % BAND
+def _move(rows: np.ndarray, bits: np.ndarray, area: int, order: Order, out: bool) -> None:
+    """Rows (ny + 2, words + 2) of a colour into the order of this module, or those of sites back."""
+    words, last, area = rows.shape[1] - 2, sites_of_last(order.half), area * order.size
+    for y in range(int(out), order.rows + 2 - int(out)):
         for w in range(words):
-            at = first + (row * words + w) * stride + band + 1
+            bit = order.first + (y - 1) * order.pitch + 64 * w
+            shift = np.uint64(bit & 63)
+            at = area + _place(bit >> 6, order)
             if out:
-                rows[y + 1, w + 1] = bits[at]
+                rows[y, w + 1] = bits[at] >> shift
+                if shift:
+                    more = bits[area + _place((bit >> 6) + 1, order)]
+                    rows[y, w + 1] |= more << (np.uint64(64) - shift)
             else:
-                bits[at] = rows[y + 1, w + 1] & (last if w == words - 1 else ~np.uint64(0))
+                word = rows[y, w + 1] & (last if w == words - 1 else ~np.uint64(0))
+                bits[at] |= word << shift
+                if shift:
+                    more = word >> (np.uint64(64) - shift)
+                    bits[area + _place((bit >> 6) + 1, order)] |= more
+
+
+@rule
+def _bit(bits: np.ndarray, area: int, bit: int, order: Order) -> Word:
+    word = bits[area * order.size + _place(bit >> 6, order)]
+    return word >> np.uint64(bit & 63) & np.uint64(1)
+
+
+@kernel
+def _settle(  # type: ignore[no-untyped-def]
+    space, bits, areas, order, top, step_word, key0, key1, number, residual, setting
+):
+    """Decide the sites in the slots that the planes left undecided; returns how many change.
+
+    Parameters
+    ----------
+    areas : of the colour, of the other one, and of what is changed
+    top : row of the lattice that the box begins with
+    step_word : how far a word is from the one before in a slot, as words are numbered
+    """
+    flips, one, colour = np.uint64(0), np.uint64(1), number & 1
+    for part in range(CHUNK // 64):
+        left = space[LEFT + np.uint64(part)]
+        space[LEFT + np.uint64(part)] = 0
+        while left:
+            only = left & (~left + one)
+            left ^= only
+            slot = popcount(only - one) + np.uint64(64 * part)
+            word = np.int64(space[FIRST + slot // np.uint64(WIDE)])
+            word += np.int64(slot % np.uint64(WIDE)) * step_word
+            undecided = space[EQUAL + slot]
+            while undecided:
+                only = undecided & (~undecided + one)
+                undecided ^= only
+                bit = 64 * word + np.int64(popcount(only - one))
+                y, j = split(bit - order.first, order.pitch)
+                odd = (y + colour) & 1
+                if odd:
+                    side = bit + 1 if j + 1 < order.half else bit + 1 - order.half
+                else:
+                    side = bit - 1 if j else bit - 1 + order.half
+                spin = _bit(bits, areas[0], bit, order) & ~setting
+                kind = np.uint64(5) * spin
+                for other in (bit - order.pitch, bit + order.pitch, bit, side):
+                    kind += spin ^ _bit(bits, areas[1], other, order)
+                site = site_counter(top + y, 2 * j + odd)
+                drawn = threefry(key0, key1, np.uint64(number) | RESIDUAL, site)[0]
+                change = _bit(bits, areas[2], bit, order) & setting
+                change = change ^ np.uint64(drawn < residual[np.int64(kind)]) & one
+                at = areas[2] * order.size + _place(word, order)
+                bits[at] ^= change << np.uint64(bit & 63)
+                flips += change
+    return flips
 
 
 def _kernel(constants: Masks | None) -> Any:
     """The kernel with the thresholds as an argument, or compiled in."""
 
     def update_packed(  # type: ignore[no-untyped-def]
-        target, black, white, first, passes, looks, half, key, members, masks, residual, setting,
-        flips,
+        target, black, white, first, passes, looks, closed, order, far, inside, top, key, members,
+        masks, residual, setting, flips,
     ):  # fmt: skip
-        """Passes over whole lattices, black where their number is even; adds the flips of each.
+        """Passes over boxes, black where their number is even; adds the flips of each.
 
         Parameters
         ----------
         target : gets the flips of black sites; ``black`` itself in a step
         black, white : (B, ny + 2, words + 2) uint64, see :mod:`mpiflow.core.packed`. Their halos
-            are current afterwards, if they were before
-        first, passes : number of the first pass, and how many
+            are current before. So are they afterwards, but for the rows of a box not ``closed``
+        first, passes : number of the first pass, and how many; one if a box is not ``closed``
         looks : whether ``target`` is another array than ``black``
-        half : sites of one colour in a row
+        closed : whether boxes are whole lattices, and meet themselves at their ends
+        order, far, inside : :func:`order_of` the boxes
+        top : row of the lattice that boxes begin with
         """
         m = masks if constants is None else constants
+        order = Order(*order)
+        runs_on, half, size = len(far) > 0, order.half, order.size
         space = np.empty(_SPACE, np.uint64)
-        ny, words = black.shape[1] - 2, black.shape[2] - 2
-        bands, end = (ny + BAND - 1) // BAND, np.int64(bits_at(half)) - 1
-        # Bands at a time: whole vectors whose streams fit the working space.
-        most = CHUNK // words // WIDE * WIDE
-        stride = (bands + WIDE - 1) // WIDE * WIDE + 2
-        whole = BAND * words * stride
-        bits = np.zeros(4 * whole, np.uint64)  # black, white, the target, masks of sites
-        for y in range(ny):
-            for w in range(words):
-                at = 3 * whole + (y % BAND * words + w) * stride + y // BAND + 1
-                bits[at] = sites_of_last(half) if w == words - 1 else ~np.uint64(0)
+        for part in range(CHUNK // 64):
+            space[LEFT + np.uint64(part)] = 0
+        bits = np.empty(3 * size, np.uint64)  # black, white, the target
+        # Words that start together, and how they follow one another in a vector.
+        bands = (order.rows + BAND - 1) // BAND
+        most = CHUNK // order.across // WIDE * WIDE
+        parts = (order.words + order.length - 1) // order.length
+        step_word = 1
+        if not runs_on:
+            parts, step_word = (bands + most - 1) // most, order.length
         for b in range(black.shape[0]):
-            _move(black[b], bits, 0, stride, half, False)
-            _move(white[b], bits, whole, stride, half, False)
+            bits[:] = 0
+            _move(black[b], bits, 0, order, False)
+            _move(white[b], bits, 1, order, False)
             if looks:
-                _move(target[b], bits, 2 * whole, stride, half, False)
-            for colour in range(2):
-                _wrap_bands(bits, colour * whole, stride, words, ny)
+                _move(target[b], bits, 2, order, False)
             key1 = key[1] + members[b]
             for number in range(first, first + passes):
                 colour = number & 1
-                step = np.uint64(number)
-                mine, others = colour * whole, (1 - colour) * whole
-                out = 2 * whole if looks else mine
+                areas = colour, 1 - colour, 2 if looks else colour
+                mine, others, out = areas[0] * size, areas[1] * size, areas[2] * size
                 for i in range(WIDE):
                     space[FLIPS + np.uint64(i)] = 0
-                for low in range(0, bands, most):
-                    n = min(most, bands - low)
+                for part in range(parts):
+                    low = part * most
+                    n = LANES if runs_on else min(most, bands - low)
                     wide = (n + WIDE - 1) // WIDE * WIDE
-                    for w in range(words):
+                    columns = 1 if runs_on else order.across
+                    for w in range(columns):
                         for i in range(wide):
-                            stream = np.uint64(low + i) << np.uint64(32) | np.uint64(w)
+                            band, column = (order.band + part, i) if runs_on else (low + i, w)
+                            stream = np.uint64(band) << np.uint64(32) | np.uint64(column)
                             space[STATE_C + np.uint64(w * wide + i)] = stream
-                    seed_streams(space, words * wide, key[0], key1, step)
+                    seed_streams(space, columns * wide, key[0], key1, np.uint64(number))
+                    slot = 0
                     for row in range(BAND):
-                        odd = (row + colour) & 1
-                        for w in range(words):
-                            here = (row * words + w) * stride + low + 1
-                            north, south = here - words * stride, here + words * stride
-                            if row == 0:
-                                north += whole - 1
-                            if row == BAND - 1:
-                                south -= whole - 1
-                            # Of the fourth neighbours one is in another word, or at the other end.
-                            across = words - 1 if w == 0 else -1
-                            shift = end if w == 0 else 63
-                            if odd:
-                                across = 1 - words if w == words - 1 else 1
-                                shift = end if w == words - 1 else 63
-                            places = (
-                                mine + here, out + here, 3 * whole + here, others + here,
-                                others + north, others + south, others + here + across * stride,
-                            )  # fmt: skip
-                            left, count = 1 - odd, np.uint64(PLANES * row + 1)
+                        odd, count = (row + colour) & 1, np.uint64(PLANES * row + 1)
+                        for w in range(columns):
+                            if runs_on:
+                                word = part * order.length + row * LANES
+                                n = min(LANES, order.words - word)
+                                here, shift = order.before + word, 0
+                                places = (
+                                    mine + here, out + here, others + here, here,
+                                    (1 + colour) * size + here, (3 + colour) * size + here,
+                                )  # fmt: skip
+                            else:
+                                word = low * order.length + row * order.across + w
+                                here = (row * order.across + w) * order.stride + low + 1
+                                north = here - order.across * order.stride
+                                south = here + order.across * order.stride
+                                if row == 0:
+                                    north += size - 1
+                                if row == BAND - 1:
+                                    south -= size - 1
+                                # Of the fourth neighbours one is in another word, or at the other
+                                # end.
+                                side, ends = (w + 1, columns) if odd else (w - 1, -1)
+                                shift = half - 1 & 63 if side == ends else 63
+                                side += 0 if side != ends else -columns if odd else columns
+                                other = here + (side - w) * order.stride
+                                places = (
+                                    mine + here, out + here, others + here, here,
+                                    others + north, others + south, others + other,
+                                )  # fmt: skip
                             for i in range(0, n, WIDE):
                                 state = w * wide + i
                                 if n - i > WIDE // 2:
                                     _update_wide(
-                                        space, bits, i, state, places, left, shift, setting, count,
-                                        m,
+                                        space, bits, inside, i, slot, state, places, far, odd,
+                                        shift, setting, count, m,
                                     )  # fmt: skip
                                 else:
                                     _update_half(
-                                        space, bits, i, state, places, left, shift, setting, count,
-                                        m,
+                                        space, bits, inside, i, slot, state, places, far, odd,
+                                        shift, setting, count, m,
                                     )  # fmt: skip
-                                for j in range(min(WIDE, n - i)):
-                                    k = np.uint64(j)
-                                    undecided = space[EQUAL + k]
-                                    if undecided:
-                                        y, x = BAND * (low + i + j) + row, WORD_SITES * w
-                                        site = site_counter(y, x) | np.uint64(odd)
-                                        below = settle(
-                                            undecided, key[0], key1, np.uint64(0), step | RESIDUAL,
-                                            site, np.uint64(2), space[S0 + k], space[S1 + k],
-                                            space[S2 + k], space[SPIN + k], residual,
-                                        )  # fmt: skip
-                                        at = out + here + i + j
-                                        change = (below ^ (bits[at] & setting)) & undecided
-                                        bits[at] ^= change
-                                        space[FLIPS] += popcount(change)
+                                begins = np.uint64(word + i * step_word)
+                                space[FIRST + np.uint64(slot // WIDE)] = begins
+                                slot += WIDE
+                                if slot == CHUNK:
+                                    slot = 0
+                                    space[FLIPS] += _settle(
+                                        space, bits, areas, order, top, step_word, key[0], key1,
+                                        number, residual, setting,
+                                    )  # fmt: skip
+                    space[FLIPS] += _settle(
+                        space, bits, areas, order, top, step_word, key[0], key1, number, residual,
+                        setting,
+                    )  # fmt: skip
                 for i in range(WIDE):
                     flips[b] += np.int64(space[FLIPS + np.uint64(i)])
-                if not looks:
-                    _wrap_bands(bits, mine, stride, words, ny)
-            _move(target[b], bits, 2 * whole if looks else 0, stride, half, True)
-            _move(white[b], bits, whole, stride, half, True)
-        close(target, half, True, True)
-        close(white, half, True, True)
+                if closed and not looks:
+                    _wrap(bits, colour, order)
+            _move(target[b], bits, 2 if looks else 0, order, True)
+            _move(white[b], bits, 1, order, True)
+        close(target, half, closed, True)
+        close(white, half, closed, True)
 
     return kernel(update_packed)
 
