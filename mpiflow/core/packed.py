@@ -76,8 +76,13 @@ def runs_on(lattice: Lattice) -> bool:
     row, and of bands of rows, too many bits would be no site. Sixteen words in turn then have the
     noise of a row of sixteen words.
     """
-    ragged = lattice.shape[1] % WORD_SITES != 0 and lattice.shape[1] < MOST_COLUMNS
-    return ragged and math.prod(lattice.shape) <= MOST_SITES
+    ragged = lattice.shape[-1] % WORD_SITES != 0 and lattice.shape[-1] < MOST_COLUMNS
+    return fits(lattice) and ragged and math.prod(lattice.shape) <= MOST_SITES
+
+
+def cut_of(lattice: Lattice) -> Shape:
+    """Units of rows and columns that tiles of a lattice are cut in: no columns where rows run on."""
+    return (CUT[0], lattice.shape[1]) if runs_on(lattice) else CUT
 
 
 def words_across(columns: int) -> int:
@@ -312,12 +317,13 @@ def _require_words(lattice: Lattice, corners: Sequence[Shape] = ()) -> None:
             f"even sides of at least {BAND} rows and {LEAST_COLUMNS} columns for packed spins",
             "Use kernel 'plain'.",
         )
-    wrong = [corner for corner in corners if any(at % n for at, n in zip(corner, CUT, strict=True))]
+    units = cut_of(lattice)
+    wrong = [at for at in corners if any(place % n for place, n in zip(at, units, strict=True))]
     if wrong:
         raise InputError(
             "tile",
             wrong[0],
-            f"tiles that begin at even rows and multiples of {WORD_SITES} columns",
+            f"tiles that begin at even rows and multiples of {units[1]} columns",
             "Use fewer ranks, ranks_grid with fewer columns, or kernel 'plain'.",
         )
 

@@ -15,7 +15,7 @@ from mpiflow.core.device import Device
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import COARSE, Lattice, Layout, Shape, other_cut
 from mpiflow.core.mpi import MPI
-from mpiflow.core.packed import BAND, CUT, PackedBlock
+from mpiflow.core.packed import BAND, PackedBlock, cut_of
 from mpiflow.core.parallel import arrival
 from mpiflow.core.schedule import Clock, Number, Schedule, State, whole_steps
 from mpiflow.files.schema import block_centres
@@ -313,10 +313,10 @@ def cut(
     """Which rank has which tile; tiles are cut in multiples of both units.
 
     ``smaller`` says what would make the ``unit`` smaller, for messages. Where ``unit`` is
-    :data:`~mpiflow.core.packed.CUT`, of packed spins, the last unit of a side may be shorter.
+    :func:`~mpiflow.core.packed.cut_of` it, of packed spins, the last unit of a side may be shorter.
     """
     ways = COARSE * (granularity > 1) + (smaller,) * bool(smaller)
-    packed = unit == CUT
+    packed = unit == cut_of(lattice)
     both = tuple(math.lcm(max(1, granularity), n) for n in unit)
     together: int | Shape = granularity if both == (granularity,) * 2 else both
     if granularity < 1 or any(side % granularity for side in lattice.shape):

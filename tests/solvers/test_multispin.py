@@ -103,22 +103,26 @@ def documented_flips(
     if sets:  # neighbours that are up
         kind = (4 + neighbour_sums(spins)) // 2
     out = np.zeros(spins.shape, bool)
-    for band in range(-(-ny // 8)):
-        for word in range(-(-nx // 128)):
-            draws = documented_words(seed, member, number, band, word)
-            for row in range(min(8, ny - 8 * band)):
-                y = 8 * band + row
-                for bit in range(min(64, nx // 2 - 64 * word)):
-                    x = 2 * (64 * word + bit) + (colour + y) % 2
-                    value = sum((int(draws[row, i]) >> bit & 1) << i for i in range(PLANES))
-                    threshold = thresholds[kind[y, x]]
-                    if value == threshold >> 64:
-                        key, counter = (seed, 2**48 + member), (number | 3 << 60, y << 32 | x)
-                        rest, _ = threefry(key, counter)
-                        out[y, x] = rest < threshold % 2**64
-                    else:
-                        out[y, x] = value < threshold >> 64
-                    out[y, x] ^= sets and spins[y, x] > 0
+    words: dict[tuple[int, int], np.ndarray] = {}
+    runs_on = nx % 128 != 0 and nx < 512 and nx * ny <= 2**20
+    for y, j in np.ndindex(ny, nx // 2):
+        x = 2 * j + (colour + y) % 2
+        line, at = y, j
+        if runs_on:  # lines of sixteen words, in the order of sites
+            line, at = divmod(y * nx // 2 + j, 1024)
+        stream = line // 8, at // 64
+        if stream not in words:
+            words[stream] = documented_words(seed, member, number, *stream)
+        draws, bit = words[stream][line % 8], at % 64
+        value = sum((int(draws[i]) >> bit & 1) << i for i in range(PLANES))
+        threshold = thresholds[kind[y, x]]
+        if value == threshold >> 64:
+            key, counter = (seed, 2**48 + member), (number | 3 << 60, y << 32 | x)
+            rest, _ = threefry(key, counter)
+            out[y, x] = rest < threshold % 2**64
+        else:
+            out[y, x] = value < threshold >> 64
+        out[y, x] ^= sets and spins[y, x] > 0
     return out
 
 
@@ -177,7 +181,7 @@ def test_steps_equal_the_plain_reference(
     members = np.array([7]) if shape[0] * shape[1] > 10_000 else np.array([0, 2**48 - 1])
     before = random_spins(1, len(members), *shape)
     found = []
-    for short in {multispin_whole.fits(filled(before)), False}:
+    for short in {multispin_whole.fits(filled(before)), filled(before).runs_on}:
         monkeypatch.setattr(multispin_whole, "fits", lambda block, whole=short: whole)
         block = filled(before, members)
         found.append((block, solver.advance(block, steps, seed=SEED, first_step=first)))

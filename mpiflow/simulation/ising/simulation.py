@@ -20,7 +20,7 @@ from mpiflow.core.guards import require_rule
 from mpiflow.core.lattice import Lattice, Shape
 from mpiflow.core.mpi import MPI
 from mpiflow.core.noise import BIT_RNG, RNG
-from mpiflow.core.packed import BAND, CUT, LEAST_COLUMNS, PackedBlock, fits
+from mpiflow.core.packed import BAND, LEAST_COLUMNS, PackedBlock, cut_of, fits, runs_on
 from mpiflow.core.parallel import left_out
 from mpiflow.core.schedule import Clock, Number, State
 from mpiflow.simulation import catalogue
@@ -152,9 +152,9 @@ class Simulation(SpinSimulation):
             require_steps(solver)
             kernel = _plain(kernel)
         packed = solver == "sublattice" and packs(kernel, self.lattice, members)
-        unit = (1, 1)
+        unit: Shape = (1, 1)
         if packed:
-            unit = CUT
+            unit = cut_of(self.lattice)
         elif solver == "tiled-nfold" and not any(n % (2 * tile) for n in self.lattice.shape):
             unit = (tile, tile)  # else the solver says what is wrong
         self.block: Block | PackedBlock
@@ -254,7 +254,9 @@ class Simulation(SpinSimulation):
     def rng(self) -> str:
         if self.kernel not in ("packed", "sliced"):
             return RNG
-        return f"{BIT_RNG}, spins set" if self.dt == math.inf else BIT_RNG
+        name = f"{BIT_RNG}, spins set" if self.dt == math.inf else BIT_RNG
+        in_order = self.kernel == "packed" and runs_on(self.lattice)
+        return f"{name}, in the order of sites" if in_order else name
 
     def set_spins(self, fill: Callable[..., None], **options: Any) -> None:
         super().set_spins(fill, **options)

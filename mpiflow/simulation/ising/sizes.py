@@ -6,7 +6,7 @@ import math
 
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, Shape
-from mpiflow.core.packed import CUT, words_across
+from mpiflow.core.packed import cut_of, words_across
 from mpiflow.simulation.ising.options import IsingConfig
 from mpiflow.simulation.ising.simulation import SMALLER_UNITS, packs
 from mpiflow.simulation.lattice import cut
@@ -71,7 +71,7 @@ def kernel_of(config: IsingConfig, lattice: Lattice) -> tuple[str, Shape]:
     if config.in_site_field:
         return "plain", (1, 1)
     if packs(config.kernel, lattice, config.members):
-        return "packed", CUT
+        return "packed", cut_of(lattice)
     kernel = ("sliced" if small else "plain") if config.kernel == "auto" else config.kernel
     return kernel, (1, 1)
 

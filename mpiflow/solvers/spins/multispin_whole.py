@@ -17,15 +17,17 @@ for the sites that the planes leave undecided. These wait until a chunk of words
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpiflow.core.device import inlined, intrinsic, kernel, rule, split
+from mpiflow.core.device import in_threads, intrinsic, kernel, rule, split
+from mpiflow.core.lattice import split as split_evenly
 from mpiflow.core.noise import Word, site_counter, threefry
 from mpiflow.core.packed import BAND, LANES, MOST_SITES, PackedBlock, words_across
 from mpiflow.core.packed_words import close, popcount, sites_of_last
+from mpiflow.solvers.spins import running_cuda
 from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     CHUNK,
     EQUAL,
@@ -37,6 +39,7 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     STATE_C,
     WIDE,
     Masks,
+    Thresholds,
     Vectors,
 )
 from mpiflow.solvers.spins.multispin import seed_streams
@@ -46,10 +49,10 @@ MOST_WORDS = 6
 
 
 def fits(block: PackedBlock) -> bool:
-    """Whether a block is of this module: on the CPU, and runs on or is whole lattices of short rows
-    that stay in the cache in the order of this module."""
+    """Whether a block is of this module: its rows run on, or it is whole lattices of short rows on
+    the CPU that stay in the cache in the order of this module."""
     short = words_across(block.columns) <= MOST_WORDS and math.prod(block.shape) <= MOST_SITES
-    return not block.device.is_cuda and (block.runs_on or (block.closed and short))
+    return block.runs_on or (block.closed and short and not block.device.is_cuda)
 
 
 class Order(NamedTuple):
@@ -73,12 +76,14 @@ class Order(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def order_of(rows: int, half: int, top: int, runs_on: bool) -> tuple[tuple[int, ...], Any, np.ndarray]:
-    """Order of a box from row ``top`` of its lattice on, how far neighbours are, and masks of sites.
+def order_of(
+    rows: int, half: int, top: int, runs_on: bool
+) -> tuple[tuple[int, ...], Any, np.ndarray]:
+    """Order of a box from row ``top`` of its lattice on, how far neighbours are, and masks.
 
     How far: nothing where rows are words of their own; else words and bits of a row, and of a row
-    less a site. Masks, each ``size`` words: sites; then, where rows run on, of black and white those
-    whose fourth neighbour is to the left, and those that have it at the other end of their row.
+    less a site. Masks, each ``size`` words: sites; then, where rows run on, of black and white
+    those whose fourth neighbour is to the left, and those that have it at the other end of a row.
     """
     if not runs_on:
         across = -(-half // 64)
@@ -258,9 +263,7 @@ def _wrap(bits: np.ndarray, area: int, order: Order) -> None:
         bits[at] = (bits[at] & (~np.uint64(0) >> rest)) | (bits[area + _place(0, order)] << sites)
     for word in range((order.pitch + 63) >> 6):
         low, high = bits[area + _place(word, order)], bits[area + _place(word + 1, order)]
-        bits[area + _place(words + word, order)] = (
-            low if full else (low >> rest) | (high << sites)
-        )
+        bits[area + _place(words + word, order)] = low if full else (low >> rest) | (high << sites)
         low = bits[area + _place(words - word - 2, order)]
         high = bits[area + _place(words - word - 1, order)]
         bits[area + _place(-1 - word, order)] = high if full else (low >> sites) | (high << rest)
@@ -268,7 +271,7 @@ def _wrap(bits: np.ndarray, area: int, order: Order) -> None:
 
 @kernel
 def _move(rows: np.ndarray, bits: np.ndarray, area: int, order: Order, out: bool) -> None:
-    """Rows (ny + 2, words + 2) of a colour into the order of this module, or those of sites back."""
+    """Rows (ny + 2, words + 2) of a colour into the order of this module; the inner ones back."""
     words, last, area = rows.shape[1] - 2, sites_of_last(order.half), area * order.size
     for y in range(int(out), order.rows + 2 - int(out)):
         for w in range(words):
@@ -407,7 +410,7 @@ def _kernel(constants: Masks | None) -> Any:
                                 word = part * order.length + row * LANES
                                 n = min(LANES, order.words - word)
                                 here, shift = order.before + word, 0
-                                places = (
+                                places: tuple[int, ...] = (
                                     mine + here, out + here, others + here, here,
                                     (1 + colour) * size + here, (3 + colour) * size + here,
                                 )  # fmt: skip
@@ -451,10 +454,11 @@ def _kernel(constants: Masks | None) -> Any:
                                         space, bits, areas, order, top, step_word, key[0], key1,
                                         number, residual, setting,
                                     )  # fmt: skip
-                    space[FLIPS] += _settle(
-                        space, bits, areas, order, top, step_word, key[0], key1, number, residual,
-                        setting,
-                    )  # fmt: skip
+                    if slot:
+                        space[FLIPS] += _settle(
+                            space, bits, areas, order, top, step_word, key[0], key1, number,
+                            residual, setting,
+                        )  # fmt: skip
                 for i in range(WIDE):
                     flips[b] += np.int64(space[FLIPS + np.uint64(i)])
                 if closed and not looks:
@@ -474,3 +478,68 @@ update_packed = _kernel(None)
 def packed_with(masks: Masks) -> Any:
     """:data:`update_packed` with thresholds compiled in."""
     return _kernel(masks)
+
+
+def advance(
+    block: PackedBlock,
+    target: Any,
+    kernel: Any,
+    masks: Masks,
+    thresholds: Thresholds,
+    key: np.ndarray,
+    passes: range,
+    looks: bool,
+    workers: int,
+) -> np.ndarray:
+    """Passes of these numbers over a block, with what goes to other ranks.
+
+    Parameters
+    ----------
+    target : gets the flips of black sites; the block's own black words in a step
+    kernel : :func:`update_packed` or that of :mod:`~mpiflow.solvers.spins.running_cuda`, or one
+        with the masks compiled in, for which ``masks`` is empty
+    looks : whether the target is another array than the block's
+    workers : threads that may share the boxes
+
+    Returns
+    -------
+    (B,) int64, the flips in each box
+    """
+    put, (ny, half), top = block.device.put, (block.shape[0], block.columns // 2), _top(block)
+    residual, members, key = map(put, (thresholds.residual, block.members, key))
+    counts = put(np.zeros(block.batch, np.int64))
+    arrays, decision = (target, *block.words), (masks, residual, thresholds.setting)
+
+    def launch(number: int) -> None:
+        colours = arrays if number % 2 == 0 else (arrays[2], arrays[2], arrays[1])
+        kernel.launch(
+            running_cuda.threads_of(block.batch, top, ny, half), *colours, number, half, top, key,
+            members, *decision, counts,
+        )  # fmt: skip
+
+    def call(boxes: slice, first: int, number: int) -> None:
+        kernel(
+            *(array[boxes] for array in arrays), first, number, looks, block.closed,
+            *order_of(ny, half, top, block.runs_on), top, key, members[boxes], *decision,
+            counts[boxes],
+        )  # fmt: skip
+
+    if block.closed and not block.device.is_cuda:
+        parts = min(workers, max(1, block.batch))
+        shares = (slice(*split_evenly(block.batch, parts, i)) for i in range(parts))
+        in_threads([partial(call, share) for share in shares], passes.start, len(passes))
+        return counts
+    for number in passes:
+        block.finish_exchange(1 - number % 2)
+        if block.device.is_cuda:
+            launch(number)
+        else:
+            call(slice(None), number, 1)
+        if not looks:
+            block.start_exchange(number % 2)
+    return block.device.get(counts)
+
+
+def _top(block: PackedBlock) -> int:
+    """Row of the lattice that boxes begin with."""
+    return int(block.origins[0, 0]) if block.batch else 0

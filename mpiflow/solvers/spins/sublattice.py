@@ -49,7 +49,14 @@ from mpiflow.core.lattice import Lattice
 from mpiflow.core.noise import stream_key
 from mpiflow.core.packed import PackedBlock
 from mpiflow.core.schedule import Clock
-from mpiflow.solvers.spins import heatbath, multispin, multispin_cuda, multispin_whole, sliced
+from mpiflow.solvers.spins import (
+    heatbath,
+    multispin,
+    multispin_cuda,
+    multispin_whole,
+    running_cuda,
+    sliced,
+)
 from mpiflow.solvers.spins.bitplanes import Masks, Thresholds
 from mpiflow.solvers.spins.half_lattice import launch_on
 from mpiflow.solvers.spins.lane_block import LaneBlock
@@ -448,26 +455,26 @@ class Sublattice:
         workers = 1 if cuda else max(1, min(threads(), sites // SITES_PER_THREAD))
         inside, edges = multispin.inside_and_edges(block)
         alone = workers == 1 and not cuda
-        whole = alone and multispin_whole.fits(block)
+        # Threads share bands of rows, or whole boxes.
+        whole = multispin_whole.fits(block) and (alone or block.runs_on or block.batch >= workers)
         cpu: Any = multispin_whole if whole else multispin
+        compile_in, general = cpu.packed_with, cpu.update_packed
+        if cuda:
+            compile_in, general = multispin_cuda.packed_cuda_with, multispin_cuda.update_packed_cuda
+        if cuda and whole:
+            compile_in, general = running_cuda.running_cuda_with, running_cuda.update_running_cuda
         black = target = block.words[BLACK]
         for run in runs:
             if run.looks and target is black:
                 target = block.device.duplicate(black)
             kernel, masks, thresholds = self._compared_with(
-                run,
-                run.passes * sites // 2,
-                multispin_cuda.packed_cuda_with if cuda else cpu.packed_with,
-                multispin_cuda.update_packed_cuda if cuda else cpu.update_packed,
-                cuda,
+                run, run.passes * sites // 2, compile_in, general, cuda
             )
             if whole:
-                counts = np.zeros_like(flips)
-                kernel(
-                    target, *block.words, run.first, run.passes, run.looks, block.columns // 2,
-                    key, block.members, masks, thresholds.residual, thresholds.setting, counts,
-                )  # fmt: skip
-                flips += run.sign * counts
+                passes = range(run.first, run.first + run.passes)
+                flips += run.sign * multispin_whole.advance(
+                    block, target, kernel, masks, thresholds, key, passes, run.looks, workers
+                )
                 continue
             work = multispin.Work(block, target, kernel, masks, thresholds, key)
             if alone and (run.looks or block.closed or block.lines is not None):
