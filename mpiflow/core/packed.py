@@ -81,7 +81,7 @@ def runs_on(lattice: Lattice) -> bool:
 
 
 def cut_of(lattice: Lattice) -> Shape:
-    """Units of rows and columns that tiles of a lattice are cut in: no columns where rows run on."""
+    """Units of rows and columns that tiles are cut in: no columns where rows run on."""
     return (CUT[0], lattice.shape[1]) if runs_on(lattice) else CUT
 
 

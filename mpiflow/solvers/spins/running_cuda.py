@@ -125,7 +125,7 @@ def _factory(constants: Masks | None) -> Callable[[Any], Callable[..., None]]:
                     undecided &= undecided - one
                     kind = np.int64(class_at(bit, s0, s1, s2, s))
                     y, j = split(start + np.int64(bit), half)
-                    site = site_counter(y, 2 * j + ((y + colour) & 1))
+                    site = np.uint64(site_counter(y, 2 * j + ((y + colour) & 1)))
                     word = threefry(key0, key1, step | RESIDUAL, site)[0]
                     up = (spin & setting) >> bit & one
                     change |= (np.uint64(word < residual[kind]) ^ up) << bit
