@@ -81,7 +81,7 @@ def runs_on(lattice: Lattice) -> bool:
 
 
 def cut_of(lattice: Lattice) -> Shape:
-    """Units of rows and columns that tiles are cut in: no columns where rows run on."""
+    """Units of rows and columns that solvers' tiles are cut in: whole rows where they run on."""
     return (CUT[0], lattice.shape[1]) if runs_on(lattice) else CUT
 
 
@@ -317,13 +317,12 @@ def _require_words(lattice: Lattice, corners: Sequence[Shape] = ()) -> None:
             f"even sides of at least {BAND} rows and {LEAST_COLUMNS} columns for packed spins",
             "Use kernel 'plain'.",
         )
-    units = cut_of(lattice)
-    wrong = [at for at in corners if any(place % n for place, n in zip(at, units, strict=True))]
+    wrong = [corner for corner in corners if any(at % n for at, n in zip(corner, CUT, strict=True))]
     if wrong:
         raise InputError(
             "tile",
             wrong[0],
-            f"tiles that begin at even rows and multiples of {units[1]} columns",
+            f"tiles that begin at even rows and multiples of {WORD_SITES} columns",
             "Use fewer ranks, ranks_grid with fewer columns, or kernel 'plain'.",
         )
 

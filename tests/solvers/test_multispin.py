@@ -35,9 +35,11 @@ from mpiflow.commands.bench import spins as bench
 from mpiflow.core import device, messages, noise
 from mpiflow.core.block import Block
 from mpiflow.core.device import Device
+from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import Lattice, Layout, factorisations
-from mpiflow.core.packed import PackedBlock
+from mpiflow.core.packed import CUT, PackedBlock, cut_of, runs_on
 from mpiflow.simulation.ising.simulation import Simulation
+from mpiflow.simulation.lattice import cut
 from mpiflow.simulation.spins.simulation import Frame
 from mpiflow.solvers.spins import multispin, multispin_cuda, multispin_whole, sublattice
 from mpiflow.solvers.spins.bitplanes import PLANES, Thresholds, _sfc64, count_neighbours
@@ -208,12 +210,13 @@ def test_kernel_of_whole_lattices_takes_short_rows_that_stay_in_the_cache() -> N
 
 
 @on_each_device
+@pytest.mark.parametrize("columns", [166, 514], ids=["rows run on", "rows of words"])
 @pytest.mark.parametrize("kind", ["opening", "full", "upper", "lower"])
-def test_each_kind_of_pass_equals_the_plain_reference(where: str, kind: Kind) -> None:
+def test_each_kind_of_pass_equals_the_plain_reference(where: str, kind: Kind, columns: int) -> None:
     """Also every member's own noise and, where it may be, the other colour."""
     solver = Sublattice(Ising(1.9, -0.2), 0.6)
     members = np.array([3, 70])
-    before = random_spins(2, 2, 12, 166)
+    before = random_spins(2, 2, 12, columns)
     numbers = [6, 7] if kind in ("opening", "full") else [6]
     for number in numbers:
         block = filled(before, members, where)
@@ -386,16 +389,21 @@ def test_same_bits_in_a_process_with_two_threads(
 
 @pytest.mark.kernel
 @needs_cuda
-@pytest.mark.parametrize(("dt", "members", "room"), [(0.5, 1, 128), (0.5, 2, 1), (math.inf, 2, 1)])
+@pytest.mark.parametrize(
+    ("dt", "members", "room", "columns"),
+    [(0.5, 1, 128, 514), (0.5, 2, 1, 256), (math.inf, 2, 1, 256), (0.5, 2, 1, 230)],
+)
 def test_same_bits_on_cuda(
-    dt: float, members: int, room: int, monkeypatch: pytest.MonkeyPatch
+    dt: float, members: int, room: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the queue of undecided sites overflows, and with thresholds compiled in."""
-    expected = outcome(dt, (14, 230), members=members)
+    """Also where the queue of undecided sites overflows, with thresholds compiled in, and where
+    rows run on."""
+    size = 14, columns
+    expected = outcome(dt, size, members=members)
     monkeypatch.setattr(multispin_cuda, "QUEUE", room)
     if members > 1:
         monkeypatch.setattr(sublattice, "COMPILE_IN_AFTER", 0)
-    assert_same(outcome(dt, (14, 230), members=members, device="cuda"), expected)
+    assert_same(outcome(dt, size, members=members, device="cuda"), expected)
 
 
 def groups_of_ranks(comm: MPI.Intracomm) -> Iterator[MPI.Intracomm]:
@@ -410,17 +418,19 @@ def groups_of_ranks(comm: MPI.Intracomm) -> Iterator[MPI.Intracomm]:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("dt", [0.25, math.inf])
-@pytest.mark.parametrize("size", [(96, 1024), (16, 128 * 40), (22, 1000), (64, 8200)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(96, 1024), (16, 128 * 40), (22, 1000), (64, 8200), (70, 66), (40, 410)], ids=str
+)
 def test_same_bits_on_any_number_of_ranks(
     comm: MPI.Intracomm, size: tuple[int, int], dt: float
 ) -> None:
-    """All grids, tiles of different sizes, with and without an inside that needs no halo, and
-    that begin within a band."""
+    """All grids, tiles of different sizes, with and without an inside that needs no halo, that
+    begin within a band, and within a word of rows that run on."""
     expected = outcome(dt, size)
     assert expected[1][-1].flips > 0
     for some in groups_of_ranks(comm):
         for grid in factorisations(some.size, 2):
-            if grid[1] <= size[1] // 128:
+            if grid[1] <= (1 if runs_on(Lattice(size)) else size[1] // 128):
                 ours = outcome(dt, size, comm=some, ranks_grid=grid)
                 assert (ours[0] is None) == (some.rank > 0)
                 assert_same(ours, expected)
@@ -496,14 +506,14 @@ def test_three_six_and_eight_ranks(mpirun: Mpirun) -> None:
 @pytest.mark.kernel
 @needs_cuda
 def test_ranks_on_cuda(comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Columns by way of the host, rows as they are on the device."""
-    expected = outcome(0.5, (12, 230))
-    for grid in factorisations(comm.size, 2):
-        monkeypatch.setenv("MPIFLOW_CUDA_AWARE_MPI", str(int(grid[0] > 1)))
-        if grid[1] <= 2:
-            assert_same(
-                outcome(0.5, (12, 230), comm=comm, ranks_grid=grid, device="cuda"), expected
-            )
+    """Columns by way of the host, rows as they are on the device; and rows that run on."""
+    for size, columns in (((12, 514), 2), ((12, 230), 1)):
+        expected = outcome(0.5, size)
+        for grid in factorisations(comm.size, 2):
+            monkeypatch.setenv("MPIFLOW_CUDA_AWARE_MPI", str(int(grid[0] > 1)))
+            if grid[1] <= columns:
+                ours = outcome(0.5, size, comm=comm, ranks_grid=grid, device="cuda")
+                assert_same(ours, expected)
 
 
 def test_seed_member_step_and_stream_all_matter() -> None:
@@ -515,6 +525,33 @@ def test_seed_member_step_and_stream_all_matter() -> None:
     runs = [run(), run(seed=1), run(member=1), run(first=1), run(stream="partial")]
     assert len(set(runs)) == 5
     assert run() == runs[0]
+
+
+def test_columns_of_rows_that_run_on_cannot_be_apart() -> None:
+    """Nor are they cut by a grid that is asked for, or to use more ranks than there are rows."""
+    lattice = Lattice((12, 300))
+    for options in ({"ranks_grid": (1, 2)}, {}):
+        with pytest.raises(InputError, match=r"units of .*300\) sites.*kernel='plain'"):
+            cut(
+                lattice,
+                2 if options else 7,
+                unit=cut_of(lattice),
+                smaller="kernel='plain'",
+                **options,
+            )
+    layout = Layout(lattice, (1, 2), CUT, partial=True)
+    tile = PackedBlock(
+        lattice, 128, filled(random_spins(0, 1, 12, 128)).words, np.array([layout.offset(0)]),
+        np.arange(1, dtype=np.uint64), "exchange",
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"tile=\(12, 128\).*whole rows of 300 sites"):
+        Sublattice(HOT)._apply(tile, [Run("full", 0, HOT)], 0, "sublattice")
+
+
+def test_the_name_of_the_noise_tells_where_rows_run_on() -> None:
+    """By which checkpoints of other noise are refused."""
+    names = [Simulation(HOT, size, comm=MPI.COMM_SELF).rng for size in ((300, 300), (512, 512))]
+    assert names == [f"{noise.BIT_RNG}, in the order of sites", noise.BIT_RNG]
 
 
 def test_no_steps_change_nothing() -> None:

@@ -245,15 +245,41 @@ MUTANTS: list[list[Mutant]] = [
     [
         Mutant(
             "the first band has itself above it, whole lattices",
-            (Change(WHOLE, "north += whole - 1", "north += whole"),),
+            (Change(WHOLE, "north += size - 1", "north += size"),),
             (Named(f"{REFERENCE}[16x256-inf]"),),
         ),
     ],
     [
         Mutant(
             "undecided sites are flipped with those that are decided, whole lattices",
-            (Change(WHOLE, "(bits[at] & setting)) & undecided", "(bits[at] & setting))"),),
+            (
+                Change(
+                    WHOLE,
+                    "b.and_(b.and_(change, of_sites), b.xor(equal, ones))",
+                    "b.and_(change, of_sites)",
+                ),
+            ),
             (Named(f"{REFERENCE}[16x256-inf]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "the other end of a row is a row away, rows that run on",
+            (Change(WHOLE, "*divmod(half - 1, 64))", "*divmod(half, 64))"),),
+            (Named(f"{REFERENCE}[half a word-inf]"),),
+        ),
+    ],
+    [
+        Mutant(
+            "a tile draws from its own first site on, rows that run on",
+            (
+                Change(
+                    WHOLE,
+                    "divmod(top * half, 64 * length)",
+                    "(0, 0)",
+                ),
+            ),
+            (Named(SAME_BITS.replace("(96, 1024)", "(70, 66)"), ranks=2),),
         ),
     ],
     [

@@ -41,6 +41,7 @@ from mpiflow.solvers.spins import (
     multispin_cuda,
     rule_compiled,
     rule_kernels,
+    running_cuda,
     site_field,
     sliced,
     tiled_cuda,
@@ -136,6 +137,10 @@ KERNELS: dict[str, tuple[device.CudaKernel, tuple[Any, ...]]] = {
     "packed, flips compiled in": (
         multispin_cuda.packed_cuda_with(THRESHOLDS.masks),
         (*PACKED, NO_MASKS, LIST, u64, COUNTS),
+    ),
+    "running": (
+        running_cuda.update_running_cuda,
+        (WORDS, WORDS, WORDS, i64, i64, i64, LIST, LIST, FIVE, LIST, u64, COUNTS),
     ),
     "sliced": (sliced.update_sliced_cuda, (*SLICED, FIVE, LIST, u64, COUNTS)),
     "sliced, compiled in": (

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpiflow.core.device import in_threads, intrinsic, kernel, rule, split
+from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split as split_evenly
 from mpiflow.core.noise import Word, site_counter, threefry
 from mpiflow.core.packed import BAND, LANES, MOST_SITES, PackedBlock, words_across
@@ -504,7 +505,14 @@ def advance(
     Returns
     -------
     (B,) int64, the flips in each box
+
+    Raises
+    ------
+    InputError : rows run on, and boxes have parts of them
     """
+    if block.columns != block.lattice.shape[1]:
+        allowed = f"tiles of whole rows of {block.lattice.shape[1]} sites"
+        raise InputError("tile", block.shape, allowed, "Use a grid of ranks with one column.")
     put, (ny, half), top = block.device.put, (block.shape[0], block.columns // 2), _top(block)
     residual, members, key = map(put, (thresholds.residual, block.members, key))
     counts = put(np.zeros(block.batch, np.int64))
