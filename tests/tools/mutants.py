@@ -54,7 +54,7 @@ ENDS = "solvers/test_absorbing.py::test_every_end_of_a_stay_is_one_hop"
 BASIN, STAYS = (f"solvers/vacancy/{name}.py" for name in ("basin", "stays"))
 
 PACKED, PLAIN, SLICED = (f"solvers/spins/{name}.py" for name in ("multispin", "heatbath", "sliced"))
-WHOLE = "solvers/spins/multispin_whole.py"
+WHOLE, ORDER = "solvers/spins/multispin_whole.py", "solvers/spins/word_order.py"
 SOLVER, PLANES = "solvers/spins/sublattice.py", "solvers/spins/bitplanes.py"
 WORDS = "solvers/spins/half_lattice.py"
 
@@ -265,7 +265,7 @@ MUTANTS: list[list[Mutant]] = [
     [
         Mutant(
             "the other end of a row is a row away, rows that run on",
-            (Change(WHOLE, "*divmod(half - 1, 64))", "*divmod(half, 64))"),),
+            (Change(ORDER, "*divmod(half - 1, 64))", "*divmod(half, 64))"),),
             (Named(f"{REFERENCE}[half a word-inf]"),),
         ),
     ],
@@ -274,7 +274,7 @@ MUTANTS: list[list[Mutant]] = [
             "a tile draws from its own first site on, rows that run on",
             (
                 Change(
-                    WHOLE,
+                    ORDER,
                     "divmod(top * half, 64 * length)",
                     "(0, 0)",
                 ),

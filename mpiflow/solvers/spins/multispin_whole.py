@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mpiflow.core.device import in_threads, intrinsic, kernel, rule, split
+from mpiflow.core.device import in_threads, intrinsic, kernel, split
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split as split_evenly
-from mpiflow.core.noise import Word, site_counter, threefry
+from mpiflow.core.noise import site_counter, threefry
 from mpiflow.core.packed import BAND, LANES, MOST_SITES, PackedBlock, words_across
-from mpiflow.core.packed_words import close, popcount, sites_of_last
+from mpiflow.core.packed_words import close, popcount
 from mpiflow.solvers.spins import running_cuda
 from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     CHUNK,
@@ -44,6 +44,7 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     Vectors,
 )
 from mpiflow.solvers.spins.multispin import seed_streams
+from mpiflow.solvers.spins.word_order import Order, bit_at, move, order_of, place, wrap
 
 #: Words of a colour in a row up to which this is faster where rows do not run on.
 MOST_WORDS = 6
@@ -54,101 +55,6 @@ def fits(block: PackedBlock) -> bool:
     the CPU that stay in the cache in the order of this module."""
     short = words_across(block.columns) <= MOST_WORDS and math.prod(block.shape) <= MOST_SITES
     return block.runs_on or (block.closed and short and not block.device.is_cuda)
-
-
-class Order(NamedTuple):
-    """Where the words of a colour are while passes last; all numbers are of words but for some."""
-
-    #: Of the box, and sites of a colour in one; bits from one to the next, and of the first site.
-    rows: int
-    half: int
-    pitch: int
-    first: int
-    #: That draw in turn: a row of a band; all places of a band; those of all bands in turn.
-    across: int
-    length: int
-    stride: int
-    #: Before the first one, in all, and those of sites.
-    before: int
-    size: int
-    words: int
-    #: Number of the band of the first word.
-    band: int
-
-
-@lru_cache(maxsize=8)
-def order_of(
-    rows: int, half: int, top: int, runs_on: bool
-) -> tuple[tuple[int, ...], Any, np.ndarray]:
-    """Order of a box from row ``top`` of its lattice on, how far neighbours are, and masks.
-
-    How far: nothing where rows are words of their own; else words and bits of a row, and of a row
-    less a site. Masks, each ``size`` words: sites; then, where rows run on, of black and white
-    those whose fourth neighbour is to the left, and those that have it at the other end of a row.
-    """
-    if not runs_on:
-        across = -(-half // 64)
-        length = BAND * across
-        bands = -(-rows // BAND)
-        stride = -(-bands // WIDE) * WIDE + 2
-        order = Order(
-            rows, half, 64 * across, 0, across, length, stride, 1, length * stride, rows * across, 0
-        )
-        masks = np.zeros(order.size, np.uint64)
-        _mark_sites(order, masks)
-        return tuple(order), (), masks
-    length = BAND * LANES
-    band, first = divmod(top * half, 64 * length)
-    reach = half // 64 + 2
-    before = -(-reach // 8) * 8
-    words = -(-(first + rows * half) // 64)
-    size = before + words + reach + LANES
-    order = Order(
-        rows, half, half, first, LANES, length, LANES, before, -(-size // 8) * 8, words, band
-    )
-    masks = np.zeros(5 * order.size, np.uint64)
-    _mark_sites(order, masks)
-    _mark_ends(order, masks)
-    return tuple(order), (*divmod(half, 64), *divmod(half - 1, 64)), masks
-
-
-@rule
-def _place(word: int, order: Order) -> Any:
-    """Where a word is, which may be up to a row before the first one or after the last one."""
-    if order.pitch & 63:
-        return order.before + word
-    band, at = split(word + order.length, order.length)
-    return order.before + band - 1 + at * order.stride
-
-
-@kernel
-def _mark(order: Order, masks: np.ndarray, area: int, start: int, stop: int) -> None:
-    """Set the bits from `start` up to `stop`."""
-    ones = ~np.uint64(0)
-    for word in range(start >> 6, (stop + 63) >> 6):
-        bits = ones
-        if word == start >> 6:
-            bits &= ones << np.uint64(start & 63)
-        if word == (stop - 1) >> 6:
-            bits &= ones >> np.uint64(63 - ((stop - 1) & 63))
-        masks[area * order.size + _place(word, order)] |= bits
-
-
-@kernel
-def _mark_sites(order: Order, masks: np.ndarray) -> None:
-    for y in range(order.rows):
-        start = order.first + y * order.pitch
-        _mark(order, masks, 0, start, start + order.half)
-
-
-@kernel
-def _mark_ends(order: Order, masks: np.ndarray) -> None:
-    for y in range(order.rows):
-        start, stop = order.first + y * order.half, order.first + (y + 1) * order.half
-        left, right = y & 1, 1 - (y & 1)  # colours of the sites whose neighbour is there
-        _mark(order, masks, 1 + left, start, stop)
-        _mark(order, masks, 3 + left, start, start + 1)
-        _mark(order, masks, 3 + right, stop - 1, stop)
 
 
 # Words of the working space: flips, which slots have undecided sites, and the first word of each
@@ -252,53 +158,6 @@ _update_wide, _update_half = _updating(WIDE), _updating(WIDE // 2)
 
 
 @kernel
-def _wrap(bits: np.ndarray, area: int, order: Order) -> None:
-    """Copy the rows at the ends of a colour to beyond the other end."""
-    words, area = order.words, area * order.size
-    # Of the last word of sites; where rows run on it has some of the first row, too.
-    sites = np.uint64((order.rows * order.pitch - 1 & 63) + 1)
-    rest = np.uint64(64) - sites
-    full = rest == np.uint64(0)
-    if not full:
-        at = area + _place(words - 1, order)
-        bits[at] = (bits[at] & (~np.uint64(0) >> rest)) | (bits[area + _place(0, order)] << sites)
-    for word in range((order.pitch + 63) >> 6):
-        low, high = bits[area + _place(word, order)], bits[area + _place(word + 1, order)]
-        bits[area + _place(words + word, order)] = low if full else (low >> rest) | (high << sites)
-        low = bits[area + _place(words - word - 2, order)]
-        high = bits[area + _place(words - word - 1, order)]
-        bits[area + _place(-1 - word, order)] = high if full else (low >> sites) | (high << rest)
-
-
-@kernel
-def _move(rows: np.ndarray, bits: np.ndarray, area: int, order: Order, out: bool) -> None:
-    """Rows (ny + 2, words + 2) of a colour into the order of this module; the inner ones back."""
-    words, last, area = rows.shape[1] - 2, sites_of_last(order.half), area * order.size
-    for y in range(int(out), order.rows + 2 - int(out)):
-        for w in range(words):
-            bit = order.first + (y - 1) * order.pitch + 64 * w
-            shift = np.uint64(bit & 63)
-            at = area + _place(bit >> 6, order)
-            if out:
-                rows[y, w + 1] = bits[at] >> shift
-                if shift:
-                    more = bits[area + _place((bit >> 6) + 1, order)]
-                    rows[y, w + 1] |= more << (np.uint64(64) - shift)
-            else:
-                word = rows[y, w + 1] & (last if w == words - 1 else ~np.uint64(0))
-                bits[at] |= word << shift
-                if shift:
-                    more = word >> (np.uint64(64) - shift)
-                    bits[area + _place((bit >> 6) + 1, order)] |= more
-
-
-@rule
-def _bit(bits: np.ndarray, area: int, bit: int, order: Order) -> Word:
-    word = bits[area * order.size + _place(bit >> 6, order)]
-    return word >> np.uint64(bit & 63) & np.uint64(1)
-
-
-@kernel
 def _settle(  # type: ignore[no-untyped-def]
     space, bits, areas, order, top, step_word, key0, key1, number, residual, setting
 ):
@@ -331,15 +190,15 @@ def _settle(  # type: ignore[no-untyped-def]
                     side = bit + 1 if j + 1 < order.half else bit + 1 - order.half
                 else:
                     side = bit - 1 if j else bit - 1 + order.half
-                spin = _bit(bits, areas[0], bit, order) & ~setting
+                spin = bit_at(bits, areas[0], bit, order) & ~setting
                 kind = np.uint64(5) * spin
                 for other in (bit - order.pitch, bit + order.pitch, bit, side):
-                    kind += spin ^ _bit(bits, areas[1], other, order)
+                    kind += spin ^ bit_at(bits, areas[1], other, order)
                 site = site_counter(top + y, 2 * j + odd)
                 drawn = threefry(key0, key1, np.uint64(number) | RESIDUAL, site)[0]
-                change = _bit(bits, areas[2], bit, order) & setting
+                change = bit_at(bits, areas[2], bit, order) & setting
                 change = change ^ np.uint64(drawn < residual[np.int64(kind)]) & one
-                at = areas[2] * order.size + _place(word, order)
+                at = areas[2] * order.size + place(word, order)
                 bits[at] ^= change << np.uint64(bit & 63)
                 flips += change
     return flips
@@ -381,10 +240,10 @@ def _kernel(constants: Masks | None) -> Any:
             parts, step_word = (bands + most - 1) // most, order.length
         for b in range(black.shape[0]):
             bits[:] = 0
-            _move(black[b], bits, 0, order, False)
-            _move(white[b], bits, 1, order, False)
+            move(black[b], bits, 0, order, False)
+            move(white[b], bits, 1, order, False)
             if looks:
-                _move(target[b], bits, 2, order, False)
+                move(target[b], bits, 2, order, False)
             key1 = key[1] + members[b]
             for number in range(first, first + passes):
                 colour = number & 1
@@ -463,9 +322,9 @@ def _kernel(constants: Masks | None) -> Any:
                 for i in range(WIDE):
                     flips[b] += np.int64(space[FLIPS + np.uint64(i)])
                 if closed and not looks:
-                    _wrap(bits, colour, order)
-            _move(target[b], bits, 2 if looks else 0, order, True)
-            _move(white[b], bits, 1, order, True)
+                    wrap(bits, colour, order)
+            move(target[b], bits, 2 if looks else 0, order, True)
+            move(white[b], bits, 1, order, True)
         close(target, half, closed, True)
         close(white, half, closed, True)
 
