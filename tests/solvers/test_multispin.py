@@ -545,7 +545,7 @@ def test_columns_of_rows_that_run_on_cannot_be_apart() -> None:
         np.arange(1, dtype=np.uint64), "exchange",
     )  # fmt: skip
     with pytest.raises(InputError, match=r"tile=\(12, 128\).*whole rows of 300 sites"):
-        Sublattice(HOT)._apply(tile, [Run("full", 0, HOT)], 0, "sublattice")
+        Sublattice(HOT, 0.25)._apply(tile, [Run("full", 0, HOT)], 0, "sublattice")
 
 
 def test_the_name_of_the_noise_tells_where_rows_run_on() -> None:

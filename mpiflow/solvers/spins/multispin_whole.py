@@ -314,7 +314,7 @@ def _kernel(constants: Masks | None) -> Any:
                                         space, bits, areas, order, top, step_word, key[0], key1,
                                         number, residual, setting,
                                     )  # fmt: skip
-                    if slot:
+                    if space[LEFT] | space[LEFT + np.uint64(1)]:
                         space[FLIPS] += _settle(
                             space, bits, areas, order, top, step_word, key[0], key1, number,
                             residual, setting,
