@@ -299,7 +299,7 @@ def _wrap_columns(
 
 
 @kernel
-def _exchange(
+def exchange(
     lines: np.ndarray, colour: int, words: np.ndarray, half: int, sent: np.ndarray, waits: bool
 ) -> bool:
     """Start the messages of one colour's edges, or wait for the neighbours'; whether MPI could."""
@@ -376,7 +376,7 @@ def _cpu_kernel(constants: Masks | None) -> Any:
                         for row in range(BAND):
                             if coming and row == needs:
                                 coming, theirs = False, 1 - colour
-                                if not _exchange(lines, theirs, boxes[theirs], half, sent, True):
+                                if not exchange(lines, theirs, boxes[theirs], half, sent, True):
                                     return
                             odd = np.uint64((row + colour) & 1)
                             # Bands that have this row, and where it is in the first of them.
@@ -412,7 +412,7 @@ def _cpu_kernel(constants: Masks | None) -> Any:
                     _wrap_columns(out, first_row, rows, width, half, top, bands)
             if rows_wrap:
                 close(white if colour else target, half, True, False)
-            if sends and not _exchange(lines, colour, boxes[colour], half, sent, False):
+            if sends and not exchange(lines, colour, boxes[colour], half, sent, False):
                 return
 
     return kernel(update_packed)

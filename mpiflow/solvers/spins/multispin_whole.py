@@ -25,6 +25,7 @@ import numpy as np
 from mpiflow.core.device import in_threads, intrinsic, kernel, split
 from mpiflow.core.errors import InputError
 from mpiflow.core.lattice import split as split_evenly
+from mpiflow.core.messages import NO_LINES
 from mpiflow.core.noise import site_counter, threefry
 from mpiflow.core.packed import BAND, LANES, MOST_SITES, PackedBlock, words_across
 from mpiflow.core.packed_words import close, popcount
@@ -43,7 +44,7 @@ from mpiflow.solvers.spins.bitplanes import (  # fmt: skip
     Thresholds,
     Vectors,
 )
-from mpiflow.solvers.spins.multispin import seed_streams
+from mpiflow.solvers.spins.multispin import exchange, seed_streams
 from mpiflow.solvers.spins.word_order import Order, bit_at, move, order_of, place, wrap
 
 #: Words of a colour in a row up to which this is faster where rows do not run on.
@@ -208,8 +209,8 @@ def _kernel(constants: Masks | None) -> Any:
     """The kernel with the thresholds as an argument, or compiled in."""
 
     def update_packed(  # type: ignore[no-untyped-def]
-        target, black, white, first, passes, looks, closed, order, far, inside, top, key, members,
-        masks, residual, setting, flips,
+        target, black, white, first, passes, looks, closed, lines, sent, order, far, inside, top,
+        key, members, masks, residual, setting, flips,
     ):  # fmt: skip
         """Passes over boxes, black where their number is even; adds the flips of each.
 
@@ -218,15 +219,17 @@ def _kernel(constants: Masks | None) -> Any:
         target : gets the flips of black sites; ``black`` itself in a step
         black, white : (B, ny + 2, words + 2) uint64, see :mod:`mpiflow.core.packed`. Their halos
             are current before. So are they afterwards, but for the rows of a box not ``closed``
-        first, passes : number of the first pass, and how many; one if a box is not ``closed``
+        first, passes : number of the first pass, and how many; one if rows come from elsewhere
         looks : whether ``target`` is another array than ``black``
         closed : whether boxes are whole lattices, and meet themselves at their ends
+        lines, sent : as of :func:`mpiflow.solvers.spins.multispin.update_packed`
         order, far, inside : :func:`order_of` the boxes
         top : row of the lattice that boxes begin with
         """
         m = masks if constants is None else constants
         order = Order(*order)
         runs_on, half, size = len(far) > 0, order.half, order.size
+        end, sends = order.rows + 1, lines.size > 0
         space = np.empty(_SPACE, np.uint64)
         for part in range(CHUNK // 64):
             space[LEFT + np.uint64(part)] = 0
@@ -240,13 +243,19 @@ def _kernel(constants: Masks | None) -> Any:
             parts, step_word = (bands + most - 1) // most, order.length
         for b in range(black.shape[0]):
             bits[:] = 0
-            move(black[b], bits, 0, order, False)
-            move(white[b], bits, 1, order, False)
+            move(black[b], bits, 0, order, 0, end + 1, False)
+            move(white[b], bits, 1, order, 0, end + 1, False)
             if looks:
-                move(target[b], bits, 2, order, False)
+                move(target[b], bits, 2, order, 0, end + 1, False)
             key1 = key[1] + members[b]
             for number in range(first, first + passes):
                 colour = number & 1
+                if sends and number > first:
+                    theirs = white if colour == 0 else black
+                    if not exchange(lines, 1 - colour, theirs, half, sent, True):
+                        return
+                    move(theirs[b], bits, 1 - colour, order, 0, 1, False)
+                    move(theirs[b], bits, 1 - colour, order, end, end + 1, False)
                 areas = colour, 1 - colour, 2 if looks else colour
                 mine, others, out = areas[0] * size, areas[1] * size, areas[2] * size
                 for i in range(WIDE):
@@ -323,10 +332,19 @@ def _kernel(constants: Masks | None) -> Any:
                     flips[b] += np.int64(space[FLIPS + np.uint64(i)])
                 if closed and not looks:
                     wrap(bits, colour, order)
-            move(target[b], bits, 2 if looks else 0, order, True)
-            move(white[b], bits, 1, order, True)
+                if sends and number + 1 < first + passes:
+                    ours = white if colour else black
+                    move(ours[b], bits, colour, order, 1, 2, True)
+                    move(ours[b], bits, colour, order, end - 1, end, True)
+                    if not exchange(lines, colour, ours, half, sent, False):
+                        return
+            move(target[b], bits, 2 if looks else 0, order, 1, end, True)
+            move(white[b], bits, 1, order, 1, end, True)
         close(target, half, closed, True)
         close(white, half, closed, True)
+        if sends and passes > 0:  # nothing may change what is on its way
+            colour = (first + passes - 1) & 1
+            exchange(lines, colour, white if colour else black, half, sent, False)
 
     return kernel(update_packed)
 
@@ -368,6 +386,7 @@ def advance(
     Raises
     ------
     InputError : rows run on, and boxes have parts of them
+    MPI.Exception : a message could not be sent or received
     """
     if block.columns != block.lattice.shape[1]:
         allowed = f"tiles of whole rows of {block.lattice.shape[1]} sites"
@@ -384,17 +403,29 @@ def advance(
             members, *decision, counts,
         )  # fmt: skip
 
+    lines = None if looks or block.device.is_cuda else block.lines
+
+    numbers = NO_LINES if lines is None else lines.numbers
+
     def call(boxes: slice, first: int, number: int) -> None:
         kernel(
-            *(array[boxes] for array in arrays), first, number, looks, block.closed,
-            *order_of(ny, half, top, block.runs_on), top, key, members[boxes], *decision,
-            counts[boxes],
+            *(array[boxes] for array in arrays), first, number, looks, block.closed, numbers,
+            block.columns_sent, *order_of(ny, half, top, block.runs_on), top, key, members[boxes],
+            *decision, counts[boxes],
         )  # fmt: skip
 
     if block.closed and not block.device.is_cuda:
         parts = min(workers, max(1, block.batch))
         shares = (slice(*split_evenly(block.batch, parts, i)) for i in range(parts))
         in_threads([partial(call, share) for share in shares], passes.start, len(passes))
+        return counts
+    if lines is not None:
+        for colour in (0, 1):
+            block.finish_exchange(colour)
+        call(slice(None), passes.start, len(passes))
+        lines.check()
+        if passes:
+            block.exchange_started(passes[-1] % 2)
         return counts
     for number in passes:
         block.finish_exchange(1 - number % 2)

@@ -135,25 +135,27 @@ def wrap(bits: np.ndarray, area: int, order: Order) -> None:
 
 
 @kernel
-def move(rows: np.ndarray, bits: np.ndarray, area: int, order: Order, out: bool) -> None:
-    """Rows (ny + 2, words + 2) of a colour into the order of this module; the inner ones back."""
+def move(
+    rows: np.ndarray, bits: np.ndarray, area: int, order: Order, start: int, stop: int, out: bool
+) -> None:
+    """Rows of a colour, (ny + 2, words + 2), into the order of this module, or ``out`` of it."""
     words, last, area = rows.shape[1] - 2, sites_of_last(order.half), area * order.size
-    for y in range(int(out), order.rows + 2 - int(out)):
+    for y in range(start, stop):
         for w in range(words):
             bit = order.first + (y - 1) * order.pitch + 64 * w
             shift = np.uint64(bit & 63)
-            at = area + place(bit >> 6, order)
+            rest = np.uint64(64) - shift
+            at, after = area + place(bit >> 6, order), area + place((bit >> 6) + 1, order)
             if out:
                 rows[y, w + 1] = bits[at] >> shift
                 if shift:
-                    more = bits[area + place((bit >> 6) + 1, order)]
-                    rows[y, w + 1] |= more << (np.uint64(64) - shift)
+                    rows[y, w + 1] |= bits[after] << rest
             else:
-                word = rows[y, w + 1] & (last if w == words - 1 else ~np.uint64(0))
-                bits[at] |= word << shift
+                sites = last if w == words - 1 else ~np.uint64(0)
+                word = rows[y, w + 1] & sites
+                bits[at] = (bits[at] & ~(sites << shift)) | word << shift
                 if shift:
-                    more = word >> (np.uint64(64) - shift)
-                    bits[area + place((bit >> 6) + 1, order)] |= more
+                    bits[after] = (bits[after] & ~(sites >> rest)) | word >> rest
 
 
 @rule
