@@ -404,7 +404,6 @@ def advance(
         )  # fmt: skip
 
     lines = None if looks or block.device.is_cuda else block.lines
-
     numbers = NO_LINES if lines is None else lines.numbers
 
     def call(boxes: slice, first: int, number: int) -> None:
