@@ -80,6 +80,7 @@ def main() -> None:
         at_least(options, seeds=2)
     out = results_directory(options.out, comm, options.device)
     settings = [STATES, LOOKS, APART, CLUSTERS, RELAX, BLOCKS, MEMBERS, SEEN, RUNS, FRAMES]
+    settings += [slow.ODD, slow.EVEN]
     facts = {"seed": options.seed, "less": options.less, "settings": settings}
     kept = FinishedParts(out / "parts", facts)
     sides = options.sides[::-1]
