@@ -471,7 +471,7 @@ def growth(
 def draw(
     path: Path, spun: dict[str, tuple[np.ndarray, np.ndarray]], made: dict[str, np.ndarray]
 ) -> None:
-    page = figure(13.0, 3.6)
+    page = figure(13.0, 4.2)
     panels = of_m, of_c, of_s = page.subplots(1, 3)
 
     def curves(fields: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -489,7 +489,8 @@ def draw(
     ):
         panel.set(xlabel="time", ylabel=label, xscale="log")
     of_s.set(yscale="log")
-    of_s.legend(title="dots: spins, lines: law")
+    names = of_m.get_legend_handles_labels()
+    page.legend(*names, title="dots: spins, lines: law", loc="outside lower center", ncols=4)
     page.savefig(path, dpi=130)
 
 
