@@ -46,7 +46,7 @@ TEMPERATURES = (5.0, 3.0, 1.8)
 #: Degrees of s and of the shares.
 DEGREES = {5.0: (6, 4), 3.0: (8, 5), 1.8: (12, 6)}
 #: Ends of what is learned from.
-ENDS = {5.0: 5.0, 3.0: 8.0, 1.8: 200.0}
+ENDS = {5.0: 5.0, 3.0: 8.0, 1.8: 100.0}
 #: What laws are learned from.
 KINDS = ("all states", "left to themselves")
 #: Times between which the coupling of blocks is measured; of blocks this much smaller.
@@ -140,7 +140,7 @@ def spins(
 def counted(task: tuple[str, int], options: argparse.Namespace) -> Parts:
     """Runs from all starts of a temperature with one seed: counts (runs, frames, n, n, 10)."""
     t = float(task[0].split()[1])
-    times = frames(ENDS[t], 8 if options.smoke else 20 if t > 2 else 33)
+    times = frames(ENDS[t], 8 if options.smoke else 20 if t > 2 else 29)
     if options.smoke:
         times = times[times <= 5]
     seed = options.seed + 1000 * (task[1] + 1)
