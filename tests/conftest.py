@@ -159,8 +159,9 @@ def _no_process_is_measured() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _disks_may_be_late() -> Iterator[None]:
-    """No test cuts the power: nothing waits for the disk, which took a quarter of the time of all
-    systems on four ranks. Tests of what happens when ``fsync`` fails put one in place of this."""
+    """No test cuts the power, so nothing waits for the disk: on a busy one that took a quarter of
+    the time of all systems on four ranks, on a quiet one hardly any. Tests of what happens when
+    ``fsync`` fails put one in place of this."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
