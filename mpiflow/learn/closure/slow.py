@@ -43,7 +43,7 @@ from mpiflow.systems.ising import Ising
 #: Numbers of equal neighbours 0 to 4.
 EQUALS = 5
 #: Terms of odd and of even polynomials of M.
-ODD, EVEN = 5, 4
+ODD, EVEN = 7, 6
 #: Smallest variance of the closure at fixed M, in its mean one.
 LEAST = 0.01
 #: Points of M, and nodes of the closure at each, where laws are integrated.
