@@ -5,7 +5,7 @@ Monte Carlo from random equimolar states, one vacancy for each 1024 sites. Small
 exact and dealt to the ranks, large ones are cut into tiles over all ranks. With --temperatures
 also the order against the number of hops at other temperatures, 1024 sites (with --cells "" and
 --runs "" only that). Writes into --out:
-results.json, table.md, every run, and alloy_truth.png.
+results.json, table.md, every run (a stopped driver goes on with the next), and alloy_truth.png.
 
     mpirun -n 2 .venv/bin/python drivers/alloy_truth.py --out results/alloy_truth
 """
@@ -13,7 +13,6 @@ results.json, table.md, every run, and alloy_truth.png.
 from __future__ import annotations
 
 import argparse
-import time as clock
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,9 @@ from mpiflow.experiments.alloy import LARGE, PAIRS, published_order
 from mpiflow.experiments.figures import relaxation_figure
 from mpiflow.experiments.options import add_barriers, driver_parser, list_of
 from mpiflow.experiments.results import Report, farm, results_directory
+from mpiflow.experiments.runs import recorded
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.initial.alloy import counts_of, random_alloy
-from mpiflow.run.simulate import record
 from mpiflow.simulation.alloy.barrier_model import BarrierModel, load_barrier_model
 from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.systems.alloy import Alloy, row_sums
@@ -49,16 +48,13 @@ def main() -> None:
             raise InputError("stationary", options.stationary, "below --time", "Leave it out.")
         model = load_barrier_model(options.barriers, options.axis_order)
     out = results_directory(options.out, comm, options.device)
-    spent = {}
+    spent: dict[int, float] = {}
     for cells, runs in zip(options.cells, options.runs, strict=True):
-        start = clock.monotonic()
         if cells <= SERIAL:
-            run(options, model, cells, options.seed, out, comm, members=runs)
+            spent[cells] = run(options, model, cells, options.seed, out, comm, members=runs)
         else:
-            for seed in range(runs):
-                run(options, model, cells, options.seed + seed, out, comm)
-        comm.Barrier()
-        spent[cells] = clock.monotonic() - start
+            seeds = range(options.seed, options.seed + runs)
+            spent[cells] = sum(run(options, model, cells, seed, out, comm) for seed in seeds)
     tasks = [(t, seed) for t in options.temperatures for seed in range(options.seeds)]
     farm(tasks, lambda task: count_hops(options, model, *task, out), comm)
     if comm.rank == 0:
@@ -76,6 +72,12 @@ def start_of(
     return sim
 
 
+def facts_of(model: BarrierModel) -> dict[str, str]:
+    """What a file says of its barriers."""
+    axes = model.axis_order or "symmetric"
+    return {"barriers": model.name, "barriers_sha256": model.sha256, "axis_order": axes}
+
+
 def run(
     options: argparse.Namespace,
     model: BarrierModel,
@@ -84,14 +86,15 @@ def run(
     out: Path,
     comm: MPI.Intracomm,
     members: int = 1,
-) -> None:
-    """The runs of one file. Collective."""
+) -> float:
+    """The runs of one file, and the seconds they took. Collective."""
     tiled = {"solver": "tiled"} if cells > SERIAL else {"members": members}
     sim = start_of(model, options.temperature, cells, comm, seed=seed, **tiled)
     every = options.time / options.frames
     path = out / f"truth_{sim.sites}_{seed}.h5"
-    facts = {"barriers": model.name, "barriers_sha256": model.sha256}
-    record(sim, path, time=options.time, save_every=every, overwrite=True, attributes=facts)
+    return recorded(
+        sim, path, time=options.time, save_every=every, progress=True, attributes=facts_of(model)
+    ).wall
 
 
 def count_hops(
@@ -99,14 +102,8 @@ def count_hops(
 ) -> None:
     """One lattice of 1024 sites at another temperature, counted in hops."""
     sim = start_of(model, temperature, 8, MPI.COMM_SELF, seed=options.seed + seed)
-    record(
-        sim,
-        out / f"hops_{temperature:g}_{seed}.h5",
-        hops=options.hops,
-        save_every=max(1, options.hops // 200),
-        overwrite=True,
-        progress=False,
-    )
+    path, every = out / f"hops_{temperature:g}_{seed}.h5", max(1, options.hops // 200)
+    recorded(sim, path, hops=options.hops, save_every=every, attributes=facts_of(model))
 
 
 def runs_of(out: Path, sites: int, seeds: range) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import resource
-import time as clock
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,8 @@ from mpiflow.core.errors import InputError
 from mpiflow.experiments.figures import power_law_figure
 from mpiflow.experiments.options import at_least, driver_parser
 from mpiflow.experiments.results import Report, results_directory, with_error
+from mpiflow.experiments.runs import recorded
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.run.simulate import record
 from mpiflow.systems.ising import CRITICAL_TEMPERATURE, onsager_energy
 
 GROWTH, DECAY = 0.5, 0.125 / 2.167
@@ -61,7 +60,6 @@ def run(
     options: argparse.Namespace, name: str, seed: int, out: Path, comm: MPI.Intracomm
 ) -> tuple[Path, float]:
     """One trajectory; its file and the seconds it took. Collective."""
-    start = clock.monotonic()
     temperature = options.temperature if name == "quench" else CRITICAL_TEMPERATURE
     sim = Simulation(
         Ising(temperature),
@@ -76,15 +74,15 @@ def run(
     else:
         sim.set_spins(initial.uniform_up)
     path = out / f"{name}_{seed}.h5"
-    record(
+    spent = recorded(
         sim,
         path,
         time=options.sweeps,
         save_every=options.every,
         coarse=options.coarse,
-        overwrite=True,
+        progress=True,
     )
-    return path, clock.monotonic() - start
+    return path, spent.wall
 
 
 def fit_growth(times: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -131,7 +129,7 @@ def finish(
         f"{options.every} with means of {options.coarse} x {options.coarse} sites, {ranks} ranks: "
         f"{np.median(seconds):.1f} s a run (median; {min(seconds):.1f} to {max(seconds):.1f}), "
         f"{sites * options.sweeps / np.median(seconds) * 1e-9:.1f} updates/ns all in, "
-        f"{memory:.0f} MB a rank beyond the imported packages."
+        f"at most {memory:.0f} MB a rank beyond the imported packages in what was run this time."
     )
     report.write()
     l0, a, n = growth.mean(axis=0)

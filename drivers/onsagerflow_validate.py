@@ -16,7 +16,6 @@ onsagerflow_validate.png.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time as clock
 import warnings
@@ -34,10 +33,10 @@ from mpiflow.experiments import style
 from mpiflow.experiments.options import driver_parser, list_of
 from mpiflow.experiments.passages import law_of_boxes, phase, watched, waves
 from mpiflow.experiments.results import Report, farm, results_directory
+from mpiflow.experiments.runs import recorded
 from mpiflow.experiments.style import figure
 from mpiflow.files.trajectory import Trajectory
 from mpiflow.learn.onsagerflow.model import OnsagerFlow, load_onsagerflow
-from mpiflow.run.simulate import record
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.solvers.field.mesoscopic import LocalEquation, NonlocalEquation
 from mpiflow.solvers.field.stochastic import StochasticField
@@ -112,36 +111,20 @@ class Validation:
     def spins(self) -> tuple[np.ndarray, np.ndarray]:
         """Times and block means (times, n, n) of the microscopic run; kept if it is there."""
         options, path = self.options, self.out / f"spins_{self.name}_{self.options.size}.h5"
-        cost = path.with_suffix(".seconds")
         sim = KacSimulation(
             Kac(self.temperature, self.kernel.gamma, self.field), options.size,
             solver="midpoint", tau=TAU, seed=options.seed, comm=self.comm,
             granularity=self.block,
         )  # fmt: skip
-        wanted = json.loads(json.dumps({**sim.facts(), "coarse": self.block}))
-        done = False
-        if path.exists() and cost.exists():
-            with parallel.agreed(self.comm), Trajectory(path) as file:
-                done = file.complete and file.config == wanted and file.time[-1] == options.time
-        if not done:
-            if self.start is not None:
-                sim.set_spins(initial.independent, magnetization=self.start)
-            else:
-                waves = initial.smooth_profile(
-                    self.shape, options.seed, correlation_length=options.blocks / 16,
-                    amplitude=0.3,
-                )  # fmt: skip
-                sim.set_spins(initial.profile, means=waves)
-            begun = clock.process_time()
-            record(
-                sim, path, time=options.time, save_every=EVERY, coarse=self.block,
-                overwrite=True, progress=False,
-            )  # fmt: skip
-            spent = self.comm.allreduce(clock.process_time() - begun)
-            if self.comm.rank == 0:
-                cost.write_text(f"{spent:.3f} core seconds\n")
-        self.comm.Barrier()
-        self.seconds["spins"] = float(cost.read_text().split()[0])
+        if self.start is not None:
+            sim.set_spins(initial.independent, magnetization=self.start)
+        else:
+            waves = initial.smooth_profile(
+                self.shape, options.seed, correlation_length=options.blocks / 16, amplitude=0.3
+            )
+            sim.set_spins(initial.profile, means=waves)
+        spent = recorded(sim, path, time=options.time, save_every=EVERY, coarse=self.block)
+        self.seconds["spins"] = spent.cores
         with Trajectory(path) as file:
             return np.asarray(file.time), np.asarray(file["coarse_magnetization"], float)
 

@@ -29,9 +29,9 @@ from mpiflow.core import parallel
 from mpiflow.experiments.figures import field_figure, limits_figure
 from mpiflow.experiments.options import driver_parser, list_of
 from mpiflow.experiments.results import Report, results_directory, trajectory
+from mpiflow.experiments.runs import Spent, recorded
 from mpiflow.files.schema import STANDARD, block_centres
 from mpiflow.files.trajectory import Trajectory
-from mpiflow.run.simulate import record
 from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.solvers.field.mesoscopic import LocalEquation, NonlocalEquation
 from mpiflow.systems.kac import Kac, kac_kernel
@@ -67,6 +67,7 @@ class Study:
         self.times = np.arange(0.0, options.time + 1e-9, EVERY)
         self.report = Report(out)
         self.limits: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
+        self.took = Spent(0.0, 0.0)
 
     # -- runs ----------------------------------------------------------------------------
 
@@ -89,18 +90,12 @@ class Study:
             comm=self.comm,
             granularity=size // self.blocks,
         )
-        sim.set_spins(initial.profile, means=self.start(min(self.grid, size)))
-        coarse = size // self.blocks
-        record(
-            sim,
-            path,
-            time=float(self.times[-1]),
-            save_every=EVERY,
-            coarse=coarse,
-            overwrite=True,
-            progress=False,
-        )
-        self.comm.Barrier()
+        grid, coarse = min(self.grid, size), size // self.blocks
+        sim.set_spins(initial.profile, means=self.start(grid))
+        self.took = recorded(
+            sim, path, time=float(self.times[-1]), save_every=EVERY, coarse=coarse,
+            attributes={"initial_grid": grid, "initial_seed": self.options.seed},
+        )  # fmt: skip
         with Trajectory(path) as file:
             field = np.asarray(file["coarse_magnetization"], np.float64)
         return self.observed(system, size, field)
@@ -178,11 +173,10 @@ class Study:
         """One row of the table and one figure."""
         size = self.options.size
         system = Kac(temperature, width * size, field)
-        start = clock.monotonic()
         data = self.spins(system, size, self.options.seed)
-        middle = clock.monotonic()
+        start = clock.monotonic()
         pde = self.equation(system, size)
-        spent = middle - start, clock.monotonic() - middle
+        spent = self.took.wall, clock.monotonic() - start
         if self.comm.rank > 0:
             return
         last = data["field"][-1], pde["field"][-1]

@@ -72,6 +72,7 @@ COMMUNICATES = {
     "learn.training": ANY,  # gradients
     "experiments.ising": ANY,
     "experiments.results": frozenset({"allgather", "bcast"}),  # work dealt to ranks
+    "experiments.runs": frozenset({"allreduce", "bcast"}),  # what is kept; seconds of all ranks
     "learn.onsagerflow.increments": frozenset({"allreduce"}),  # sums over increments
     "simulation.spin_diffusion.process": frozenset({"allreduce"}),  # rates beyond their bound
     "simulation.tempering": ANY,  # states that copies exchange

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from mpiflow import initial
 from mpiflow.experiments import results as report
 from mpiflow.experiments import style
 from mpiflow.experiments.results import farm
+from mpiflow.experiments.runs import recorded
+from mpiflow.files.trajectory import Trajectory
+from mpiflow.simulation.ising.simulation import Simulation
+from mpiflow.systems.ising import Ising
 
 
 def test_entries_have_mean_and_error_over_seeds() -> None:
@@ -87,3 +92,32 @@ def test_a_damaged_part_is_made_again(tmp_path: Path, damage: str) -> None:
     assert kept.get("part") is None
     kept.put("part", x=np.arange(1000))
     np.testing.assert_array_equal(kept.get("part")["x"], np.arange(1000))  # type: ignore[index]
+
+
+@pytest.mark.mpi
+def test_a_run_is_recorded_once(mpi_tmp_path: Path, comm: MPI.Intracomm) -> None:
+    path = mpi_tmp_path / "run.h5"
+
+    def made(temperature: float = 2.0, time: float = 2.0, **about: int) -> tuple[str, list[float]]:
+        """Name of the run in the file, another one if it was made again, and its cost."""
+        sim = Simulation(Ising(temperature), 64, seed=1, comm=comm)
+        sim.set_spins(initial.uniform_up)
+        spent = recorded(sim, path, time=time, save_every=1.0, attributes=about)
+        comm.Barrier()
+        with Trajectory(path) as file:
+            assert file.complete
+            assert file.time[-1] == time
+            return str(file.attributes["run"]), list(spent)
+
+    first = made()
+    assert made() == first  # the same file, and the seconds of back then
+    names = [first[0]]
+    for change in ({"temperature": 3.0}, {"time": 3.0}, {"start": 1}, {"start": 2}):
+        names += [made(**change)[0]]  # type: ignore[arg-type]
+        assert made(**change)[0] == names[-1]  # type: ignore[arg-type]
+    assert len(set(names)) == 5
+    comm.Barrier()
+    if comm.rank == 0:
+        path.write_bytes(path.read_bytes()[:-500])
+    comm.Barrier()
+    assert made(start=2)[0] not in names
