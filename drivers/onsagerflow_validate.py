@@ -30,8 +30,9 @@ from mpiflow import initial, metrics
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments import style
+from mpiflow.experiments.kac_boxes import law_of_boxes, phase, waves
 from mpiflow.experiments.options import driver_parser, list_of
-from mpiflow.experiments.passages import law_of_boxes, phase, watched, waves
+from mpiflow.experiments.passages import watched
 from mpiflow.experiments.results import Report, farm, results_directory
 from mpiflow.experiments.runs import recorded
 from mpiflow.experiments.style import figure

@@ -31,16 +31,9 @@ from mpi4py import MPI
 
 from mpiflow import CurieWeiss, FieldSimulation, Ising, KacSimulation, initial, metrics
 from mpiflow.core import parallel
+from mpiflow.experiments.kac_boxes import law_of_boxes, phase, waves
 from mpiflow.experiments.options import at_least, driver_parser, list_of
-from mpiflow.experiments.passages import (
-    Process,
-    SmallLattice,
-    birth_death,
-    law_of_boxes,
-    phase,
-    watched,
-    waves,
-)
+from mpiflow.experiments.passages import Process, SmallLattice, birth_death, watched
 from mpiflow.experiments.results import FinishedParts, Report, farm, results_directory
 from mpiflow.experiments.style import figure
 from mpiflow.learn.onsagerflow.model import OnsagerFlow, load_onsagerflow

@@ -81,6 +81,7 @@ LEAVES = {
     "potts_transition": ["results.json", "table.md", "potts_transition.png"],
     "hysteresis": ["results.json", "table.md", "hysteresis.png", "loops.npz"],
     "nearest_fields": ["results.json", "table.md", "nearest_fields.png"],
+    "nearest_passages": ["results.json", "table.md", "nearest_passages.png"],
     "rare_events": ["results.json", "table.md", "rare_events.png", "model/model.safetensors"],
     "window_bias": ["results.json", "table.md"],
     "dmd_mobility": ["results.json", "table.md"],
@@ -126,7 +127,8 @@ PUBLISHED = ROOT.parent / "shared" / "reference" / "paper_alloy_sro_vs_T_8192.cs
 #: after a budget, and of sublattices; three pairs of one model; spreads of three cases at two
 #: times.
 #: Three quantities of three processes.
-#: Five shares of drift at three T, four errors in four cases, and two numbers of growth.
+#: Five shares of drift at three T, four errors in four cases, and two numbers of growth; passages
+#: of two laws of two boxes in four cases.
 ENTRIES = {
     "demo": 2 * 2,
     "ising_closure": 6,
@@ -135,6 +137,7 @@ ENTRIES = {
     "potts_transition": 2 * (7 * 4 + 2) + 1,
     "hysteresis": 5 * 3 + 1 + 3,
     "nearest_fields": 2 * (3 * 5 + 4 * 4 + 2) + 3 + 1,
+    "nearest_passages": 2 * 4 * 2,
     "rare_events": 3 * 3,
     "window_bias": 8,
     "dmd_mobility": 5 + 2,
@@ -187,6 +190,7 @@ WITHOUT_TORCH = (
     "kac_solvers",
     "large_ising",
     "nearest_fields",
+    "nearest_passages",
     "pde_comparison",
     "potts_transition",
     "spin_diffusion_vs_meanfield",
@@ -212,6 +216,7 @@ TITLES = (
     "| learned (ours) |",
     "| window [hops] |",
     "| case |",
+    "| box |",
     "| data |",
     "| learned |",
     "| equation |",

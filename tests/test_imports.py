@@ -87,7 +87,7 @@ TAKES_A_COMMUNICATOR = {
     "simulation.ensemble.front",
     "commands.twins",
     "experiments.equilibrium",
-    "experiments.passages",
+    "experiments.kac_boxes",
     "learn.closure.equilibrium",
     "solvers.lines.predator_prey",
     "commands.bench.alloy",

@@ -1,4 +1,4 @@
-r"""Metastable processes in experiments: small ones with exact first passages, and boxes of spins.
+r"""Metastable processes in experiments: small ones with exact first passages, and long waits.
 
 A lattice of 4 x 4 spins has 65,536 states. They are lumped into 805 classes of equal ones under
 translations, turns and mirrors, which the rates of Glauber dynamics do not tell apart, and the mean
@@ -12,20 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from scipy.optimize import brentq
 
-from mpiflow import initial
 from mpiflow.core.errors import InputError
-from mpiflow.core.mpi import MPI
-from mpiflow.learn.onsagerflow.fit import learn
-from mpiflow.learn.onsagerflow.increments import FieldRun
-from mpiflow.learn.onsagerflow.model import OnsagerFlow
 from mpiflow.learn.splitting import Coordinate, Step
-from mpiflow.simulation.kac.simulation import KacSimulation
 from mpiflow.systems.ising import Ising
-from mpiflow.systems.kac import Kac
 
 #: Spins a side of the largest lattice that is enumerated.
 LARGEST = 4
@@ -71,9 +64,9 @@ class SmallLattice:
             raise InputError("side", side, f"3 or {LARGEST}", "More states than can be listed.")
         self.sites = side * side
         states = np.arange(2**self.sites)
-        self._bits = (states[:, None] >> np.arange(self.sites)) & 1
-        self.down = self._bits.sum(axis=1)
-        spins = 1 - 2 * self._bits.reshape(-1, side, side)
+        bits = (states[:, None] >> np.arange(self.sites)) & 1
+        self.down = bits.sum(axis=1)
+        spins = 1 - 2 * bits.reshape(-1, side, side)
         k = sum(np.roll(spins, by, axis) for by in (1, -1) for axis in (1, 2))
         classes = (k + 4) // 2 + 5 * (spins > 0)
         self.rates = system.flip_rates()[classes].reshape(-1, self.sites)
@@ -92,7 +85,7 @@ class SmallLattice:
 
     def mean_passage(self, goal: int) -> float:
         """The exact mean time from all spins up until ``goal`` of them are down."""
-        first = self._first_of_class()
+        first = _first_of_class(int(np.sqrt(self.sites)))
         members, of = np.unique(first, return_inverse=True)
         flips = of[members[:, None] ^ (1 << np.arange(self.sites))]
         generator = np.zeros((len(members), len(members)))
@@ -102,67 +95,19 @@ class SmallLattice:
         times = np.linalg.solve(generator[np.ix_(away, away)], -np.ones(np.count_nonzero(away)))
         return float(times[0])
 
-    def _first_of_class(self) -> np.ndarray:
-        """(2^n,) the smallest number of a state that is equal but for where and how it lies."""
-        side = int(np.sqrt(self.sites))
-        places = np.arange(self.sites).reshape(side, side)
-        first = np.arange(len(self.down))
-        for lying in (places, places.T):
-            for turns in range(4):
-                for by in np.ndindex(side, side):
-                    moved = np.roll(np.rot90(lying, turns), by, (0, 1)).ravel()
-                    first = np.minimum(first, self._bits[:, moved] @ (1 << np.arange(self.sites)))
-        return first
 
-
-# -- boxes of spins with a Kac coupling, and a learned law of their blocks ---------------------
-
-
-def phase(temperature: float) -> float:
-    """m > 0 of m = tanh(m / T), below T = 1."""
-    return float(brentq(lambda m: m - np.tanh(m / temperature), 1e-9, 1))
-
-
-def waves(
-    temperature: float,
-    i: int,
-    *,
-    size: int,
-    block: int,
-    gamma: float,
-    frames: int,
-    seed: int,
-) -> FieldRun:
-    """Means of blocks, 0.1 apart, of a lattice that begins with waves; at odd i a field holds them.
-
-    Its size is far beyond that of the waves, so that it does not go over to one phase.
-    """
-    points = size // block
-    seed = seed + 77 + 1000 * i + round(1000 * temperature)
-    profile = initial.smooth_profile((points, points), seed, correlation_length=points / 12)
-    means = 0.8 * np.tanh(2 * profile)
-    h = np.kron(temperature * np.arctanh(means) - means, np.ones((block, block)))
-    sim = KacSimulation(
-        Kac(temperature, gamma, 0.0), size, solver="midpoint", tau=0.05, seed=seed,
-        comm=MPI.COMM_SELF, granularity=block, site_field=h if i % 2 else None,
-    )  # fmt: skip
-    sim.set_spins(initial.profile, means=means)
-    seen = []
-    for _ in range(frames):
-        seen.append(sim.coarse_sums(block)[0].astype(np.float32) / block**2)
-        sim.advance(0.1)
-    of_blocks = h.reshape(points, block, points, block).mean(axis=(1, 3))
-    return FieldRun(np.array(seen), 0.1, temperature, block**2, of_blocks if i % 2 else 0.0)
-
-
-def law_of_boxes(runs: list[FieldRun], radius: int, comm: MPI.Intracomm) -> OnsagerFlow:
-    """Few terms, and beta s' the same at all of their temperatures, for N times its error counts.
-
-    Collective.
-    """
-    return learn(
-        runs, radius=radius, mobility_terms=2, entropy_terms=1, temperature_degree=0, comm=comm
-    )
+@cache
+def _first_of_class(side: int) -> np.ndarray:
+    """(2^n,) the smallest number of a state that is equal but for where and how it lies."""
+    places = np.arange(side**2).reshape(side, side)
+    first = np.arange(2 ** (side**2))
+    bits = (first[:, None] >> places.ravel()) & 1
+    for lying in (places, places.T):
+        for turns in range(4):
+            for by in np.ndindex(side, side):
+                moved = np.roll(np.rot90(lying, turns), by, (0, 1)).ravel()
+                first = np.minimum(first, bits[:, moved] @ (1 << np.arange(side**2)))
+    return first
 
 
 def watched(
