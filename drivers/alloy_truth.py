@@ -166,11 +166,16 @@ def finish(
             error = metrics.standard_error(values[:, i])
             add(1024, f"{temperature:g} K {pair}, last half", values[:, i].mean(), error, None)
     size = ", ".join(f"{2 * c**3}: {s:.0f} s" for c, s in spent.items())
-    report.say(
-        f"{options.temperature:g} K to {options.time:g} s, stationary from "
-        f"{options.stationary:g} s, barriers {model.name} ({model.axis_order or 'symmetric'}), "
-        f"runs {', '.join(map(str, options.runs))}, {ranks} ranks. Wall time of all runs: {size}."
-    )
+    about = f"Barriers {model.name} ({model.axis_order or 'symmetric'}), {ranks} ranks."
+    if size:
+        about += (
+            f" {options.temperature:g} K to {options.time:g} s, stationary from "
+            f"{options.stationary:g} s, runs {', '.join(map(str, options.runs))}. Wall time of all "
+            f"runs: {size}."
+        )
+    if options.temperatures:
+        about += f" {options.seeds} runs of {options.hops} hops at each other temperature."
+    report.say(about)
     report.write()
     if curves:
         relaxation_figure(out / "alloy_truth.png", curves, PAIRS, title="microscopic SRO")
