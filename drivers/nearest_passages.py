@@ -168,10 +168,11 @@ def draw(path: Path, points: list[tuple[Case, int, float, float, float, float]])
             np.array, zip(*(p for p in points if p[0] == case), strict=True)
         )
         name = f"T = {case[0]:g}" + (f", h = {case[1]:g}" if case[1] else "")
-        times.plot(sides, value, "-", color=f"C{i}", label=name)
-        times.errorbar(sides, mean, error, fmt="o", color=f"C{i}", ms=5, capsize=2)
+        (line,) = times.plot(sides, value, label=name)
+        look = {"color": line.get_color(), "capsize": 2}
+        times.errorbar(sides, mean, error, fmt="o", ms=5, **look)
         both = value / mean * np.hypot(spread / value, error / mean)
-        ratios.errorbar(sides + 0.08 * i, value / mean, both, fmt="o-", ms=4, lw=1, capsize=2)
+        ratios.errorbar(sides + 0.08 * i, value / mean, both, fmt="o-", ms=4, lw=1, **look)
     times.set(
         xlabel="spins a side",
         ylabel="mean first passage",
