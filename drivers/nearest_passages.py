@@ -43,8 +43,9 @@ GOAL = -0.5
 #: Of the states that laws are learned from: temperatures, boxes at each, looks at each, clusters
 #: that are flipped before the first and between two.
 LADDER, STATES, LOOKS, BURN, BETWEEN = (1.8, 2.0, 2.2, 2.4, 2.8), 4000, 100, 40, 2
-#: Direct runs, in so many parts; 7 of 10 are waited for. Looks at them, and the least time between.
-RUNS, PARTS, SEEN, SHORTEST = 800, 4, 20_000, 0.05
+#: Direct runs by side, in so many parts; 7 of 10 are waited for. Looks at them, and the least time
+#: between two.
+RUNS, PARTS, SEEN, SHORTEST = {6: 6400, 8: 3200, 10: 800}, 4, 20_000, 0.05
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ def passages(
     _, side, temperature, field, part = task
     expected = learned["law", side, 0]["times"][CASES.index((temperature, field)), 0]
     every = max(SHORTEST, expected * options.less / SEEN)
-    members = max(4, RUNS // PARTS // options.less)
+    members = max(4, RUNS[side] // PARTS // options.less)
     sim = Simulation(
         Ising(temperature, field=field), side, solver="nfold", members=members,
         seed=1000 * options.seed + part, comm=MPI.COMM_SELF,
