@@ -46,7 +46,7 @@ TEMPERATURES = (5.0, 3.0, 1.8)
 #: Degrees of s and of the shares.
 DEGREES = {5.0: (6, 4), 3.0: (8, 5), 1.8: (12, 6)}
 #: Ends of what is learned from.
-ENDS = {5.0: 5.0, 3.0: 8.0, 1.8: 100.0}
+ENDS = {5.0: 5.0, 3.0: 8.0, 1.8: 125.0}
 #: What laws are learned from.
 KINDS = ("all states", "left to themselves")
 #: Times between which the coupling of blocks is measured; of blocks this much smaller.
