@@ -45,7 +45,13 @@ def recorded(
     """
     comm, cost = sim.comm, path.with_suffix(".seconds")
     about = {**(attributes or {}), "asked_json": json.dumps(asked, sort_keys=True), "rng": sim.rng}
-    spent = comm.bcast(_recorded(path, cost, sim.facts(), about) if comm.rank == 0 else None)
+    spent = None
+    with agreed(comm):
+        if comm.rank == 0:
+            spent = _recorded(path, cost, sim.facts(), about)
+            if spent is None:  # the seconds of another run must not outlive it
+                cost.unlink(missing_ok=True)
+    spent = comm.bcast(spent)
     if spent is None:
         wall, cores = clock.monotonic(), clock.process_time()
         record(sim, path, overwrite=True, attributes=about, progress=progress, **asked)
@@ -69,5 +75,5 @@ def _recorded(
                 known.get(name) == value for name, value in about.items()
             )
             return Spent(*json.loads(cost.read_text())) if file.complete and same else None
-    except (InputError, OSError, ValueError, TypeError):
+    except (InputError, OSError, ValueError, TypeError, KeyError):
         return None
