@@ -136,10 +136,11 @@ def _residuals(
             chunk = slice(start, start + CHUNK)
             m, z = (torch.as_tensor(v[chunk]) for v in (rates.state, rates.instrument))
             beta, h = (_column(v[chunk]) for v in (rates.beta, rates.field))
-            value = model.rate(m, beta, h, symbol)
-            there = value if rates.instrument is rates.state else model.rate(z, beta, h, symbol)
             if rates.interval > 0:
                 there = value = (model.flow(m, beta, h, rates.interval, 1) - m) / rates.interval
+            else:
+                value = model.rate(m, beta, h, symbol)
+                there = value if rates.instrument is rates.state else model.rate(z, beta, h, symbol)
             out.append((rates.rate[chunk][some] - value.numpy()[some], there.numpy()[some]))
     return np.concatenate([rest for rest, _ in out]), np.concatenate([there for _, there in out])
 
