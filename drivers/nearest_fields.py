@@ -71,7 +71,9 @@ def main() -> None:
         at_least(options, seeds=2, runs=1, members=1)
     out = results_directory(options.out, comm, options.device)
     about = {k: getattr(options, k) for k in ("small", "block", "seed", "smoke")}
-    kept = FinishedParts(out / "parts", about)
+    # Large lattices know nothing of what laws are learned from.
+    learning = {**about, "ends": ENDS, "degrees": DEGREES, "windows": WINDOWS}
+    kept = FinishedParts(out / "parts", learning)
     tasks = [(f"small {t:g}", i) for t in TEMPERATURES for i in range(options.seeds)]
     small = farm(tasks, lambda task: counted(task, options), comm, kept, "small lattices")
     borders = farm(
@@ -84,7 +86,8 @@ def main() -> None:
     big = FinishedParts(out / "parts", {**about, "size": options.size})
     lattices = [(name, options.size, i) for name in reversed(CASES) for i in range(options.runs)]
     large = farm(lattices, lambda task: truth(task, options), comm, big, "large lattices")
-    more = FinishedParts(out / "parts", {**about, "size": options.size, "members": options.members})
+    of_laws = {**learning, "size": options.size, "members": options.members}
+    more = FinishedParts(out / "parts", of_laws)
     ours = farm(
         [(*task, kind) for kind in KINDS for task in lattices],
         lambda task: rollout(task, learned, large, options), comm, more, "their laws",

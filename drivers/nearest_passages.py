@@ -54,7 +54,7 @@ def main() -> None:
     with parallel.agreed(comm):
         at_least(options, seeds=2)
     out = results_directory(options.out, comm, options.device)
-    settings = [CASES, GOAL, LADDER, STATES, LOOKS, BURN, BETWEEN]
+    settings = [CASES, GOAL, LADDER, STATES, LOOKS, BURN, BETWEEN, RUNS, PARTS, SEEN, SHORTEST]
     kept = FinishedParts(
         out / "parts", {"seed": options.seed, "less": options.less, "settings": settings}
     )

@@ -105,6 +105,8 @@ def test_what_drivers_share_is_stated_once(name: str) -> None:
     # Which takes the device, too.
     assert "results_directory(options.out, comm)" not in ast.unparse(tree)
     assert not called & {"argparse.ArgumentParser", "Figure", "FigureCanvasAgg"}
+    # It makes a run again whose file is whole: experiments.runs.recorded does not.
+    assert "record" not in called
     if "equilibrium.parse" not in called:  # which has them for two drivers
         assert {"driver_parser", "results_directory"} <= called
 

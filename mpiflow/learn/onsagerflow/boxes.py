@@ -19,9 +19,10 @@ log Omega is that of least squares over all pairs of cells. Each pair then has o
 between its cells, the mean of what both say, so that the rates obey detailed balance with
 :math:`\Omega e^{-E/T}` to rounding at every T and h: noise and drift belong together.
 
-That cells forget makes the process too fast, never too slow: capacities, the inverse of which mean
-passages are, are minima over all functions of the state, here over those of (M, B) [Bovier, den
-Hollander, *Metastability* (2015), chapter 7].
+Because cells forget, the process is too fast. A mean passage is the weight of the phase it leaves
+over a capacity, and a capacity is a minimum over all functions of the state, here over those of
+(M, B) only, so that it can but be too large [Bovier, den Hollander, *Metastability* (2015),
+chapter 7].
 """
 
 from __future__ import annotations
@@ -159,8 +160,8 @@ class BoxLaw:
         down = m[flows.col] > m[flows.row]
         of_m = np.bincount(m, weights=weights)
         flow = np.bincount(m[flows.row[down]], weights=flows.data[down], minlength=len(of_m) - 1)
-        birth = np.append(flow, 0.0)[: len(of_m)] / of_m
-        death = np.insert(flow[: len(of_m) - 1], 0, 0.0) / of_m
+        birth = np.append(flow, 0.0) / of_m
+        death = np.insert(flow, 0, 0.0) / of_m
         goal = int(np.ceil(self.sites * (1 - below) / 2 - 1e-9))
         return float(master_equation.passage_times(birth, death)[:goal].sum())
 
