@@ -49,8 +49,9 @@ DEGREES = {5.0: (6, 4), 3.0: (8, 5), 1.8: (12, 6)}
 ENDS = {5.0: 5.0, 3.0: 8.0, 1.8: 125.0}
 #: What laws are learned from.
 KINDS = ("all states", "left to themselves")
-#: Times between which the coupling of blocks is measured; of blocks this much smaller.
-WINDOWS, SMALLER = (0.0, 0.05, 1.0, 3.0, 10.0, 1000.0), 4
+#: Times between which the coupling of blocks is measured; of blocks this much smaller, and of so
+#: many seeds.
+WINDOWS, SMALLER, BORDERS = (0.0, 0.05, 1.0, 3.0, 10.0, 30.0, 1000.0), 4, 16
 #: Large lattices: T, h, m of independent spins, end.
 CASES = {
     "T = 5": (5.0, 0.0, 0.5, 5.0),
@@ -72,16 +73,18 @@ def main() -> None:
     out = results_directory(options.out, comm, options.device)
     about = {k: getattr(options, k) for k in ("small", "block", "seed", "smoke")}
     # Large lattices know nothing of what laws are learned from.
-    learning = {**about, "ends": ENDS, "degrees": DEGREES, "windows": WINDOWS}
+    learning = {**about, "ends": ENDS, "degrees": DEGREES, "windows": WINDOWS, "borders": BORDERS}
     kept = FinishedParts(out / "parts", learning)
     tasks = [(f"small {t:g}", i) for t in TEMPERATURES for i in range(options.seeds)]
     small = farm(tasks, lambda task: counted(task, options), comm, kept, "small lattices")
     borders = farm(
         [f"borders {t:g}" for t in TEMPERATURES], lambda n: border(n, options), comm, kept
     )
+    learning["seeds"] = options.seeds  # those of a seed do not know how many there are, laws do
+    laws = FinishedParts(out / "parts", learning)
     learned = farm(
         [(f"law {t:g}", kind) for t in TEMPERATURES for kind in KINDS],
-        lambda task: learn(task, small, borders, options), comm, kept, "laws",
+        lambda task: learn(task, small, borders, options), comm, laws, "laws",
     )  # fmt: skip
     big = FinishedParts(out / "parts", {**about, "size": options.size})
     lattices = [(name, options.size, i) for name in reversed(CASES) for i in range(options.runs)]
@@ -171,7 +174,7 @@ def border(name: str, options: argparse.Namespace) -> Parts:
     t, block = float(name.split()[1]), options.block // SMALLER
     times = frames(min(ENDS[t], 2.0) if options.smoke else ENDS[t], 14)
     given = [m for m, h in starts(t) if h == 0 and m < 0.6][: 2 if options.smoke else None]
-    seeds = 2 if options.smoke else 6
+    seeds = 2 if options.smoke else BORDERS
     counts = np.array([
         [spins(t, 0.0, m, options.small, times, block, options.seed + 50_000 + 100 * i + k)
          for k in range(seeds)] for i, m in enumerate(given)
@@ -211,24 +214,33 @@ def left_alone(temperature: float, smoke: bool) -> np.ndarray:
 def learn(
     task: tuple[str, str], small: Small, borders: dict[str, Parts], options: argparse.Namespace
 ) -> Parts:
-    """A law, with the coupling of smaller blocks once bonds have formed, from t = 1 on."""
+    """A law, with the coupling of smaller blocks."""
     t = float(task[0].split()[1])
     given = np.array([h for _, h in starts(t, options.smoke)])
     chosen = left_alone(t, options.smoke) | (task[1] == KINDS[0])
     counts = np.stack([small[f"small {t:g}", i]["counts"] for i in range(options.seeds - 1)])
     of_s, of_shares = (4, 2) if options.smoke else DEGREES[t]
     sums, fields, pulls = alike(counts[:, chosen], given[chosen], options.block)
-    measured = borders[f"borders {t:g}"]["coupling"][np.array(WINDOWS[:-1]) >= 1]
-    measured = measured[~np.isnan(measured[:, 0])]
     law = learn_bonds(
         sums, t, fields, pulls, entropy_degree=of_s, share_degree=of_shares,
-        coupling=float(np.average(measured[:, 0], weights=measured[:, 1] ** -2)),
+        coupling=mean_coupling(borders[f"borders {t:g}"]["coupling"], t),
     )  # fmt: skip
     return {
         "degrees": np.array([of_s, of_shares]),
         "coefficients": law.coefficients,
         "coupling": np.array(law.coupling),
     }
+
+
+def mean_coupling(found: np.ndarray, temperature: float) -> float:
+    """kappa of the windows, in the mean over the time that large lattices last.
+
+    It falls while bonds form and domains grow, and acts as long as there are blocks to even out.
+    """
+    end = max(end for t, *_, end in CASES.values() if t == temperature)
+    lasts = np.diff(np.minimum(WINDOWS, end))
+    known = ~np.isnan(found[:, 0])
+    return float(np.average(found[known, 0], weights=lasts[known]))
 
 
 def law_of(part: Parts) -> BondLaw:
@@ -502,7 +514,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--small", type=int, default=512, help="spins a side of what is learned from")
     add("--block", type=int, default=128, help="spins a side of a block")
-    add("--seeds", type=int, default=33, help="runs of each start; the last is held out")
+    add("--seeds", type=int, default=257, help="runs of each start; the last is held out")
     add("--size", type=int, default=16384, help="spins a side of the large lattices")
     add("--runs", type=int, default=2, help="large lattices of each case")
     add("--members", type=int, default=4, help="realisations of the law of each")
