@@ -3,7 +3,7 @@
 Processes wait in one phase until they are in the other: a Curie-Weiss chain and all states of a
 4 x 4 lattice with nearest neighbours, whose mean first passages are solved for exactly; the law of
 blocks of spins with a Kac coupling, learned from large lattices that do not go over; and boxes of
-these spins (--spins, ten minutes each). Splitting (mpiflow.first_passage) is compared with the
+these spins (--spins, minutes each). Splitting (mpiflow.first_passage) is compared with the
 exact means, and with direct runs where these can be had.
 
 The coordinate is the magnetization, with the sign turned round. Of boxes, home is the mean of it in
@@ -45,8 +45,8 @@ from mpiflow.systems.kac import Kac
 STEP, EVERY, SETTLE = 0.2, 1.0, 30
 #: Blocks of boxes, the width of the coupling and the reach of the learned J in blocks.
 BLOCK, GAMMA, RADIUS = 4, 4.0, 4
-#: Options that no part depends on.
-BESIDE = ("out", "split", "directly", "spins")
+#: Options that no part depends on, but for those of the learned law on its trials.
+BESIDE = ("out", "split", "directly", "spins", "law_trials")
 PROCESSES = ("chain", "lattice", "law", "spins")
 NAMES = {
     "chain": "Curie-Weiss chain",
@@ -63,19 +63,23 @@ def main() -> None:
     options = parse()
     comm = parallel.start()
     with parallel.agreed(comm):
-        at_least(options, repeats=2, trials=20, box_trials=20, direct=10, sites=8)
+        trials = {"trials": 20, "law_trials": 20, "box_trials": 20}
+        at_least(options, repeats=2, direct=10, sites=8, **trials)
     out = results_directory(options.out, comm, options.device)
-    kept = FinishedParts(out / "parts", {k: v for k, v in vars(options).items() if k not in BESIDE})
+    facts = {k: v for k, v in vars(options).items() if k not in BESIDE}
     of_law = ("learn", "learn_temperatures", "runs", "frames", "seed")
     learned = FinishedParts(out / "parts", {name: getattr(options, name) for name in of_law})
     model = box_law(options, comm, learned, out / "model")
-    tasks: list[Task] = [
-        (name, t, way)
-        for way, temperatures in (("splitting", options.split), ("direct", options.directly))
-        for name in PROCESSES
-        for t in temperatures[name]
-    ]
-    found = farm(tasks, lambda task: run(task, options, model), comm, kept, "passages")
+    found: Found = {}
+    for name in PROCESSES:
+        tasks: list[Task] = [
+            (name, t, way)
+            for way, temperatures in (("splitting", options.split), ("direct", options.directly))
+            for t in temperatures[name]
+        ]
+        more = {"law_trials": options.law_trials} if name == "law" else {}
+        kept = FinishedParts(out / "parts", facts | more)
+        found |= farm(tasks, lambda task: run(task, options, model), comm, kept, NAMES[name])
     if comm.rank == 0:
         write(out, found, options)
 
@@ -177,7 +181,8 @@ def split(
         home, spread = float(np.median(seen)), float(np.std(seen))
         start = sim.state[np.argmin(turned(sim.state))].copy()
         process = Process(process.step, turned, start)
-        ways = {"home": home, "goal": phase(temperature) / 2, "trials": options.box_trials}
+        trials = options.law_trials if name == "law" else options.box_trials
+        ways = {"home": home, "goal": phase(temperature) / 2, "trials": trials}
         ways["first"] = min(home + 1.5 * spread, home + (ways["goal"] - home) / 2)
     passage = first_passage(
         process.step, process.coordinate, process.start, share=options.share,
@@ -255,9 +260,9 @@ def write(out: Path, found: Found, options: argparse.Namespace) -> None:
             report.row(*cells)
     report.say(
         f"{options.repeats} repeats of {options.trials} trials a level (boxes "
-        f"{options.box_trials}); {options.direct} direct runs; chain of {options.sites} spins; "
-        f"boxes of {options.box}^2 spins, gamma = {GAMMA:g}, blocks of {BLOCK}^2, looked at every "
-        f"{EVERY:g}; law learned from {options.learn}^2 spins."
+        f"of spins {options.box_trials}, of the law {options.law_trials}); {options.direct} direct "
+        f"runs; chain of {options.sites} spins; boxes of {options.box}^2 spins, gamma = {GAMMA:g}, "
+        f"blocks of {BLOCK}^2, looked at every {EVERY:g}; law learned from {options.learn}^2 spins."
     )
     report.write()
     draw(out / "rare_events.png", found, options)
@@ -313,7 +318,8 @@ def parse() -> argparse.Namespace:
     add("--repeats", type=int, default=8, help="independent estimates, for errors")
     add("--trials", type=int, default=4000, help="from each level, of the chain and the lattice")
     add("--box", type=int, default=32, help="spins a side of a box, 32 or more, a multiple of 8")
-    add("--box-trials", type=int, default=200, help="from each level, of boxes")
+    add("--box-trials", type=int, default=200, help="from each level, of boxes of spins")
+    add("--law-trials", type=int, default=800, help="from each level, of the learned law of boxes")
     add("--share", type=float, default=0.2, help="of trials that get to the next level")
     add("--direct", type=int, default=100, help="direct runs of each process")
     add("--horizon", type=float, default=1e5, help="longest direct run of boxes")
@@ -339,6 +345,7 @@ def parse() -> argparse.Namespace:
     }
     if options.smoke:
         options.sites, options.repeats, options.trials, options.box_trials = 30, 2, 50, 20
+        options.law_trials = 20
         options.learn, options.learn_temperatures, options.runs, options.frames = 64, [0.96], 2, 30
         options.split = {"chain": [0.8], "lattice": [2.0], "law": [0.9], "spins": []}
         options.directly = {"chain": [0.8], "lattice": [2.0], "law": [0.9], "spins": []}
