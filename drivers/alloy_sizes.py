@@ -3,8 +3,10 @@
 Needs the results of drivers/alloy_equilibrium.py (8192 sites, from random and from ordered states)
 and of drivers/alloy_learn.py, a folder for each model. Every model is rolled out at the size it was
 trained at, from random states, at all temperatures that both know; the last fifth counts. Means
-do not depend on the size, but for parts of order 1 / sites; spreads fall with its root. Writes
-into --out: results.json, table.md, alloy_sizes.png.
+do not depend on the size, but for parts of order 1 / sites; spreads fall with its root. What a
+model is off has the errors of the truth and of the pairs it was learned from: these tell where the
+drift ends as well as a straight line through the increments of states nearby does. Writes into
+--out: results.json, table.md, alloy_sizes.png.
 
     mpirun -n 1 .venv/bin/python drivers/alloy_sizes.py --out results/alloy_sizes
 """
@@ -25,10 +27,13 @@ from mpiflow.experiments.figures import temperature_figure
 from mpiflow.experiments.options import at_least, driver_parser, list_of
 from mpiflow.experiments.pages import RESULTS
 from mpiflow.experiments.results import Report, results_directory
-from mpiflow.learn.alloy.model import AlloyModel, load_alloy_model
+from mpiflow.learn.alloy.data import load_pairs
+from mpiflow.learn.alloy.model import AlloyModel, PairsData, independent, load_alloy_model
 
 #: Looks at a rollout, and those that count.
 LOOKS, LAST = 51, 40
+#: States nearby are so many spreads from the mean; groups of them, for the jackknife.
+NEAR, GROUPS = 3.0, 32
 #: Means and errors (6,) of runs from a start, by temperature.
 Truth = dict[float, dict[str, tuple[np.ndarray, np.ndarray]]]
 
@@ -40,9 +45,10 @@ def main() -> None:
         at_least(options, members=2)
         truth = truth_of(Path(options.equilibrium))
         models = {name: load_alloy_model(Path(name) / "model") for name in options.models}
+        pairs = {name: load_pairs(Path(name) / "pairs.npz") for name in options.models}
     out = results_directory(options.out, comm, options.device)
     if comm.rank == 0:  # seconds of work
-        write(out, options, models, truth)
+        write(out, options, models, pairs, truth)
 
 
 def truth_of(folder: Path) -> Truth:
@@ -64,9 +70,32 @@ def truth_of(folder: Path) -> Truth:
     return found
 
 
+def error_of_pairs(
+    pairs: PairsData, model: AlloyModel, temperature: float, mean: np.ndarray, spread: np.ndarray
+) -> np.ndarray:
+    """Standard error (6,) of the order at which a straight line says that the drift ends.
+
+    The line is that of least squares through the increments of the states that lie near to a mean
+    (6,), by its spread (6,). nan where they are too few.
+    """
+    z, middle = pairs.z0, independent(mean)
+    near = (abs(z - middle) < NEAR * independent(spread)).all(axis=1)
+    here = np.flatnonzero(near & (pairs.temperature == temperature))
+    if len(here) < 8 * GROUPS:
+        return np.full(len(mean), np.nan)
+    found = []
+    for group in range(GROUPS):
+        some = here[np.arange(len(here)) % GROUPS != group]
+        terms = np.column_stack([np.ones(len(some)), z[some] - middle])
+        line = np.linalg.lstsq(terms, pairs.increments[some].sum(axis=1), rcond=None)[0]
+        found.append(model.expand(middle - np.linalg.solve(line[1:].T, line[0])))
+    return np.asarray(np.sqrt(GROUPS - 1) * np.std(found, axis=0))
+
+
 def write(
-    out: Path, options: argparse.Namespace, models: dict[str, AlloyModel], truth: Truth
-) -> None:
+    out: Path, options: argparse.Namespace, models: dict[str, AlloyModel],
+    pairs: dict[str, PairsData], truth: Truth,
+) -> None:  # fmt: skip
     """Print and write the table, results.json and the figure."""
     report = Report(out)
     titles = ["T [K]", "model", "sites"]
@@ -85,6 +114,7 @@ def write(
         means, spreads = path.mean(axis=(0, 2)), path.std(axis=2).mean(axis=0)
         series[f"learned, {Path(name).name}"] = np.array(grid), means
         for temperature, mean, spread in zip(grid, means, spreads, strict=True):
+            of_pairs = error_of_pairs(pairs[name], model, temperature, mean, spread)
             cells = [f"{temperature:g}", Path(name).name, f"{model.sites}"]
             for pair in LARGE:
                 i, exact = PAIRS.index(pair), truth[temperature]
@@ -93,9 +123,10 @@ def write(
                 error = math.hypot(*(e for _, e in both)) / 2
                 off = 100 * (mean[i] - middle) / abs(middle)
                 cells += [f"{mean[i]:.3f}", *(f"{v:.3f} ± {e:.3f}" for v, e in both)]
-                cells.append(f"{off:+.1f} %")
+                known = math.hypot(error, of_pairs[i])
+                cells.append(f"{off:+.1f} ± {100 * known / abs(middle):.1f} %")
                 quantity = f"{temperature:g} K {pair} {Path(name).name}"
-                report.add(quantity, mean[i], error, exact=middle)
+                report.add(quantity, mean[i], known, exact=middle)
             for pair in LARGE:
                 value = spread[PAIRS.index(pair)] * math.sqrt(model.sites)
                 cells.append(f"{value:.2f}")
@@ -103,7 +134,7 @@ def write(
             report.row(*cells)
     report.say(
         f"{options.members} learned trajectories of {options.units:g} mean durations of a pair; "
-        "off is against the middle of both starts."
+        "off is against the middle of both starts, with the errors of these and of the pairs."
     )
     report.write()
     series["from random, 8192"] = (
