@@ -57,7 +57,8 @@ Arrays = dict[str, np.ndarray]
 Values = dict[str, tuple[np.ndarray, np.ndarray]]
 PATCH, TEMPERATURES, MIDDLE = 16, (2.25, 2.26, 2.27, 2.28, 2.29), 2.27
 #: Grown states of each side; how often they are looked at, so many units of time apart.
-STATES, LOOKS, APART = {16: 16000, 32: 12000, 64: 6000, 128: 3000, 256: 1000}, 6, 24.0
+STATES = {16: 16000, 32: 12000, 64: 6000, 128: 6000, 256: 3000}
+LOOKS, APART = 6, 24.0
 #: Clusters of small systems before; relaxation then and after each doubling, and its step.
 CLUSTERS, RELAX, DT = 16, 256.0, 0.5
 #: Sides of blocks whose magnetisation the encoder of patches sees.
@@ -249,7 +250,7 @@ def write(
     sides, temperatures = np.array(options.sides), np.array(TEMPERATURES)
     report = Report(out)
     report.table("exponents at T_c", "L", *EXPONENTS, f"z of abs(M), T = {MIDDLE:g}")
-    upto = sorted({len(sides), min(3, len(sides))}, reverse=True)
+    upto = range(len(sides), min(2, len(sides) - 1), -1)
     slopes = {}
     for kind, n in product(values, upto):
         best = finite_size.with_errors(sides[:n], temperatures, *(v[:n] for v in values[kind]))
@@ -334,7 +335,7 @@ def draw(path: Path, values: Values, taus: Values, options: argparse.Namespace) 
 def parse() -> argparse.Namespace:
     parser = driver_parser(__doc__, "results/ising_critical_patches")
     add = parser.add_argument
-    add("--sides", type=int, nargs="+", choices=[*STATES], default=[16, 32, 64, 128])
+    add("--sides", type=int, nargs="+", choices=[*STATES], default=[*STATES])
     add("--seeds", type=int, default=3, help="independent data sets")
     add("--seed", type=int, default=1)
     options = parser.parse_args()

@@ -116,6 +116,16 @@ def test_times_are_those_of_the_sde(model: slow.ReversibleSDE) -> None:
     assert model.relaxation_time() > 1.05 * alone.relaxation_time()
 
 
+def test_noise_stays_positive_where_there_were_no_states(model: slow.ReversibleSDE) -> None:
+    """Below T_c no large lattice has M near 0, where polynomials of states of both signs end up."""
+    beyond = replace(model, sigma=np.array([[-0.1, 0.55, 0, 0], *model.sigma[1:]]))
+    beyond = replace(beyond, variance=np.array([-0.05, 0.15, 0.0, 0.0]))
+    drift, covariance = beyond.rates(np.array([[0.0, 0.0], [0.2, 0.2], [1.0, 1.0]]))
+    assert np.isfinite(drift).all() and (np.linalg.eigvalsh(covariance) > 0).all()
+    assert np.isfinite(beyond.force(np.linspace(0.0, beyond.reach, 50))).all()
+    assert beyond.relaxation_time() > 0
+
+
 def test_wrong_states_are_refused() -> None:
     states = np.ones((2, 4, 4), np.int8)
     for system, blocks, name in (

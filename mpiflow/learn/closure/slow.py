@@ -329,13 +329,16 @@ class ReversibleSDE:
 
     def _spread(self, m: np.ndarray) -> np.ndarray:
         """Variance of psi at fixed M and its derivative, (2, ...)."""
-        least = LEAST * self.variance[0]
+        least = LEAST * self.variance.sum()  # as of Sigma
         v, dv = self._at(m, self.variance)
         return np.stack([np.maximum(v, least), np.where(v > least, dv, 0.0)])
 
     def _sigma(self, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sigma, and its row of M derived by M: (3, ...), (2, ...); positive also beyond data."""
         mm, mp, pp = (self._at(m, row) for row in self.sigma)
+        # At M = scale, where all powers are 1, there are states; at M = 0 often are none.
+        least = LEAST * self.sigma[0].sum()
+        mm = np.stack([np.maximum(mm[0], least), np.where(mm[0] > least, mm[1], 0.0)])
         most = np.maximum(pp[0], (1.0 + LEAST) * mp[0] ** 2 / mm[0])
         return np.stack([mm[0], mp[0], most]), np.stack([mm[1], mp[1]])
 
@@ -346,8 +349,8 @@ class ReversibleSDE:
         at the largest M, from that of M: by the fourth power of what each knows.
         """
         known, forces = [], []
-        for drift, sigma, scatter in zip(self.drift, self.sigma, self.scatter, strict=False):
-            s, slope = self._at(m, sigma)
+        rows, slopes = self._sigma(m)
+        for drift, s, slope, scatter in zip(self.drift, rows, slopes, self.scatter, strict=False):
             known.append((s / scatter) ** 4)
             # Times known, so that nothing is divided by what may be 0.
             pull = 2.0 * self._at(m, drift, odd=True)[0] - slope
