@@ -91,7 +91,9 @@ def main() -> None:
     # Seed by seed, so that a stopped driver can be told to report fewer of them.
     places = product(range(options.seeds), STRETCHES, sides, TEMPERATURES)
     tasks = [(*place, seed) for seed, *place in places]
-    known = farm(direct, lambda task: simulated(task, options), comm, kept, "simulate")
+    # Their noise is that of one more data set than there are.
+    directly = FinishedParts(out / "parts", {**facts, "seeds": options.seeds})
+    known = farm(direct, lambda task: simulated(task, options), comm, directly, "simulate")
     found = farm(tasks, lambda task: learned(task, options), comm, kept, "grow and learn")
     if comm.rank == 0:
         write(out, known, found, options)
