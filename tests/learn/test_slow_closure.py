@@ -121,7 +121,8 @@ def test_noise_stays_positive_where_there_were_no_states(model: slow.ReversibleS
     beyond = replace(model, sigma=np.array([[-0.1, 0.55, 0, 0], *model.sigma[1:]]))
     beyond = replace(beyond, variance=np.array([-0.05, 0.15, 0.0, 0.0]))
     drift, covariance = beyond.rates(np.array([[0.0, 0.0], [0.2, 0.2], [1.0, 1.0]]))
-    assert np.isfinite(drift).all() and (np.linalg.eigvalsh(covariance) > 0).all()
+    assert np.isfinite(drift).all()
+    assert (np.linalg.eigvalsh(covariance) > 0).all()
     assert np.isfinite(beyond.force(np.linspace(0.0, beyond.reach, 50))).all()
     assert beyond.relaxation_time() > 0
 
