@@ -5,10 +5,18 @@ turn whether all have come to ``syncthreads``: most of the time of a kernel with
 also runs one block after the other, so that blocks that wait for others, or should, are never seen
 to do so. :func:`wait_in_turn` mends the former for a whole process, :func:`blocks_at_once` the
 latter for one test; :func:`hold_back_insides` does the like for streams.
+
+Two things that a GPU does at once the simulator does in steps, between which other threads may
+come: a thread that asks for a shared array looks whether there is one and makes it if not, so that
+two threads of a block may have one each; and operations of different names on one number do not
+exclude each other, so that an addition of 0 may undo a maximum. Both are rare, and are done under a
+lock here.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -54,11 +62,45 @@ class Meeting:
             self._all_here.notify_all()
 
 
+#: Of whatever threads of the simulator must not do at once; operations do not call one another.
+_alone = threading.Lock()
+
+
+def _one_at_a_time(kind: type, *names: str) -> None:
+    """Let methods of a class of the simulator wait for one another; twice does no harm."""
+
+    def waiting(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def called(*given: Any) -> Any:
+            with _alone:
+                return method(*given)
+
+        return called
+
+    for name in names:
+        method = getattr(kind, name)
+        if not hasattr(method, "__wrapped__"):
+            setattr(kind, name, waiting(method))
+
+
+def _shared_array(shared: Any, shape: int | tuple[int, ...], kind: Any) -> np.ndarray:
+    """The array of a block that belongs to the line of the call, as in the simulator."""
+    caller = sys._getframe(1)
+    place = caller.f_code.co_filename, caller.f_lineno
+    with _alone:
+        if place not in shared._allocations:
+            shared._allocations[place] = np.empty(shape, kind)
+        found: np.ndarray = shared._allocations[place]
+    return found
+
+
 def wait_in_turn() -> None:
     """Let all kernels of this process be run so. Does nothing where there is no simulator."""
     if simulated():
-        from numba.cuda.simulator import kernel
+        from numba.cuda.simulator import kernel, kernelapi
 
+        _one_at_a_time(kernelapi.FakeCUDAAtomic, "add", "max", "min", "xor")
+        kernelapi.FakeCUDAShared.array = _shared_array
         kernel.BlockManager.run = lambda manager, place, *given: _finish(
             [_begin(manager, place, given)]
         )
