@@ -80,7 +80,8 @@ def main() -> None:
     borders = farm(
         [f"borders {t:g}" for t in TEMPERATURES], lambda n: border(n, options), comm, kept
     )
-    learning["seeds"] = options.seeds  # those of a seed do not know how many there are, laws do
+    # A small lattice is the same however many there are; a law is not.
+    learning["seeds"] = options.seeds
     laws = FinishedParts(out / "parts", learning)
     learned = farm(
         [(f"law {t:g}", kind) for t in TEMPERATURES for kind in KINDS],

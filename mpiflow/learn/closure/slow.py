@@ -329,14 +329,14 @@ class ReversibleSDE:
 
     def _spread(self, m: np.ndarray) -> np.ndarray:
         """Variance of psi at fixed M and its derivative, (2, ...)."""
-        least = LEAST * self.variance.sum()  # as of Sigma
+        least = LEAST * self.variance.sum()  # its value at M = scale, where there are states
         v, dv = self._at(m, self.variance)
         return np.stack([np.maximum(v, least), np.where(v > least, dv, 0.0)])
 
     def _sigma(self, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sigma, and its row of M derived by M: (3, ...), (2, ...); positive also beyond data."""
         mm, mp, pp = (self._at(m, row) for row in self.sigma)
-        # At M = scale, where all powers are 1, there are states; at M = 0 often are none.
+        # All powers are 1 at M = scale, where there are states; at M = 0 there may be none.
         least = LEAST * self.sigma[0].sum()
         mm = np.stack([np.maximum(mm[0], least), np.where(mm[0] > least, mm[1], 0.0)])
         most = np.maximum(pp[0], (1.0 + LEAST) * mp[0] ** 2 / mm[0])

@@ -1,0 +1,42 @@
+"""What pairs of an alloy's states know of the order at which the drift ends."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mpiflow.learn.alloy.model import LIKE, PairsData, reconstruct
+
+ROOT = Path(__file__).resolve().parents[2]
+END, SPREAD = np.array([0.1, -1.2, -0.7]), np.array([0.03, 0.05, 0.04])
+
+
+def orders(x: np.ndarray) -> np.ndarray:
+    """All six order parameters of the like pairs."""
+    return reconstruct(x, np.ones(3), 0.01)
+
+
+def test_the_error_of_pairs_is_that_of_the_end_of_a_linear_drift() -> None:
+    """Noise over rate and the root of the number of pairs; other temperatures do not count."""
+    error_of_pairs = runpy.run_path(str(ROOT / "drivers" / "alloy_sizes.py"))["error_of_pairs"]
+    rate, noise, states, pairs = 0.05, 0.02, 2000, 6
+    model = SimpleNamespace(expand=orders)
+    found = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        z = END + SPREAD * rng.normal(size=(states, 3))
+        increments = noise * rng.normal(size=(states, pairs, 3)) - rate * (z - END)[:, None]
+        hot = np.arange(states) % 2 == 1
+        increments[hot] += 1.0
+        kelvin = np.where(hot, 2000.0, 1200.0)
+        data = PairsData(z, increments, np.ones((states, pairs)), kelvin, 8, 8192)
+        spread = np.full(6, SPREAD.max())
+        found.append(error_of_pairs(data, model, 1200.0, orders(END), spread)[list(LIKE)])
+        none = error_of_pairs(data, model, 1200.0, orders(END + 1.0), spread)
+        assert np.isnan(none).all()
+    expected = noise / rate / np.sqrt(states / 2 * pairs)
+    assert np.mean(found, axis=0) == pytest.approx(expected, rel=0.15)
