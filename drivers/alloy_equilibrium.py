@@ -7,7 +7,8 @@ each temperature runs begin with
 - **ordered**: Mo on one sublattice, Ta on the other, Nb in the places that are left on both, the
   order of the B2 kind with the fewest pairs MoMo and TaTa, -8 / 3 both;
 - **cooled**: the last state of the next higher temperature, the first that of the random run at
-  --cool-from.
+  --cool-from, or of the ordered one (--cool-start): what was quenched and cooled may keep domains
+  for ever, what was ordered and gently heated has none.
 
 The work of a run is counted in stays of vacancies, which cost much the same at all temperatures;
 frames lie k^2 stays after the start. Where runs from both sides end with the same order, that is
@@ -82,7 +83,7 @@ def main() -> None:
         parts |= farm(tasks, lambda task: work.kept(*task), comm)
         cold = [t for t in hot if t <= options.cool_from]
         if cold:  # each begins where the one before ended
-            first = parts[cold[0], "random", seed]["grid"]
+            first = parts[cold[0], options.cool_start, seed]["grid"]
             chain = farm([seed], lambda s, t=cold[1:], g=first: work.chain(t, s, g), comm)
             parts |= {(t, "cooled", seed): part for t, part in chain[seed].items()}
     if comm.rank == 0:
@@ -119,7 +120,7 @@ class Runs:
             "barriers": self.model.sha256, "axes": self.model.axis_order,
         }  # fmt: skip
         if start == "cooled":
-            facts["from"] = self.options.cool_from
+            facts |= {"from": self.options.cool_from, "start": self.options.cool_start}
             way = [t for t in self.options.temperatures if temperature < t <= facts["from"]]
             facts["way"] = [(t, self.stays(t)) for t in sorted(way)]
         parts = FinishedParts(self.out / "parts" / f"{temperature:g}", facts)
@@ -261,7 +262,8 @@ def write(out: Path, options: argparse.Namespace, model: BarrierModel, parts: Pa
         report.row(f"{temperature:g}", *cells)
     report.say(
         f"{2 * options.cells**3} sites, barriers {model.name} ({model.axis_order or 'symmetric'}), "
-        f"budget {options.budget:g} hops of a vacancy; cooled from {options.cool_from:g} K; runs: "
+        f"budget {options.budget:g} hops of a vacancy; cooled from {options.cool_from:g} K, "
+        f"{options.cool_start} states; runs: "
         + "; ".join(
             f"{t:g} K {sum(k[:2] == (t, 'random') for k in parts)} of "
             f"{Runs(options, model, out).stays(t) / 1e6:g}"
@@ -288,6 +290,7 @@ def parse() -> argparse.Namespace:
         help="runs from each start above 1600 K, fewer below",
     )
     add("--cool-from", type=float, default=1000.0, help="K, where slow cooling begins")
+    add("--cool-start", choices=STARTS[:2], default="random", help="states that are cooled")
     add("--budget", type=float, default=620_000, help="hops of a vacancy that the published have")
     add_barriers(parser)
     options = parser.parse_args()
