@@ -112,6 +112,18 @@ def _checked(states: np.ndarray, system: Ising, blocks: Sequence[int]) -> np.nda
 
 
 @kernel
+def _count_equal(s: np.ndarray, equal: np.ndarray) -> None:
+    """Number of equal neighbours of each site of a periodic lattice."""
+    side = s.shape[0]
+    for y in range(side):
+        up, down = y - 1 if y > 0 else side - 1, y + 1 if y < side - 1 else 0
+        for x in range(side):
+            left, right = x - 1 if x > 0 else side - 1, x + 1 if x < side - 1 else 0
+            k = s[up, x] + s[down, x] + s[y, left] + s[y, right]
+            equal[y, x] = (k * s[y, x] + 4) // 2
+
+
+@kernel
 def _odd(
     states: np.ndarray, rates: np.ndarray, blocks: np.ndarray,
     values: np.ndarray, drift: np.ndarray, cross: np.ndarray,
@@ -120,14 +132,11 @@ def _odd(
     equal, rate = np.empty((side, side), np.int64), np.empty((side, side))
     for b in range(states.shape[0]):
         s = states[b]
+        _count_equal(s, equal)
         for y in range(side):
-            up, down = y - 1 if y > 0 else side - 1, y + 1 if y < side - 1 else 0
             for x in range(side):
-                left, right = x - 1 if x > 0 else side - 1, x + 1 if x < side - 1 else 0
-                k = s[up, x] + s[down, x] + s[y, left] + s[y, right]
-                e = (k * s[y, x] + 4) // 2
-                r, spin = rates[e], float(s[y, x])
-                equal[y, x], rate[y, x] = e, r
+                e, spin = equal[y, x], float(s[y, x])
+                r = rate[y, x] = rates[e]
                 values[b, e] += spin
                 # The flip itself: the site leaves e, and comes to 4 - e with the other sign.
                 for to in (e, 4 - e):
@@ -185,12 +194,9 @@ def _squares(
     for b in range(states.shape[0]):
         s = states[b]
         sums[:] = 0.0
+        _count_equal(s, equal)
         for y in range(side):
-            up, down = y - 1 if y > 0 else side - 1, y + 1 if y < side - 1 else 0
             for x in range(side):
-                left, right = x - 1 if x > 0 else side - 1, x + 1 if x < side - 1 else 0
-                k = s[up, x] + s[down, x] + s[y, left] + s[y, right]
-                equal[y, x] = (k * s[y, x] + 4) // 2
                 for i in range(blocks.size):
                     sums[i, y // blocks[i], x // blocks[i]] += s[y, x]
         for y in range(side):
