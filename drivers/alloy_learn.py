@@ -55,6 +55,7 @@ def main() -> None:
             seeds=options.seeds,
             states=options.states,
             repeats=options.repeats,
+            repeated=options.repeated,
         )
     out = results_directory(options.out, comm, options.device)
     start = clock.monotonic()
@@ -133,6 +134,7 @@ def parse() -> argparse.Namespace:
     add("--seeds", type=int, default=40, help="small lattices at each temperature")
     add("--states", type=int, default=4000, help="large states at each temperature")
     add("--repeats", type=int, default=24, help="pairs of each state")
+    add("--repeated", action="store_true", help="large states repeat one small lattice, seamless")
     add("--epochs", type=int, default=0, help="of training; 0 for the default")
     add_barriers(parser)
     add("--seed", type=int, default=0, help="of data and training")

@@ -63,6 +63,7 @@ def assemble(
     counts: Sequence[int] | None = None,
     pool: np.ndarray | None = None,
     elements: int = len(alloy.ELEMENTS),
+    repeated: bool = False,
 ) -> Assembled:
     """Large states of ``factor``^3 blocks, each a small state drawn at random.
 
@@ -80,6 +81,9 @@ def assemble(
     pool : (B, 2), first and one past the last snapshot that a member may use; default all.
         As published, the snapshots within 10 of a moment that the blocks have in common.
     elements : number of elements
+    repeated : all blocks of a member are the same, so that they join without faces: bonds across
+        the faces of blocks that know nothing of each other have no order, and it takes thousands of
+        hops of each vacancy to bring it there
 
     Raises
     ------
@@ -103,7 +107,7 @@ def assemble(
     states = np.empty((len(members), *large), np.int8)
     changed = np.zeros(len(members), np.int64)
     key = stream_key(seed, "source")
-    _fill_blocks(np.ascontiguousarray(snapshots), factor, members, key, limits, states)
+    _fill_blocks(np.ascontiguousarray(snapshots), factor, members, key, limits, repeated, states)
     _repair(states, members, key, wanted, changed)
     return Assembled(states, changed)
 
@@ -136,14 +140,16 @@ def _fill_blocks(
     members: np.ndarray,
     key: np.ndarray,
     limits: np.ndarray,
+    repeated: bool,
     states: np.ndarray,
 ) -> None:
-    """Noise: step 0, site = number of the block, row-major."""
+    """Noise: step 0, site = number of the block, row-major; that of the first if repeated."""
     nx, ny, nz = snapshots.shape[1:]
     shift = np.empty(3, np.int64)
     for b in range(states.shape[0]):
         for block in range(factor**3):
-            w0, w1 = threefry(key[0], key[1] + members[b], np.uint64(0), np.uint64(block))
+            site = np.uint64(0 if repeated else block)
+            w0, w1 = threefry(key[0], key[1] + members[b], np.uint64(0), site)
             number = limits[b, 0] + uniform_below(w0, limits[b, 1] - limits[b, 0])
             for a in range(3):  # 21 bits for each axis
                 part = (w1 >> np.uint64(21 * a)) & np.uint64(2**21 - 1)

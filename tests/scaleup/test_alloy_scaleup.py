@@ -143,6 +143,24 @@ def test_assembling_depends_on_the_member_alone() -> None:
     assert not np.array_equal(other, whole)
 
 
+def test_repeated_states_have_no_faces() -> None:
+    """Each is one snapshot, shifted, over and over: its bonds are those of the snapshot."""
+    snapshots = states_of(6, (8, 8, 8), vacancies=2)
+    states, changed = scaleup.assemble(snapshots, 2, np.arange(12), seed=1, repeated=True)
+    assert not changed.any()
+    bonds = np.array([bonds_of(s) for s in snapshots])
+    found = set()
+    for state in states:
+        block = state[:8, :8, :8]
+        assert np.array_equal(state, np.tile(block, (2, 2, 2)))
+        shifts = product(range(0, 8, 2), repeat=3)
+        rolled = [np.roll(snapshots, s, axis=(1, 2, 3)) == block for s in shifts]
+        (which,) = {int(k) for k in np.argwhere(np.array(rolled).all(axis=(2, 3, 4)))[:, 1]}
+        assert np.array_equal(bonds_of(state), 8 * bonds[which])
+        found.add(which)
+    assert len(found) > 3
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [
