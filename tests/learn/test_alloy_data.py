@@ -41,6 +41,15 @@ def test_sizes_of_a_plan() -> None:
     large = plan(cells=16, factor=4)
     assert (large.vacancies, large.patches, large.sites) == (8, 512, 524288)
     assert (plan().together, large.together) == (256, 32)
+    assert (plan().box, plan(patch=32).box, plan(patch=48).box) == (16, 32, 32)
+
+
+def test_a_lattice_smaller_than_a_patch_is_taken_whole() -> None:
+    one = plan(factor=1, patch=32)
+    part = pairs_at(SYSTEM, CONSTANT, one, 300, seed=3)
+    assert part["increments"].shape == (12, 4, 3)
+    same = pairs_at(SYSTEM, CONSTANT, plan(factor=1, patch=16), 300, seed=3)
+    assert np.array_equal(part["increments"], same["increments"])
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class AlloyPlan:
         states then spreads as that of small lattices
     patch : points a side of the box that a vacancy may hop in. At 2000 K a vacancy turned back
         at the edge of 16 points orders its surroundings 18 % too slowly over 124 hops, 24 points
-        8 %; 32 points are the whole lattice of 8192 sites.
+        8 %; 32 points are the whole lattice of 8192 sites. A smaller lattice is taken whole.
     pair, relax : duration of a pair, and of a window of local relaxation, in mean times
         between hops of one vacancy
     near : blocks of the other states are of so many frames before and after a common one
@@ -83,6 +83,11 @@ class AlloyPlan:
     def patches(self) -> int:
         """K, vacancies of a large lattice."""
         return self.vacancies * self.factor**3
+
+    @property
+    def box(self) -> int:
+        """Points a side of the box of a pair: a patch, or the whole lattice."""
+        return min(self.patch, 2 * self.cells * self.factor)
 
     @property
     def together(self) -> int:
@@ -185,7 +190,7 @@ def pairs_at(
             model,
             seed=seed,
             duration=plan.pair * waiting,
-            patch=plan.patch,
+            patch=plan.box,
             repeats=plan.repeats,
         )
         parts["z0"].append(independent(pairs.sro()))
