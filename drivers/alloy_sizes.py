@@ -76,13 +76,15 @@ def error_of_pairs(
     """Standard error (6,) of the order at which a straight line says that the drift ends.
 
     The line is that of least squares through the increments of the states that lie near to a mean
-    (6,), by its spread (6,). nan where they are too few.
+    (6,), by its spread (6,); at least the nearer half of them, for a large lattice fluctuates too
+    little to tell the line's slope. nan where there are not enough at this temperature.
     """
-    z, middle = pairs.z0, independent(mean)
-    near = (abs(z - middle) < NEAR * independent(spread)).all(axis=1)
-    here = np.flatnonzero(near & (pairs.temperature == temperature))
+    here = np.flatnonzero(pairs.temperature == temperature)
     if len(here) < 8 * GROUPS:
         return np.full(len(mean), np.nan)
+    z, middle = pairs.z0, independent(mean)
+    away = (abs(z[here] - middle) / independent(spread)).max(axis=1)
+    here = np.sort(here[np.argsort(away)[: max(len(here) // 2, (away < NEAR).sum())]])
     found = []
     for group in range(GROUPS):
         some = here[np.arange(len(here)) % GROUPS != group]

@@ -21,11 +21,14 @@ def orders(x: np.ndarray) -> np.ndarray:
 
 
 def test_the_error_of_pairs_is_that_of_the_end_of_a_linear_drift() -> None:
-    """Noise over rate and the root of the number of pairs; other temperatures do not count."""
+    """Noise over rate and the root of the number of pairs; other temperatures do not count.
+
+    Of a lattice that hardly fluctuates the nearer half counts, whose line is less sure.
+    """
     error_of_pairs = runpy.run_path(str(ROOT / "drivers" / "alloy_sizes.py"))["error_of_pairs"]
     rate, noise, states, pairs = 0.05, 0.02, 2000, 6
     model = SimpleNamespace(expand=orders)
-    found = []
+    found, narrow = [], []
     for seed in range(8):
         rng = np.random.default_rng(seed)
         z = END + SPREAD * rng.normal(size=(states, 3))
@@ -36,7 +39,9 @@ def test_the_error_of_pairs_is_that_of_the_end_of_a_linear_drift() -> None:
         data = PairsData(z, increments, np.ones((states, pairs)), kelvin, 8, 8192)
         spread = np.full(6, SPREAD.max())
         found.append(error_of_pairs(data, model, 1200.0, orders(END), spread)[list(LIKE)])
-        none = error_of_pairs(data, model, 1200.0, orders(END + 1.0), spread)
-        assert np.isnan(none).all()
+        narrow.append(error_of_pairs(data, model, 1200.0, orders(END), spread / 100)[list(LIKE)])
+        assert np.isnan(error_of_pairs(data, model, 1600.0, orders(END), spread)).all()
     expected = noise / rate / np.sqrt(states / 2 * pairs)
     assert np.mean(found, axis=0) == pytest.approx(expected, rel=0.15)
+    of_half = np.mean(narrow, axis=0) / (np.sqrt(2) * expected)
+    assert ((of_half > 1.0) & (of_half < 2.0)).all()
