@@ -32,7 +32,7 @@ from mpiflow.learn.alloy.model import AlloyModel, PairsData, independent, load_a
 
 #: Looks at a rollout, and those that count.
 LOOKS, LAST = 51, 40
-#: States nearby are so many spreads from the mean; groups of them, for the jackknife.
+#: States nearby are so many spreads from the mean; groups of them where lattices are not known.
 NEAR, GROUPS = 3.0, 32
 #: Means and errors (6,) of runs from a start, by temperature.
 Truth = dict[float, dict[str, tuple[np.ndarray, np.ndarray]]]
@@ -78,6 +78,10 @@ def error_of_pairs(
     The line is that of least squares through the increments of the states that lie near to a mean
     (6,), by its spread (6,); at least the nearer half of them, for a large lattice fluctuates too
     little to tell the line's slope. nan where there are not enough at this temperature.
+
+    By the jackknife, which leaves out one small lattice after the other: pairs of its states share
+    the places where its vacancies were. Where blocks come from several lattices, or these are not
+    known, parts of the states are left out, and the error is too small.
     """
     here = np.flatnonzero(pairs.temperature == temperature)
     if len(here) < 8 * GROUPS:
@@ -85,13 +89,16 @@ def error_of_pairs(
     z, middle = pairs.z0, independent(mean)
     away = (abs(z[here] - middle) / independent(spread)).max(axis=1)
     here = np.sort(here[np.argsort(away)[: max(len(here) // 2, (away < NEAR).sum())]])
+    known = len(np.unique(pairs.lattice)) > 1 and pairs.lattice.min() >= 0
+    group_of = pairs.lattice[here] if known else np.arange(len(here)) % GROUPS
+    groups = np.unique(group_of)
     found = []
-    for group in range(GROUPS):
-        some = here[np.arange(len(here)) % GROUPS != group]
+    for group in groups:
+        some = here[group_of != group]
         terms = np.column_stack([np.ones(len(some)), z[some] - middle])
         line = np.linalg.lstsq(terms, pairs.increments[some].sum(axis=1), rcond=None)[0]
         found.append(model.expand(middle - np.linalg.solve(line[1:].T, line[0])))
-    return np.asarray(np.sqrt(GROUPS - 1) * np.std(found, axis=0))
+    return np.asarray(np.sqrt(len(groups) - 1) * np.std(found, axis=0))
 
 
 def write(

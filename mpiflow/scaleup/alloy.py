@@ -48,10 +48,12 @@ class Assembled(NamedTuple):
     ----------
     states : (B, f nx, f ny, f nz) int8
     changed : (B,) int64, sites whose species was changed to get the numbers of atoms right
+    sources : (B, f^3) int64, numbers of the snapshots that the blocks are, row-major
     """
 
     states: np.ndarray
     changed: np.ndarray
+    sources: np.ndarray
 
 
 def assemble(
@@ -106,10 +108,12 @@ def assemble(
     limits = np.ascontiguousarray(np.broadcast_to(limits, (len(members), 2)))
     states = np.empty((len(members), *large), np.int8)
     changed = np.zeros(len(members), np.int64)
+    sources = np.empty((len(members), factor**3), np.int64)
     key = stream_key(seed, "source")
-    _fill_blocks(np.ascontiguousarray(snapshots), factor, members, key, limits, repeated, states)
+    work = np.ascontiguousarray(snapshots)
+    _fill_blocks(work, factor, members, key, limits, repeated, states, sources)
     _repair(states, members, key, wanted, changed)
-    return Assembled(states, changed)
+    return Assembled(states, changed, sources)
 
 
 def _wanted(
@@ -142,6 +146,7 @@ def _fill_blocks(
     limits: np.ndarray,
     repeated: bool,
     states: np.ndarray,
+    sources: np.ndarray,
 ) -> None:
     """Noise: step 0, site = number of the block, row-major; that of the first if repeated."""
     nx, ny, nz = snapshots.shape[1:]
@@ -151,6 +156,7 @@ def _fill_blocks(
             site = np.uint64(0 if repeated else block)
             w0, w1 = threefry(key[0], key[1] + members[b], np.uint64(0), site)
             number = limits[b, 0] + uniform_below(w0, limits[b, 1] - limits[b, 0])
+            sources[b, block] = number
             for a in range(3):  # 21 bits for each axis
                 part = (w1 >> np.uint64(21 * a)) & np.uint64(2**21 - 1)
                 cells = np.uint64(snapshots.shape[1 + a] // 2)

@@ -45,3 +45,26 @@ def test_the_error_of_pairs_is_that_of_the_end_of_a_linear_drift() -> None:
     assert np.mean(found, axis=0) == pytest.approx(expected, rel=0.15)
     of_half = np.mean(narrow, axis=0) / (np.sqrt(2) * expected)
     assert ((of_half > 1.0) & (of_half < 2.0)).all()
+
+
+def test_states_of_one_small_lattice_share_their_error() -> None:
+    """What all increments of a lattice have in common counts once, not once for each state."""
+    error_of_pairs = runpy.run_path(str(ROOT / "drivers" / "alloy_sizes.py"))["error_of_pairs"]
+    rate, noise, states, lattices = 0.05, 0.002, 2000, 20
+    model = SimpleNamespace(expand=orders)
+    found: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        lattice = rng.integers(lattices, size=states)
+        z = END + SPREAD * rng.normal(size=(states, 3))
+        common = noise * rng.normal(size=(lattices, 3))[lattice]
+        increments = (common - rate * (z - END))[:, None]
+        for known in found:
+            of = lattice if known else np.full(states, -1)
+            kelvin, one = np.full(states, 1200.0), np.ones((states, 1))
+            data = PairsData(z, increments, one, kelvin, 8, 8192, lattice=of)
+            error = error_of_pairs(data, model, 1200.0, orders(END), np.full(6, 1.0))
+            found[known].append(error[list(LIKE)])
+    expected = noise / rate / np.sqrt(lattices)
+    assert np.mean(found[True], axis=0) == pytest.approx(expected, rel=0.2)
+    assert np.mean(found[False]) < 0.2 * expected

@@ -44,6 +44,32 @@ def test_sizes_of_a_plan() -> None:
     assert (plan().box, plan(patch=32).box, plan(patch=48).box) == (16, 32, 32)
 
 
+def test_states_know_the_small_lattice_that_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of all their blocks; -1 where these are of several."""
+    repeated = pairs_at(SYSTEM, CONSTANT, plan(repeated=True), 300, seed=3)
+    assert set(repeated["lattice"]) == {0, 1, 2}
+    mixed = pairs_at(SYSTEM, CONSTANT, plan(alike=0.0), 300, seed=3)
+    assert set(mixed["lattice"]) == {-1}
+    half = pairs_at(SYSTEM, CONSTANT, plan(states=30), 300, seed=3)
+    assert -1 in half["lattice"]
+    assert set(half["lattice"]) > {-1}
+    # A state of one small lattice has the order of it.
+    seen = {}
+
+    def kept(*given: Any, **options: Any) -> Any:
+        seen["out"] = small_runs(*given, **options)
+        return seen["out"]
+
+    monkeypatch.setattr(made, "small_runs", kept)
+    monkeypatch.setattr(made, "local_relax", lambda *_, **__: None)
+    still = pairs_at(SYSTEM, CONSTANT, plan(factor=1), 300, seed=3)
+    snapshots = seen["out"][0]
+    order = independent(short_range_order(whole_bonds(snapshots.reshape(-1, 16, 16, 16), 4)))
+    order = order.reshape(11, 3, 3)
+    for z, lattice in zip(still["z0"], still["lattice"], strict=True):
+        assert np.isclose(order[:, lattice], z).all(axis=1).any()
+
+
 def test_a_lattice_smaller_than_a_patch_is_taken_whole() -> None:
     one = plan(factor=1, patch=32)
     part = pairs_at(SYSTEM, CONSTANT, one, 300, seed=3)
@@ -119,6 +145,7 @@ def test_arrays_of_one_temperature() -> None:
         "temperature": (12,),
         "vacancy_neighbours": (3,),
         "path": (11, 6),
+        "lattice": (12,),
         "times": (11,),
     }
     assert all(np.isfinite(array).all() for array in out.values())

@@ -170,6 +170,9 @@ def test_an_alloy_of_runs(
     again = load_pairs(tmp_path / "pairs.npz")
     for name, value in vars(one).items():
         np.testing.assert_array_equal(getattr(again, name), value)
+    with np.load(tmp_path / "pairs.npz") as file:  # one of before lattices were kept
+        np.savez(tmp_path / "old.npz", **{n: file[n] for n in file.files if n != "lattice"})
+    assert (load_pairs(tmp_path / "old.npz").lattice == -1).all()
     mpiflow.learn_alloy(tmp_path / "pairs.npz", tmp_path / "b", epochs=1, width=8, comm=SELF)
     # One temperature is a range, too; 0 / 0 made it none.
     assert mpiflow.load_model(tmp_path / "b").temperatures == (2000.0, 2000.0)

@@ -77,7 +77,7 @@ def run(states: np.ndarray, model: Barriers = PAIRWISE, **options: Any) -> parti
 def test_blocks_are_shifted_snapshots_but_for_the_fewest_changes(factor: int) -> None:
     snapshots = states_of(5, (8, 10, 12), vacancies=2)
     members = np.array([3, 8, 11])
-    large, changed = scaleup.assemble(snapshots, factor, members, seed=1)
+    large, changed, _ = scaleup.assemble(snapshots, factor, members, seed=1)
     sites = factor**3 * 8 * 10 * 12 // 4
     wanted = np.array(counts_of(sites, factor**3 * 2))
     shifts = [2 * np.array(s) for s in np.ndindex(4, 5, 6)]
@@ -102,7 +102,7 @@ def test_counts_may_be_chosen_and_sites_are_changed_evenly() -> None:
     grid = np.where(is_site((8, 8, 8)), 1, NOT_A_SITE).astype(np.int8)
     members = np.arange(8000)
     counts = (4, 118, 4, 2)
-    large, changed = scaleup.assemble(grid[None], 1, members, seed=5, counts=counts)
+    large, changed, _ = scaleup.assemble(grid[None], 1, members, seed=5, counts=counts)
     assert np.all(changed == 10)
     sites = large[:, is_site((8, 8, 8))]
     for kind, wanted in enumerate(counts):
@@ -110,7 +110,7 @@ def test_counts_may_be_chosen_and_sites_are_changed_evenly() -> None:
         share = wanted / 128
         z = ((sites == kind).mean(axis=0) - share) / np.sqrt(share * (1 - share) / len(sites))
         assert stats.chi2.sf((z**2).sum() * 127 / 128, 127) > P_FLOOR
-    back, changed = scaleup.assemble(large[:1], 1, members[:2], seed=5, counts=(1, 42, 42, 43))
+    back, changed, _ = scaleup.assemble(large[:1], 1, members[:2], seed=5, counts=(1, 42, 42, 43))
     assert changed.tolist() == [79, 79]
     assert np.all((back == 0).sum(axis=(1, 2, 3)) == 1)
 
@@ -125,7 +125,7 @@ def test_pool_limits_the_snapshots() -> None:
         grid[1, 1, 1] = 2 if number % 2 else 3
     pool = np.array([[0, 1], [1, 2], [0, 6]] * 40)
     counts = (8, 8 * 126, 0, 8)
-    _, changed = scaleup.assemble(snapshots, 2, np.arange(120), seed=2, counts=counts, pool=pool)
+    _, changed, _ = scaleup.assemble(snapshots, 2, np.arange(120), seed=2, counts=counts, pool=pool)
     assert np.all(changed[0::3] == 0)
     assert np.all(changed[1::3] == 8)
     assert abs(changed[2::3].mean() - 4) < Z_CEILING * np.sqrt(2 / 40)
@@ -135,28 +135,29 @@ def test_assembling_depends_on_the_member_alone() -> None:
     snapshots = states_of(6, (8, 8, 8), vacancies=1)
     pool = np.array([[0, 3], [1, 6], [0, 6], [2, 4]])
     members = np.array([5, 0, 7, 2])
-    whole, _ = scaleup.assemble(snapshots, 2, members, seed=1, pool=pool)
+    whole, *_ = scaleup.assemble(snapshots, 2, members, seed=1, pool=pool)
     for i, member in enumerate(members):
-        one, _ = scaleup.assemble(snapshots, 2, [member], seed=1, pool=pool[i : i + 1])
+        one, *_ = scaleup.assemble(snapshots, 2, [member], seed=1, pool=pool[i : i + 1])
         assert np.array_equal(one[0], whole[i])
-    other, _ = scaleup.assemble(snapshots, 2, members, seed=2, pool=pool)
+    other, *_ = scaleup.assemble(snapshots, 2, members, seed=2, pool=pool)
     assert not np.array_equal(other, whole)
 
 
 def test_repeated_states_have_no_faces() -> None:
     """Each is one snapshot, shifted, over and over: its bonds are those of the snapshot."""
     snapshots = states_of(6, (8, 8, 8), vacancies=2)
-    states, changed = scaleup.assemble(snapshots, 2, np.arange(12), seed=1, repeated=True)
+    states, changed, sources = scaleup.assemble(snapshots, 2, np.arange(12), seed=1, repeated=True)
     assert not changed.any()
     bonds = np.array([bonds_of(s) for s in snapshots])
     found = set()
-    for state in states:
+    for state, numbers in zip(states, sources, strict=True):
         block = state[:8, :8, :8]
         assert np.array_equal(state, np.tile(block, (2, 2, 2)))
         shifts = product(range(0, 8, 2), repeat=3)
         rolled = [np.roll(snapshots, s, axis=(1, 2, 3)) == block for s in shifts]
         (which,) = {int(k) for k in np.argwhere(np.array(rolled).all(axis=(2, 3, 4)))[:, 1]}
         assert np.array_equal(bonds_of(state), 8 * bonds[which])
+        assert np.array_equal(numbers, np.full(8, which))
         found.add(which)
     assert len(found) > 3
 

@@ -176,7 +176,8 @@ def pairs_at(
     snapshots, times, waiting = small_runs(system, model, plan, hops, seed)
     members = np.arange(plan.states)
     flat = snapshots.reshape(-1, *snapshots.shape[2:])
-    parts: dict[str, list[np.ndarray]] = {"z0": [], "increments": [], "dt": [], "near": []}
+    names = ("z0", "increments", "dt", "near", "lattice")
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for i in range(0, plan.states, plan.together):
         some = members[i : i + plan.together]
         pool = _pools(plan, some, seed)
@@ -193,6 +194,10 @@ def pairs_at(
             patch=plan.box,
             repeats=plan.repeats,
         )
+        # Snapshots are numbered by frame and then by lattice.
+        lattices = made.sources % plan.seeds
+        one = (lattices == lattices[:, :1]).all(axis=1)
+        parts["lattice"].append(np.where(one, lattices[:, 0], -1))
         parts["z0"].append(independent(pairs.sro()))
         parts["increments"].append(independent(pairs.increments()))
         parts["dt"].append(pairs.elapsed)
@@ -238,7 +243,10 @@ def load_pairs(path: str | Path) -> PairsData:
     allowed = "a .npz of pairs as drivers/alloy_learn.py writes"
     try:
         with np.load(path, allow_pickle=False) as file:
-            known = {f.name: file[f.name] for f in fields(PairsData)}
+            wanted = [f.name for f in fields(PairsData)]
+            if "lattice" not in file.files:  # written before it was kept
+                wanted.remove("lattice")
+            known = {name: file[name] for name in wanted}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise InputError("data", str(path), allowed, f"Reading said: {error}.") from error
     known |= {name: int(known[name]) for name in ("patches", "sites")}
@@ -249,7 +257,7 @@ def load_pairs(path: str | Path) -> PairsData:
 
 def joined(data: Mapping[float, Mapping[str, np.ndarray]], plan: AlloyPlan) -> PairsData:
     """The pairs of all temperatures together."""
-    names = ("z0", "increments", "dt", "temperature")
+    names = ("z0", "increments", "dt", "temperature", "lattice")
     whole = {name: np.concatenate([part[name] for part in data.values()]) for name in names}
     atoms = tuple(float(n) for n in counts_of(plan.sites, plan.patches)[1:])
     near = np.mean([part["vacancy_neighbours"] for part in data.values()], axis=0)

@@ -134,7 +134,7 @@ def _joined(parts: Sequence[PairsData]) -> PairsData:
         if alike != wanted:
             allowed = f"(patches, sites, atoms, pairs of a state) of the first, {wanted}"
             raise InputError("data", alike, allowed, "Learn from alike runs.")
-    names = ("z0", "increments", "dt", "temperature")
+    names = ("z0", "increments", "dt", "temperature", "lattice")
     near = np.mean([one.vacancy_neighbours for one in parts], axis=0)
     whole: dict[str, Any] = {
         name: np.concatenate([getattr(one, name) for one in parts]) for name in names
@@ -157,7 +157,7 @@ def _moving(pairs: PairsData) -> PairsData:
         text = f"vacancies hardly move within a pair at {', '.join(still)} K: left out"
         warnings.warn(text, stacklevel=2)
     some = np.isin(pairs.temperature, list(kept))
-    names = ("z0", "increments", "dt", "temperature")
+    names = ("z0", "increments", "dt", "temperature", "lattice")
     return replace(pairs, **{name: getattr(pairs, name)[some] for name in names})
 
 

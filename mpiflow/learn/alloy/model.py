@@ -180,6 +180,8 @@ class PairsData:
     sites : n, sites of the whole system
     counts : numbers of the atoms of each element, or anything proportional to them
     vacancy_neighbours : mean number of vacancies next to an atom of each element
+    lattice : (N,), number of the small lattice that a state was made of, -1 where it is not known
+        or there are several; states of one lattice are not independent
     """
 
     z0: np.ndarray
@@ -190,14 +192,18 @@ class PairsData:
     sites: int
     counts: tuple[float, float, float] = (1.0, 1.0, 1.0)
     vacancy_neighbours: tuple[float, float, float] = (NEIGHBOURS * VACANCIES,) * 3
+    lattice: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
+        if self.lattice.size == 0:
+            object.__setattr__(self, "lattice", np.full(len(self.z0), -1))
         states, pairs = self.dt.shape if self.dt.ndim == 2 else (-1, -1)
         shapes = {
             "z0": (states, 3),
             "increments": (states, pairs, 3),
             "dt": (states, pairs),
             "temperature": (states,),
+            "lattice": (states,),
         }
         for name, shape in shapes.items():
             value = getattr(self, name)
