@@ -89,8 +89,9 @@ def error_of_pairs(
     z, middle = pairs.z0, independent(mean)
     away = (abs(z[here] - middle) / independent(spread)).max(axis=1)
     here = np.sort(here[np.argsort(away)[: max(len(here) // 2, (away < NEAR).sum())]])
-    known = len(np.unique(pairs.lattice)) > 1 and pairs.lattice.min() >= 0
-    group_of = pairs.lattice[here] if known else np.arange(len(here)) % GROUPS
+    group_of = pairs.lattice[here]
+    if group_of.min() < 0 or len(np.unique(group_of)) == 1:
+        group_of = np.arange(len(here)) % GROUPS
     groups = np.unique(group_of)
     found = []
     for group in groups:
