@@ -65,6 +65,9 @@ def test_states_of_one_small_lattice_share_their_error() -> None:
             data = PairsData(z, increments, one, kelvin, 8, 8192, lattice=of)
             error = error_of_pairs(data, model, 1200.0, orders(END), np.full(6, 1.0))
             found[known].append(error[list(LIKE)])
+        alone = PairsData(z, increments, one, kelvin, 8, 8192, lattice=np.zeros(states))
+        error = error_of_pairs(alone, model, 1200.0, orders(END), np.full(6, 1.0))
+        assert (error > 0).all()  # no other lattice to leave this one out for: as if unknown
     expected = noise / rate / np.sqrt(lattices)
     assert np.mean(found[True], axis=0) == pytest.approx(expected, rel=0.2)
     assert np.mean(found[False]) < 0.2 * expected
