@@ -1,11 +1,12 @@
 """Learn the dynamics of NbMoTa's short-range order from small lattices.
 
-At each temperature small lattices (1024 sites, or --cells) relax from random states, are assembled
-into states of 8192 sites (or --factor), relaxed in windows, and one vacancy of each hops for a
-short time; one temperature dependent OnsagerNet SDE is trained on the pairs of all temperatures at
-which vacancies get away from their place within a pair's time. Writes into --out: model/, table.md,
-results.json (losses and cost), alloy_learn.png (the paths of the small lattices) and parts/ (a
-stopped driver goes on).
+At each temperature small lattices (1024 sites, or --cells) relax from random states. Each large
+state, of 8192 sites (or --factor), repeats one snapshot of a small lattice, or joins different ones
+(--no-repeated, which leaves faces without order between them), is relaxed in windows, and one
+vacancy of each hops for a short time; one temperature dependent OnsagerNet SDE is trained on the
+pairs of all temperatures at which vacancies get away from their place within a pair's time. Writes
+into --out: model/, table.md, results.json (losses and cost), alloy_learn.png (the paths of the
+small lattices) and parts/ (a stopped driver goes on).
 
     mpirun -n 2 .venv/bin/python drivers/alloy_learn.py --out results/alloy_learn
 """
@@ -13,14 +14,16 @@ stopped driver goes on).
 from __future__ import annotations
 
 import argparse
+import math
 import time as clock
+from dataclasses import replace
 
 import numpy as np
 
 from mpiflow.core import parallel
 from mpiflow.core.errors import InputError
 from mpiflow.experiments.figures import relaxation_figure
-from mpiflow.experiments.options import add_barriers, driver_parser, list_of
+from mpiflow.experiments.options import add_barriers, at_least, driver_parser, list_of
 from mpiflow.experiments.results import FinishedParts, Report, farm, results_directory
 from mpiflow.learn import pair_goodness
 from mpiflow.learn.alloy.data import AlloyPlan, joined, moving, pairs_at, save_pairs
@@ -31,15 +34,21 @@ from mpiflow.systems.alloy import Alloy, pair_names
 
 #: The 18 temperatures of arXiv:2511.12842, in K.
 TEMPERATURES = [*range(300, 1001, 100), *range(1200, 3001, 200)]
-#: Hops of a vacancy of a small lattice: more where it relaxes slowly, nowhere many more than it
-#: needs, for what counts are snapshots on the way.
-HOPS = {900: 5_000_000, 1200: 1_000_000, 1600: 100_000}
+#: Up to each temperature in K, hops of a vacancy of a small lattice, and number of these lattices.
+#: They run several times as long as they need to come to rest, for states that have the order of
+#: equilibrium but have not been in it for long go back, and pull the end of the drift with them.
+SMALL = {
+    1000: (20_000_000, 20),
+    1200: (4_000_000, 40),
+    1600: (400_000, 40),
+    math.inf: (200_000, 40),
+}
 
 
-def hops_at(temperature: float, budget: float) -> int:
-    """Hops of a vacancy at a temperature, ``budget`` times the default."""
-    hops = next((n for limit, n in HOPS.items() if temperature <= limit), 50_000)
-    return max(100, round(hops * budget))
+def small_at(temperature: float, budget: float, seeds: int) -> tuple[int, int]:
+    """Hops of a vacancy, ``budget`` times the default, and lattices, ``seeds`` or the default."""
+    hops, lattices = next(n for limit, n in SMALL.items() if temperature <= limit)
+    return max(100, round(hops * budget)), seeds or lattices
 
 
 def main() -> None:
@@ -48,11 +57,11 @@ def main() -> None:
     with parallel.agreed(comm):
         if not options.budget > 0:
             raise InputError("budget", options.budget, "above 0", "Leave it out.")
+        at_least(options, seeds=0)
         model = load_barrier_model(options.barriers, options.axis_order)
         plan = AlloyPlan(
             cells=options.cells,
             factor=options.factor,
-            seeds=options.seeds,
             states=options.states,
             repeats=options.repeats,
             repeated=options.repeated,
@@ -61,17 +70,14 @@ def main() -> None:
     start = clock.monotonic()
 
     def work(temperature: float) -> dict[str, np.ndarray]:
-        part = pairs_at(
-            Alloy(temperature, model.species),
-            model.parameters,
-            plan,
-            hops_at(temperature, options.budget),
-            options.seed,
-        )
+        hops, lattices = small_at(temperature, options.budget, options.seeds)
+        system = Alloy(temperature, model.species)
+        part = pairs_at(system, model.parameters, replace(plan, seeds=lattices), hops, options.seed)
         print(f"{temperature:g} K after {clock.monotonic() - start:.0f} s", flush=True)
         return part
 
     facts = {"plan": repr(plan), "budget": options.budget, "seed": options.seed}
+    facts |= {"seeds": options.seeds}
     facts |= {"barriers": model.sha256, "axes": model.axis_order}
     kept = FinishedParts(out / "parts", facts)
     # Cold runs take longest: begin with them, alternating over the ranks.
@@ -131,16 +137,19 @@ def parse() -> argparse.Namespace:
     add("--cells", type=int, default=8, help="cells a side of the small lattices")
     add("--factor", type=int, default=2, help="large lattice / small lattice, a side")
     add("--budget", type=float, default=1.0, help="hops of a vacancy of these, 1 for the default")
-    add("--seeds", type=int, default=40, help="small lattices at each temperature")
-    add("--states", type=int, default=4000, help="large states at each temperature")
+    add("--seeds", type=int, default=0, help="small lattices; 0 for 20 up to 1000 K and 40 above")
+    add("--states", type=int, default=8000, help="large states at each temperature")
     add("--repeats", type=int, default=24, help="pairs of each state")
-    add("--repeated", action="store_true", help="large states repeat one small lattice, seamless")
+    add(
+        "--repeated", action=argparse.BooleanOptionalAction, default=True,
+        help="large states repeat one small lattice, seamless, or join different ones",
+    )  # fmt: skip
     add("--epochs", type=int, default=0, help="of training; 0 for the default")
     add_barriers(parser)
     add("--seed", type=int, default=0, help="of data and training")
     options = parser.parse_args()
     if options.smoke:
-        options.temperatures, options.budget = [1800.0, 2000.0, 2200.0], 0.02
+        options.temperatures, options.budget = [1800.0, 2000.0, 2200.0], 0.005
         options.seeds, options.states, options.epochs = 2, 60, 3
     return options
 

@@ -46,11 +46,11 @@ def test_sizes_of_a_plan() -> None:
 
 def test_states_know_the_small_lattice_that_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """That of all their blocks; -1 where these are of several."""
-    repeated = pairs_at(SYSTEM, CONSTANT, plan(repeated=True), 300, seed=3)
+    repeated = pairs_at(SYSTEM, CONSTANT, plan(), 300, seed=3)  # the default
     assert set(repeated["lattice"]) == {0, 1, 2}
-    mixed = pairs_at(SYSTEM, CONSTANT, plan(alike=0.0), 300, seed=3)
+    mixed = pairs_at(SYSTEM, CONSTANT, plan(repeated=False, alike=0.0), 300, seed=3)
     assert set(mixed["lattice"]) == {-1}
-    half = pairs_at(SYSTEM, CONSTANT, plan(states=30), 300, seed=3)
+    half = pairs_at(SYSTEM, CONSTANT, plan(repeated=False, states=30), 300, seed=3)
     assert -1 in half["lattice"]
     assert set(half["lattice"]) > {-1}
     # A state of one small lattice has the order of it.

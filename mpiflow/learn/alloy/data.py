@@ -1,9 +1,10 @@
 """Training data for the short-range order of an alloy, from small lattices.
 
-At each temperature: small lattices run from random states; their snapshots are assembled into
-large states and relaxed in windows; one vacancy of each hops for a short time
-(:mod:`mpiflow.scaleup.alloy_partial`). Everything is stopped by time, never by a number of hops:
-states seen after so many hops are those that a vacancy leaves fast, too often by their rates.
+At each temperature: small lattices run from random states; large states are made of their
+snapshots, one over and over or different ones, and relaxed in windows; one vacancy of each hops for
+a short time (:mod:`mpiflow.scaleup.alloy_partial`). Everything is stopped by time, never by a
+number of hops: states seen after so many hops are those that a vacancy leaves fast, too often by
+their rates.
 """
 
 from __future__ import annotations
@@ -38,31 +39,35 @@ class AlloyPlan:
     cells : a side of the small lattice, which has a vacancy for each 1024 sites. Of the bonds of a
         large state 3 / (2 cells) lie across faces of its blocks and are without order at first.
     factor : large lattice / small lattice, a side
-    seeds : independent small lattices: with 10 half-times came out up to 15 % off
+    seeds : independent small lattices: with 10 half-times came out up to 15 % off. Let them run
+        several times as long as they need to come to rest: frames before that, with the order of
+        equilibrium but not what lies behind it, pull the end of the drift to weaker order.
     frames : snapshots of each; the k-th at a time that grows as k^2
     states : large states
     repeats : pairs of each state
-    alike : share of the states whose blocks are one snapshot, differently shifted. They
-        fluctuate as the small lattice does, so that pairs cover more than the large one's path.
+    alike : where blocks are not repeated, share of the states whose blocks are one snapshot,
+        differently shifted. They fluctuate as the small lattice does, so that pairs cover more
+        than the large one's path.
     repeated : blocks of a state are all the same, which joins them without faces; the order of
-        states then spreads as that of small lattices
+        states then spreads as that of small lattices. Otherwise blocks are different snapshots.
     patch : points a side of the box that a vacancy may hop in. At 2000 K a vacancy turned back
         at the edge of 16 points orders its surroundings 18 % too slowly over 124 hops, 24 points
         8 %; 32 points are the whole lattice of 8192 sites. A smaller lattice is taken whole.
     pair, relax : duration of a pair, and of a window of local relaxation, in mean times
         between hops of one vacancy
-    near : blocks of the other states are of so many frames before and after a common one
+    near : blocks of states of different snapshots are of so many frames before and after a
+        common one
     """
 
     cells: int = 8
     factor: int = 2
     seeds: int = 40
     frames: int = 100
-    states: int = 4000
+    states: int = 8000
     repeats: int = 24
     patch: int = 32
     alike: float = 0.5
-    repeated: bool = False
+    repeated: bool = True
     pair: float = 124.0
     relax: float = 8.0
     near: int = 2
