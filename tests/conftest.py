@@ -217,3 +217,19 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A kernel of the Ising model, for ``indirect`` parameters.
+
+    The packed kernel has two forms, with the same bits: "whole" is that for whole lattices of short
+    rows, which the small lattices of tests would all take, and "packed" is that for all others.
+    """
+    from mpiflow.solvers.spins import multispin_whole
+
+    name = str(request.param)
+    if name not in ("packed", "whole"):
+        return name
+    monkeypatch.setattr(multispin_whole, "fits", lambda _: name == "whole")
+    return "packed"

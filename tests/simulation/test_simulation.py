@@ -383,6 +383,7 @@ def test_the_state_is_a_copy_that_does_not_disturb_the_run(kernel: Any) -> None:
 # -- the law ------------------------------------------------------------------------------------
 
 KERNELS = ["packed", "sliced", "plain"]
+EVERY_KERNEL = pytest.mark.parametrize("kernel", [*KERNELS, "whole"], indirect=True)
 
 
 def ensemble(kernel: Any, model: Ising, dt: float, members: int, **options: Any) -> Simulation:
@@ -415,7 +416,7 @@ def test_the_references_of_strips() -> None:
     assert kaufman_energy((8, 128), CRITICAL) == pytest.approx(strip((8, 128), CRITICAL).energy)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@EVERY_KERNEL
 @pytest.mark.parametrize("dt", [0.25, math.inf])
 @pytest.mark.parametrize("model", [Ising(2.7), Ising(2.5, 0.1)], ids=["no field", "field"])
 def test_every_kernel_has_the_exact_law(kernel: Any, dt: float, model: Ising) -> None:
@@ -444,7 +445,7 @@ def test_every_kernel_has_the_exact_law(kernel: Any, dt: float, model: Ising) ->
         assert p > P_FLOOR, (name, values.mean(), error, expected)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@EVERY_KERNEL
 @pytest.mark.parametrize("dt", [0.25, 1.0])
 def test_spins_without_coupling_relax_exactly(kernel: Any, dt: float) -> None:
     r"""m(t) = m + (1 - m) e^-t at every step, and flips at the rate 2 r+ r- / (r+ + r-) at last.

@@ -591,8 +591,12 @@ def frequency_p_value(kind: np.ndarray, changed: np.ndarray, chance: np.ndarray)
     )
 
 
+BOTH_FORMS = pytest.mark.parametrize("kernel", ["packed", "whole"], indirect=True)
+
+
+@BOTH_FORMS
 @pytest.mark.parametrize("dt", [0.25, 1.0, math.inf])
-def test_flip_frequencies_of_all_ten_classes(dt: float) -> None:
+def test_flip_frequencies_of_all_ten_classes(dt: float, kernel: str) -> None:
     """By class, and with it by colour and row of the band, and by bit of the word.
 
     Ten million draws; the chances are those of the definition.
@@ -632,7 +636,8 @@ def test_flip_frequencies_of_all_ten_classes(dt: float) -> None:
     assert np.abs(z).max() < Z_CEILING + 0.5, z  # the largest of ten
 
 
-def test_half_and_whole_pass_have_the_law_of_two_half_steps() -> None:
+@BOTH_FORMS
+def test_half_and_whole_pass_have_the_law_of_two_half_steps(kernel: str) -> None:
     """Of each class: flipped by the middle, by the end, both, neither; from one number."""
     model, dt = Ising(2.2, 0.15), 0.7
     solver = Sublattice(model, dt)
@@ -707,7 +712,9 @@ def assert_uncorrelated(a: np.ndarray, b: np.ndarray, odd: bool, itself: bool = 
 
 
 EVERY_KERNEL = pytest.mark.parametrize(
-    ("kernel", "members"), [("packed", 4), ("sliced", 128), ("plain", 4)]
+    ("kernel", "members"),
+    [("packed", 4), ("whole", 4), ("sliced", 128), ("plain", 4)],
+    indirect=["kernel"],
 )
 
 

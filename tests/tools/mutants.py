@@ -81,7 +81,7 @@ MUTANTS: list[list[Mutant]] = [
                 ),
             ),
             (
-                Named(f"{FREQUENCIES}[0.25]"),
+                Named(f"{FREQUENCIES}[0.25-packed]"),
                 Named(f"{RELAX}[0.25-plain]"),
                 Named(f"{RELAX}[0.25-sliced]"),
             ),
