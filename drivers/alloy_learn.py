@@ -17,6 +17,7 @@ import argparse
 import math
 import time as clock
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,21 +35,41 @@ from mpiflow.systems.alloy import Alloy, pair_names
 
 #: The 18 temperatures of arXiv:2511.12842, in K.
 TEMPERATURES = [*range(300, 1001, 100), *range(1200, 3001, 200)]
-#: Up to each temperature in K, hops of a vacancy of a small lattice, and number of these lattices.
-#: They run several times as long as they need to come to rest, for states that have the order of
-#: equilibrium but have not been in it for long go back, and pull the end of the drift with them.
+
+
+class Small(NamedTuple):
+    """Small lattices of a temperature.
+
+    Parameters
+    ----------
+    hops : of a vacancy of each
+    lattices : how many
+    longer : a pair lasts so many times as long as the default, where most hops lead to and fro
+    """
+
+    hops: int
+    lattices: int
+    longer: float = 1.0
+
+
+#: Up to each temperature in K. They run several times as long as they need to come to rest, for
+#: states that have the order of equilibrium but have not been in it for long go back, and pull the
+#: end of the drift with them. At 800 K and below no affordable run comes to rest.
 SMALL = {
-    1000: (20_000_000, 20),
-    1200: (4_000_000, 40),
-    1600: (400_000, 40),
-    math.inf: (200_000, 40),
+    800: Small(20_000_000, 20),
+    900: Small(100_000_000, 16, longer=2.0),
+    1000: Small(40_000_000, 20),
+    1200: Small(4_000_000, 40),
+    1600: Small(400_000, 40),
+    math.inf: Small(200_000, 40),
 }
 
 
-def small_at(temperature: float, budget: float, seeds: int) -> tuple[int, int]:
-    """Hops of a vacancy, ``budget`` times the default, and lattices, ``seeds`` or the default."""
-    hops, lattices = next(n for limit, n in SMALL.items() if temperature <= limit)
-    return max(100, round(hops * budget)), seeds or lattices
+def small_at(temperature: float, budget: float, seeds: int) -> Small:
+    """Lattices of a temperature: ``budget`` times the hops, and ``seeds``, or as many as there."""
+    small = next(small for limit, small in SMALL.items() if temperature <= limit)
+    hops = max(100, round(small.hops * budget))
+    return small._replace(hops=hops, lattices=seeds or small.lattices)
 
 
 def main() -> None:
@@ -65,19 +86,21 @@ def main() -> None:
             states=options.states,
             repeats=options.repeats,
             repeated=options.repeated,
+            late=options.late,
         )
     out = results_directory(options.out, comm, options.device)
     start = clock.monotonic()
 
     def work(temperature: float) -> dict[str, np.ndarray]:
-        hops, lattices = small_at(temperature, options.budget, options.seeds)
+        small = small_at(temperature, options.budget, options.seeds)
         system = Alloy(temperature, model.species)
-        part = pairs_at(system, model.parameters, replace(plan, seeds=lattices), hops, options.seed)
+        its = replace(plan, seeds=small.lattices, pair=plan.pair * small.longer)
+        part = pairs_at(system, model.parameters, its, small.hops, options.seed)
         print(f"{temperature:g} K after {clock.monotonic() - start:.0f} s", flush=True)
         return part
 
     facts = {"plan": repr(plan), "budget": options.budget, "seed": options.seed}
-    facts |= {"seeds": options.seeds}
+    facts |= {"seeds": options.seeds, "small": repr(SMALL)}
     facts |= {"barriers": model.sha256, "axes": model.axis_order}
     kept = FinishedParts(out / "parts", facts)
     # Cold runs take longest: begin with them, alternating over the ranks.
@@ -137,13 +160,14 @@ def parse() -> argparse.Namespace:
     add("--cells", type=int, default=8, help="cells a side of the small lattices")
     add("--factor", type=int, default=2, help="large lattice / small lattice, a side")
     add("--budget", type=float, default=1.0, help="hops of a vacancy of these, 1 for the default")
-    add("--seeds", type=int, default=0, help="small lattices; 0 for 20 up to 1000 K and 40 above")
+    add("--seeds", type=int, default=0, help="small lattices; 0 for the default, 16 to 40")
     add("--states", type=int, default=8000, help="large states at each temperature")
     add("--repeats", type=int, default=24, help="pairs of each state")
     add(
         "--repeated", action=argparse.BooleanOptionalAction, default=True,
         help="large states repeat one small lattice, seamless, or join different ones",
     )  # fmt: skip
+    add("--late", type=float, default=0.7, help="share of large states of the later half of runs")
     add("--epochs", type=int, default=0, help="of training; 0 for the default")
     add_barriers(parser)
     add("--seed", type=int, default=0, help="of data and training")

@@ -81,7 +81,8 @@ def test_a_lattice_smaller_than_a_patch_is_taken_whole() -> None:
 @pytest.mark.parametrize(
     ("options", "name"),
     [({"seeds": 0}, "seeds"), ({"pair": -1.0}, "pair"), ({"relax": 0.0}, "relax"),
-     ({"alike": 1.5}, "alike"), ({"alike": -0.1}, "alike"), ({"states": 0}, "states")],
+     ({"alike": 1.5}, "alike"), ({"alike": -0.1}, "alike"), ({"states": 0}, "states"),
+     ({"late": 1.1}, "late"), ({"late": -0.1}, "late")],
 )  # fmt: skip
 def test_plans_that_cannot_be(options: dict[str, Any], name: str) -> None:
     with pytest.raises(InputError, match=f"^{name}="):
@@ -246,6 +247,28 @@ def test_pools_of_snapshots(alike: float, near: int) -> None:
         middle = np.where(frames[0] > 0, frames[0] + near, frames[1] - near)
         assert set(middle) == set(range(21))  # any frame, first and last too
     assert np.array_equal(made._pools(chosen, members[7:9], seed=1), pools[7:9])
+
+
+@pytest.mark.parametrize("late", [0.0, 0.7, 1.0])
+def test_a_share_of_the_states_is_late(late: float) -> None:
+    """Of the second half of the time, the k-th of 20 frames being at k^2 / 400: from the 15th on.
+
+    The others are of any time, six of its 21 frames late ones as well, and all frames of either
+    kind are equally likely.
+    """
+    chosen, members = plan(alike=1.0, late=late, frames=20), np.arange(30_000)
+    frames = made._pools(chosen, members, seed=2)[:, 0] // 3
+    share = (late * np.repeat([0, 1 / 6], [15, 6]) + (1 - late) / 21) * len(members)
+    seen = np.bincount(frames, minlength=21)
+    assert np.all(abs(seen - share) <= Z_CEILING * np.sqrt(share))
+
+
+def test_runs_longer_than_their_pilot_last_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2000 hops each, by pilots of 500 hops: as long as those of 500 hops, four times."""
+    short = small_runs(SYSTEM, CONSTANT, plan(), 500, seed=1)[1]
+    monkeypatch.setattr(made, "PILOT", 500)
+    assert np.array_equal(small_runs(SYSTEM, CONSTANT, plan(), 500, seed=1)[1], short)
+    np.testing.assert_allclose(small_runs(SYSTEM, CONSTANT, plan(), 2000, seed=1)[1], 4 * short)
 
 
 def test_blocks_come_from_their_pools(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ their rates.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -28,6 +29,10 @@ from mpiflow.simulation.alloy.simulation import AlloySimulation
 from mpiflow.solvers.vacancy.serial import VacancyKMC
 from mpiflow.systems.alloy import Alloy, neighbour_numbers, short_range_order, species_numbers
 from mpiflow.systems.barriers import Barriers
+
+#: Hops of a vacancy in the pilot runs that set how long small lattices run, at most: those that are
+#: to run for longer do so in proportion.
+PILOT = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ class AlloyPlan:
         between hops of one vacancy
     near : blocks of states of different snapshots are of so many frames before and after a
         common one
+    late : share of the states whose snapshots are of the second half of the time, and not of any
+        time. Pairs on the way to rest, which most others are, pull the end of the drift with them
+        where the cold makes the way long; but without any of them the path is not learned.
     """
 
     cells: int = 8
@@ -71,13 +79,15 @@ class AlloyPlan:
     pair: float = 124.0
     relax: float = 8.0
     near: int = 2
+    late: float = 0.7
 
     def __post_init__(self) -> None:
         for name in ("cells", "factor", "seeds", "frames", "states", "repeats", "pair", "relax"):
             if not getattr(self, name) > 0:
                 raise InputError(name, getattr(self, name), "above 0", "Leave it out.")
-        if not 0 <= self.alike <= 1:
-            raise InputError("alike", self.alike, "0 to 1", "Try 0.5.")
+        for name in ("alike", "late"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(name, getattr(self, name), "0 to 1", "Leave it out.")
 
     @property
     def vacancies(self) -> int:
@@ -112,9 +122,10 @@ def small_runs(
 
     Parameters
     ----------
-    hops : of a vacancy: the runs last until the first of as many other lattices has made so many.
-        Where it is cold, a vacancy that flickers makes as many in a moment as another in an age,
-        and only this bounds the work.
+    hops : of a vacancy: the runs last until the first of as many other lattices has made so many,
+        or, above ``PILOT``, in proportion to the time of the first that made these. Where it is
+        cold, a vacancy that flickers makes as many in a moment as another in an age, and only this
+        bounds the work.
 
     Returns
     -------
@@ -133,8 +144,9 @@ def small_runs(
     pilot = start(seed ^ 2**62)  # of its own: the runs must not end just after one of their hops
     if not isinstance(pilot.solver, VacancyKMC):
         raise AssertionError("small lattices are serial")
-    pilot.solver.advance(pilot.block, seed=pilot.seed, hops=hops * plan.vacancies)
-    end = float(pilot.solver.clock.min())
+    tried = min(hops, PILOT)
+    pilot.solver.advance(pilot.block, seed=pilot.seed, hops=tried * plan.vacancies)
+    end = float(pilot.solver.clock.min()) * hops / tried
     times = end * (np.arange(plan.frames + 1) / plan.frames) ** 2
     sim = start(seed)
     shape = (plan.frames + 1, plan.seeds, *sim.lattice.shape)
@@ -157,7 +169,14 @@ def _pools(plan: AlloyPlan, members: np.ndarray, seed: int) -> np.ndarray:
     word = words(seed, "sample", 0, 0, members.astype(np.uint64))
     number, kind = to_half_open_unit.py_func(word).T
     frames, seeds = plan.frames + 1, plan.seeds
-    chosen = (number * frames * seeds).astype(np.int64)  # any snapshot
+    # The k-th frame is at k^2 of the time, and the second half of it begins with this one.
+    half = math.ceil(plan.frames / math.sqrt(2))
+    late = number < plan.late
+    first = np.where(late, half * seeds, 0)
+    share = np.where(
+        late, number / (plan.late or 1.0), (number - plan.late) / (1.0 - plan.late or 1.0)
+    )
+    chosen = first + (share * (frames * seeds - first)).astype(np.int64)
     frame = chosen // seeds
     common = np.stack(
         [
