@@ -35,11 +35,13 @@ def alloy_memory(config: AlloyConfig, tile: Shape, batch: int) -> dict[str, int]
     """Bytes of the state and of what knows its vacancies."""
     points, padded = math.prod(tile), math.prod(n + 2 * TiledKMC.halo for n in tile)
     mine = -(-(config.vacancies or 1) * points // math.prod(2 * n for n in config.cells))
-    lists = batch if config.solver != "tiled" else 1
-    absorbing = config.solver == "absorbing"
+    tiled, absorbing = config.solver == "tiled", config.solver == "absorbing"
+    lists = 1 if tiled else batch
     return {
         "field": batch * points,
         "halo": batch * (padded - points),
+        # The boxes, kept so that a window can be taken back.
+        "before a window": (tiled and config.device == "cpu") * batch * padded,
         # The list, the tree and the table of known rates of vacancies.
         "vacancies": lists * (160 * mine + 1536 * min(1024, 4 * mine)),
         # States, links and rates of basins; who can be at a site, and the grid that was left.

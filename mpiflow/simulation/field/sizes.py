@@ -33,15 +33,14 @@ def field_memory(
     """
     (ny, nx), langevin = config.shape, structure == "langevin"
     blocks, cut = batch * rows * nx, ranks if config.members == 1 else 1
-    step = 56 if cut > 1 else 40  # transposes need copies
-    looking = 64 if langevin else 48
     return {
         "field": (8 if langevin else 4) * blocks,
         "coupling": 8 * ny * -(-(nx // 2 + 1) // cut),
         "means": 8 * blocks,
-        # Two numbers a block of the first half of a step, whose memory cosh keeps between steps.
-        "first half": 0 if langevin else 16 * blocks,
-        "step or frame": max(step, looking) * blocks,
+        # Numbers of the first half of a step, four a block or two, whose memory is kept.
+        "first half": (32 if langevin else 16) * blocks,
+        # Of a frame: besides what is kept a step needs no more, 16 to 48 bytes.
+        "step or frame": (64 if langevin else 48) * blocks,
     }
 
 

@@ -58,7 +58,8 @@ def _kac_memory(config: KacConfig, ny: int, nx: int, batch: int) -> int:
     padded = batch * (ny + 2 * kac_kernel(config.gamma).reach) * nx
     external = 12 * ny * nx * config.in_site_field
     if config.solver == "gillespie":
-        return 14 * sites + external
+        # Spins, sums and rates, 9 bytes, take less than the sums when they are made at first.
+        return 25 * sites + 4 * ny * nx + external
     band = 4 * min(sites, max(2**21, batch * 128 * nx))
     if config.method == "fft":
         band = 40 * sites

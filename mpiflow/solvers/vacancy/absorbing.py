@@ -19,7 +19,13 @@ from mpiflow.core.guards import require_rule
 from mpiflow.core.noise import stream_key
 from mpiflow.solvers.event_limits import NO_LIMIT
 from mpiflow.solvers.vacancy.basin import STATES, walk
-from mpiflow.solvers.vacancy.events import Events, check, events, require_species
+from mpiflow.solvers.vacancy.events import (
+    Events,
+    check,
+    events,
+    number_of_vacancies,
+    require_species,
+)
 from mpiflow.solvers.vacancy.lists import lists, scan
 from mpiflow.solvers.vacancy.rates import Evaluator, Law, Table, law, scratch, table
 from mpiflow.solvers.vacancy.serial import whole_lattice
@@ -185,7 +191,7 @@ class AbsorbingKMC:
             return known, RESUME
         if np.array_equal(known.left, grid):
             return known, GO_ON
-        n = int((block.spins()[b] == VACANCY).sum())
+        n = number_of_vacancies(block.spins()[b])
         found, used = lists(max(1, n)), known.stays.whole[:, COUNT].max(initial=self._used[b])
         scan(grid, law(self.system, self.model, block), whole_lattice(), found)
         known.stays = stays(found.place[:n], found.flat[:n], grid)
@@ -240,7 +246,7 @@ class AbsorbingKMC:
             return False
         place = np.stack(np.unravel_index(places, block.shape), axis=1) + block.halo
         flat = np.ravel_multi_index(tuple(place.T), grid.shape)
-        vacancies = int((block.spins()[b] == VACANCY).sum())
+        vacancies = number_of_vacancies(block.spins()[b])
         if len(set(places.tolist())) < vacancies or (grid.reshape(-1)[flat] != VACANCY).any():
             raise InputError(
                 "stays", b, "each vacancy of the box once", "Use the species of that time."

@@ -95,6 +95,12 @@ def require_species(block: Block, elements: int) -> None:
         check_species(block, elements)
 
 
+def number_of_vacancies(species: np.ndarray) -> int:
+    """Vacancies of grids (..., ny, nz), plane by plane: a mask of all would be as large as they."""
+    planes = np.ndindex(species.shape[:-2])
+    return sum(int(np.count_nonzero(species[plane] == VACANCY)) for plane in planes)
+
+
 # -- events --------------------------------------------------------------------------------
 
 

@@ -16,7 +16,14 @@ from mpiflow.core.errors import InputError
 from mpiflow.core.guards import require_rule
 from mpiflow.core.noise import stream_key
 from mpiflow.solvers.event_limits import NO_LIMIT
-from mpiflow.solvers.vacancy.events import Events, check, events, evolve, require_species
+from mpiflow.solvers.vacancy.events import (
+    Events,
+    check,
+    events,
+    evolve,
+    number_of_vacancies,
+    require_species,
+)
 from mpiflow.solvers.vacancy.lists import Lists, Region, lists, scan
 from mpiflow.solvers.vacancy.rates import Evaluator, Law, Table, evaluator, law, scratch, table
 from mpiflow.systems.alloy import VACANCY, Alloy
@@ -202,7 +209,7 @@ def total_rates(system: Alloy, model: Barriers, block: Block) -> np.ndarray:
     found, region, out = evaluator(system, model, block, 1), whole_lattice(), [np.empty(0)]
     for grid in block.array:
         inner = grid[(slice(block.halo, -block.halo),) * 3]
-        store = lists(max(1, int((inner == VACANCY).sum())))
+        store = lists(max(1, number_of_vacancies(inner)))
         # A box of a rank, not closed, has its bounds; the vacancies in it use any bond.
         box = found.law._replace(sides=(block.shape[0], block.shape[1], block.shape[2]))
         found, zero = found._replace(law=box), np.uint64(0)

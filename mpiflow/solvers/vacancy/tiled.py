@@ -43,11 +43,19 @@ from mpiflow.core.lattice import Shape
 from mpiflow.core.noise import stream_key
 from mpiflow.solvers.event_limits import NO_LIMIT
 from mpiflow.solvers.vacancy.changed_sites import fill_all, note, obey_all
-from mpiflow.solvers.vacancy.events import HALO, Events, check, events, evolve, require_species
+from mpiflow.solvers.vacancy.events import (
+    HALO,
+    Events,
+    check,
+    events,
+    evolve,
+    number_of_vacancies,
+    require_species,
+)
 from mpiflow.solvers.vacancy.lists import Lists, Tiles, first_of, region_of, scan
 from mpiflow.solvers.vacancy.rates import Evaluator
 from mpiflow.solvers.vacancy.tiles import Plan, check_tiles
-from mpiflow.systems.alloy import VACANCY, Alloy
+from mpiflow.systems.alloy import Alloy
 from mpiflow.systems.barriers import Barriers
 
 #: Hops of a tile that are kept before they are noted.
@@ -449,8 +457,7 @@ class TiledKMC:
 
     def _planned(self, block: Block) -> Plan:
         """What is fixed for a block, made anew if the block or its vacancies are others."""
-        inner = block.inner()
-        vacancies = int(block.total(np.array([(inner == VACANCY).sum()]))[0])
+        vacancies = int(block.total(np.array([number_of_vacancies(block.inner())]))[0])
         plan = self._plan
         if plan is None or plan.block is not block or plan.vacancies != vacancies:
             plan = Plan(self.system, self.model, block, self.tile, vacancies, self.device)
