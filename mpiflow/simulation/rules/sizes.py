@@ -40,7 +40,8 @@ def plan(config: RuleConfig, ranks: int) -> Plan:
     if config.in_site_field:
         memory["fields of sites"] = 8 * math.prod(largest)
     if nfold:
-        memory["lists of sites"] = 13 * sites
+        # A word of a site, the lists with their gaps, and their order while they are made.
+        memory["lists of sites"] = 17 * sites
     blocks = 8 * rule.states * sites // config.coarse**2 if config.coarse else 0
     # Bytes of sites, of which compression leaves a part, and the lists of sites in their order.
     whole = lattice.sites * config.members
