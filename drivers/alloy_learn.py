@@ -2,11 +2,12 @@
 
 At each temperature small lattices (1024 sites, or --cells) relax from random states. Each large
 state, of 8192 sites (or --factor), repeats one snapshot of a small lattice, or joins different ones
-(--no-repeated, which leaves faces without order between them), is relaxed in windows, and one
-vacancy of each hops for a short time; one temperature dependent OnsagerNet SDE is trained on the
-pairs of all temperatures at which vacancies get away from their place within a pair's time. Writes
-into --out: model/, table.md, results.json (losses and cost), alloy_learn.png (the paths of the
-small lattices) and parts/ (a stopped driver goes on).
+(--no-repeated, which leaves faces without order between them). Most snapshots are of the second
+half of the runs (--late). The states are relaxed in windows, and one vacancy of each hops for a
+short time; one temperature dependent OnsagerNet SDE is trained on the pairs of all temperatures at
+which vacancies get away from their place within a pair's time. Writes into --out: model/, table.md,
+results.json (losses and cost), alloy_learn.png (the paths of the small lattices) and parts/ (a
+stopped driver goes on).
 
     mpirun -n 2 .venv/bin/python drivers/alloy_learn.py --out results/alloy_learn
 """

@@ -173,9 +173,7 @@ def _pools(plan: AlloyPlan, members: np.ndarray, seed: int) -> np.ndarray:
     half = math.ceil(plan.frames / math.sqrt(2))
     late = number < plan.late
     first = np.where(late, half * seeds, 0)
-    share = np.where(
-        late, number / (plan.late or 1.0), (number - plan.late) / (1.0 - plan.late or 1.0)
-    )
+    share = (number - np.where(late, 0, plan.late)) / np.where(late, plan.late, 1 - plan.late)
     chosen = first + (share * (frames * seeds - first)).astype(np.int64)
     frame = chosen // seeds
     common = np.stack(

@@ -58,7 +58,8 @@ def _kac_memory(config: KacConfig, ny: int, nx: int, batch: int) -> int:
     padded = batch * (ny + 2 * kac_kernel(config.gamma).reach) * nx
     external = 12 * ny * nx * config.in_site_field
     if config.solver == "gillespie":
-        # Spins, sums and rates, 9 bytes, take less than the sums when they are made at first.
+        # The most is needed once, at the start, while the sums over neighbours are made. What is
+        # kept of a site, its spin, sum and rate, takes 9 bytes of these.
         return 25 * sites + 4 * ny * nx + external
     band = 4 * min(sites, max(2**21, batch * 128 * nx))
     if config.method == "fft":
