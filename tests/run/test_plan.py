@@ -517,6 +517,31 @@ def potts(**options: Any) -> RunConfig:
     return catalogue.options("potts")(out="run.h5", **values | options)
 
 
+def whole(system: str, **options: Any) -> RunConfig:
+    values = {"time": 0.01, "save_every": 0.01, "out": "run.h5", "quiet": True}
+    return catalogue.options(system)(**values | options)
+
+
+def mean_field(size: int, **options: Any) -> RunConfig:
+    return whole("curie-weiss", size=size, temperature=1.0, **options)
+
+
+def mean_fields(size: int) -> RunConfig:
+    return mean_field(100, members=size)
+
+
+def chain(size: int) -> RunConfig:
+    return whole("linear-chain", size=size)
+
+
+def chains(size: int) -> RunConfig:
+    return whole("linear-chain", size=64, members=size)
+
+
+def populations(size: int) -> RunConfig:
+    return whole("predator-prey", size=size, members=16)
+
+
 def many_sites(cells: int, **options: Any) -> AlloyConfig:
     values = {"hops": None, "time": 2e-9, "save_every": 2e-9, "vacancies": 4}
     return alloy(cells=cells, **values | options)
@@ -537,6 +562,11 @@ TAKEN: dict[str, tuple[Callable[..., RunConfig], dict[str, Any], tuple[int, int]
     "gillespie members": (kac, {"solver": "gillespie", "time": 0.001, "members": 16}, (16, 128)),
     "potts": (potts, {"coarse": 8, "spins": True, "time": 1.0, "save_every": 1.0}, (64, 1024)),
     "potts nfold": (potts, {"solver": "nfold"}, (64, 512)),
+    "mean field": (mean_field, {}, (64, 512)),
+    "mean fields": (mean_fields, {}, (64, 8192)),
+    "chain": (chain, {}, (64, 65536)),
+    "chains": (chains, {}, (64, 4096)),
+    "populations": (populations, {}, (64, 1024)),
     "alloy": (many_sites, {}, (8, 40)),
     "alloy species": (many_sites, {"species": True}, (8, 40)),
     "absorbing": (many_sites, {"solver": "absorbing"}, (8, 40)),
